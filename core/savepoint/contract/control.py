@@ -1,7 +1,7 @@
 """The messages of docs/control-protocol.md as frozen dataclasses, with one encoder and one decoder.
 
-It does no I/O and knows neither socket nor HTTP. On the wire names are camelCase and ``type`` is the snake_case class name;
-the decoder ignores unknown fields, refuses wrong types, and never builds anything but the classes listed here.
+It does no I/O and knows neither socket nor HTTP. On the wire names are camelCase and ``type`` is the
+snake_case class name; the decoder ignores unknown fields, refuses wrong types, and never builds anything but the classes listed here.
 """
 
 import json
@@ -207,7 +207,7 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Grant:
-    """The answer to role restore: a welcome under a fresh epoch; its ``parent`` is what to restore, None: start fresh."""
+    """The answer to role restore: a welcome under a fresh epoch; ``parent`` is what to restore, None: start fresh."""
 
     welcome: Welcome
 
@@ -329,7 +329,7 @@ def _to_wire(value: Any) -> Any:
     return value
 
 
-def _from_wire(kind: Any, raw: Any, where: str) -> Any:
+def _from_wire(kind: Any, raw: Any, where: str) -> Any:  # noqa: PLR0911 - one return per shape
     origin = typing.get_origin(kind)
     if origin is types.UnionType:
         if raw is None:
