@@ -1,7 +1,8 @@
 """The messages of docs/control-protocol.md as frozen dataclasses, with one encoder and one decoder.
 
 It does no I/O and knows neither socket nor HTTP. On the wire names are camelCase and ``type`` is the
-snake_case class name; the decoder ignores unknown fields, refuses wrong types, and never builds anything but the classes listed here.
+snake_case class name; the decoder ignores unknown fields, refuses wrong types, and never builds anything but the
+classes listed here.
 """
 
 import json

@@ -1,0 +1,124 @@
+"""The seams inside the operator, each a Protocol declared for its consumer. No implementation here.
+
+``control`` (connections, grants, commits) knows the cluster only through ``Directory``, ``Stores`` and ``TokenReviewer``, and tells
+what happened through ``Recorder``. ``reconcile`` orders work through ``Orders``. All methods run on the operator's one event loop; blocking
+store calls are made in threads by whoever makes them.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from savepoint.contract.control import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
+from savepoint.repository.chain import Head
+from savepoint.repository.keys import MasterKey
+from savepoint.storage import ObjectStore
+
+from .views import AgentKey, CheckpointName, Incarnation, PodIdentity, Refusal, SessionView, Standing
+
+
+class TokenReviewer(Protocol):
+    """Door to TokenReview (cluster)."""
+
+    async def review(self, token: str) -> PodIdentity | None:
+        """The pod a projected token with our audience proves, None when it proves nothing. Raises Unavailable."""
+        ...
+
+
+class UrlSigner(Protocol):
+    """Presigns for the address that pods reach (savepoint.storage.presign.Presigner)."""
+
+    def presign_put(self, key: str, expires_seconds: int) -> str: ...
+    def presign_get(self, key: str, expires_seconds: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class OpenStore:
+    """A Ready store, opened by the operator: keys are relative to the store's prefix."""
+
+    name: str
+    objects: ObjectStore
+    signer: UrlSigner
+    master: MasterKey
+    pod_ca_pem: str = ""
+
+
+class Stores(Protocol):
+    """Opens stores by AgentCheckpointStore name (reconcile)."""
+
+    async def open(self, name: str) -> OpenStore:
+        """Raises StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch or NotAdopted when it is not Ready."""
+        ...
+
+
+class Directory(Protocol):
+    """What the cluster says of pods and agents (cluster + rules/identity)."""
+
+    async def incarnation(self, pod: PodIdentity) -> Incarnation | Refusal:
+        """Who the pod is. Refusal: not opted in, ambiguous (two pods or more replicas for one name), no such store…"""
+        ...
+
+    async def standing(self, agent: AgentKey, pod_uid: str, node: str) -> Standing:
+        """The pod and node of an earlier incarnation, freshly read where that decides a grant."""
+        ...
+
+    async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
+        """(sequence, record digest) pinned in ProtectedAgent.status, None when there is no object."""
+        ...
+
+
+class Recorder(Protocol):
+    """Told what happened; writes objects, status, Events and metrics (reconcile). Must not raise for API trouble:
+    it retries by itself, since the store already holds the truth."""
+
+    async def waiting(self, who: Incarnation, wait: Wait) -> None: ...
+    async def granted(self, who: Incarnation, head: Head, restores: str | None) -> None:
+        """A new epoch exists; ``restores`` is the checkpoint's name the pod will restore, None: fresh."""
+        ...
+
+    async def restored(self, who: Incarnation, outcome: Outcome) -> None: ...
+    async def restore_progress(self, who: Incarnation, progress: Progress) -> None: ...
+    async def connected(self, session: SessionView, who: Incarnation) -> None: ...
+    async def disconnected(self, agent: AgentKey, pod: PodIdentity) -> None: ...
+    async def requested(self, agent: AgentKey, request: RequestCheckpoint) -> str | Refusal:
+        """The pod asks for a checkpoint: the attempt id (32 hex) to use, or why not."""
+        ...
+
+    async def progressed(self, agent: AgentKey, progress: Progress) -> None: ...
+    async def name_for(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
+        """Before a commit: what this attempt is called (its AgentCheckpoint's name; made now when there is none yet)."""
+        ...
+
+    async def committed(self, agent: AgentKey, offer: Offer | None, head: Head, store: str) -> None:
+        """The record exists (offer None: adopted from a deferred commit)."""
+        ...
+
+    async def failed(self, agent: AgentKey, result: Result) -> None: ...
+    async def unchanged(self, agent: AgentKey, result: Result, head: Head | None) -> None:
+        """Nothing changed: only the recovery point advances."""
+        ...
+
+    async def released(self, agent: AgentKey, pod: PodIdentity, completed: bool, message: str) -> None: ...
+
+
+class Orders(Protocol):
+    """What reconcile asks of the control side."""
+
+    def session(self, agent: AgentKey) -> SessionView | None:
+        """The live sidecar connection that holds the agent's epoch, if any."""
+        ...
+
+    async def checkpoint(self, agent: AgentKey, attempt: str, trigger: str, deadline_seconds: int) -> None:
+        """Send a checkpoint order. Raises Unavailable (no session) or Busy reason AttemptInFlight (Refused)."""
+        ...
+
+    async def rollback(self, agent: AgentKey, attempt: str, to_sequence: int | None, store: str) -> Head:
+        """Append a rollback record (None: reset) under the current epoch; idempotent by attempt. Stops the session."""
+        ...
+
+    async def collect(self, agent: AgentKey, store: str, keep_sequences: frozenset[int]) -> int:
+        """Collect what no kept record needs; bytes freed. Refused while a checkpoint or restore is in flight."""
+        ...
+
+    async def head(self, agent: AgentKey, store: str) -> Head | None:
+        """The newest record, read from the store."""
+        ...

@@ -1,0 +1,98 @@
+"""What the operator has observed, as frozen values. No I/O, no decisions; ``rules`` decide over these.
+
+Dicts from Kubernetes are parsed into these once, in ``cluster``; nothing else reads raw objects.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from savepoint.contract.control import PolicyTerms
+
+
+class AgentKey(NamedTuple):
+    """One agent: the unit of fencing, of the repository and of work in the operator."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class PodIdentity:
+    """Who a token proves its bearer to be (TokenReview's extra fields, never a message)."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class PodStanding(StrEnum):
+    """What the cluster says of an incarnation's pod."""
+
+    RUNNING = "Running"
+    TERMINAL = "Terminal"  # Succeeded or Failed, as its kubelet reported
+    GONE = "Gone"  # no pod of this uid
+
+
+class NodeStanding(StrEnum):
+    """What the cluster says of the node an incarnation ran on."""
+
+    READY = "Ready"
+    LOST = "Lost"  # NotReady, deleted, or tainted out-of-service
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The predecessor's pod and node, observed together."""
+
+    pod: PodStanding
+    node: NodeStanding
+
+
+@dataclass(frozen=True)
+class Incarnation:
+    """What the operator needs to know of the pod that asks: resolved from owner references, policies and stores."""
+
+    agent: AgentKey
+    pod: PodIdentity
+    node: str
+    config_hash: str
+    policy: PolicyTerms
+    policy_name: str | None
+    store_name: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why an ask is refused (reason is a page in docs/reasons/); ``retry``: it may pass, the pod should wait inside."""
+
+    reason: str
+    message: str
+    retry: bool = False
+
+
+@dataclass(frozen=True)
+class CheckpointName:
+    """What a checkpoint is called before it is committed."""
+
+    number: int
+    name: str
+
+
+@dataclass(frozen=True)
+class SessionView:
+    """One live control connection of a sidecar."""
+
+    agent: AgentKey
+    pod: PodIdentity
+    node: str
+    epoch: int
+    connected_at: datetime
+    sdk_session: bool
+    detail: str
+    sidecar_version: str
+    attempt: str | None  # in flight
