@@ -1,0 +1,59 @@
+"""The researcher's deterministic part: its model's weights and how a turn changes them. Pure numpy, no I/O.
+
+A run that never was interrupted and one that was must agree, byte for byte, at the same turn: ``digest`` is what they compare.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+RANGES = 100  # a turn changes one of a hundred contiguous ranges of rows: about 1 % of the state
+
+
+@dataclass
+class Network:
+    """A small dense layer and its momentum, each rows x 1024 float32; ``mebibytes`` is both together."""
+
+    weights: Array
+    momentum: Array
+    range_digests: list[bytes] = field(default_factory=list)
+
+    @classmethod
+    def fresh(cls, mebibytes: int) -> "Network":
+        """Seeded, so that every fresh start is the same."""
+        rows = mebibytes * (1 << 20) // 2 // 4 // 1024
+        weights = np.random.default_rng(7).standard_normal((rows, 1024), dtype=np.float32)
+        return cls(weights, np.zeros_like(weights))
+
+    def train(self, turn: int, stride: int) -> None:
+        """One step on one range of rows; the range moves on every ``stride`` turns."""
+        index = (turn // stride) % RANGES
+        rows = self.rows(index)
+        gradient = np.float32(0.01) * self.weights[rows] + np.float32((turn % 17) / 1000)
+        self.momentum[rows] = np.float32(0.9) * self.momentum[rows] + gradient
+        self.weights[rows] -= np.float32(0.1) * self.momentum[rows]
+        if self.range_digests:
+            self.range_digests[index] = self._range_digest(index)
+
+    def rows(self, index: int) -> slice:
+        """The rows of range ``index`` of RANGES."""
+        total = len(self.weights)
+        return slice(total * index // RANGES, total * (index + 1) // RANGES)
+
+    def forget_digests(self) -> None:
+        """Call after the arrays were replaced or filled from outside."""
+        self.range_digests = []
+
+    def digest(self) -> str:
+        """SHA-256 over every byte of weights and momentum, by ranges; only changed ranges are hashed again."""
+        if not self.range_digests:
+            self.range_digests = [self._range_digest(index) for index in range(RANGES)]
+        return hashlib.sha256(b"".join(self.range_digests)).hexdigest()
+
+    def _range_digest(self, index: int) -> bytes:
+        hashed = hashlib.sha256(self.weights[self.rows(index)].data)
+        hashed.update(self.momentum[self.rows(index)].data)
+        return hashed.digest()
