@@ -1,0 +1,129 @@
+"""Proofs, computed from what the witnesses saw: reports, model calls, ledger. Pure functions over their JSON; no cluster here.
+
+The reference is the same program's deterministic part run without any interruption: at equal turns both must agree in every byte.
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+AGENTS = Path(__file__).parent / "agents"
+sys.path[:0] = [str(AGENTS / "services"), str(AGENTS / "researcher")]
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One line of the table."""
+
+    name: str
+    found: str
+    expected: str
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Digest of an uninterrupted researcher's whole state by turn."""
+
+    digests: tuple[str, ...]
+
+    @classmethod
+    def run(cls, turns: int, *, mebibytes: int, stride: int, documents: int) -> "Reference":
+        """Computes turns 0..turns; about 10 ms a turn at 256 MiB."""
+        from agent import QUESTIONS  # noqa: PLC0415 - needs the path set above
+        from scripted import answer  # noqa: PLC0415
+        from state import Network  # noqa: PLC0415
+
+        network = Network.fresh(mebibytes)
+        memory: dict[str, Any] = {"turn": 0, "conversation": [], "index": {}}
+        steps = [(f"doc-{d:04d}", question) for d in range(documents) for question in QUESTIONS]
+        digests = [_digest(memory, network.digest())]
+        for turn in range(turns):
+            document, question = steps[turn]
+            prompt = {"role": "user", "content": f"{document}: {question}? (turn {turn})"}
+            reply = answer("scripted-1", [*memory["conversation"][-6:], prompt])
+            memory["conversation"] += [prompt, {"role": "assistant", "content": reply}]
+            memory["index"].setdefault(reply.split()[0], []).append(f"{document}/{question}")
+            network.train(turn, stride)
+            memory["turn"] = turn + 1
+            digests.append(_digest(memory, network.digest()))
+        return cls(tuple(digests))
+
+
+def _digest(memory: dict[str, Any], network: str) -> str:
+    return hashlib.sha256(json.dumps(memory, sort_keys=True).encode() + network.encode()).hexdigest()
+
+
+def starts(reports: list[Report]) -> list[Report]:
+    """The reports of incarnations and restarts, in order."""
+    return [report for report in reports if report.get("event") == "start"]
+
+
+def last_turn(reports: list[Report]) -> int:
+    """The highest turn reported."""
+    return max((int(report["turn"]) for report in reports), default=0)
+
+
+def state_agrees(reports: list[Report], reference: Reference) -> Proof:
+    """Every report, after every restore, has the digest an uninterrupted run has at that turn."""
+    wrong = [report for report in reports if report["digest"] != reference.digests[int(report["turn"])]]
+    return Proof(
+        "state digests equal an uninterrupted run's", f"{len(reports) - len(wrong)} of {len(reports)}", "all", not wrong
+    )
+
+
+def turns_lost(reports: list[Report]) -> list[int]:
+    """Per start after the first: turns that had been reported and were not in the state that came back."""
+    lost, highest = [], 0
+    for report in reports:
+        if report.get("event") == "start" and highest:
+            lost.append(highest - int(report["turn"]))
+        highest = max(highest, int(report["turn"]))
+    return lost
+
+
+def calls_repeated(calls: dict[str, list[int]]) -> int:
+    """Model calls whose answer had been delivered and that were asked again."""
+    return sum(max(0, completed - 1) for _, completed in calls.values())
+
+
+def effects_repeated(effects: dict[str, dict[str, Any]]) -> list[str]:
+    """Ids that the ledger saw more than once."""
+    return [identifier for identifier, entry in effects.items() if entry["count"] > 1]
+
+
+def coder_goes_on(reports: list[Report]) -> list[Proof]:
+    """The coder's workspace: whole and the same at the turn it came back with."""
+    known: dict[int, Report] = {}
+    same, total, sound = 0, 0, True
+    for report in reports:
+        sound = sound and (report["integrity"], report["fsck"], report["hook"]) == ("ok", "ok", "yes")
+        sound = sound and report["links"] == "src/1,/nowhere/at/all"
+        if report["event"] == "start" and known:
+            total += 1
+            before = known.get(int(report["turn"]))
+            same += before is not None and (before["head"], before["rows"], before["tree"]) == (
+                report["head"],
+                report["rows"],
+                report["tree"],
+            )
+        known[int(report["turn"])] = report
+    return [
+        Proof("coder: git, SQLite, hooks and links sound", "yes" if sound else "no", "yes", sound),
+        Proof("coder: came back with a workspace it had", f"{same} of {total}", "all", same == total),
+    ]
+
+
+def table(proofs: list[Proof]) -> str:
+    """The proofs as aligned lines."""
+    width = max(len(proof.name) for proof in proofs)
+    found = max(len(proof.found) for proof in proofs)
+    return "\n".join(
+        f"  {'ok  ' if proof.holds else 'FAIL'} {proof.name:<{width}}  {proof.found:<{found}}  expected {proof.expected}"
+        for proof in proofs
+    )
