@@ -1,0 +1,149 @@
+"""The servers that the other integration tests stand on do what those tests take for granted."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+import urllib3
+import yaml
+from kubernetes import client, config
+
+from tests.servers.apiserver import ApiServer
+from tests.servers.s3 import S3Server
+
+CRDS = Path(__file__).parents[2] / "crds"
+WRITERS = 16
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3_server.client().make_bucket(name)
+    return name
+
+
+def test_one_of_sixteen_conditional_puts_wins(s3_server: S3Server, bucket: str) -> None:
+    url = s3_server.client().presigned_put_object(bucket, "commits/00001.json", expires=timedelta(minutes=5))
+    together = Barrier(WRITERS)
+
+    with urllib3.PoolManager(maxsize=WRITERS, retries=False, timeout=30) as pool:
+
+        def put(writer: int) -> tuple[int, bytes]:
+            body = f'{{"writer": {writer}}}'.encode()
+            together.wait(30)
+            return pool.request("PUT", url, body=body, headers={"If-None-Match": "*"}).status, body
+
+        with ThreadPoolExecutor(WRITERS) as threads:
+            answers = list(threads.map(put, range(WRITERS)))
+
+    assert Counter(status for status, _ in answers) == {200: 1, 412: WRITERS - 1}
+    [winner] = [body for status, body in answers if status == 200]
+    stored = s3_server.client().get_object(bucket, "commits/00001.json")
+    try:
+        assert stored.read() == winner
+    finally:
+        stored.close()
+        stored.release_conn()
+
+
+def test_a_presigned_put_without_the_signature_is_refused(s3_server: S3Server, bucket: str) -> None:
+    url = s3_server.client().presigned_put_object(bucket, "object").partition("?")[0]
+    with urllib3.PoolManager(retries=False, timeout=30) as pool:
+        assert pool.request("PUT", url, body=b"x").status == 403
+
+
+def test_api_server_is_ready_and_knows_its_administrator(apiserver: ApiServer) -> None:
+    with connect(apiserver.kubeconfig) as connection:
+        assert client.VersionApi(connection).get_code().git_version == "v1.37.2"
+        client.CoreV1Api(connection).list_secret_for_all_namespaces()
+    headers = {"Authorization": f"Bearer {apiserver.token}"}
+    with urllib3.PoolManager(ca_certs=str(apiserver.ca), retries=False, timeout=30) as pool:
+        assert pool.request("GET", f"{apiserver.url}/readyz").data == b"ok"
+        assert pool.request("GET", f"{apiserver.url}/api/v1/secrets", headers=headers).status == 200
+        assert pool.request("GET", f"{apiserver.url}/api/v1/secrets").status == 403
+
+
+def test_api_server_keeps_a_namespace(apiserver: ApiServer) -> None:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    with connect(apiserver.kubeconfig) as connection:
+        core: Any = client.CoreV1Api(connection)
+        core.create_namespace({"metadata": {"name": name}})
+        assert core.read_namespace(name).metadata.name == name
+
+
+def test_api_server_takes_the_custom_resources(apiserver: ApiServer) -> None:
+    with connect(apiserver.kubeconfig) as connection:
+        extensions: Any = client.ApiextensionsV1Api(connection)
+        for definition in _definitions():
+            name = definition["metadata"]["name"]
+            extensions.create_custom_resource_definition(definition)
+            conditions = extensions.read_custom_resource_definition(name).status.conditions or []
+            broken = [each.message for each in conditions if each.type == "NonStructuralSchema"]
+            extensions.delete_custom_resource_definition(name)
+            assert not broken
+
+
+def test_a_user_may_do_what_rbac_says_and_no_more(apiserver: ApiServer) -> None:
+    user = f"reader-{uuid.uuid4().hex[:12]}"
+    with connect(apiserver.kubeconfig) as connection:
+        rules: Any = client.RbacAuthorizationV1Api(connection)
+        rule = {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list"]}
+        rules.create_cluster_role({"metadata": {"name": user}, "rules": [rule]})
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user}
+        subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": user}
+        rules.create_cluster_role_binding({"metadata": {"name": user}, "roleRef": role, "subjects": [subject]})
+    with connect(apiserver.kubeconfig_for("somebody", [user])) as connection:
+        reviews: Any = client.AuthorizationV1Api(connection)
+
+        def allowed(verb: str, resource: str) -> bool:
+            attributes = {"verb": verb, "resource": resource, "namespace": "default"}
+            review = reviews.create_self_subject_access_review({"spec": {"resourceAttributes": attributes}})
+            return bool(review.status.allowed)
+
+        assert allowed("list", "configmaps")
+        assert not allowed("delete", "configmaps")
+        assert not allowed("list", "secrets")
+
+
+def connect(kubeconfig: Path) -> Any:
+    """A client, as a context manager. Untyped on purpose: its methods take the dicts that manifests are."""
+    open_client: Any = config.new_client_from_config
+    return open_client(str(kubeconfig))
+
+
+def _definitions() -> list[dict[str, Any]]:
+    documents = [each for file in sorted(CRDS.glob("*.yaml")) for each in yaml.safe_load_all(file.read_text())]
+    definitions = [each for each in documents if each and each.get("kind") == "CustomResourceDefinition"]
+    return definitions or [json.loads(TINY)]
+
+
+TINY = """
+{
+  "apiVersion": "apiextensions.k8s.io/v1",
+  "kind": "CustomResourceDefinition",
+  "metadata": {"name": "probes.test.savepoint.invalid"},
+  "spec": {
+    "group": "test.savepoint.invalid",
+    "scope": "Namespaced",
+    "names": {"plural": "probes", "singular": "probe", "kind": "Probe"},
+    "versions": [{
+      "name": "v1",
+      "served": true,
+      "storage": true,
+      "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {
+        "type": "object",
+        "properties": {"size": {"type": "integer"}},
+        "x-kubernetes-validations": [{"rule": "self.size > 0"}]
+      }}}}
+    }]
+  }
+}
+"""
