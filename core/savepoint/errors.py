@@ -10,7 +10,7 @@ docs/reasons/ use.
     ├── ObjectExists · ObjectMissing · StoreUnavailable · StoreDenied · StoreMisconfigured
     ├── IntegrityError ── RollbackDetected
     ├── FormatTooNew · KeyMismatch · NotAdopted · Superseded
-    ├── NoSpace · TargetNotEmpty · RunAsUserRequired
+    ├── NoSpace · StateTooLarge · TargetNotEmpty · RunAsUserRequired
     ├── QuiesceTimeout · StageFull · StateUnstable · DeadlineExceeded
     └── Unavailable · Refused
 """
@@ -98,6 +98,12 @@ class NoSpace(SavepointError):
     """The target has less free space than the checkpoint needs."""
 
     reason = "NoSpace"
+
+
+class StateTooLarge(SavepointError):
+    """The state needs more than the format can hold."""
+
+    reason = "StateTooLarge"
 
 
 class TargetNotEmpty(SavepointError):

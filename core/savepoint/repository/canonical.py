@@ -1,0 +1,189 @@
+"""Canonical JSON, the only JSON of the format, and typed access to what was parsed.
+
+UTF-8, sorted keys, no blanks, integers only. It does not know any object of the format. Lone surrogates, which stand
+for bytes of a file name that are not UTF-8, are written as ``\\udcXX`` escapes.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+from savepoint.errors import FormatTooNew, IntegrityError
+
+FORMAT = 1
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_MAX_INTEGER = 2**63
+
+
+def encode(value: object) -> bytes:
+    """The canonical bytes of a value made of dict, list, tuple, str, int, bool and None."""
+    text = _ENCODER.encode(value)
+    return text.encode() if text.isascii() else text.encode("utf-8", "backslashreplace")
+
+
+def decode(content: bytes | bytearray | memoryview, where: str) -> Any:
+    """The value; IntegrityError naming ``where`` for duplicate keys, fractions, and what is no JSON."""
+    try:
+        return _DECODER.decode(str(content, "utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{where} is not readable JSON: {error}", where) from error
+
+
+def decode_canonical(content: bytes | bytearray | memoryview, where: str) -> Any:
+    """As decode, and the bytes must be the canonical ones."""
+    value = decode(content, where)
+    if encode(value) != content:
+        raise IntegrityError(f"{where} is not in canonical form", where)
+    return value
+
+
+def checked(value: Any, what: str) -> Any:
+    """The value itself, if it comes back from its canonical bytes unchanged; ValueError naming ``what`` otherwise."""
+    try:
+        same = decode(encode(value), what) == value
+    except (TypeError, IntegrityError) as error:
+        raise ValueError(f"{what} has no canonical form: {error}") from error
+    if not same:
+        raise ValueError(f"{what} has no canonical form: keys must be strings, numbers integers, sequences lists")
+    return value
+
+
+class Fields:
+    """One JSON object whose fields are all known: each is taken with its type, and ``end`` refuses the rest."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            self._where = where
+            self.refuse("is not a JSON object")
+        self._rest: dict[str, Any] = dict(value)
+        self._where = where
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise the IntegrityError that names this object."""
+        raise IntegrityError(f"{self._where} {what}", self._where)
+
+    def take(self, name: str) -> Any:
+        """The field, whatever it is."""
+        if name not in self._rest:
+            self.refuse(f"lacks the field {name!r}")
+        return self._rest.pop(name)
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not yet taken."""
+        return name in self._rest
+
+    def text(self, name: str, *, longest: int = 4096) -> str:
+        """A string."""
+        value = self.take(name)
+        if not isinstance(value, str) or len(value) > longest:
+            self.refuse(f"has no proper string in {name!r}")
+        return value
+
+    def text_or_none(self, name: str) -> str | None:
+        """A string or null."""
+        if name in self._rest and self._rest[name] is None:
+            self._rest.pop(name)
+            return None
+        return self.text(name)
+
+    def hexadecimal(self, name: str, digits: int = 64) -> str:
+        """A string of so many lower-case hexadecimal digits."""
+        value = self.text(name)
+        if not is_hexadecimal(value, digits):
+            self.refuse(f"has no {digits} hexadecimal digits in {name!r}")
+        return value
+
+    def integer(self, name: str, *, least: int = 0, most: int = _MAX_INTEGER) -> int:
+        """An integer within bounds."""
+        value = self.take(name)
+        if not is_integer(value) or not least <= value <= most:
+            self.refuse(f"has no integer between {least} and {most} in {name!r}")
+        return int(value)
+
+    def boolean(self, name: str) -> bool:
+        """True or false."""
+        value = self.take(name)
+        if not isinstance(value, bool):
+            self.refuse(f"has neither true nor false in {name!r}")
+        return value
+
+    def array(self, name: str) -> list[Any]:
+        """A list."""
+        value = self.take(name)
+        if not isinstance(value, list):
+            self.refuse(f"has no list in {name!r}")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of strings."""
+        value = self.array(name)
+        if not all(isinstance(each, str) for each in value):
+            self.refuse(f"has something else than strings in {name!r}")
+        return tuple(value)
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object with free keys."""
+        value = self.take(name)
+        if not isinstance(value, dict):
+            self.refuse(f"has no object in {name!r}")
+        return value
+
+    def time(self, name: str) -> str:
+        """A time, kept as its text."""
+        value = self.text(name)
+        if not _TIME.fullmatch(value):
+            self.refuse(f"has no time in {name!r}")
+        return value
+
+    def format(self) -> None:
+        """The version: FormatTooNew above ours, before any other field is looked at."""
+        value = self.take("format")
+        if is_integer(value) and value > FORMAT:
+            raise FormatTooNew(f"{self._where} has format {value}, this version reads {FORMAT}; upgrade Savepoint")
+        if value != FORMAT or not is_integer(value):
+            self.refuse("has an unknown format")
+
+    def end(self) -> None:
+        """Refuse what was not taken."""
+        if self._rest:
+            self.refuse(f"has unknown fields: {', '.join(sorted(self._rest))}")
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an int and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_hexadecimal(value: str, digits: int) -> bool:
+    """Whether it is so many lower-case hexadecimal digits."""
+    return len(value) == digits and all(c in "0123456789abcdef" for c in value)
+
+
+def time_text(moment: datetime) -> str:
+    """The format's text of an aware time."""
+    if moment.tzinfo is None:
+        raise ValueError("a time of the format needs a time zone")
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def time_of(text: str) -> datetime:
+    """The aware time of a text that time_text wrote."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+
+
+def _fraction(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no integer")
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key comes twice")
+    return result
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(parse_float=_fraction, parse_constant=_fraction, object_pairs_hook=_unique)

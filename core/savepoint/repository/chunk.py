@@ -1,0 +1,86 @@
+"""A chunk of plain content: its id, its reference, and the bounds of both. It reads and writes nothing."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from savepoint.errors import IntegrityError
+from savepoint.repository.canonical import is_hexadecimal, is_integer
+from savepoint.repository.seal import TAG_BYTES
+
+MAX_CHUNK_BYTES = 1 << 20
+MAX_PACK_BYTES = 32 << 20
+PACK_HEADER = b"SVPNTPK1"
+OVERHEAD_BYTES = 1 + TAG_BYTES
+"""By which a sealed chunk is longer than its payload: the codec byte and the tag."""
+
+BLOCK_BYTES = 1 << 20
+SMALL_BLOCK_BYTES = 256 << 10
+SMALL_BLOCK_KINDS = frozenset({"ModelWeights", "OptimizerState", "KVCache"})
+
+PACK_NAME = re.compile(r"(?:[1-9][0-9]{0,18})-[0-9a-f]{32}")
+
+
+class ChunkRef(NamedTuple):
+    """Where a chunk is stored."""
+
+    id: bytes
+    """SHA-256 of the plain bytes."""
+    pack: str
+    """Name of the pack: its last path element."""
+    offset: int
+    stored: int
+    """Bytes in the pack, seal included."""
+    length: int
+    """Plain bytes."""
+
+    def to_wire(self) -> list[str | int]:
+        """As the format writes it."""
+        return [self.id.hex(), self.pack, self.offset, self.stored, self.length]
+
+
+def chunk_id(content: bytes | memoryview) -> bytes:
+    """SHA-256 of the content."""
+    return hashlib.sha256(content).digest()
+
+
+def block_bytes(kind: str) -> int:
+    """How this writer cuts the content of a component of this kind."""
+    return SMALL_BLOCK_BYTES if kind in SMALL_BLOCK_KINDS else BLOCK_BYTES
+
+
+def content_digest(refs: Iterable[ChunkRef]) -> str:
+    """The digest of the content that these chunks make up, in order: independent of where they are stored."""
+    digest = hashlib.sha256()
+    for ref in refs:
+        digest.update(ref.length.to_bytes(8, "big") + ref.id)
+    return digest.hexdigest()
+
+
+def ref_of(value: Any, where: str) -> ChunkRef:
+    """The reference that the format's array says, within every bound that needs no knowledge of its pack's size."""
+    if not isinstance(value, list) or len(value) != 5:
+        raise IntegrityError(f"{where}: a chunk reference is not an array of five", where)
+    identity, pack, offset, stored, length = value
+    if not (isinstance(identity, str) and is_hexadecimal(identity, 64)):
+        raise IntegrityError(f"{where}: a chunk reference has no id", where)
+    if not (isinstance(pack, str) and PACK_NAME.fullmatch(pack)):
+        raise IntegrityError(f"{where}: a chunk reference names no pack", where)
+    if not (is_integer(offset) and is_integer(stored) and is_integer(length)):
+        raise IntegrityError(f"{where}: a chunk reference has something else than integers", where)
+    if not (
+        1 <= length <= MAX_CHUNK_BYTES
+        and OVERHEAD_BYTES < stored <= MAX_CHUNK_BYTES + OVERHEAD_BYTES
+        and len(PACK_HEADER) <= offset
+        and offset + stored <= MAX_PACK_BYTES
+    ):
+        raise IntegrityError(f"{where}: a chunk reference is out of bounds", where)
+    return ChunkRef(bytes.fromhex(identity), pack, offset, stored, length)
+
+
+def refs_of(value: Any, where: str) -> tuple[ChunkRef, ...]:
+    """The references of an array of them."""
+    if not isinstance(value, list):
+        raise IntegrityError(f"{where}: chunk references are not an array", where)
+    return tuple(ref_of(each, where) for each in value)

@@ -1,0 +1,315 @@
+"""A manifest: the sealed root of one checkpoint, as a value and as bytes.
+
+It neither stores nor fetches; what its segments say is for ``segment``, ``tree`` and ``entry``.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from savepoint.errors import IntegrityError, StateTooLarge
+from savepoint.repository import canonical
+from savepoint.repository.canonical import FORMAT, Fields, is_hexadecimal
+from savepoint.repository.chunk import MAX_PACK_BYTES, PACK_HEADER, PACK_NAME, ChunkRef, refs_of
+from savepoint.repository.keys import AgentKey
+from savepoint.repository.seal import NONCE_BYTES, TAG_BYTES
+
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_SEGMENTS = 16384
+
+Layout = Literal["blob", "tree", "entries"]
+LAYOUTS: tuple[Layout, ...] = ("blob", "tree", "entries")
+KINDS = (
+    "ModelWeights", "OptimizerState", "Memory", "KVCache", "Execution", "Tools", "Environment", "Files", "Custom",
+)  # fmt: skip
+CONSISTENCIES = ("Application", "Fuzzy")
+
+_MAGIC = b"SVPNTMF1"
+_LEAST = len(_MAGIC) + NONCE_BYTES + TAG_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A pack that references under a manifest name."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The checkpoint this one was made on."""
+
+    sequence: int
+    manifest: str
+    """Name of the parent's manifest object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Where the agent stood."""
+
+    step: str | None = None
+    open: tuple[str, ...] = ()
+    uncertain: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """All in bytes."""
+
+    logical: int
+    """Of the content of all components."""
+    stored: int
+    """Of the distinct sealed chunks this manifest refers to, segments included."""
+    uploaded: int
+    """Of the packs written for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentRecord:
+    """One component: a document set, tensors, the execution state, one file tree."""
+
+    name: str
+    kind: str
+    layout: Layout
+    digest: str
+    size: int
+    """Bytes of content."""
+    segments: tuple[ChunkRef, ...]
+    architecture_bound: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything about one checkpoint that is not content."""
+
+    namespace: str
+    agent: str
+    attempt: str
+    epoch: int
+    created: str
+    """canonical.time_text of the moment."""
+    consistency: str
+    components: tuple[ComponentRecord, ...]
+    packs: tuple[Pack, ...]
+    size: Sizes
+    parent: Parent | None = None
+    schema_version: str = ""
+    config_hash: str = ""
+    dependencies: Mapping[str, str] = field(default_factory=dict)
+    architecture: str = ""
+    execution: Execution = Execution()
+
+    @property
+    def content_digest(self) -> str:
+        """Digest over name, kind, layout and digest of every component: equal means that nothing changed."""
+        rows = sorted([c.name, c.kind, c.layout, c.digest] for c in self.components)
+        return hashlib.sha256(canonical.encode(rows)).hexdigest()
+
+    def component(self, name: str) -> ComponentRecord | None:
+        """The component of this name."""
+        return next((each for each in self.components if each.name == name), None)
+
+
+def manifest_name(content: bytes) -> str:
+    """The name under which a manifest's bytes are stored."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def component_digest(segments: Iterable[ChunkRef]) -> str:
+    """The digest of a component."""
+    digest = hashlib.sha256()
+    for ref in segments:
+        digest.update(ref.id)
+    return digest.hexdigest()
+
+
+def seal_manifest(manifest: Manifest, key: AgentKey, nonce: bytes) -> bytes:
+    """The object's bytes. ``nonce`` is 12 fresh random bytes. StateTooLarge above 1 MiB."""
+    plain = canonical.encode(_to_wire(manifest))
+    if len(plain) + _LEAST > MAX_MANIFEST_BYTES:
+        raise StateTooLarge(
+            f"the manifest of {manifest.namespace}/{manifest.agent} needs {len(plain) + _LEAST} bytes, "
+            f"at most {MAX_MANIFEST_BYTES} fit: the state has too many segments or packs; leave parts of it out"
+        )
+    content = bytearray(len(plain) + _LEAST)
+    content[: _LEAST - TAG_BYTES] = _MAGIC + nonce
+    associated = _associated(manifest.namespace, manifest.agent)
+    with memoryview(content) as view:
+        key.manifest_seal().seal_into(nonce, plain, associated, view[_LEAST - TAG_BYTES :])
+    return bytes(content)
+
+
+def open_manifest(content: bytes, key: AgentKey, namespace: str, agent: str, name: str) -> Manifest:
+    """The manifest in an object's bytes, whose hash must be ``name``."""
+    where = f"manifests/{name}"
+    if not _LEAST < len(content) <= MAX_MANIFEST_BYTES or not content.startswith(_MAGIC):
+        raise IntegrityError(f"{where} is no manifest", where)
+    if manifest_name(content) != name:
+        raise IntegrityError(f"{where}: the content is not what the name says", where)
+    nonce = content[len(_MAGIC) : _LEAST - TAG_BYTES]
+    plain = bytearray(len(content) - _LEAST)
+    sealed = memoryview(content)[_LEAST - TAG_BYTES :]
+    key.manifest_seal().open_into(nonce, sealed, _associated(namespace, agent), memoryview(plain), where)
+    manifest = _of_wire(canonical.decode_canonical(plain, where), where)
+    if (manifest.namespace, manifest.agent) != (namespace, agent):
+        raise IntegrityError(f"{where} belongs to {manifest.namespace}/{manifest.agent}", where)
+    return manifest
+
+
+def _associated(namespace: str, agent: str) -> bytes:
+    return f"savepoint-manifest-v1:{namespace}/{agent}".encode()
+
+
+def _to_wire(manifest: Manifest) -> dict[str, Any]:
+    parent = manifest.parent
+    return {
+        "format": FORMAT,
+        "namespace": manifest.namespace,
+        "agent": manifest.agent,
+        "attempt": manifest.attempt,
+        "epoch": manifest.epoch,
+        "created": manifest.created,
+        "consistency": manifest.consistency,
+        "parent": parent and {"sequence": parent.sequence, "manifest": parent.manifest},
+        "schemaVersion": manifest.schema_version,
+        "configHash": manifest.config_hash,
+        "dependencies": dict(manifest.dependencies),
+        "architecture": manifest.architecture,
+        "components": [_component_to_wire(each) for each in manifest.components],
+        "packs": [{"name": each.name, "size": each.size} for each in manifest.packs],
+        "execution": {
+            "step": manifest.execution.step,
+            "open": list(manifest.execution.open),
+            "uncertain": list(manifest.execution.uncertain),
+        },
+        "size": {
+            "logical": manifest.size.logical,
+            "stored": manifest.size.stored,
+            "uploaded": manifest.size.uploaded,
+        },
+        "contentDigest": manifest.content_digest,
+    }
+
+
+def _component_to_wire(component: ComponentRecord) -> dict[str, Any]:
+    return {
+        "name": component.name,
+        "kind": component.kind,
+        "layout": component.layout,
+        "digest": component.digest,
+        "size": component.size,
+        "segments": [ref.to_wire() for ref in component.segments],
+        "architectureBound": component.architecture_bound,
+    }
+
+
+def _of_wire(value: object, where: str) -> Manifest:
+    fields = Fields(value, where)
+    fields.format()
+    manifest = Manifest(
+        namespace=fields.text("namespace"),
+        agent=fields.text("agent"),
+        attempt=fields.text("attempt"),
+        epoch=fields.integer("epoch", least=1),
+        created=fields.time("created"),
+        consistency=fields.text("consistency"),
+        parent=_parent_of(fields.take("parent"), where),
+        schema_version=fields.text("schemaVersion"),
+        config_hash=fields.text("configHash"),
+        dependencies=_dependencies_of(fields, where),
+        architecture=fields.text("architecture"),
+        components=tuple(_component_of(each, where) for each in fields.array("components")),
+        packs=tuple(_pack_of(each, where) for each in fields.array("packs")),
+        execution=_execution_of(fields.take("execution"), where),
+        size=_sizes_of(fields.take("size"), where),
+    )
+    digest = fields.hexadecimal("contentDigest")
+    fields.end()
+    if digest != manifest.content_digest:
+        fields.refuse("has a content digest that is not its components'")
+    if manifest.consistency not in CONSISTENCIES:
+        fields.refuse(f"has an unknown consistency {manifest.consistency!r}")
+    if manifest.config_hash and not is_hexadecimal(manifest.config_hash, len(manifest.config_hash)):
+        fields.refuse("has a configuration hash that is not hexadecimal")
+    _check_lists(manifest, fields)
+    return manifest
+
+
+def _check_lists(manifest: Manifest, fields: Fields) -> None:
+    names = [each.name for each in manifest.components]
+    packs = [each.name for each in manifest.packs]
+    if len(set(names)) != len(names):
+        fields.refuse("names a component twice")
+    if sorted(set(packs)) != packs:
+        fields.refuse("has packs that are not sorted or come twice")
+    sizes = {each.name: each.size for each in manifest.packs}
+    for component in manifest.components:
+        for ref in component.segments:
+            if ref.offset + ref.stored > sizes.get(ref.pack, 0):
+                fields.refuse(f"refers to a segment outside its packs in component {component.name!r}")
+
+
+def _dependencies_of(fields: Fields, where: str) -> dict[str, str]:
+    value = fields.mapping("dependencies")
+    if not all(isinstance(version, str) for version in value.values()):
+        raise IntegrityError(f"{where} has a dependency without a version", where)
+    return value
+
+
+def _parent_of(value: object, where: str) -> Parent | None:
+    if value is None:
+        return None
+    fields = Fields(value, where)
+    parent = Parent(sequence=fields.integer("sequence", least=1), manifest=fields.hexadecimal("manifest"))
+    fields.end()
+    return parent
+
+
+def _component_of(value: object, where: str) -> ComponentRecord:
+    fields = Fields(value, where)
+    layout, kind = fields.text("layout"), fields.text("kind")
+    known = next((each for each in LAYOUTS if each == layout), None)
+    if known is None or kind not in KINDS:
+        fields.refuse(f"has a component of unknown layout {layout!r} or kind {kind!r}")
+    segments = fields.array("segments")
+    if len(segments) > MAX_SEGMENTS:
+        fields.refuse("has a component with too many segments")
+    component = ComponentRecord(
+        name=fields.text("name", longest=255),
+        kind=kind,
+        layout=known,
+        digest=fields.hexadecimal("digest"),
+        size=fields.integer("size"),
+        segments=refs_of(segments, where),
+        architecture_bound=fields.boolean("architectureBound"),
+    )
+    fields.end()
+    if component.digest != component_digest(component.segments):
+        fields.refuse(f"has a component {component.name!r} whose digest is not its segments'")
+    return component
+
+
+def _pack_of(value: object, where: str) -> Pack:
+    fields = Fields(value, where)
+    pack = Pack(fields.text("name"), fields.integer("size", least=len(PACK_HEADER) + 1, most=MAX_PACK_BYTES))
+    fields.end()
+    if not PACK_NAME.fullmatch(pack.name):
+        fields.refuse("names a pack that can be none")
+    return pack
+
+
+def _execution_of(value: object, where: str) -> Execution:
+    fields = Fields(value, where)
+    execution = Execution(fields.text_or_none("step"), fields.texts("open"), fields.texts("uncertain"))
+    fields.end()
+    return execution
+
+
+def _sizes_of(value: object, where: str) -> Sizes:
+    fields = Fields(value, where)
+    sizes = Sizes(fields.integer("logical"), fields.integer("stored"), fields.integer("uploaded"))
+    fields.end()
+    return sizes
