@@ -25,7 +25,9 @@ PROGRAMS = {
     "s3_versitygw": versitygw.PROGRAMS,
     "s3_server": (*minio.PROGRAMS, *versitygw.PROGRAMS),
     "apiserver": apiserver_module.PROGRAMS,
+    "apiserver_with_controllers": (*apiserver_module.PROGRAMS, *apiserver_module.CONTROLLER_PROGRAMS),
 }
+CONTROLLERS = ("namespace-controller", "garbage-collector-controller")
 _failures: dict[str, str] = {}
 
 
@@ -78,4 +80,12 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """etcd and kube-apiserver, no controllers."""
     _require(apiserver_module.PROGRAMS)
     with api_server(tmp_path_factory.mktemp("apiserver")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def apiserver_with_controllers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """Another API server, where deleted namespaces go away and the children of deleted owners too."""
+    _require(PROGRAMS["apiserver_with_controllers"])
+    with api_server(tmp_path_factory.mktemp("apiserver"), controllers=CONTROLLERS) as server:
         yield server

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -111,6 +113,33 @@ def test_a_user_may_do_what_rbac_says_and_no_more(apiserver: ApiServer) -> None:
         assert allowed("list", "configmaps")
         assert not allowed("delete", "configmaps")
         assert not allowed("list", "secrets")
+
+
+def test_controllers_collect_what_a_deleted_owner_leaves(apiserver_with_controllers: ApiServer) -> None:
+    with connect(apiserver_with_controllers.kubeconfig) as connection:
+        core: Any = client.CoreV1Api(connection)
+        core.create_namespace({"metadata": {"name": "owned"}})
+        owner = core.create_namespaced_config_map("owned", {"metadata": {"name": "owner"}})
+        reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner.metadata.uid}
+        core.create_namespaced_config_map("owned", {"metadata": {"name": "child", "ownerReferences": [reference]}})
+        core.delete_namespaced_config_map("owner", "owned")
+        assert gone(lambda: core.read_namespaced_config_map("child", "owned"))
+        core.delete_namespace("owned")
+        assert gone(lambda: core.read_namespace("owned"))
+
+
+def gone(read: Callable[[], object], within_seconds: float = 30) -> bool:
+    """Whether read() comes to answer 404 in time."""
+    deadline = time.monotonic() + within_seconds
+    while time.monotonic() < deadline:
+        try:
+            read()
+        except client.ApiException as error:
+            if error.status == 404:
+                return True
+            raise
+        time.sleep(0.1)
+    return False
 
 
 def connect(kubeconfig: Path) -> Any:
