@@ -1,6 +1,8 @@
-"""`make demo`: the main job, shown for real, on this machine alone. Ends with a table of proofs; exit status 1 when one fails.
+"""`make demo`: the main job, shown for real, on this machine alone. Ends with a table of proofs; exit status 1 when
+one fails.
 
-Scene 1 needs no cluster and runs while the cluster is being built. It prints what kubectl shows; it computes, never asserts by eye.
+Scene 1 needs no cluster and runs while the cluster is being built. It prints what kubectl shows; it computes, never
+asserts by eye.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""Doors to the cluster for the demo and the suite: kubectl as a program, a port-forward, the sample agents' world, the bucket.
+"""Doors to the cluster for the demo and the suite: kubectl as a program, a port-forward, the sample agents' world,
+the bucket.
 
 Nothing here knows how the cluster was made: a KUBECONFIG is enough.
 """
@@ -28,7 +29,7 @@ class CommandFailed(RuntimeError):
 
 
 def until(what: str, found: Callable[[], T | None], *, seconds: float, every: float = 0.25) -> T:
-    """Ask until there is a truthy answer. Raises TimeoutError that says what was awaited and what the last answer was."""
+    """Ask until there is a truthy answer. Raises TimeoutError with what was awaited and the last answer."""
     deadline = time.monotonic() + seconds
     while True:
         answer = found()
@@ -55,7 +56,9 @@ class Kubectl:
         command = [str(program("kubectl")), "--kubeconfig", str(self.kubeconfig)]
         if self.namespace:
             command += ["-n", self.namespace]
-        done = subprocess.run([*command, *arguments], input=stdin, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            [*command, *arguments], input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+        )
         if done.returncode:
             raise CommandFailed(f"kubectl {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
         return done.stdout

@@ -1,6 +1,7 @@
 """A cluster with the sample agents' world, the chart and the agents on it: what the demo shows and the suite tests.
 
-Each function brings about one thing and returns when it is so; nothing here judges (e2e.proofs does) or prints (the caller does).
+Each function brings about one thing and returns when it is so; nothing here judges (e2e.proofs does) or prints (the
+caller does).
 """
 
 import contextlib
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from e2e.cluster.nodes import NodeController
 from minio import Minio
 
-from e2e.cluster.nodes import NodeController
 from e2e.cluster.programs import program
 from e2e.kube import CommandFailed, Kubectl, World, forwarded, until
 

@@ -1,4 +1,7 @@
-"""Scene without a cluster: `savepoint run`, kill -9 of the agent and of the supervisor, run again. Used by the demo and the suite."""
+"""Scene without a cluster: `savepoint run`, kill -9 of the agent and of the supervisor, run again.
+
+Used by the demo and the suite.
+"""
 
 import contextlib
 import importlib.util

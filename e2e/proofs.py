@@ -1,6 +1,8 @@
-"""Proofs, computed from what the witnesses saw: reports, model calls, ledger. Pure functions over their JSON; no cluster here.
+"""Proofs, computed from what the witnesses saw: reports, model calls, ledger. Pure functions over their JSON; no
+cluster here.
 
-The reference is the same program's deterministic part run without any interruption: at equal turns both must agree in every byte.
+The reference is the same program's deterministic part run without any interruption: at equal turns both must agree
+in every byte.
 """
 
 import hashlib
@@ -121,9 +123,10 @@ def coder_goes_on(reports: list[Report]) -> list[Proof]:
 
 def table(proofs: list[Proof]) -> str:
     """The proofs as aligned lines."""
-    width = max(len(proof.name) for proof in proofs)
+    name = max(len(proof.name) for proof in proofs)
     found = max(len(proof.found) for proof in proofs)
-    return "\n".join(
-        f"  {'ok  ' if proof.holds else 'FAIL'} {proof.name:<{width}}  {proof.found:<{found}}  expected {proof.expected}"
+    lines = (
+        f"{'ok' if proof.holds else 'FAIL':<4} {proof.name:<{name}}  {proof.found:<{found}}  expected {proof.expected}"
         for proof in proofs
     )
+    return "\n".join(f"  {line}" for line in lines)

@@ -1,4 +1,7 @@
-"""The scenes of the main job: what is done to the agents, and what is computed from it. Shared by the demo and the suite."""
+"""The scenes of the main job: what is done to the agents, and what is computed from it.
+
+Shared by the demo and the suite.
+"""
 
 import io
 from collections.abc import Callable

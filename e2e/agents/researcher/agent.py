@@ -1,8 +1,11 @@
 """Sample agent with the SDK: reads a list of documents in a nested loop and keeps everything an agent can lose.
 
-A conversation with a model server, a retrieval index, a small network with its optimizer state, and side effects booked with stable
-ids in a ledger. After every turn it reports where it is and a digest over its whole state, to the world's ``/reports``: what it says there
-is what the demo and the end-to-end tests prove things from. The unprotected twin is this same program in a pod that is not opted in.
+A conversation with a model server, a retrieval index, a small network with its optimizer state, and side effects
+booked with stable
+ids in a ledger. After every turn it reports where it is and a digest over its whole state, to the world's
+``/reports``: what it says there
+is what the demo and the end-to-end tests prove things from. The unprotected twin is this same program in a pod that
+is not opted in.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """The researcher's deterministic part: its model's weights and how a turn changes them. Pure numpy, no I/O.
 
-A run that never was interrupted and one that was must agree, byte for byte, at the same turn: ``digest`` is what they compare.
+A run that never was interrupted and one that was must agree, byte for byte, at the same turn: ``digest`` is what
+they compare.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
 """The outside world of the sample agents, as one small server: a model, a ledger of side effects, and reports.
 
-- ``POST /v1/chat/completions``: OpenAI-compatible; every call is counted per agent (header ``X-Agent``) when it starts and when
-  its answer has been written. ``GET /calls``: ``{agent: {key: [started, completed]}}``.
-- ``POST /effects`` ``{"id", "agent", "body"}``: books a side effect and counts how often each id came. It never deduplicates: it is
-  the witness. ``GET /effects``: ``{agent: {id: {"count", "body"}}}``.
+- ``POST /v1/chat/completions``: OpenAI-compatible; every call is counted per agent (header ``X-Agent``) when it
+  starts and when its answer has been written. ``GET /calls``: ``{agent: {key: [started, completed]}}``.
+- ``POST /effects`` ``{"id", "agent", "body"}``: books a side effect and counts how often each id came. It never
+  deduplicates: it is the witness. ``GET /effects``: ``{agent: {id: {"count", "body"}}}``.
 - ``POST /reports`` any JSON object with ``agent``: kept in order with its time of arrival. ``GET /reports?agent=NAME``.
 
 Standard library only; state is in memory, so it runs where no drain reaches it.
