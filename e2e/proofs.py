@@ -37,9 +37,9 @@ class Reference:
     @classmethod
     def run(cls, turns: int, *, mebibytes: int, stride: int, documents: int) -> "Reference":
         """Computes turns 0..turns; about 10 ms a turn at 256 MiB."""
-        from agent import QUESTIONS  # noqa: PLC0415 - needs the path set above
-        from scripted import answer  # noqa: PLC0415
-        from state import Network  # noqa: PLC0415
+        from agent import QUESTIONS
+        from scripted import answer
+        from state import Network
 
         network = Network.fresh(mebibytes)
         memory: dict[str, Any] = {"turn": 0, "conversation": [], "index": {}}
