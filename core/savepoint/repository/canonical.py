@@ -71,10 +71,6 @@ class Fields:
             self.refuse(f"lacks the field {name!r}")
         return self._rest.pop(name)
 
-    def has(self, name: str) -> bool:
-        """Whether the field is there and not yet taken."""
-        return name in self._rest
-
     def text(self, name: str, *, longest: int = 4096) -> str:
         """A string."""
         value = self.take(name)
@@ -95,6 +91,13 @@ class Fields:
         if not is_hexadecimal(value, digits):
             self.refuse(f"has no {digits} hexadecimal digits in {name!r}")
         return value
+
+    def hexadecimal_or_none(self, name: str, digits: int = 64) -> str | None:
+        """So many hexadecimal digits, or null."""
+        if name in self._rest and self._rest[name] is None:
+            self._rest.pop(name)
+            return None
+        return self.hexadecimal(name, digits)
 
     def integer(self, name: str, *, least: int = 0, most: int = _MAX_INTEGER) -> int:
         """An integer within bounds."""

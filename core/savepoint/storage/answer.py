@@ -1,4 +1,4 @@
-"""What an S3 answer that is not a success means, in our own errors. Pure: it sees a status and a body, no connection."""
+"""What an S3 answer that is not a success means, in our own errors. Pure: it sees a status and a code, no connection."""
 
 import re
 
@@ -45,7 +45,7 @@ def code_of(body: bytes) -> str:
     return found[1].decode() if found else ""
 
 
-def fault(status: int, code: str, key: str, doing: str) -> SavepointError:
+def fault(status: int, code: str, key: str, doing: str) -> SavepointError:  # noqa: PLR0911 - one return per meaning
     """The error for an answer. A 404 counts as missing only with the code that says so about the object."""
     said = f"the store answered {status}{f' ({code})' if code else ''} to {doing} {key!r}"
     if status in {304, 412}:
@@ -54,7 +54,7 @@ def fault(status: int, code: str, key: str, doing: str) -> SavepointError:
         return NoSpace(f"{said}: it is full; raise its quota or free some space")
     if code in _MISSING and status == 404:
         return ObjectMissing(f"object {key} is not in the store")
-    if code in _PASSING or status in {408, 409, 425, 429} or status in range(500, 600) and status != 501:
+    if code in _PASSING or status in {408, 409, 425, 429} or (status in range(500, 600) and status != 501):
         return StoreUnavailable(f"{said}; it may pass, try again")
     if status in {401, 403}:
         return StoreDenied(f"{said}: check the credentials, their permissions, and the clock")

@@ -209,7 +209,9 @@ def _read_all(handle: int, offset: int, target: memoryview, key: str) -> None:
     while done < len(view):
         count = os.preadv(handle, [view[done:]], offset + done)
         if count == 0:
-            raise IntegrityError(f"object {key} ends at byte {offset + done}, {len(view) - done} more are expected", key)
+            raise IntegrityError(
+                f"object {key} ends at byte {offset + done}, {len(view) - done} more are expected", key
+            )
         done += count
 
 

@@ -100,9 +100,7 @@ class Metered:
         self._count()
         self._store.delete(key)
 
-    def _count(
-        self, *, calls: int = 1, puts: int = 0, gets: int = 0, bytes_put: int = 0, bytes_got: int = 0
-    ) -> None:
+    def _count(self, *, calls: int = 1, puts: int = 0, gets: int = 0, bytes_put: int = 0, bytes_got: int = 0) -> None:
         with self._lock:
             self.meter.calls += calls
             self.meter.puts += puts

@@ -1,0 +1,93 @@
+"""Removes what no kept checkpoint needs: manifests first, then packs, never a commit record.
+
+It runs only while the agent has no checkpoint in flight; the caller sees to that. A listing decides what is looked at,
+never what is needed: that comes from the manifests of the kept records alone.
+"""
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from savepoint.errors import IntegrityError, StoreMisconfigured, Superseded
+from savepoint.repository.chain import Chain
+from savepoint.repository.commit import Head
+from savepoint.repository.lineage import PENDING_PREFIX
+from savepoint.repository.repository import Repository, manifest_key, pack_key
+from savepoint.storage.store import ObjectInfo
+
+MAX_SKEW = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectReport:
+    """What a collection did."""
+
+    manifests: int = 0
+    packs: int = 0
+    bytes: int = 0
+    """Of everything removed."""
+    kept_packs: int = 0
+    kept_bytes: int = 0
+    """Of the packs that kept manifests name."""
+    young: int = 0
+    """Unneeded objects left alone because they are within the grace."""
+
+
+def collect(
+    repository: Repository, chain: Chain, head: Head, *, keep: Set[int], grace_seconds: float, now: datetime
+) -> CollectReport:
+    """Remove manifests and packs that neither a record in ``keep`` nor the head needs and that outlived the grace.
+
+    Superseded if the chain has grown beyond ``head``; IntegrityError, with nothing removed, if a kept manifest is gone
+    or damaged; StoreMisconfigured if the store's clock is ahead of ``now`` by more than five minutes.
+    """
+    if chain.head(head) != head:
+        raise Superseded(f"{chain.namespace}/{chain.agent} has a newer record: collect again")
+    manifests = _kept_manifests(chain, head, keep)
+    packs: dict[str, int] = {}
+    for name, size in manifests.items():
+        packs.update((pack_key(pack.name), pack.size) for pack in repository.read_manifest(name, size).packs)
+    needed = {manifest_key(name) for name in manifests} | packs.keys()
+    stale_pending = [info for info in repository.store.list(PENDING_PREFIX) if _epoch_of(info.key) < head.record.epoch]
+    found = [*repository.store.list("manifests/"), *stale_pending, *repository.store.list("packs/")]
+    _check_clock(found, now)
+    if chain.head(head) != head:
+        raise Superseded(f"{chain.namespace}/{chain.agent} has a newer record: collect again")
+    limit = now - timedelta(seconds=grace_seconds)
+    unneeded = [info for info in found if info.key not in needed]
+    removed = [info for info in unneeded if info.modified is not None and info.modified < limit]
+    for info in removed:
+        repository.store.delete(info.key)
+    return CollectReport(
+        manifests=_count(removed, "manifests/"),
+        packs=_count(removed, "packs/"),
+        bytes=sum(info.size for info in removed),
+        kept_packs=len(packs),
+        kept_bytes=sum(packs.values()),
+        young=len(unneeded) - len(removed),
+    )
+
+
+def _kept_manifests(chain: Chain, head: Head, *, keep: Set[int]) -> dict[str, int]:
+    records = [head.record, *(chain.record(sequence) for sequence in sorted(keep - {head.record.sequence}))]
+    if any(record.sequence > head.record.sequence for record in records):
+        raise IntegrityError(f"{chain.namespace}/{chain.agent}: a kept sequence lies beyond the head")
+    return {record.manifest.name: record.manifest.size for record in records if record.manifest is not None}
+
+
+def _check_clock(found: Iterable[ObjectInfo], now: datetime) -> None:
+    newest = max((info.modified for info in found if info.modified is not None), default=None)
+    if newest is not None and newest > now + MAX_SKEW:
+        raise StoreMisconfigured(
+            f"the store has an object of {newest.isoformat()}, this clock says {now.isoformat()}: "
+            "nothing is collected while the clocks differ by more than 5 minutes; set them"
+        )
+
+
+def _epoch_of(key: str) -> int:
+    digits = key.removeprefix(PENDING_PREFIX).partition("-")[0]
+    return int(digits) if digits.isdecimal() else 1 << 63
+
+
+def _count(removed: Iterable[ObjectInfo], prefix: str) -> int:
+    return sum(info.key.startswith(prefix) for info in removed)

@@ -1,0 +1,132 @@
+"""One agent's repository: its key, its manifests, its part of the store; and the identity of the store around it.
+
+It does not decide what is committed (``lineage``) and does not touch content (``writer``, ``reader``).
+"""
+
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+from savepoint.errors import IntegrityError, KeyMismatch, NotAdopted, ObjectExists, ObjectMissing
+from savepoint.repository import canonical
+from savepoint.repository.canonical import FORMAT, Fields
+from savepoint.repository.keys import AgentKey, MasterKey
+from savepoint.repository.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_name, open_manifest, seal_manifest
+from savepoint.repository.seal import NONCE_BYTES
+from savepoint.storage.retry import holds
+from savepoint.storage.store import ObjectStore
+from savepoint.storage.wrapper import Prefixed
+
+STORE_KEY = "savepoint.json"
+REPOSITORY_KEY = "repository.json"
+SALT_BYTES = 32
+
+_MAX_IDENTITY_BYTES = 4096
+
+
+def open_store(store: ObjectStore, owner: str, master: MasterKey) -> None:
+    """Claim an empty store for ``owner``, or check that it is his and under this key.
+
+    NotAdopted if it belongs to another owner, KeyMismatch if it was written under another key. Never regenerated.
+    """
+    identity = canonical.encode({"format": FORMAT, "keyCheck": master.check, "owner": owner})
+    content = _get_or_create(store, STORE_KEY, lambda: identity)
+    fields = Fields(canonical.decode_canonical(content, STORE_KEY), STORE_KEY)
+    fields.format()
+    check, found = fields.hexadecimal("keyCheck"), fields.text("owner")
+    fields.end()
+    if found != owner:
+        raise NotAdopted(f"the store belongs to {found}, not to {owner}; use another prefix, or adopt it")
+    if check != master.check:
+        raise KeyMismatch("the store was written under another master key; give Savepoint the key it was made with")
+
+
+class Repository:
+    """The repository of ``namespace``/``agent``, below its own prefix."""
+
+    def __init__(self, store: ObjectStore, namespace: str, agent: str, key: AgentKey) -> None:
+        """``store`` is already the agent's own part; see open_or_create for the usual way in."""
+        self.store, self.namespace, self.agent, self.key = store, namespace, agent, key
+
+    def __repr__(self) -> str:
+        return f"Repository({self.namespace}/{self.agent})"
+
+    @classmethod
+    def open_or_create(
+        cls,
+        store: ObjectStore,
+        namespace: str,
+        agent: str,
+        master: MasterKey,
+        *,
+        now: datetime,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> "Repository":
+        """Open the agent's repository in the whole ``store``; make its salt if there is none yet."""
+        own = Prefixed(store, f"{namespace}/{agent}/")
+
+        def identity() -> bytes:
+            return canonical.encode(
+                {
+                    "agent": agent,
+                    "created": canonical.time_text(now),
+                    "format": FORMAT,
+                    "namespace": namespace,
+                    "salt": random_bytes(SALT_BYTES).hex(),
+                }
+            )
+
+        where = f"{namespace}/{agent}/{REPOSITORY_KEY}"
+        fields = Fields(canonical.decode_canonical(_get_or_create(own, REPOSITORY_KEY, identity), where), where)
+        fields.format()
+        found = (fields.text("namespace"), fields.text("agent"))
+        fields.time("created")
+        salt = bytes.fromhex(fields.hexadecimal("salt", SALT_BYTES * 2))
+        fields.end()
+        if found != (namespace, agent):
+            raise IntegrityError(f"{where} belongs to {'/'.join(found)}", where)
+        return cls(own, namespace, agent, master.agent_key(salt))
+
+    def read_manifest(self, name: str, size: int) -> Manifest:
+        """The manifest of this name and size, checked."""
+        key = manifest_key(name)
+        content = self.store.get(key, max_bytes=MAX_MANIFEST_BYTES)
+        if len(content) != size:
+            raise IntegrityError(f"{key} has {len(content)} bytes, its record says {size}", key)
+        return open_manifest(content, self.key, self.namespace, self.agent, name)
+
+    def write_manifest(
+        self, manifest: Manifest, random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    ) -> tuple[str, int]:
+        """Seal and store a manifest; its name and size."""
+        return self.put_manifest(seal_manifest(manifest, self.key, random_bytes(NONCE_BYTES)))
+
+    def put_manifest(self, content: bytes) -> tuple[str, int]:
+        """Store a sealed manifest; one that is there already with these bytes is fine."""
+        name = manifest_name(content)
+        try:
+            self.store.put_new(manifest_key(name), content)
+        except ObjectExists as error:
+            if not holds(self.store, manifest_key(name), content):
+                key = manifest_key(name)
+                raise IntegrityError(f"{key} holds other bytes than its name says", key) from error
+        return name, len(content)
+
+
+def manifest_key(name: str) -> str:
+    """Where the manifest of this name is."""
+    return f"manifests/{name}"
+
+
+def pack_key(name: str) -> str:
+    """Where the pack of this name is."""
+    return f"packs/{name}"
+
+
+def _get_or_create(store: ObjectStore, key: str, content: Callable[[], bytes]) -> bytes:
+    with suppress(ObjectMissing):
+        return store.get(key, max_bytes=_MAX_IDENTITY_BYTES)
+    with suppress(ObjectExists):
+        store.put_new(key, content())
+    return store.get(key, max_bytes=_MAX_IDENTITY_BYTES)
