@@ -37,9 +37,8 @@ class Reference:
     @classmethod
     def run(cls, turns: int, *, mebibytes: int, stride: int, documents: int) -> "Reference":
         """Computes turns 0..turns; about 10 ms a turn at 256 MiB."""
-        from agent import QUESTIONS
         from scripted import answer
-        from state import Network
+        from state import QUESTIONS, Network
 
         network = Network.fresh(mebibytes)
         memory: dict[str, Any] = {"turn": 0, "conversation": [], "index": {}}

@@ -16,9 +16,7 @@ import urllib.request
 from typing import Any
 
 import savepoint
-from state import Network
-
-QUESTIONS = ("what is new", "what is wrong", "what follows")
+from state import QUESTIONS, Network
 
 
 class World:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+QUESTIONS = ("what is new", "what is wrong", "what follows")  # asked of every document, in this order
 RANGES = 100  # a turn changes one of a hundred contiguous ranges of rows: about 1 % of the state
 
 
