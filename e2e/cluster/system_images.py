@@ -1,0 +1,144 @@
+"""The images of the control plane and of the cluster's own services, each around one binary that we built.
+
+What it is: name and content of each image, imported into the engine. What it is not: it takes nothing from a registry;
+the names are those that kubeadm and containerd will ask for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from e2e.cluster import bootstrap
+from e2e.cluster.command import ClusterError, output, pipe, run
+from e2e.cluster.engine import Engine
+from e2e.cluster.programs import program
+
+DEBIAN = ("busybox-static", "gcc", "libc6-dev")
+BUSYBOX = "savepoint.local/busybox:dev"
+LOCAL_PATH = "savepoint.local/local-path-provisioner:dev"
+VERSITYGW = "savepoint.local/versitygw:dev"
+_PROXY_FILES = Path(__file__).parent / "node" / "proxy-files.sh"
+_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What goes into one image: files by their path in it, links, a first tar to start from, and what it starts."""
+
+    name: str
+    files: Mapping[str, Path]
+    entrypoint: tuple[str, ...]
+    links: Mapping[str, str] = field(default_factory=dict)
+    base: Path | None = None
+
+
+def kubernetes_names(version: str) -> tuple[str, ...]:
+    """The images that kubeadm of this version asks for."""
+    listed = output([program("kubeadm"), "config", "images", "list", "--kubernetes-version", version])
+    return tuple(line for line in listed.splitlines() if "/" in line)
+
+
+def import_all(engine: Engine, version: str, pause: str, node_base: str) -> tuple[str, ...]:
+    """Import every image that a node carries from the start; their names."""
+    bootstrap.ensure(DEBIAN)
+    with tempfile.TemporaryDirectory(prefix="savepoint-images-") as scratch:
+        images = _images(engine, version, pause, node_base, Path(scratch))
+        for image in images:
+            import_one(engine, image)
+    return tuple(image.name for image in images)
+
+
+def import_one(engine: Engine, image: Image) -> None:
+    with tempfile.TemporaryDirectory(prefix="savepoint-image-") as scratch:
+        archive = Path(scratch) / "image.tar"
+        _pack(image, archive)
+        words = ", ".join(f'"{word}"' for word in image.entrypoint)
+        engine("import", "-c", f"ENV {_PATH}", "-c", f"ENTRYPOINT [{words}]", archive, image.name, timeout=120)
+
+
+def versitygw() -> Image:
+    """The S3 server of the tests."""
+    return Image(VERSITYGW, {"usr/bin/versitygw": program("versitygw")}, ("/usr/bin/versitygw",))
+
+
+def _images(engine: Engine, version: str, pause: str, node_base: str, scratch: Path) -> list[Image]:
+    images = [_busybox()]
+    provisioner = program("local-path-provisioner")
+    images.append(Image(LOCAL_PATH, {"usr/bin/local-path-provisioner": provisioner}, ("local-path-provisioner",)))
+    images.append(Image(pause, {"pause": _pause(scratch)}, ("/pause",)))
+    for name in kubernetes_names(version):
+        short = name.rpartition("/")[2].partition(":")[0]
+        if short == "pause":
+            continue  # containerd decides which pause it wants
+        if short == "coredns":
+            images.append(Image(name, {"coredns": program("coredns")}, ("/coredns",)))
+            continue
+        base = _proxy_files(engine, node_base, scratch) if short == "kube-proxy" else None
+        images.append(Image(name, {f"usr/local/bin/{short}": program(short)}, (f"/usr/local/bin/{short}",), base=base))
+    return images
+
+
+def _busybox() -> Image:
+    binary = Path("/usr/bin/busybox") if Path("/usr/bin/busybox").exists() else Path("/bin/busybox")
+    applets = [name for name in output([binary, "--list"]).split() if name != "busybox"]
+    return Image(BUSYBOX, {"bin/busybox": binary}, ("/bin/sh",), {f"bin/{name}": "busybox" for name in applets})
+
+
+def _pause(scratch: Path) -> Path:
+    """The process that holds a pod's namespaces: it sleeps and collects the dead."""
+    source = Path(__file__).parent / "node" / "pause.c"
+    binary = scratch / "pause"
+    run(["gcc", "-Os", "-static", "-s", "-Wall", "-o", binary, source])
+    return binary
+
+
+def _proxy_files(engine: Engine, node_base: str, scratch: Path) -> Path:
+    archive = scratch / "proxy.tar"
+    command = [engine.program, "run", "--rm", "--interactive", "--entrypoint", "bash", node_base, "-s"]
+    with _PROXY_FILES.open("rb") as script, archive.open("wb") as target:
+        done = subprocess.run(
+            command, stdin=script, stdout=target, stderr=subprocess.PIPE, env=engine.env, check=False
+        )
+    if done.returncode != 0:
+        raise ClusterError(f"collecting kube-proxy's programs failed:\n{done.stderr.decode(errors='replace')}")
+    return archive
+
+
+def _pack(image: Image, archive: Path) -> None:
+    if image.base is not None:
+        shutil.copyfile(image.base, archive)
+    with tarfile.open(archive, "a" if image.base is not None else "w") as tar:
+        present = set(tar.getnames())
+        for path in ("tmp", "run"):
+            if path not in present and f"./{path}" not in present:
+                room = tarfile.TarInfo(path)
+                room.type, room.mode = tarfile.DIRTYPE, 0o1777
+                tar.addfile(room)
+        for path, source in image.files.items():
+            member = tar.gettarinfo(source, path)
+            member.uid = member.gid = 0
+            member.uname = member.gname = "root"
+            member.mode = 0o755
+            with source.open("rb") as content:
+                tar.addfile(member, content)
+        for path, target in image.links.items():
+            link = tarfile.TarInfo(path)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            tar.addfile(link)
+
+
+def save_into(engine: Engine, names: Sequence[str], container: str) -> None:
+    """Put images of the engine into the containerd that runs in one of its containers, pinned."""
+    importer = ("ctr", "--namespace=k8s.io", "images", "import", "--label=io.cri-containerd.pinned=pinned")
+    pipe(
+        [engine.program, "save", *names],
+        [engine.program, "exec", "-i", container, *importer, "--all-platforms", "--no-unpack", "--digests", "-"],
+        env={**os.environ, **engine.env},
+    )
