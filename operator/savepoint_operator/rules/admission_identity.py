@@ -1,0 +1,85 @@
+"""Under which uid and gid the injected containers run, or why the pod cannot be protected. Pure.
+
+A sidecar can read and restore an agent's files only under the agent's own uid. It copies what the pod says; it never
+guesses a uid from an image, and nothing here gives a capability.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from savepoint.contract.names import ANNOTATION_RUN_AS_USER
+
+from savepoint_operator.model.views import Refusal
+
+RESTRICTED: Final = "restricted"
+_UID_MAX: Final = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class RunAs:
+    """user 0 stands for declared 0 and for not declared alike; group None is left to the image."""
+
+    user: int
+    group: int | None
+
+    def security_context(self, agent_context: Mapping[str, Any]) -> dict[str, Any]:
+        """The injected containers' securityContext; with a user other than 0 it satisfies Pod Security "restricted"."""
+        context: dict[str, Any] = {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": self.user != 0,
+            "runAsUser": self.user,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        if self.group is not None:
+            context["runAsGroup"] = self.group
+        if agent_context.get("seLinuxOptions"):  # without the same label the agent's files would be out of reach
+            context["seLinuxOptions"] = dict(agent_context["seLinuxOptions"])
+        return context
+
+
+def run_as(
+    pod: Mapping[str, Any], container: Mapping[str, Any], policy_user: int | None, enforced_level: str
+) -> RunAs | Refusal:
+    """Container, then pod, then annotation, then policy. ``enforced_level``: the namespace's Pod Security level."""
+    own = container.get("securityContext") or {}
+    shared = pod["spec"].get("securityContext") or {}
+    user = _first(own.get("runAsUser"), shared.get("runAsUser"))
+    if user is None:
+        declared = _annotated(pod)
+        if isinstance(declared, Refusal):
+            return declared
+        user = _first(declared, policy_user)
+    how = f"set securityContext.runAsUser of container {container['name']!r}, or annotation {ANNOTATION_RUN_AS_USER}"
+    if user is None and _first(own.get("runAsNonRoot"), shared.get("runAsNonRoot")):
+        return Refusal(
+            "RunAsUserRequired",
+            "the pod says runAsNonRoot but no uid, so the sidecar cannot know under which uid to read the agent's "
+            f"files: {how}, to the uid of the image",
+        )
+    if not user and enforced_level == RESTRICTED:
+        return Refusal(
+            "RunAsUserRequired",
+            "the namespace enforces Pod Security level restricted and the pod declares no uid other than 0: "
+            f"{how}, to the uid of the image",
+        )
+    return RunAs(user or 0, _first(own.get("runAsGroup"), shared.get("runAsGroup")))
+
+
+def _annotated(pod: Mapping[str, Any]) -> int | Refusal | None:
+    text = (pod["metadata"].get("annotations") or {}).get(ANNOTATION_RUN_AS_USER)
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _UID_MAX:
+        return int(text)
+    return Refusal(
+        "RunAsUserInvalid",
+        f"annotation {ANNOTATION_RUN_AS_USER} must be a number from 0 to {_UID_MAX}, not {text!r:.40}",
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)

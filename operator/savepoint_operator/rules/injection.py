@@ -1,0 +1,248 @@
+"""What the webhook makes of an opted-in pod: the injected containers, volumes, environment and tolerations. Pure.
+
+It is a function of the pod, the policies and the namespace's Pod Security level. It strips whatever bears our names and
+adds it again canonically, so running it twice changes nothing and a forged copy does not survive. It does not know who
+the agent is to the operator, whether a store may be used, or what there is to restore: that is decided when the init
+container asks.
+
+Order of the result: the pod's own init containers, mesh sidecars among them, as they stand → savepoint-restore →
+savepoint-sidecar → the pod's containers.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from savepoint.contract import names
+
+from savepoint_operator.model.views import Refusal
+
+from .admission_config import config_hash
+from .admission_identity import RunAs, run_as
+from .admission_policy import AdmissionPolicy, choose_policy
+from .admission_refusal import INJECTED_CONTAINERS, bears_our_name, find_refusal
+from .admission_state import State, find_state
+
+INJECTION_VERSION: Final = "1"
+SAFE_TO_EVICT_VOLUMES: Final = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
+NODE_LOSS_TAINTS: Final = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
+_API_DEFAULT_TOLERATION_SECONDS: Final = 300
+_DEFAULT_GRACE_SECONDS: Final = 30
+_RESOURCES: Final = {"requests": {"cpu": "20m", "memory": "48Mi"}, "limits": {"memory": "320Mi"}}
+_AGENT_ENVIRONMENT: Final = {names.ENV_SOCKET: names.SOCKET_PATH, names.ENV_STAGE: names.STAGE_DIRECTORY}
+_DOWNWARD: Final = {
+    names.ENV_POD_NAME: "metadata.name",
+    names.ENV_POD_NAMESPACE: "metadata.namespace",
+    names.ENV_POD_UID: "metadata.uid",
+    names.ENV_NODE_NAME: "spec.nodeName",
+}
+
+Pod = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class InjectionTerms:
+    """What the installation says: which image, and how a pod finds and trusts the operator."""
+
+    image: str
+    control_url: str
+    control_ca_pem: str
+    pull_policy: str = "IfNotPresent"
+    node_loss_seconds: int = 30
+
+
+@dataclass(frozen=True)
+class Injected:
+    """The pod as it shall be, and what its creator should know. ``policy``: the name of the policy that counted."""
+
+    pod: Pod
+    warnings: tuple[str, ...]
+    policy: str | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was decided about one pod."""
+
+    agent: dict[str, Any]  # the agent's container, in the pod that is being made
+    policy: AdmissionPolicy
+    state: State
+    identity: RunAs
+    terms: InjectionTerms
+
+
+def inject(
+    pod: Mapping[str, Any], policies: Iterable[AdmissionPolicy], enforced_level: str, terms: InjectionTerms
+) -> Injected | Refusal:
+    """The injected pod, or why it is refused. ``policies``: those of the pod's namespace. ``pod`` is left as it is."""
+    labels = pod["metadata"].get("labels") or {}
+    refusal = find_refusal(pod, labels.get(names.LABEL_AGENT, ""))
+    if refusal:
+        return refusal
+    policy = choose_policy(policies, labels)
+    result = _stripped(pod)
+    plan = _decide(result, policy or AdmissionPolicy(""), enforced_level, terms)
+    if isinstance(plan, Refusal):
+        return plan
+    _annotate(result, plan)
+    spec, agent, added = result["spec"], plan.agent, plan.state.added
+    spec["initContainers"] = [*(spec.get("initContainers") or ()), *_injected_containers(result, plan)]
+    spec["volumes"] = [*(spec.get("volumes") or ()), *_injected_volumes(plan.policy, plan.state)]
+    spec["tolerations"] = _tolerations(spec.get("tolerations") or [], terms.node_loss_seconds)
+    agent["env"] = [*(agent.get("env") or ()), *({"name": k, "value": v} for k, v in _AGENT_ENVIRONMENT.items())]
+    agent["volumeMounts"] = [
+        *(agent.get("volumeMounts") or ()),
+        {"name": names.VOLUME_SOCKET, "mountPath": names.SOCKET_DIRECTORY},
+        {"name": names.VOLUME_STAGE, "mountPath": names.STAGE_DIRECTORY},
+        *({"name": root.volume, "mountPath": root.mount_path} for root, _ in added),
+    ]
+    return Injected(result, plan.state.warnings, policy.name if policy else None)
+
+
+def _decide(pod: Pod, policy: AdmissionPolicy, enforced_level: str, terms: InjectionTerms) -> _Plan | Refusal:
+    agent = _agent_container(pod, policy)
+    if isinstance(agent, Refusal):
+        return agent
+    state = find_state(pod, agent, policy)
+    if isinstance(state, Refusal):
+        return state
+    identity = run_as(pod, agent, policy.run_as_user, enforced_level)
+    if isinstance(identity, Refusal):
+        return identity
+    return _Plan(agent, policy, state, identity, terms)
+
+
+def _agent_container(pod: Pod, policy: AdmissionPolicy) -> dict[str, Any] | Refusal:
+    containers: list[dict[str, Any]] = pod["spec"].get("containers") or []
+    by_name = {container["name"]: container for container in containers}
+    if policy.container_name:
+        if policy.container_name not in by_name:
+            return Refusal(
+                "ContainerNotFound",
+                f"policy {policy.name!r} says containerName {policy.container_name!r}, but the pod's containers are "
+                f"{', '.join(by_name) or 'none'}: correct the policy, or narrow its selector",
+            )
+        return by_name[policy.container_name]
+    annotated = (pod["metadata"].get("annotations") or {}).get(DEFAULT_CONTAINER, "")
+    if annotated in by_name:
+        return by_name[annotated]
+    if not containers:
+        return Refusal("ContainerNotFound", "the pod has no container of its own besides Savepoint's")
+    return containers[0]
+
+
+# -- stripping ----------------------------------------------------------------------------------------------------
+
+
+def _stripped(pod: Mapping[str, Any]) -> Pod:
+    """A deep copy without anything that bears our names."""
+    result: Pod = copy.deepcopy(dict(pod))
+    spec = result["spec"]
+    _keep(spec, "volumes", lambda volume: not bears_our_name(volume["name"]))
+    for kind in ("initContainers", "containers"):
+        _keep(spec, kind, lambda container: container["name"] not in INJECTED_CONTAINERS)
+        for container in spec.get(kind) or ():
+            _keep(container, "volumeMounts", lambda mount: not bears_our_name(mount["name"]))
+            _keep(container, "env", lambda variable: variable["name"] not in _AGENT_ENVIRONMENT)
+    for annotation in (names.ANNOTATION_INJECTED, names.ANNOTATION_CONFIG_HASH):
+        (result["metadata"].get("annotations") or {}).pop(annotation, None)
+    return result
+
+
+def _keep(owner: dict[str, Any], field: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    if owner.get(field):
+        owner[field] = [item for item in owner[field] if wanted(item)]
+
+
+# -- adding -------------------------------------------------------------------------------------------------------
+
+
+def _injected_containers(pod: Pod, plan: _Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    terms, state = plan.terms, plan.state
+    grace = pod["spec"].get("terminationGracePeriodSeconds")
+    shared: dict[str, Any] = {
+        "image": terms.image,
+        "imagePullPolicy": terms.pull_policy,
+        "env": [
+            {"name": names.ENV_CONTROL_URL, "value": terms.control_url},
+            {"name": names.ENV_CONTROL_CA, "value": terms.control_ca_pem},
+            {"name": names.ENV_ROOTS, "value": state.environment()},
+            {"name": names.ENV_GRACE_SECONDS, "value": str(_DEFAULT_GRACE_SECONDS if grace is None else grace)},
+            *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in _DOWNWARD.items()),
+        ],
+        "resources": dict(plan.policy.resources or _RESOURCES),
+        "securityContext": plan.identity.security_context(plan.agent.get("securityContext") or {}),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": names.VOLUME_STAGE, "mountPath": names.STAGE_DIRECTORY},
+            {"name": names.VOLUME_TOKEN, "mountPath": names.TOKEN_DIRECTORY, "readOnly": True},
+            {"name": names.VOLUME_NO_API_TOKEN, "mountPath": names.API_TOKEN_DIRECTORY, "readOnly": True},
+            *(root.mount() for root in state.roots),
+        ],
+    }
+    restore = copy.deepcopy(shared) | {"name": names.CONTAINER_RESTORE, "command": ["savepoint-restore"]}
+    sidecar = copy.deepcopy(shared) | {
+        "name": names.CONTAINER_SIDECAR,
+        "command": ["savepoint-sidecar"],
+        "restartPolicy": "Always",
+        "startupProbe": {
+            "exec": {"command": ["savepoint-sidecar", "ready"]},
+            "periodSeconds": 1,
+            "timeoutSeconds": 5,
+            "failureThreshold": 120,
+        },
+        "lifecycle": {"preStop": {"exec": {"command": ["savepoint-sidecar", "prestop"]}}},
+    }
+    sidecar["volumeMounts"].insert(0, {"name": names.VOLUME_SOCKET, "mountPath": names.SOCKET_DIRECTORY})
+    return restore, sidecar
+
+
+def _injected_volumes(policy: AdmissionPolicy, state: State) -> list[dict[str, Any]]:
+    token = {"serviceAccountToken": {"audience": names.AUDIENCE, "expirationSeconds": 3600, "path": "token"}}
+    return [
+        {"name": names.VOLUME_SOCKET, "emptyDir": {}},
+        {"name": names.VOLUME_STAGE, "emptyDir": _empty_dir(policy.stage_size_limit, policy.stage_medium)},
+        {"name": names.VOLUME_TOKEN, "projected": {"sources": [token]}},
+        {"name": names.VOLUME_NO_API_TOKEN, "emptyDir": {}},
+        *({"name": root.volume, "emptyDir": _empty_dir(path.size_limit, "")} for root, path in state.added),
+    ]
+
+
+def _empty_dir(size_limit: str | int | None, medium: str) -> dict[str, Any]:
+    fields = {"medium": medium or None, "sizeLimit": None if size_limit is None else str(size_limit)}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _annotate(pod: Pod, plan: _Plan) -> None:
+    annotations = pod["metadata"].get("annotations") or {}
+    pod["metadata"]["annotations"] = annotations
+    annotations[names.ANNOTATION_INJECTED] = INJECTION_VERSION
+    annotations[names.ANNOTATION_CONFIG_HASH] = config_hash(pod, plan.agent)
+    # Our local volumes need not hold up the cluster autoscaler; what the pod's owner listed stays.
+    listed = [part.strip() for part in annotations.get(SAFE_TO_EVICT_VOLUMES, "").split(",")]
+    local = [names.VOLUME_SOCKET, names.VOLUME_STAGE, names.VOLUME_NO_API_TOKEN]
+    ours = [*local, *(root.volume for root, _ in plan.state.added)]
+    theirs = [name for name in listed if name and not bears_our_name(name)]
+    annotations[SAFE_TO_EVICT_VOLUMES] = ",".join([*theirs, *ours])
+
+
+def _tolerations(present: list[dict[str, Any]], seconds: int) -> list[dict[str, Any]]:
+    """The API server's two defaults are shortened; what the pod's owner wrote, an equal 300 s excepted, stays."""
+    kept = [item for item in present if not _is_api_default(item)]
+    missing = (taint for taint in NODE_LOSS_TAINTS if not any(_tolerates(item, taint) for item in kept))
+    return [*kept, *(_toleration(taint, seconds) for taint in missing)]
+
+
+def _toleration(taint: str, seconds: int) -> dict[str, Any]:
+    return {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
+
+
+def _is_api_default(item: Mapping[str, Any]) -> bool:
+    return any(item == _toleration(taint, _API_DEFAULT_TOLERATION_SECONDS) for taint in NODE_LOSS_TAINTS)
+
+
+def _tolerates(item: Mapping[str, Any], taint: str) -> bool:
+    return (item.get("key") or taint) == taint and (item.get("effect") or "NoExecute") == "NoExecute"
