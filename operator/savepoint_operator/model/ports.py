@@ -1,19 +1,19 @@
 """The seams inside the operator, each a Protocol declared for its consumer. No implementation here.
 
-``control`` (connections, grants, commits) knows the cluster only through ``Directory``, ``Stores`` and ``TokenReviewer``, and tells
-what happened through ``Recorder``. ``reconcile`` orders work through ``Orders``. All methods run on the operator's one event loop; blocking
-store calls are made in threads by whoever makes them.
+``control`` (connections, grants, commits) knows the cluster only through ``Directory``, ``Stores`` and
+``TokenReviewer``, and tells what happened through ``Recorder``. ``reconcile`` orders work through ``Orders``. All
+methods run on the operator's one event loop; blocking store calls are made in threads by whoever makes them.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from savepoint.contract.control import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
-from savepoint.repository.chain import Head
+from savepoint.repository.commit import Head
 from savepoint.repository.keys import MasterKey
 from savepoint.storage import ObjectStore
 
-from .views import AgentKey, CheckpointName, Incarnation, PodIdentity, Refusal, SessionView, Standing
+from .views import AgentKey, CheckpointName, Contact, Incarnation, PodIdentity, Refusal, SessionView, Standing
 
 
 class TokenReviewer(Protocol):
@@ -66,13 +66,33 @@ class Directory(Protocol):
         ...
 
 
+class Liveness(Protocol):
+    """What this leader hears of pods (control/presence)."""
+
+    @property
+    def leader_since(self) -> float:
+        """Monotonic seconds at which this leader began to listen."""
+        ...
+
+    def contact(self, pod_uid: str) -> Contact:
+        """The pod's connections."""
+        ...
+
+    def returned(self, pod: PodIdentity) -> None:
+        """The pod holds the newest epoch and works again: an earlier release counts no more."""
+        ...
+
+
 class Recorder(Protocol):
     """Told what happened; writes objects, status, Events and metrics (reconcile). Must not raise for API trouble:
     it retries by itself, since the store already holds the truth."""
 
     async def waiting(self, who: Incarnation, wait: Wait) -> None: ...
     async def granted(self, who: Incarnation, head: Head, restores: str | None) -> None:
-        """A new epoch exists; ``restores`` is the checkpoint's name the pod will restore, None: fresh."""
+        """The pod holds the epoch of ``head``; ``restores`` is the checkpoint's name it will restore, None: fresh.
+
+        Told again when the same pod asks again (same epoch, maybe a newer head): idempotent by pod UID and epoch.
+        """
         ...
 
     async def restored(self, who: Incarnation, outcome: Outcome) -> None: ...
@@ -85,11 +105,14 @@ class Recorder(Protocol):
 
     async def progressed(self, agent: AgentKey, progress: Progress) -> None: ...
     async def name_for(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
-        """Before a commit: what this attempt is called (its AgentCheckpoint's name; made now when there is none yet)."""
+        """Before a commit: what this attempt is called (its AgentCheckpoint's name, made now if there is none)."""
         ...
 
     async def committed(self, agent: AgentKey, offer: Offer | None, head: Head, store: str) -> None:
-        """The record exists (offer None: adopted from a deferred commit)."""
+        """A record of kind checkpoint (offer None: adopted from a deferred commit) or completed (offer None) exists.
+
+        May come again for the same record, also when the chain is further on: pin only what is newer than the pin.
+        """
         ...
 
     async def failed(self, agent: AgentKey, result: Result) -> None: ...
@@ -107,8 +130,13 @@ class Orders(Protocol):
         """The live sidecar connection that holds the agent's epoch, if any."""
         ...
 
-    async def checkpoint(self, agent: AgentKey, attempt: str, trigger: str, deadline_seconds: int) -> None:
-        """Send a checkpoint order. Raises Unavailable (no session) or Busy reason AttemptInFlight (Refused)."""
+    async def checkpoint(
+        self, agent: AgentKey, attempt: str, trigger: str, deadline_seconds: int, after: str = "Resume"
+    ) -> None:
+        """Send a checkpoint order; idempotent by attempt. ``after``: Resume | Terminate.
+
+        Raises Unavailable (no session) or Refused with code AttemptInFlight (another attempt is under way).
+        """
         ...
 
     async def rollback(self, agent: AgentKey, attempt: str, to_sequence: int | None, store: str) -> Head:

@@ -54,6 +54,17 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Contact:
+    """What this leader has heard of a pod over the control channel, by its own monotonic clock."""
+
+    connected: bool = False
+    closed_at: float | None = None
+    """When its last connection ended; None while connected, or when it never was."""
+    released: bool = False
+    pod_name: str = ""
+
+
+@dataclass(frozen=True)
 class Incarnation:
     """What the operator needs to know of the pod that asks: resolved from owner references, policies and stores."""
 

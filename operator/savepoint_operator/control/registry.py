@@ -1,0 +1,304 @@
+"""The live sidecar sessions and the one attempt each agent has in flight; it is what reconcile gives its orders to.
+
+It owns the end of every attempt: committed, refused, failed by the sidecar, or failed here when the sidecar stays
+silent past the deadline. It neither reads sockets (``sidecar_session``) nor writes the chain (``lineage``).
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from savepoint.contract.control import Checkpoint, Committed, Offer, Refused, Result
+from savepoint.errors import Refused as RefusedError
+from savepoint.errors import SavepointError, StoreUnavailable, Unavailable
+from savepoint.repository.commit import Head
+
+from savepoint_operator.lineage.service import LineageService
+from savepoint_operator.lineage.tenure import Tenure
+from savepoint_operator.model.ports import Recorder
+from savepoint_operator.model.views import AgentKey, SessionView
+from savepoint_operator.rules.attempt import URGENT, Attempt, Start, start
+
+COMMIT_SECONDS = 30.0
+"""How long a commit is tried at least while the store cannot be reached, even past the attempt's deadline."""
+RETRY_SECONDS = 0.5
+RETRY_MOST_SECONDS = 8.0
+ENDED_KEPT = 32
+
+
+class Session(Protocol):
+    """What the registry needs of a connected sidecar."""
+
+    def view(self, attempt: str | None) -> SessionView:
+        """How the session stands, with the attempt in flight."""
+        ...
+
+    async def order(self, message: Checkpoint) -> None:
+        """Send the order. Raises Unavailable."""
+        ...
+
+    async def stop(self, reason: str, message: str) -> None:
+        """Tell the sidecar that it commits nothing more, and end the session. Never raises."""
+        ...
+
+
+@dataclass
+class _Line:
+    """What is kept of one agent in memory."""
+
+    session: Session | None = None
+    attempt: Attempt | None = None
+    timer: asyncio.Task[None] | None = None
+    ended: "OrderedDict[str, str]" = field(default_factory=OrderedDict)  # attempt -> reason, empty when committed
+    commits: "dict[str, asyncio.Task[Committed | Refused]]" = field(default_factory=dict)
+    restoring: set[str] = field(default_factory=set)  # uids of pods that were granted and have not reported
+
+
+class Registry:
+    """Implements ``Orders``. All methods run on the event loop."""
+
+    def __init__(
+        self,
+        lineage: LineageService,
+        recorder: Recorder,
+        monotonic: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._lineage, self._recorder, self._monotonic, self._sleep = lineage, recorder, monotonic, sleep
+        self._lines: dict[AgentKey, _Line] = {}
+        self._stopping = False
+
+    # -- Orders ---------------------------------------------------------------------------------------------------
+
+    def session(self, agent: AgentKey) -> SessionView | None:
+        """The live sidecar session of the agent."""
+        line = self._lines.get(agent)
+        if line is None or line.session is None:
+            return None
+        return line.session.view(line.attempt.id if line.attempt else None)
+
+    async def checkpoint(
+        self, agent: AgentKey, attempt: str, trigger: str, deadline_seconds: int, after: str = "Resume"
+    ) -> None:
+        """Order a checkpoint; see ``Orders``."""
+        await self.order(agent, Checkpoint(attempt, trigger, deadline_seconds, after))
+
+    async def rollback(self, agent: AgentKey, attempt: str, to_sequence: int | None, store: str) -> Head:
+        """Append a rollback record and stop the session, which may commit nothing after it."""
+        head = await self._lineage.rollback(agent, attempt, to_sequence, store)
+        message = f"Agent {agent} was rolled back: its next pod restores what was chosen."
+        await self.abandon(agent, "RolledBack", message)
+        return head
+
+    async def collect(self, agent: AgentKey, store: str, keep_sequences: frozenset[int]) -> int:
+        """Collect; Refused with code AttemptInFlight while a checkpoint or a restore is under way."""
+        line = self._line(agent)
+        if line.attempt is not None or line.commits or line.restoring:
+            raise RefusedError(
+                f"a checkpoint or restore of agent {agent} is under way; collect later", "AttemptInFlight"
+            )
+        return await self._lineage.collect(agent, store, keep_sequences)
+
+    async def head(self, agent: AgentKey, store: str) -> Head | None:
+        """The newest record, read from the store."""
+        return await self._lineage.head(agent, store)
+
+    # -- sessions -------------------------------------------------------------------------------------------------
+
+    def attach(self, agent: AgentKey, session: Session) -> None:
+        """The session is the agent's; an older one of the same pod has been closed by then."""
+        self._line(agent).session = session
+
+    def detach(self, agent: AgentKey, session: Session) -> bool:
+        """The session has ended; whether it was the agent's. Its attempt waits for a reconnect until the deadline."""
+        line = self._line(agent)
+        if line.session is not session:
+            return False
+        line.session = None
+        return True
+
+    def restoring(self, agent: AgentKey, pod_uid: str) -> None:
+        """The pod was granted an epoch and restores now."""
+        self._line(agent).restoring.add(pod_uid)
+
+    def restored(self, agent: AgentKey, pod_uid: str) -> None:
+        """The pod's restore has ended, or its connection has."""
+        self._line(agent).restoring.discard(pod_uid)
+
+    def adopted(self, agent: AgentKey, attempts: tuple[str, ...]) -> None:
+        """These attempts were committed from what their pod had left behind."""
+        for attempt in attempts:
+            self._end(self._line(agent), attempt, "")
+
+    async def abandon(self, agent: AgentKey, reason: str, message: str, attempt_reason: str = "") -> None:
+        """The session that is connected works under an epoch that counts no more: stop it, and end its attempt."""
+        line = self._line(agent)
+        session, line.session = line.session, None
+        if line.attempt is not None and line.attempt.id not in line.commits:
+            await self.fail(agent, Result(line.attempt.id, "Failed", attempt_reason or reason, message))
+        if session is not None:
+            await session.stop(reason, message)
+
+    # -- attempts -------------------------------------------------------------------------------------------------
+
+    def attempt(self, agent: AgentKey) -> Attempt | None:
+        """The attempt in flight."""
+        return self._line(agent).attempt
+
+    def has_ended(self, agent: AgentKey, attempt: str) -> bool:
+        """Whether the attempt is known to have ended."""
+        return attempt in self._line(agent).ended
+
+    async def order(self, agent: AgentKey, message: Checkpoint) -> bool:
+        """Begin an attempt and send its order; False, and nothing is sent, when it is known already."""
+        line = self._line(agent)
+        what = start(line.attempt, message.attempt in line.ended, message.attempt)
+        if what is Start.KNOWN:
+            return False
+        if what is Start.BUSY and line.attempt is not None:
+            raise RefusedError(
+                f"a checkpoint of agent {agent} is under way ({line.attempt.trigger or 'restated'}, "
+                f"{line.attempt.stage}); one at a time: ask again when it has ended",
+                "AttemptInFlight",
+            )
+        if line.session is None or (self._stopping and message.trigger not in URGENT):
+            raise Unavailable(f"the sidecar of agent {agent} is not connected; the checkpoint can be taken once it is")
+        deadline = self._monotonic() + message.deadline_seconds
+        self.begin(agent, Attempt(message.attempt, message.trigger, deadline, message.after))
+        try:
+            await line.session.order(message)
+        except Unavailable:
+            self._clear(line, message.attempt)
+            raise
+        return True
+
+    def begin(self, agent: AgentKey, attempt: Attempt) -> None:
+        """Count the attempt as in flight, and watch its deadline."""
+        line = self._line(agent)
+        line.attempt = attempt
+        if line.timer is not None:
+            line.timer.cancel()
+        line.timer = asyncio.ensure_future(self._expire(agent, attempt))
+
+    def stage(self, agent: AgentKey, attempt: str, stage: str) -> None:
+        """How far the attempt is."""
+        line = self._line(agent)
+        if line.attempt is not None and line.attempt.id == attempt:
+            line.attempt = line.attempt.at(stage)
+
+    async def result(self, agent: AgentKey, result: Result, store: str) -> None:
+        """The sidecar ends its attempt without an offer."""
+        line = self._line(agent)
+        if result.attempt in line.ended or result.attempt in line.commits:
+            return
+        if result.outcome == "Unchanged":
+            self._end(line, result.attempt, "Unchanged")
+            await self._recorder.unchanged(agent, result, await self._lineage.head(agent, store))
+        else:
+            await self.fail(agent, result)
+
+    async def fail(self, agent: AgentKey, result: Result) -> None:
+        """The attempt has failed: say so, once."""
+        line = self._line(agent)
+        if result.attempt not in line.ended:
+            self._end(line, result.attempt, result.reason or "Failed")
+            await self._recorder.failed(agent, result)
+
+    async def commit(self, tenure: Tenure, offer: Offer) -> Committed | Refused:
+        """Commit an offer and answer it. It goes on when the connection is lost; a repeated offer joins it."""
+        line = self._line(tenure.agent)
+        task = line.commits.get(offer.attempt)
+        if task is None:
+            task = asyncio.ensure_future(self._commit(line, tenure, offer))
+            line.commits[offer.attempt] = task
+            task.add_done_callback(lambda _: line.commits.pop(offer.attempt, None))
+        return await asyncio.shield(task)
+
+    # -- the end of leadership ------------------------------------------------------------------------------------
+
+    def stop_ordering(self) -> None:
+        """From now on nothing new is begun; what is under way goes on."""
+        self._stopping = True
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a commit, or an attempt of a pod that is about to go, is under way."""
+        return any(
+            line.commits or (line.session is not None and line.attempt is not None and line.attempt.trigger in URGENT)
+            for line in self._lines.values()
+        )
+
+    async def close(self) -> None:
+        """Forget everything: the sidecars restate it to the next leader."""
+        tasks: list[asyncio.Task[None] | asyncio.Task[Committed | Refused]] = []
+        for line in self._lines.values():
+            tasks += [*line.commits.values(), *([line.timer] if line.timer else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._lines.clear()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _line(self, agent: AgentKey) -> _Line:
+        return self._lines.setdefault(agent, _Line())
+
+    async def _commit(self, line: _Line, tenure: Tenure, offer: Offer) -> Committed | Refused:
+        late = line.ended.get(offer.attempt)
+        if late == "DeadlineExceeded":
+            return Refused(
+                late, "The attempt was given up at its deadline; nothing of it counts.", attempt=offer.attempt
+            )
+        until = self._monotonic() + COMMIT_SECONDS
+        if line.attempt is not None and line.attempt.id == offer.attempt:
+            until = max(until, line.attempt.deadline)
+            line.attempt = replace(line.attempt, stage="Committing")
+        try:
+            committed = await self._persist(tenure, offer, until)
+        except SavepointError as error:
+            result = Result(offer.attempt, "Failed", error.reason, str(error))
+            await self.fail(tenure.agent, result)
+            return Refused(result.reason, result.message, attempt=offer.attempt)
+        self._end(line, offer.attempt, "")
+        return committed
+
+    async def _persist(self, tenure: Tenure, offer: Offer, until: float) -> Committed:
+        pause = RETRY_SECONDS
+        while True:
+            try:
+                return Committed(offer.attempt, await self._lineage.commit(tenure, offer))
+            except (StoreUnavailable, Unavailable):
+                if self._monotonic() + pause > until:
+                    raise
+            await self._sleep(pause)
+            pause = min(pause * 2, RETRY_MOST_SECONDS)
+
+    async def _expire(self, agent: AgentKey, attempt: Attempt) -> None:
+        await self._sleep(attempt.expires_in(self._monotonic()))
+        line = self._line(agent)
+        line.timer = None
+        if line.attempt is None or line.attempt.id != attempt.id or attempt.id in line.commits:
+            return  # a commit under way ends the attempt itself, within its own bound
+        connected = (
+            "is connected but has not ended it" if line.session else "has not come back since it lost its connection"
+        )
+        stage = line.attempt.stage
+        message = f"The sidecar of agent {agent} {connected} (last stage: {stage}); earlier checkpoints are kept."
+        await self.fail(agent, Result(attempt.id, "Failed", "DeadlineExceeded", message))
+
+    def _end(self, line: _Line, attempt: str, reason: str) -> None:
+        line.ended[attempt] = reason
+        line.ended.move_to_end(attempt)
+        while len(line.ended) > ENDED_KEPT:
+            line.ended.popitem(last=False)
+        self._clear(line, attempt)
+
+    def _clear(self, line: _Line, attempt: str) -> None:
+        if line.attempt is None or line.attempt.id != attempt:
+            return
+        line.attempt = None
+        if line.timer is not None and line.timer is not asyncio.current_task():
+            line.timer.cancel()
+        line.timer = None

@@ -1,0 +1,138 @@
+"""The init container's side of the channel: it waits for an epoch, is told what to restore, and reports how it ended.
+
+It decides nothing: ``lineage`` grants. Whatever may pass is a ``wait``; only what waiting does not mend is a
+``refused``.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from savepoint.contract.control import Ack, Grant, NeedUrls, Outcome, Progress, Refused, Wait
+from savepoint.errors import (
+    KeyMismatch,
+    NotAdopted,
+    SavepointError,
+    StoreDenied,
+    StoreMisconfigured,
+    StoreUnavailable,
+    Superseded,
+    Unavailable,
+)
+
+from savepoint_operator.control.connection import CloseCode, Closing, Connection
+from savepoint_operator.control.presence import Presence
+from savepoint_operator.control.registry import Registry
+from savepoint_operator.control.welcome import urls, welcome
+from savepoint_operator.lineage.service import LineageService
+from savepoint_operator.lineage.tenure import Tenure
+from savepoint_operator.model.ports import Directory, Recorder
+from savepoint_operator.model.views import Incarnation, PodIdentity, Refusal
+
+SILENT_SECONDS = 3600.0
+"""An init container may wait for long without a word; whether it lives is told by the socket's own pings."""
+
+_MAY_PASS = (StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable, Superseded)
+
+
+class RestoreSession:
+    """One connection of role restore, from its hello to its end."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        pod: PodIdentity,
+        *,
+        lineage: LineageService,
+        directory: Directory,
+        registry: Registry,
+        presence: Presence,
+        recorder: Recorder,
+        leading: Callable[[], bool],
+        poll_seconds: float,
+    ) -> None:
+        self._connection, self._pod = connection, pod
+        self._lineage, self._directory, self._registry = lineage, directory, registry
+        self._presence, self._recorder = presence, recorder
+        self._leading, self._poll_seconds = leading, poll_seconds
+        self._who: Incarnation | None = None
+        self._tenure: Tenure | None = None
+
+    async def run(self) -> None:
+        """Serve the pod until it has reported its outcome or is gone. Raises Closing where that names a code."""
+        reader, asker = asyncio.ensure_future(self._read()), asyncio.ensure_future(self._ask())
+        try:
+            await asyncio.wait({reader, asker}, return_when=asyncio.FIRST_COMPLETED)
+            if asker.done():
+                asker.result()
+            await reader
+        finally:
+            for task in (reader, asker):
+                task.cancel()
+            await asyncio.gather(reader, asker, return_exceptions=True)
+            if self._who is not None:
+                self._registry.restored(self._who.agent, self._pod.uid)
+
+    async def _ask(self) -> None:
+        shown: Wait | None = None
+        first = True
+        while True:
+            if not self._leading():
+                raise Closing(CloseCode.NOT_LEADING, "the operator stops; dial again")
+            answer = await self._evaluate(first)
+            if isinstance(answer, Tenure):
+                break
+            if isinstance(answer, Refusal) and not answer.retry:
+                await self._connection.send(Refused(answer.reason, answer.message))
+                raise Closing(CloseCode.NOT_AN_AGENT if self._who is None else CloseCode.DONE, answer.reason)
+            first = first and not isinstance(answer, Wait)
+            wait = Wait(answer.reason, answer.message)
+            if wait != shown:
+                shown = wait
+                await self._connection.send(wait)
+                if self._who is not None:
+                    await self._recorder.waiting(self._who, wait)
+            await self._pause()
+        assert self._who is not None
+        agent = self._who.agent
+        self._registry.adopted(agent, answer.adopted)
+        self._registry.restoring(agent, self._pod.uid)
+        if not answer.kept:
+            successor = f"Epoch {answer.epoch} of agent {agent} was granted to pod {self._pod.name}"
+            message = f"{successor}; this pod commits nothing more."
+            await self._registry.abandon(agent, "Fenced", message, "SourcePodReplaced")
+        self._tenure = answer
+        await self._connection.send(Grant(welcome(self._who, answer, writes=False)))
+
+    async def _evaluate(self, first: bool) -> Tenure | Wait | Refusal:
+        try:
+            who = await self._directory.incarnation(self._pod)
+            if isinstance(who, Refusal):
+                return who
+            self._who = who
+            return await self._lineage.grant(who, first=first)
+        except _MAY_PASS as error:
+            return Refusal(error.reason, str(error), retry=True)
+        except SavepointError as error:
+            return Refusal(error.reason, str(error))
+
+    async def _pause(self) -> None:
+        if self._who is None:
+            await asyncio.sleep(self._poll_seconds)
+        else:
+            await self._presence.changed(self._who.agent, self._poll_seconds)
+
+    async def _read(self) -> None:
+        async for message in self._connection.messages(SILENT_SECONDS):
+            if self._who is None or self._tenure is None:
+                raise Closing(CloseCode.VERSION, "nothing can be asked before the grant")
+            match message:
+                case NeedUrls():
+                    await self._connection.send(urls(message, self._tenure, writes=False))
+                case Progress():
+                    await self._recorder.restore_progress(self._who, message)
+                case Outcome():
+                    self._registry.restored(self._who.agent, self._pod.uid)
+                    await self._recorder.restored(self._who, message)
+                    await self._connection.send(Ack("outcome"))
+                case _:
+                    raise Closing(CloseCode.VERSION, "a message of another role")

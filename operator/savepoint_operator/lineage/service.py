@@ -1,0 +1,376 @@
+"""Epochs and commits of every agent: one actor per agent around the blocking functions of ``savepoint.repository``.
+
+It decides nothing about take-over (``rules``), holds no connection (``control``) and writes no object (the Recorder
+does). Every operation runs to its end in a task of its own, so that neither a lost connection nor an impatient caller
+tears one apart; the conditional write of the chain keeps it right even when another operator works on the same agent.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+from savepoint.contract.control import CheckpointRef, Offer, Result, Wait
+from savepoint.errors import IntegrityError, StoreUnavailable, Superseded, Unavailable
+from savepoint.repository.commit import Head
+
+from savepoint_operator.lineage.opened import Opened, default_name
+from savepoint_operator.lineage.tenure import Tenure
+from savepoint_operator.model.ports import Directory, Liveness, Recorder, Stores
+from savepoint_operator.model.views import (
+    AgentKey,
+    CheckpointName,
+    Incarnation,
+    NodeStanding,
+    PodStanding,
+    Refusal,
+    Standing,
+)
+from savepoint_operator.rules.takeover import Holder, Keep, may_grant
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+STORE_THREADS = 8
+"""Calls at a time to one store: a slow store holds up its own agents only."""
+COLLECT_GRACE_SECONDS = 24 * 3600
+
+
+@dataclass
+class _Actor:
+    """What is kept of one agent between operations; touched only under its lock."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    opened: Opened | None = None
+    head: Head | None = None
+
+
+class LineageService:
+    """All agents' chains. Methods raise the store's errors; StoreUnavailable and Unavailable may pass."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        directory: Directory,
+        recorder: Recorder,
+        liveness: Liveness,
+        *,
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+        answer_seconds: float = 20.0,
+        name_seconds: float = 10.0,
+    ) -> None:
+        """``answer_seconds``: how long a caller waits for the store; ``name_seconds``: for the name of a checkpoint."""
+        self._stores, self._directory, self._recorder, self._liveness = stores, directory, recorder, liveness
+        self._now, self._monotonic, self._random_bytes = now, monotonic, random_bytes
+        self._answer_seconds, self._name_seconds = answer_seconds, name_seconds
+        self._actors: dict[AgentKey, _Actor] = {}
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    # -- what pods ask for ----------------------------------------------------------------------------------------
+
+    async def grant(self, who: Incarnation, *, first: bool = True) -> Tenure | Wait | Refusal:
+        """The epoch for a pod that starts, or why it must wait. A deferred commit of its predecessor comes first.
+
+        ``first``: also look whether the pod held an earlier epoch, which is needed once per ask.
+        """
+
+        async def work(actor: _Actor) -> Tenure | Wait | Refusal:
+            opened = await self._open(actor, who.agent, who.store_name)
+            head = await self._head(actor, opened)
+            other = head is not None and head.record.pod_uid != who.pod.uid
+            if first and other and await self._call(opened, opened.held_before, head, who.pod.uid):
+                return _fenced(who, head)
+            verdict = may_grant(
+                who.agent,
+                None if head is None else _holder(head),
+                who.pod.uid,
+                standing=await self._standing(who, head),
+                contact=self._liveness.contact(head.record.pod_uid if head else ""),
+                leader_since=self._liveness.leader_since,
+                now=self._monotonic(),
+            )
+            if isinstance(verdict, Wait):
+                return verdict
+            head, adopted = await self._adopt(actor, opened, head)
+            kept = isinstance(verdict, Keep) and head is not None and not _holder(head).ended
+            if not kept:
+                head = await self._call(opened, opened.grant, head, who.pod.uid, who.node, self._now())
+                actor.head = head
+            assert head is not None
+            tenure = await self._tenure(opened, who, head, kept, adopted)
+            await self._recorder.granted(who, head, tenure.parent.name if tenure.parent else None)
+            return tenure
+
+        return await self._run(who.agent, work)
+
+    async def join(self, who: Incarnation, believed_epoch: int) -> Tenure | Refusal:
+        """The hold of a sidecar that connects; a Refusal without retry when its pod does not hold the newest epoch."""
+
+        async def work(actor: _Actor) -> Tenure | Refusal:
+            opened = await self._open(actor, who.agent, who.store_name)
+            head = await self._head(actor, opened)
+            if head is None or head.record.pod_uid != who.pod.uid:
+                return _fenced(who, head)
+            if believed_epoch not in (0, head.record.epoch):
+                return _fenced(who, head)
+            head, adopted = await self._adopt(actor, opened, head)
+            assert head is not None
+            if _holder(head).ended:
+                return _over(who, head)
+            self._liveness.returned(who.pod)
+            return await self._tenure(opened, who, head, True, adopted)
+
+        return await self._run(who.agent, work)
+
+    async def commit(self, tenure: Tenure, offer: Offer) -> CheckpointRef:
+        """Make the offered checkpoint exist, once; the answer to a repeated offer is read from the store.
+
+        Superseded when the epoch is no longer the newest or takes no checkpoint any more.
+        """
+
+        async def work(actor: _Actor) -> CheckpointRef:
+            opened = await self._open(actor, tenure.agent, tenure.store.name)
+            head = await self._head(actor, opened)
+            found = await self._call(opened, opened.find_attempt, offer.attempt, head)
+            if found is None:
+                head = await self._commit_new(actor, opened, tenure, offer, head)
+                found = await self._call(opened, opened.find_attempt, offer.attempt, head)
+                if found is None:
+                    raise IntegrityError(f"the record of attempt {offer.attempt} is not in the chain it was added to")
+            await self._recorder.committed(tenure.agent, offer, found, opened.store.name)
+            if offer.completed:
+                await self._complete(actor, opened, tenure)
+            return opened.reference(found)
+
+        return await self._run(tenure.agent, work)
+
+    async def complete(self, tenure: Tenure) -> None:
+        """End the run: the next grant starts fresh. Idempotent."""
+
+        async def work(actor: _Actor) -> None:
+            opened = await self._open(actor, tenure.agent, tenure.store.name)
+            await self._head(actor, opened)
+            await self._complete(actor, opened, tenure)
+
+        await self._run(tenure.agent, work)
+
+    # -- what reconcile orders ------------------------------------------------------------------------------------
+
+    async def head(self, agent: AgentKey, store: str) -> Head | None:
+        """The newest record, read from the store."""
+
+        async def work(actor: _Actor) -> Head | None:
+            return await self._head(actor, await self._open(actor, agent, store))
+
+        return await self._run(agent, work)
+
+    async def rollback(self, agent: AgentKey, attempt: str, to_sequence: int | None, store: str) -> Head:
+        """Let the lineage go on from an older checkpoint, or from nothing. Idempotent by attempt."""
+
+        async def work(actor: _Actor) -> Head:
+            opened = await self._open(actor, agent, store)
+            head = await self._head(actor, opened)
+            if head is None:
+                raise Unavailable(f"agent {agent} has no commit record yet: there is nothing to roll back")
+            found = await self._call(opened, opened.find_attempt, attempt, head)
+            if found is not None:
+                return found
+            head, _ = await self._adopt(actor, opened, head)
+            actor.head = await self._call(opened, opened.rollback, head, attempt, to_sequence, self._now())
+            return actor.head
+
+        return await self._run(agent, work)
+
+    async def collect(self, agent: AgentKey, store: str, keep: frozenset[int]) -> int:
+        """Remove what no kept record needs; bytes freed. Nothing is committed for the agent meanwhile."""
+
+        async def work(actor: _Actor) -> int:
+            opened = await self._open(actor, agent, store)
+            head = await self._head(actor, opened)
+            if head is None:
+                return 0
+            return await self._call(opened, opened.collect, head, keep, COLLECT_GRACE_SECONDS, self._now())
+
+        return await self._run(agent, work, answer_seconds=None)
+
+    # -- ends -----------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether any operation is under way."""
+        return bool(self._tasks)
+
+    async def close(self) -> None:
+        """Give up what is still under way; the store tells the next leader how far it came."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for threads in self._threads.values():
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- the actor ------------------------------------------------------------------------------------------------
+
+    async def _run(
+        self, agent: AgentKey, work: Callable[[_Actor], Awaitable[T]], answer_seconds: float | None = -1.0
+    ) -> T:
+        """Run ``work`` alone on the agent. The caller waits a bounded time; work that has begun goes on to its end."""
+        actor = self._actors.setdefault(agent, _Actor())
+        begun = False
+
+        async def alone() -> T:
+            nonlocal begun
+            async with actor.lock:
+                begun = True
+                return await work(actor)
+
+        task = asyncio.ensure_future(alone())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        try:
+            async with asyncio.timeout(self._answer_seconds if answer_seconds == -1.0 else answer_seconds):
+                return await asyncio.shield(task)
+        except TimeoutError as error:
+            raise StoreUnavailable(
+                f"the store of agent {agent} has not answered for {self._answer_seconds:.0f} s; it is asked again"
+            ) from error
+        finally:
+            if not begun:
+                task.cancel()
+
+    def _ended(self, task: "asyncio.Task[object]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it sees it; nobody does when the caller has left
+
+    async def _call(self, opened: Opened, function: Callable[..., T], *arguments: object) -> T:
+        """A blocking call in the threads of its store."""
+        threads = self._threads.get(opened.store.name)
+        if threads is None:
+            threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix=f"store-{opened.store.name}")
+            self._threads[opened.store.name] = threads
+        return await asyncio.get_running_loop().run_in_executor(threads, lambda: function(*arguments))
+
+    async def _open(self, actor: _Actor, agent: AgentKey, store_name: str) -> Opened:
+        store = await self._stores.open(store_name)
+        if actor.opened is None or actor.opened.store is not store:
+            if actor.opened is not None and actor.opened.store.name != store.name:
+                actor.head = None  # another store has a chain of its own
+            fresh = Opened(store, agent, self._random_bytes)
+            await self._call(fresh, fresh.open, self._now())
+            actor.opened = fresh
+        return actor.opened
+
+    async def _head(self, actor: _Actor, opened: Opened) -> Head | None:
+        pin = await self._directory.pinned(opened.agent)
+        actor.head = await self._call(opened, opened.head, actor.head, pin)
+        return actor.head
+
+    async def _standing(self, who: Incarnation, head: Head | None) -> Standing:
+        """The predecessor's, asked for only where it decides."""
+        if head is None or head.record.pod_uid == who.pod.uid:
+            return Standing(PodStanding.GONE, NodeStanding.READY)
+        return await self._directory.standing(who.agent, head.record.pod_uid, head.record.node)
+
+    async def _adopt(self, actor: _Actor, opened: Opened, head: Head | None) -> tuple[Head | None, tuple[str, ...]]:
+        """Commit what the holder of the newest epoch left behind while no operator could be reached."""
+        attempts: list[str] = []
+        if head is None or _holder(head).ended:
+            return head, ()
+        for adoption in await self._call(opened, opened.adopt, head, self._now()):
+            for adopted in adoption.heads:
+                actor.head = head = adopted if adopted.record.sequence > head.record.sequence else head
+                attempts += [adopted.record.attempt] if adopted.record.attempt is not None else []
+                await self._recorder.committed(opened.agent, None, adopted, opened.store.name)
+            if adoption.why:
+                log.warning("agent %s: what its pod had left could not be committed: %s", opened.agent, adoption.why)
+            if adoption.dropped:
+                result = Result(adoption.dropped, "Failed", IntegrityError.reason, adoption.why)
+                await self._recorder.failed(opened.agent, result)
+        return head, tuple(attempts)
+
+    async def _tenure(
+        self, opened: Opened, who: Incarnation, head: Head, kept: bool, adopted: tuple[str, ...]
+    ) -> Tenure:
+        parent, pending = await self._call(opened, opened.outlook, head)
+        return Tenure(
+            agent=who.agent,
+            pod=who.pod,
+            epoch=head.record.epoch,
+            run=head.record.run,
+            store=opened.store,
+            key=opened.key,
+            parent=parent,
+            pending_key=pending,
+            kept=kept,
+            adopted=adopted,
+        )
+
+    async def _commit_new(self, actor: _Actor, opened: Opened, tenure: Tenure, offer: Offer, head: Head | None) -> Head:
+        if head is None:
+            raise Superseded(f"agent {tenure.agent} has no commit record: epoch {tenure.epoch} does not exist")
+        self._check_hold(tenure, head)
+        name = await self._name(tenure.agent, offer, head)
+        actor.head = await self._call(
+            opened, opened.commit, head, offer, (tenure.epoch, tenure.pod.uid), name, self._now()
+        )
+        return actor.head
+
+    async def _complete(self, actor: _Actor, opened: Opened, tenure: Tenure) -> None:
+        head = actor.head
+        if head is None:
+            raise Superseded(f"agent {tenure.agent} has no commit record: epoch {tenure.epoch} does not exist")
+        if head.record.kind == "completed" and head.record.epoch == tenure.epoch:
+            return
+        self._check_hold(tenure, head)
+        actor.head = await self._call(opened, opened.complete, head, self._now())
+        await self._recorder.committed(tenure.agent, None, actor.head, opened.store.name)
+
+    def _check_hold(self, tenure: Tenure, head: Head) -> None:
+        if (head.record.epoch, head.record.pod_uid) != (tenure.epoch, tenure.pod.uid):
+            raise Superseded(
+                f"epoch {tenure.epoch} of agent {tenure.agent} is superseded: epoch {head.record.epoch} is held by "
+                f"another pod on node {head.record.node or 'unknown'}; this pod commits nothing more"
+            )
+        if _holder(head).ended:
+            raise Superseded(_over_message(tenure.agent, head))
+
+    async def _name(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
+        """The name the cluster gave, or the next in line when the cluster cannot be asked in time."""
+        try:
+            async with asyncio.timeout(self._name_seconds):
+                return await self._recorder.name_for(agent, offer, head)
+        except (TimeoutError, Unavailable):
+            return default_name(agent, head)
+
+
+def _holder(head: Head) -> Holder:
+    record = head.record
+    return Holder(record.epoch, record.pod_uid, record.node, ended=record.kind in ("rollback", "completed"))
+
+
+def _fenced(who: Incarnation, head: Head | None) -> Refusal:
+    if head is None:
+        return Refusal(
+            "Fenced", f"Agent {who.agent} has no epoch yet: its savepoint-restore container was granted none."
+        )
+    return Refusal(
+        "Fenced",
+        f"Epoch {head.record.epoch} of agent {who.agent} is held by another pod or a later start"
+        f"{f' on node {head.record.node}' if head.record.node else ''}: this one commits nothing more; delete its pod.",
+    )
+
+
+def _over(who: Incarnation, head: Head) -> Refusal:
+    return Refusal("Completed" if head.record.kind == "completed" else "RolledBack", _over_message(who.agent, head))
+
+
+def _over_message(agent: AgentKey, head: Head) -> str:
+    if head.record.kind == "completed":
+        return f"The run of agent {agent} is completed: its next pod starts fresh, this one commits nothing more."
+    return f"Agent {agent} was rolled back: its next pod restores what was chosen, this one commits nothing more."

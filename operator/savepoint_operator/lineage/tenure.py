@@ -1,0 +1,33 @@
+"""What a pod holds with an epoch: a value."""
+
+from dataclasses import dataclass, field
+
+from savepoint.contract.control import CheckpointRef
+from savepoint.repository.keys import AgentKey as RepositoryKey
+
+from savepoint_operator.model.ports import OpenStore
+from savepoint_operator.model.views import AgentKey, PodIdentity
+
+
+@dataclass(frozen=True)
+class Tenure:
+    """One pod's hold of one epoch of one agent."""
+
+    agent: AgentKey
+    pod: PodIdentity
+    epoch: int
+    run: int
+    store: OpenStore = field(repr=False)
+    key: RepositoryKey = field(repr=False)
+    parent: CheckpointRef | None
+    """What the chain points to: what a start restores, and what the next checkpoint is made on."""
+    pending_key: str
+    """Where this pod may leave a checkpoint that it could not have committed, relative to the repository."""
+    kept: bool = False
+    """The pod asked again and keeps the epoch it had."""
+    adopted: tuple[str, ...] = ()
+    """Attempts that were committed just now from what their pod had left behind."""
+
+    def object_key(self, key: str) -> str:
+        """A key of the repository as the store's signer knows it: below the store's prefix."""
+        return f"{self.agent.namespace}/{self.agent.name}/{key}"
