@@ -1,0 +1,115 @@
+"""List, then watch, one kind of the API server's, for as long as the process lives.
+
+It never gives up: an index that is some seconds old is better than a refused pod. It knows nothing of what it carries.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Final, Protocol
+
+import aiohttp
+from kubernetes.aio.client.exceptions import ApiException
+
+log = logging.getLogger(__name__)
+
+LIST_SECONDS: Final = 30.0
+WATCH_SECONDS: Final = 120
+"""A watch is begun again so often, so that one whose connection died in silence is noticed."""
+WATCH_SLACK_SECONDS: Final = 10.0
+PAUSE_SECONDS: Final = 0.2
+RETRY_MIN_SECONDS: Final = 0.5
+RETRY_MAX_SECONDS: Final = 30.0
+
+Lister = Callable[..., Awaitable[Any]]
+"""A list method of the client, …_without_preload_content, bound to its kind."""
+
+
+class Sink(Protocol):
+    """What is told of the objects."""
+
+    def replace(self, objects: Iterable[Mapping[str, Any]]) -> None: ...
+    def put(self, item: Mapping[str, Any]) -> None: ...
+    def remove(self, item: Mapping[str, Any]) -> None: ...
+
+
+class Expired(Exception):
+    """The API server no longer knows the version from which to watch: list again."""
+
+
+class Watch:
+    """``synced`` once the first list has arrived."""
+
+    def __init__(self, what: str, lister: Lister, sink: Sink, jitter: Callable[[], float]) -> None:
+        """``jitter`` gives numbers from 0 to 1."""
+        self._what, self._lister, self._sink, self._jitter = what, lister, sink, jitter
+        self.synced = False
+
+    async def run(self) -> None:
+        """For ever; only cancellation ends it."""
+        delay = RETRY_MIN_SECONDS
+        while True:
+            try:
+                version = await self._list()
+                while True:
+                    version = await self._watch(version)
+                    delay = RETRY_MIN_SECONDS
+                    await asyncio.sleep(PAUSE_SECONDS)
+            except Expired:
+                log.info("%s: the watch has expired; listing again", self._what)
+            except (ApiException, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                log.warning("%s: %s; trying again", self._what, _words(error))
+                await asyncio.sleep(delay * (0.5 + self._jitter()))
+                delay = min(delay * 2, RETRY_MAX_SECONDS)
+
+    async def _list(self) -> str:
+        response = await self._lister(_request_timeout=LIST_SECONDS)
+        body = await _body(response)
+        self._sink.replace(body["items"])
+        self.synced = True
+        version: str = body["metadata"]["resourceVersion"]
+        return version
+
+    async def _watch(self, version: str) -> str:
+        """Follow from ``version`` until the server ends the watch; the version reached."""
+        response = await self._lister(
+            watch=True,
+            resource_version=version,
+            allow_watch_bookmarks=True,
+            timeout_seconds=WATCH_SECONDS,
+            _request_timeout=WATCH_SECONDS + WATCH_SLACK_SECONDS,
+        )
+        if response.status != 200:
+            await _body(response)
+        try:
+            while line := await response.content.readline():
+                event = json.loads(line)
+                self._take(event["type"], event["object"])
+                version = event["object"]["metadata"]["resourceVersion"]
+        finally:
+            response.close()
+        return version
+
+    def _take(self, kind: str, item: Mapping[str, Any]) -> None:
+        if kind == "ERROR":
+            raise Expired if item.get("code") == 410 else ValueError(str(item.get("message")))
+        if kind in ("ADDED", "MODIFIED"):
+            self._sink.put(item)
+        elif kind == "DELETED":
+            self._sink.remove(item)
+
+
+async def _body(response: Any) -> dict[str, Any]:
+    """The JSON of an answer; Expired or ValueError for one that is not 200."""
+    text = await response.read()
+    if response.status == 410:
+        raise Expired
+    if response.status != 200:
+        raise ValueError(f"the API server answered {response.status}: {text[:200].decode(errors='replace')}")
+    body: dict[str, Any] = json.loads(text)
+    return body
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__} {error}".strip()[:300]
