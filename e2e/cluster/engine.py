@@ -82,6 +82,14 @@ def running(paths: Paths) -> Engine | None:
     return engine
 
 
+def current(paths: Paths) -> Engine:
+    """The engine that the cluster runs in, ours or the machine's. Raises ClusterError when there is none."""
+    found = running(paths) or of_the_machine()
+    if found is None:
+        raise ClusterError("no cluster runs here: python -m e2e.cluster up")
+    return found
+
+
 def start(paths: Paths) -> Engine:
     """Our engine, started if it does not run. Raises ClusterError."""
     found = running(paths)

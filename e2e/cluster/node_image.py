@@ -29,7 +29,12 @@ _NODE_PROGRAMS = {
     "opt/cni/bin": ("ptp", "host-local", "portmap", "loopback"),
 }
 _IMAGE_PROGRAMS = (
-    "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "etcd", "coredns",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "etcd",
+    "coredns",
     "local-path-provisioner",
 )
 PROGRAMS = (*(name for names in _NODE_PROGRAMS.values() for name in names), *_IMAGE_PROGRAMS, "kind")
@@ -104,7 +109,11 @@ def _carry_images(engine: Engine, base: str, name: str, images: tuple[str, ...])
         engine("exec", container, "pkill", "containerd")
         time.sleep(1)  # its database is flushed when it has ended
         engine(
-            "commit", "--change", 'ENTRYPOINT ["/usr/local/bin/savepoint-entrypoint", "/sbin/init"]', container, name,
+            "commit",
+            "--change",
+            'ENTRYPOINT ["/usr/local/bin/savepoint-entrypoint", "/sbin/init"]',
+            container,
+            name,
             timeout=600,
         )
     finally:

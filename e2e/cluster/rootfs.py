@@ -75,7 +75,7 @@ NODE = Recipe(
     ),
 )
 PYTHON = Recipe("python", "trixie", ("python3", "ca-certificates"), _LIKE_PYTHON_IMAGE, PIP)
-CODER = Recipe("coder", "trixie", ("nodejs", "git", "sqlite3", "curl", "ca-certificates"))
+CODER = Recipe("coder", "trixie", ("git", "sqlite3", "busybox"))
 
 
 def tar_of(recipe: Recipe, paths: Paths) -> Path:

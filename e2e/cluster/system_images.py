@@ -103,9 +103,7 @@ def _proxy_files(engine: Engine, node_base: str, scratch: Path) -> Path:
     archive = scratch / "proxy.tar"
     command = [engine.program, "run", "--rm", "--interactive", "--entrypoint", "bash", node_base, "-s"]
     with _PROXY_FILES.open("rb") as script, archive.open("wb") as target:
-        done = subprocess.run(
-            command, stdin=script, stdout=target, stderr=subprocess.PIPE, env=engine.env, check=False
-        )
+        done = subprocess.run(command, stdin=script, stdout=target, stderr=subprocess.PIPE, env=engine.env, check=False)
     if done.returncode != 0:
         raise ClusterError(f"collecting kube-proxy's programs failed:\n{done.stderr.decode(errors='replace')}")
     return archive

@@ -1,0 +1,168 @@
+"""The project's own images, from its Dockerfiles, and the way into the nodes.
+
+What it is: a list of Dockerfiles that is compared with what exists, bases for them, wheels collected on the host, a
+build, a load. What it is not: a registry.
+
+A build context is the Dockerfile's folder plus `wheels/` (for those that ask for it) and the repository's own wheel in
+it; a Dockerfile says `ARG BASE` and `RUN pip install --no-index --find-links /wheels ...`. The same Dockerfile works
+where a registry answers, with BASE left at the published image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.cluster import kind, rootfs, system_images, wheels
+from e2e.cluster.command import ClusterError, run
+from e2e.cluster.engine import Engine
+from e2e.cluster.nodes import NodeController
+from e2e.cluster.paths import Paths
+from e2e.cluster.programs import program
+from e2e.cluster.steps import Steps
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON_BASE = "savepoint.local/python:3.13"
+CODER_BASE = "savepoint.local/coder-base:trixie"
+_PUBLISHED = {PYTHON_BASE: "python:3.13-slim", CODER_BASE: "debian:trixie"}
+_BASES = {PYTHON_BASE: rootfs.PYTHON, CODER_BASE: rootfs.CODER}
+_LABEL = "dev.savepoint.inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """One image of this repository."""
+
+    name: str
+    folder: str
+    base: str = PYTHON_BASE
+    wheels: tuple[str, ...] = ()
+    """Lock files whose pins go into the context's `wheels/`, beside the repository's own wheel."""
+    own_wheel: bool = False
+
+    @property
+    def dockerfile(self) -> Path:
+        return ROOT / self.folder / "Dockerfile"
+
+
+PROJECTS = (
+    Project("savepoint.local/operator:dev", "operator", wheels=("requirements/operator.lock",), own_wheel=True),
+    Project("savepoint.local/sidecar:dev", "agent-sidecar", wheels=("requirements/sidecar.lock",), own_wheel=True),
+    Project("savepoint.local/researcher:dev", "e2e/agents/researcher", wheels=("numpy",), own_wheel=True),
+    Project("savepoint.local/coder:dev", "e2e/agents/coder", base=CODER_BASE),
+    Project("savepoint.local/services:dev", "e2e/agents/services"),
+)
+
+
+def build_all(engine: Engine, paths: Paths, steps: Steps) -> tuple[str, ...]:
+    """Build every image whose Dockerfile exists and whose inputs have changed; the names of all."""
+    present = [project for project in PROJECTS if project.dockerfile.exists()]
+    for project in PROJECTS:
+        if project not in present:
+            steps.say(f"{project.name}: no {project.folder}/Dockerfile, left out")
+    if engine.ours:
+        for base in dict.fromkeys(project.base for project in present):
+            _import_base(engine, paths, steps, base)
+    own = wheels.own(ROOT, paths) if any(project.own_wheel for project in present) else None
+    for project in present:
+        build(engine, paths, steps, project, own)
+    _import_versitygw(engine, steps)
+    return (*(project.name for project in present), system_images.VERSITYGW)
+
+
+def build(engine: Engine, paths: Paths, steps: Steps, project: Project, own: Path | None) -> None:
+    """Build one image, unless the engine's has the same inputs. Raises ClusterError."""
+    with tempfile.TemporaryDirectory(prefix="savepoint-context-") as scratch:
+        context = Path(scratch)
+        shutil.copytree(
+            ROOT / project.folder,
+            context,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+        )
+        if project.wheels or project.own_wheel:
+            room = context / "wheels"
+            room.mkdir(exist_ok=True)
+            for requirement in project.wheels:
+                for wheel in wheels.collect(ROOT, requirement, paths):
+                    shutil.copyfile(wheel, room / wheel.name)
+            if project.own_wheel and own is not None:
+                shutil.copyfile(own, room / own.name)
+        base = project.base if engine.ours else _PUBLISHED[project.base]
+        key = _key(context, engine, base)
+        if _label(engine, project.name) == key:
+            steps.say(f"{project.name}: nothing has changed")
+            return
+        with steps.step(f"build {project.name}"):
+            engine(
+                "build",
+                "--quiet",
+                "--build-arg",
+                f"BASE={base}",
+                "--label",
+                f"{_LABEL}={key}",
+                "--tag",
+                project.name,
+                context,
+                timeout=900,
+            )
+
+
+def load(engine: Engine, paths: Paths, steps: Steps, names: tuple[str, ...] = ()) -> None:
+    """Put images into the workers, those that are not there yet. Without names: all of the project's that exist."""
+    wanted = names or tuple(
+        name for name in (*(project.name for project in PROJECTS), system_images.VERSITYGW) if engine.has_image(name)
+    )
+    if not wanted:
+        raise ClusterError("no image to load: python -m e2e.cluster images")
+    nodes = NodeController(engine, paths).workers()
+    with steps.step(f"load {' '.join(wanted)}"):  # together: what they share travels once
+        run(
+            [program("kind"), "load", "docker-image", *wanted, "--name", kind.NAME, "--nodes", ",".join(nodes)],
+            env=engine.env,
+            timeout=900,
+        )
+
+
+def _import_base(engine: Engine, paths: Paths, steps: Steps, base: str) -> None:
+    recipe = _BASES[base]
+    pinned = f"{base.rpartition(':')[0]}:{recipe.key}"
+    if not engine.has_image(pinned):
+        with steps.step(f"import {base}"):
+            engine("import", "-c", 'CMD ["/bin/sh"]', rootfs.make(recipe, paths), pinned, timeout=300)
+    engine("tag", pinned, base)
+
+
+def _import_versitygw(engine: Engine, steps: Steps) -> None:
+    image = system_images.versitygw()
+    binary = image.files["usr/bin/versitygw"]
+    pinned = f"{image.name.rpartition(':')[0]}:{binary.parents[1].name}"
+    if not engine.has_image(pinned):
+        with steps.step(f"import {image.name}"):
+            system_images.import_one(engine, image)
+            engine("tag", image.name, pinned)
+    engine("tag", pinned, image.name)
+
+
+def _label(engine: Engine, name: str) -> str:
+    if not engine.has_image(name):
+        return ""
+    return engine("image", "inspect", "--format", f'{{{{index .Config.Labels "{_LABEL}"}}}}', name)
+
+
+def _key(context: Path, engine: Engine, base: str) -> str:
+    digest = hashlib.sha256(base.encode())
+    if engine.ours:
+        digest.update(engine("image", "inspect", "--format", "{{.Id}}", base).encode())
+    for path in _files(context):
+        digest.update(f"{path.relative_to(context)}\0{path.stat().st_mode & 0o777:o}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:24]
+
+
+def _files(context: Path) -> Iterator[Path]:
+    return (path for path in sorted(context.rglob("*")) if path.is_file())
