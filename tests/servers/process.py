@@ -100,13 +100,13 @@ def _wait(process: Process, ready: Callable[[], bool], seconds: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def answers(url: str, ca: Path | None = None) -> Callable[[], bool]:
-    """A check that url answers 200. ca: the authority to trust when it is https."""
+def answers(url: str, ca: Path | None = None, status: int = 200) -> Callable[[], bool]:
+    """A check that url answers with that status. ca: the authority to trust when it is https."""
 
     def check() -> bool:
         with urllib3.PoolManager(ca_certs=str(ca) if ca else None, retries=False, timeout=2.0) as pool:
             try:
-                return pool.request("GET", url).status == 200
+                return pool.request("GET", url).status == status
             except (HTTPError, OSError):
                 return False
 
