@@ -12,13 +12,12 @@ app.kubernetes.io/name: savepoint
 app.kubernetes.io/component: {{ . }}
 {{- end }}
 
-{{/* Call with (dict "image" … "version" …). */}}
-{{- define "savepoint.image" -}}
-{{- if .image.digest -}}
-{{ .image.repository }}@{{ .image.digest }}
-{{- else -}}
-{{ .image.repository }}:{{ .image.tag | default .version }}
-{{- end -}}
+{{- define "savepoint.operatorImage" -}}
+{{ .Values.image.operator | default (printf "savepoint-operator:%s" .Chart.AppVersion) }}
+{{- end }}
+
+{{- define "savepoint.sidecarImage" -}}
+{{ .Values.image.sidecar | default (printf "savepoint-sidecar:%s" .Chart.AppVersion) }}
 {{- end }}
 
 {{- define "savepoint.operatorUser" -}}
