@@ -71,6 +71,10 @@ class Fields:
             self.refuse(f"lacks the field {name!r}")
         return self._rest.pop(name)
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not yet taken."""
+        return name in self._rest
+
     def text(self, name: str, *, longest: int = 4096) -> str:
         """A string."""
         value = self.take(name)

@@ -68,7 +68,7 @@ def collect(
     )
 
 
-def _kept_manifests(chain: Chain, head: Head, *, keep: Set[int]) -> dict[str, int]:
+def _kept_manifests(chain: Chain, head: Head, keep: Set[int]) -> dict[str, int]:
     records = [head.record, *(chain.record(sequence) for sequence in sorted(keep - {head.record.sequence}))]
     if any(record.sequence > head.record.sequence for record in records):
         raise IntegrityError(f"{chain.namespace}/{chain.agent}: a kept sequence lies beyond the head")

@@ -70,7 +70,7 @@ class ChunkOpener:
         self._plain = bytearray()
 
     def open_into(self, ref: ChunkRef, sealed: memoryview, target: memoryview) -> None:
-        """Fill ``target``, exactly as long as the chunk; IntegrityError naming the pack for whatever is not as written."""
+        """Fill ``target``, which is exactly as long as the chunk; IntegrityError names a pack not as written."""
         where = f"packs/{ref.pack}"
         size = ref.stored - TAG_BYTES
         if len(self._plain) < size:

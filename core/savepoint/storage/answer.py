@@ -1,4 +1,4 @@
-"""What an S3 answer that is not a success means, in our own errors. Pure: it sees a status and a code, no connection."""
+"""What an S3 answer that is no success means, in our own errors. Pure: a status and a code, no connection."""
 
 import re
 

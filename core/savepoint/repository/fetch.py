@@ -1,0 +1,148 @@
+"""Fetches many chunks with few reads: sorted by place, neighbours in one range, two threads, reused buffers.
+
+It neither knows what a chunk means nor writes it anywhere: whoever asks is handed verified bytes.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from savepoint.errors import IntegrityError
+from savepoint.repository.chunk import MAX_CHUNK_BYTES, OVERHEAD_BYTES, ChunkRef
+from savepoint.repository.keys import AgentKey
+from savepoint.repository.pack import ChunkOpener
+from savepoint.repository.repository import pack_key
+from savepoint.storage.store import BlobReader
+
+RUN_BYTES = 4 << 20
+GAP_BYTES = 64 << 10
+
+For = TypeVar("For")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted(Generic[For]):
+    """A chunk, and what it is for."""
+
+    ref: ChunkRef
+    purpose: For
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Generic[For]):
+    """A range of one pack that is read at once."""
+
+    pack: str
+    start: int
+    end: int
+    wanted: tuple[Wanted[For], ...]
+
+
+class _Buffers:
+    def __init__(self, key: AgentKey) -> None:
+        self.sealed = memoryview(bytearray(RUN_BYTES + MAX_CHUNK_BYTES + OVERHEAD_BYTES))
+        self.plain = memoryview(bytearray(MAX_CHUNK_BYTES))
+        self.opener = ChunkOpener(key)
+
+
+class Fetcher:
+    """Reads chunks of the packs with these sizes. A context manager: leaving it ends its threads."""
+
+    def __init__(self, reader: BlobReader, key: AgentKey, packs: Mapping[str, int], *, threads: int = 2) -> None:
+        self._reader, self._key, self._packs = reader, key, packs
+        self._local = threading.local()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="savepoint-reader")
+
+    def __enter__(self) -> "Fetcher":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def check(self, ref: ChunkRef) -> None:
+        """IntegrityError unless the reference lies within a pack that the manifest names."""
+        if ref.offset + ref.stored > self._packs.get(ref.pack, 0):
+            where = pack_key(ref.pack)
+            raise IntegrityError(f"{where}: a chunk reference lies outside the packs of its manifest", where)
+
+    def one(self, ref: ChunkRef) -> bytes:
+        """One chunk, read in the caller's thread."""
+        found: list[bytes] = []
+        for run in runs([Wanted(ref, None)]):
+            self._fetch(run, lambda _, content: found.append(bytes(content)))
+        return found[0]
+
+    def fetch(self, wanted: Sequence[Wanted[For]], deliver: Callable[[For, memoryview], None]) -> None:
+        """Hand every chunk to ``deliver``, from several threads, in no promised order; the bytes are borrowed.
+
+        The first error ends the whole: what was delivered was verified, the rest is missing.
+        """
+        futures = [self._pool.submit(self._fetch, run, deliver) for run in runs(wanted)]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+            for future in futures:
+                if not future.cancelled():
+                    future.exception()
+
+    def ordered(self, refs: Sequence[ChunkRef]) -> list[bytes]:
+        """These chunks in their order, in memory."""
+        found: list[bytes] = [b""] * len(refs)
+
+        def keep(number: int, content: memoryview) -> None:
+            found[number] = bytes(content)
+
+        self.fetch([Wanted(ref, number) for number, ref in enumerate(refs)], keep)
+        return found
+
+    def _fetch(self, run: Run[For], deliver: Callable[[For, memoryview], None]) -> None:
+        buffers = self._buffers()
+        for each in run.wanted:
+            self.check(each.ref)
+        sealed = buffers.sealed[: run.end - run.start]
+        self._reader.get_into(pack_key(run.pack), run.start, sealed)
+        last: ChunkRef | None = None
+        for each in run.wanted:
+            ref = each.ref
+            plain = buffers.plain[: ref.length]
+            if ref != last:
+                at = ref.offset - run.start
+                buffers.opener.open_into(ref, sealed[at : at + ref.stored], plain)
+                last = ref
+            deliver(each.purpose, plain)
+
+    def _buffers(self) -> _Buffers:
+        buffers: _Buffers | None = getattr(self._local, "buffers", None)
+        if buffers is None:
+            buffers = self._local.buffers = _Buffers(self._key)
+        return buffers
+
+
+def runs(wanted: Sequence[Wanted[For]]) -> Iterator[Run[For]]:
+    """Ranges that cover these chunks: a new one where a pack ends, a gap is wide, or the range is full."""
+    pending: list[Wanted[For]] = []
+    end = 0
+    for each in sorted(wanted, key=lambda one: (one.ref.pack, one.ref.offset)):
+        ref = each.ref
+        if pending:
+            first = pending[0].ref
+            far = ref.offset > end + GAP_BYTES or max(end, ref.offset + ref.stored) - first.offset > RUN_BYTES
+            if ref.pack != first.pack or far:
+                yield Run(first.pack, first.offset, end, tuple(pending))
+                pending = []
+        end = max(end, ref.offset + ref.stored) if pending else ref.offset + ref.stored
+        pending.append(each)
+    if pending:
+        yield Run(pending[0].ref.pack, pending[0].ref.offset, end, tuple(pending))

@@ -1,0 +1,155 @@
+"""The entries of a file tree: files, directories, symbolic links; and which paths are fit to be restored.
+
+It touches no file system: ``restore`` does.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from savepoint.errors import IntegrityError
+from savepoint.repository.canonical import Fields, encode
+from savepoint.repository.chunk import ChunkRef, refs_of
+from savepoint.repository.content import Content
+from savepoint.repository.segment import REFS_PER_LINE
+
+MAX_PATH_BYTES = 4096
+MAX_ELEMENT_BYTES = 255
+MODE_BITS = 0o777
+
+_MAX_TIME = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFile:
+    """A regular file."""
+
+    path: str
+    mode: int
+    mtime_ns: int
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class TreeDirectory:
+    """A directory. Every parent of an entry has one of these, except the root of the tree."""
+
+    path: str
+    mode: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSymlink:
+    """A symbolic link, verbatim."""
+
+    path: str
+    target: str
+    mtime_ns: int
+
+
+TreeEntry: TypeAlias = TreeFile | TreeDirectory | TreeSymlink
+
+
+def path_bytes(path: str) -> bytes:
+    """The bytes of a path as the file system has them; they also give the order of a tree."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def path_problem(path: str) -> str:
+    """Why the path cannot be an entry's, or an empty string."""
+    try:
+        raw = path_bytes(path)
+    except UnicodeEncodeError:
+        return "is no Unicode text"
+    elements = raw.split(b"/")
+    problems = {
+        "holds a NUL": b"\0" in raw,
+        "is longer than 4,096 bytes": len(raw) > MAX_PATH_BYTES,
+        "has an element that is empty, '.' or '..'": any(each in {b"", b".", b".."} for each in elements),
+        "has an element longer than 255 bytes": any(len(each) > MAX_ELEMENT_BYTES for each in elements),
+        "is written in two ways": raw.decode("utf-8", "surrogateescape") != path,
+    }
+    return next((problem for problem, present in problems.items() if present), "")
+
+
+def line_of(entry: TreeEntry) -> bytes:
+    """The entry's line; ValueError for a path that cannot be restored."""
+    problem = path_problem(entry.path)
+    if problem:
+        raise ValueError(f"the path {entry.path!r} {problem}")
+    value: dict[str, Any] = {"path": entry.path, "mtimeNs": entry.mtime_ns}
+    if isinstance(entry, TreeSymlink):
+        value |= {"type": "symlink", "target": entry.target}
+    elif isinstance(entry, TreeDirectory):
+        value |= {"type": "dir", "mode": entry.mode & MODE_BITS}
+    else:
+        value |= {"type": "file", "mode": entry.mode & MODE_BITS} | content_fields(entry.content)
+    return encode(value) + b"\n"
+
+
+def entry_of(value: object, where: str) -> TreeEntry:
+    """The entry that a line says."""
+    fields = Fields(value, where)
+    kind, path = fields.text("type", longest=16), fields.text("path")
+    problem = path_problem(path)
+    if problem:
+        fields.refuse(f"has an entry whose path {path!r} {problem}")
+    mtime_ns = fields.integer("mtimeNs", least=-_MAX_TIME, most=_MAX_TIME)
+    entry: TreeEntry
+    if kind == "file":
+        entry = TreeFile(path, fields.integer("mode", most=MODE_BITS), mtime_ns, content_of(fields, where))
+    elif kind == "dir":
+        entry = TreeDirectory(path, fields.integer("mode", most=MODE_BITS), mtime_ns)
+    elif kind == "symlink":
+        entry = TreeSymlink(path, _target_of(fields), mtime_ns)
+    else:
+        fields.refuse(f"has an entry of unknown type {kind!r}")
+    fields.end()
+    return entry
+
+
+def checked_order(entries: Iterable[TreeEntry], where: str) -> Iterator[TreeEntry]:
+    """The entries; IntegrityError unless paths rise and every parent is a directory that came before."""
+    directories = {""}
+    last = b""
+    for entry in entries:
+        current = path_bytes(entry.path)
+        if current <= last:
+            raise IntegrityError(f"{where}: the entry {entry.path!r} is out of order, or comes twice", where)
+        if entry.path.rpartition("/")[0] not in directories:
+            raise IntegrityError(f"{where}: the entry {entry.path!r} has no directory to be in", where)
+        if isinstance(entry, TreeDirectory):
+            directories.add(entry.path)
+        last = current
+        yield entry
+
+
+def content_fields(content: Content) -> dict[str, Any]:
+    """Size, chunks and more, as lines of trees and of entries write them."""
+    value: dict[str, Any] = {"size": content.size, "chunks": [ref.to_wire() for ref in content.chunks]}
+    if content.more:
+        value["more"] = [ref.to_wire() for ref in content.more]
+    return value
+
+
+def content_of(fields: Fields, where: str) -> Content:
+    """The content that a line names; the ids below ``more`` are not known yet."""
+    size, chunks = fields.integer("size"), refs_of(fields.array("chunks"), where)
+    more: tuple[ChunkRef, ...] = refs_of(fields.array("more"), where) if fields.has("more") else ()
+    if len(chunks) > REFS_PER_LINE or (more and chunks):
+        fields.refuse("has an entry with too many chunks in its line")
+    if not more and sum(ref.length for ref in chunks) != size:
+        fields.refuse("has an entry whose chunks do not add up to its size")
+    return Content(size, chunks, more, frozenset(ref.pack for ref in chunks + more))
+
+
+def _target_of(fields: Fields) -> str:
+    target = fields.text("target")
+    try:
+        raw = path_bytes(target)
+    except UnicodeEncodeError:
+        fields.refuse("has a symbolic link whose target is no Unicode text")
+    if not raw or len(raw) >= MAX_PATH_BYTES or b"\0" in raw:
+        fields.refuse("has a symbolic link with an impossible target")
+    return target
