@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from e2e.cluster import bootstrap, kind_files, rootfs, system_images
+from e2e.cluster import kind_files, rootfs, system_images
 from e2e.cluster.command import ClusterError, output
 from e2e.cluster.engine import Engine
 from e2e.cluster.paths import Paths

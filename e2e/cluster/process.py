@@ -36,7 +36,7 @@ def terminate(pid: int, grace_seconds: float) -> None:
 
 
 def mentioning(directory: Path) -> list[int]:
-    """Processes one of whose arguments lies in directory: the engine, its containerd and the shims of its containers."""
+    """Processes one of whose arguments lies in directory: engine, containerd, the containers' shims."""
     prefix = f"{directory}/".encode()
     found = []
     for entry in Path("/proc").iterdir():

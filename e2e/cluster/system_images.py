@@ -20,11 +20,15 @@ from e2e.cluster.command import ClusterError, output, pipe, run
 from e2e.cluster.engine import Engine
 from e2e.cluster.programs import program
 
-DEBIAN = ("busybox-static", "gcc", "libc6-dev")
+DEBIAN = ("gcc", "libc6-dev")
 BUSYBOX = "savepoint.local/busybox:dev"
 LOCAL_PATH = "savepoint.local/local-path-provisioner:dev"
 VERSITYGW = "savepoint.local/versitygw:dev"
-_PROXY_FILES = Path(__file__).parent / "node" / "proxy-files.sh"
+_COLLECT = Path(__file__).parent / "node" / "collect.sh"
+_FILTERS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
+_PROXY_FILES = (*(f"/usr/sbin/{name}" for name in (*_FILTERS, "nft", "conntrack")), "/usr/lib/*/xtables/*.so")
+_PROXY_LINKS = {f"usr/local/sbin/{name}": "/usr/sbin/xtables-nft-multi" for name in _FILTERS}
+"""The alternative that Debian chooses by a link in /etc, chosen here."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -69,7 +73,7 @@ def versitygw() -> Image:
 
 
 def _images(engine: Engine, version: str, pause: str, node_base: str, scratch: Path) -> list[Image]:
-    images = [_busybox()]
+    images = [_busybox(engine, node_base, scratch)]
     provisioner = program("local-path-provisioner")
     images.append(Image(LOCAL_PATH, {"usr/bin/local-path-provisioner": provisioner}, ("local-path-provisioner",)))
     images.append(Image(pause, {"pause": _pause(scratch)}, ("/pause",)))
@@ -80,15 +84,21 @@ def _images(engine: Engine, version: str, pause: str, node_base: str, scratch: P
         if short == "coredns":
             images.append(Image(name, {"coredns": program("coredns")}, ("/coredns",)))
             continue
-        base = _proxy_files(engine, node_base, scratch) if short == "kube-proxy" else None
-        images.append(Image(name, {f"usr/local/bin/{short}": program(short)}, (f"/usr/local/bin/{short}",), base=base))
+        files, entrypoint = {f"usr/local/bin/{short}": program(short)}, (f"/usr/local/bin/{short}",)
+        if short == "kube-proxy":
+            base = _collect(engine, node_base, scratch / "proxy.tar", *_PROXY_FILES)
+            images.append(Image(name, files, entrypoint, _PROXY_LINKS, base))
+        else:
+            images.append(Image(name, files, entrypoint))
     return images
 
 
-def _busybox() -> Image:
-    binary = Path("/usr/bin/busybox") if Path("/usr/bin/busybox").exists() else Path("/bin/busybox")
-    applets = [name for name in output([binary, "--list"]).split() if name != "busybox"]
-    return Image(BUSYBOX, {"bin/busybox": binary}, ("/bin/sh",), {f"bin/{name}": "busybox" for name in applets})
+def _busybox(engine: Engine, node_base: str, scratch: Path) -> Image:
+    # Debian's static build of it crashes in every applet that looks up a name.
+    base = _collect(engine, node_base, scratch / "busybox.tar", "/usr/bin/busybox")
+    applets = engine("run", "--rm", "--entrypoint", "busybox", node_base, "--list").split()
+    links = {f"usr/bin/{name}": "busybox" for name in applets if name != "busybox"}
+    return Image(BUSYBOX, {}, ("/bin/sh",), links, base)
 
 
 def _pause(scratch: Path) -> Path:
@@ -99,13 +109,21 @@ def _pause(scratch: Path) -> Path:
     return binary
 
 
-def _proxy_files(engine: Engine, node_base: str, scratch: Path) -> Path:
-    archive = scratch / "proxy.tar"
-    command = [engine.program, "run", "--rm", "--interactive", "--entrypoint", "bash", node_base, "-s"]
-    with _PROXY_FILES.open("rb") as script, archive.open("wb") as target:
-        done = subprocess.run(command, stdin=script, stdout=target, stderr=subprocess.PIPE, env=engine.env, check=False)
+def _collect(engine: Engine, node_base: str, archive: Path, *patterns: str) -> Path:
+    """A tar of files in the node image and of the libraries that they load."""
+    command = [engine.program, "run", "--rm", "--interactive", "--entrypoint", "bash", node_base]
+    script = f"set -- {' '.join(patterns)}\n{_COLLECT.read_text()}"
+    with archive.open("wb") as target:
+        done = subprocess.run(
+            [*command, "-s"],
+            input=script.encode(),
+            stdout=target,
+            stderr=subprocess.PIPE,
+            env=engine.env,
+            check=False,
+        )
     if done.returncode != 0:
-        raise ClusterError(f"collecting kube-proxy's programs failed:\n{done.stderr.decode(errors='replace')}")
+        raise ClusterError(f"collecting {' '.join(patterns)} failed:\n{done.stderr.decode(errors='replace')}")
     return archive
 
 

@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from e2e.cluster import bootstrap, engine, kind, lock, node_image, programs, rootfs, system_images
 from e2e.cluster.command import ClusterError
@@ -41,7 +41,7 @@ def up(paths: Paths, steps: Steps, *, fast: bool = True) -> Engine:
 
 def down(paths: Paths, steps: Steps) -> None:
     """Remove the cluster and our engine with all that they left on the machine; the cache stays. Safe in any state."""
-    with lock.held(paths.cache / "cluster.lock", steps.say) if paths.cache.exists() else suppress():
+    with lock.held(paths.cache / "cluster.lock", steps.say):
         if paths.run.exists() and engine.running(paths) is None and (other := engine.of_the_machine()) is not None:
             with steps.step("delete the cluster"):
                 kind.delete(other, paths)
