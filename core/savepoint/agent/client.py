@@ -1,0 +1,208 @@
+"""The door to the sidecar: HTTP/1.1 with JSON over a Unix socket, by the standard library.
+
+It knows the protocol's calls and translates what goes wrong into our errors; when to call what is decided elsewhere.
+A connection is opened for each call.
+"""
+
+import contextlib
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+from savepoint.agent.encoding import utf8
+from savepoint.agent.errors import RestoreFailed, from_reason
+from savepoint.contract import agent as wire
+from savepoint.errors import SavepointError, Unavailable
+
+_ANSWER_MAX_BYTES: Final = 64 << 20
+_LINE_MAX_BYTES: Final = 1 << 20
+_CALL_SECONDS: Final = 30.0
+_SILENCE_SECONDS: Final = 4.0 * wire.KEEPALIVE_SECONDS
+
+
+class _Connection(http.client.HTTPConnection):
+    """http.client over AF_UNIX."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(str(self._path))
+        except OSError:
+            self.sock.close()
+            raise
+
+
+class OrderStream:
+    """The open stream of orders. Iterating ends when the sidecar is gone; ``cut`` ends it from another thread."""
+
+    def __init__(self, connection: _Connection, response: http.client.HTTPResponse) -> None:
+        self._connection = connection
+        self._response = response
+        self._socket = connection.sock
+
+    def __iter__(self) -> Iterator[wire.Order]:
+        try:
+            while line := self._response.readline(_LINE_MAX_BYTES):
+                if line.strip() and (order := wire.order_from_wire(json.loads(line))) is not None:
+                    yield order
+        except (OSError, http.client.HTTPException, ValueError, AttributeError):
+            return  # gone, silent for too long, or not speaking this protocol: the caller connects again
+        finally:
+            self._response.close()
+            self._connection.close()
+
+    def cut(self) -> None:
+        """End the stream: the sidecar takes the process for gone."""
+        with contextlib.suppress(OSError):  # it was over already
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def forget(self) -> None:
+        """In a forked child: close the descriptor without ending the parent's stream."""
+        self._socket.close()
+
+
+class Link(Protocol):
+    """What an agent asks of its sidecar. Every method raises SavepointError and may be called from any thread."""
+
+    def flush(self, flush: wire.Flush, hold_seconds: float) -> None:
+        """Hand over a cut; returns when the agent may go on."""
+
+    def finish(self, flush: wire.Flush, timeout_seconds: float) -> str:
+        """Hand over the last cut and mark the run completed. Returns the checkpoint's name."""
+
+    def request(self, request: wire.CheckpointRequest) -> None:
+        """Ask for a checkpoint: a quiesce and a result follow as orders."""
+
+    def failed(self, failed: wire.Failed) -> None:
+        """There will be no flush for this transaction."""
+
+    def resumed(self, resumed: wire.Resumed) -> None:
+        """Tell the pause."""
+
+    def close(self) -> None:
+        """The session is over."""
+
+
+class Client:
+    """The calls of docs/agent-protocol.md."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def connect(self, connect: wire.Connect, wait_seconds: float) -> wire.Connected:
+        """Blocks until documents and files stand at one cut.
+
+        A socket that nobody serves yet is tried for ``wait_seconds``. Raises Unavailable, SessionInUse, RestoreFailed
+        and whatever reason the sidecar gives.
+        """
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                answer = self._call("POST", wire.PATH_CONNECT, connect.to_wire(), wire.CONNECT_TIMEOUT_SECONDS + 30)
+                return wire.Connected.from_wire(answer)
+            except wire.ProtocolError as error:
+                raise RestoreFailed(f"the sidecar's answer to connect is not of this protocol: {error}") from error
+            except Unavailable as error:
+                absent = isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError | ConnectionResetError)
+                if not absent or time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.1)
+
+    def orders(self, session: str) -> OrderStream:
+        """Open the stream of orders."""
+        connection = _Connection(self._path, _SILENCE_SECONDS)
+        try:
+            connection.request("GET", f"{wire.PATH_ORDERS}?session={quote(session)}")
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                raise _problem(response.status, response.read(_LINE_MAX_BYTES))
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._gone(error) from error
+        except SavepointError:
+            connection.close()
+            raise
+        return OrderStream(connection, response)
+
+    def post(self, path: str, body: Mapping[str, Any], timeout_seconds: float = _CALL_SECONDS) -> Mapping[str, Any]:
+        """One call with a JSON body."""
+        return self._call("POST", path, body, timeout_seconds)
+
+    def status(self) -> Mapping[str, Any]:
+        """``GET /v1/status``."""
+        return self._call("GET", wire.PATH_STATUS, None, _CALL_SECONDS)
+
+    def _call(
+        self, method: str, path: str, body: Mapping[str, Any] | None, timeout_seconds: float
+    ) -> Mapping[str, Any]:
+        connection = _Connection(self._path, max(timeout_seconds, 0.001))
+        try:
+            data = None if body is None else utf8(json.dumps(body, ensure_ascii=False, separators=(",", ":")))
+            connection.request(method, path, data, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = response.read(_ANSWER_MAX_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._gone(error) from error
+        finally:
+            connection.close()
+        if response.status >= http.client.BAD_REQUEST:
+            raise _problem(response.status, answer)
+        try:
+            parsed = json.loads(answer) if answer else {}
+        except ValueError as error:
+            raise Unavailable(f"the sidecar's answer to {path} is not JSON") from error
+        return parsed if isinstance(parsed, dict) else {}
+
+    def _gone(self, error: Exception) -> Unavailable:
+        if isinstance(error, TimeoutError):
+            return Unavailable(f"the sidecar at {self._path} did not answer in time")
+        return Unavailable(f"the sidecar at {self._path} cannot be reached: {error or error.__class__.__name__}")
+
+
+class SocketLink:
+    """A Link over the socket, for one session. ``session`` is asked at each call: it changes when we reattach."""
+
+    def __init__(self, client: Client, session: Callable[[], str], close: Callable[[], None]) -> None:
+        self._client = client
+        self._session = session
+        self._close = close
+
+    def flush(self, flush: wire.Flush, hold_seconds: float) -> None:
+        self._client.post(wire.PATH_FLUSH, self._named(flush.to_wire()), hold_seconds)
+
+    def finish(self, flush: wire.Flush, timeout_seconds: float) -> str:
+        answer = self._client.post(wire.PATH_FINISH, self._named(flush.to_wire()), timeout_seconds)
+        return str(answer.get("checkpoint", ""))
+
+    def request(self, request: wire.CheckpointRequest) -> None:
+        self._client.post(wire.PATH_CHECKPOINT, self._named(request.to_wire()))
+
+    def failed(self, failed: wire.Failed) -> None:
+        self._client.post(wire.PATH_FAILED, self._named(failed.to_wire()))
+
+    def resumed(self, resumed: wire.Resumed) -> None:
+        self._client.post(wire.PATH_RESUMED, self._named(resumed.to_wire()))
+
+    def close(self) -> None:
+        self._close()
+
+    def _named(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {**body, "session": self._session()}
+
+
+def _problem(status: int, body: bytes) -> SavepointError:
+    try:
+        problem = wire.Problem.from_wire(json.loads(body))
+    except ValueError:
+        problem = wire.Problem("Error", "")
+    return from_reason(problem.reason, problem.message or f"the sidecar answered {status}")

@@ -1,0 +1,114 @@
+"""Names and keys of the durable scopes, as text, and sets of keys that stay small. It knows no scope."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any, Final
+
+from savepoint.agent.errors import NotEncodable, RestoreFailed
+
+NAME_MAX: Final = 200
+_ESCAPES: Final = str.maketrans({"%": "%25", "/": "%2F", "#": "%23", "[": "%5B"})
+SEGMENT_ESCAPES: Final = str.maketrans({"%": "%25", "/": "%2F"})
+
+
+def checked_name(name: str, what: str) -> str:
+    """``name`` if it can stand in a path."""
+    if not isinstance(name, str) or not name or len(name) > NAME_MAX or not name.isprintable():
+        raise ValueError(f"a {what}'s name is printable text of 1 to {NAME_MAX} characters, not {name!r:.80}")
+    return name
+
+
+def numbered(name: str, ordinal: int | str) -> str:
+    """``docs#0``: the first thing of this name in its scope. No name holds a ``#`` of its own."""
+    return f"{name.translate(_ESCAPES)}#{ordinal}"
+
+
+def key_text(key: object, what: str) -> str:
+    """A key as canonical text: text and whole numbers, and tuples of them."""
+    if key.__class__ is int:
+        return str(key)
+    if key.__class__ is str or (key.__class__ is tuple and key and all(i.__class__ in (str, int) for i in _items(key))):
+        return json.dumps(key, ensure_ascii=False, separators=(",", ":"))
+    raise NotEncodable(
+        f"{what}: a key is text, a whole number or a tuple of them, not {key.__class__.__qualname__}; "
+        f"pass key= with a function that gives one for each item"
+    )
+
+
+def _items(key: object) -> tuple[object, ...]:
+    assert isinstance(key, tuple)
+    return key
+
+
+def turn_segment(loop: str, key: str) -> str:
+    """``docs#0["a"]``: one turn, as a segment of a path."""
+    return f"{loop}[{key.translate(SEGMENT_ESCAPES)}]"
+
+
+class KeySet:
+    """A set of key texts. Whole numbers are held as ranges: an endless count takes the room of one number."""
+
+    __slots__ = ("_ends", "_starts", "_texts")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []  # sorted, disjoint, never adjacent: [start, end)
+        self._ends: list[int] = []
+        self._texts: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._texts) + sum(self._ends) - sum(self._starts)
+
+    def __contains__(self, key: str) -> bool:
+        number = _number(key)
+        if number is None:
+            return key in self._texts
+        at = bisect_right(self._starts, number) - 1
+        return at >= 0 and number < self._ends[at]
+
+    def add(self, key: str) -> None:
+        """Add a key; adding it twice is no error."""
+        number = _number(key)
+        if number is None:
+            self._texts[key] = None
+            return
+        at = bisect_right(self._starts, number)  # ranges before `at` start at or below the number
+        if at and number < self._ends[at - 1]:
+            return
+        joins_left = at > 0 and self._ends[at - 1] == number
+        joins_right = at < len(self._starts) and self._starts[at] == number + 1
+        if joins_left and joins_right:
+            self._ends[at - 1] = self._ends.pop(at)
+            del self._starts[at]
+        elif joins_left:
+            self._ends[at - 1] = number + 1
+        elif joins_right:
+            self._starts[at] = number
+        else:
+            self._starts.insert(at, number)
+            self._ends.insert(at, number + 1)
+
+    def clear(self) -> None:
+        """Forget every key."""
+        self._starts, self._ends, self._texts = [], [], {}
+
+    def to_plain(self) -> dict[str, Any]:
+        """For the execution component."""
+        return {"ranges": list(zip(self._starts, self._ends, strict=True)), "texts": list(self._texts)}
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> "KeySet":
+        """From the execution component. Raises RestoreFailed."""
+        keys = cls()
+        try:
+            for start, end in raw.get("ranges", []):
+                keys._starts.append(int(start))
+                keys._ends.append(int(end))
+            keys._texts = dict.fromkeys(str(text) for text in raw.get("texts", []))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RestoreFailed("the saved keys of a loop cannot be read") from error
+        return keys
+
+
+def _number(key: str) -> int | None:
+    return int(key) if key[0] not in '"[' else None

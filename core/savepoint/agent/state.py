@@ -1,0 +1,288 @@
+"""Everything an agent would lose, in one place: documents, scopes, ledger and arrays, made into components and back.
+
+It holds no lock (the caller does) and knows neither threads nor the socket. What happens between two cuts goes through
+the journal first and into memory second.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from savepoint.agent.encoding import decode, encode, utf8
+from savepoint.agent.errors import RestoreFailed
+from savepoint.agent.journal import Journal
+from savepoint.agent.ledger import Effect, Ledger
+from savepoint.agent.scope import Scope, StepRecord
+from savepoint.agent.stage import Stage, translated
+from savepoint.agent.tensors import TensorSet
+from savepoint.contract import agent as wire
+from savepoint.errors import FormatTooNew, StateUnstable
+
+VERSION: Final = 1  # of the execution and effects components
+Document = dict[str, Any] | list[Any] | bytearray
+_OWN: Final = (wire.COMPONENT_DOCUMENTS, wire.COMPONENT_EXECUTION, wire.COMPONENT_EFFECTS)
+
+
+@dataclass
+class _Value:
+    """An entry before it is known whether it goes inline."""
+
+    name: str
+    encoding: wire.Encoding
+    data: bytes = field(repr=False)
+
+    @property
+    def inline_bytes(self) -> int:
+        """What it takes inside a JSON string."""
+        return len(self.data) + self.data.count(b'"') + self.data.count(b"\\")
+
+
+@dataclass
+class _Held:
+    """What a transaction holds until its result."""
+
+    journal: int
+    folder: Path | None
+
+
+class State:
+    """The state of one agent in this process."""
+
+    def __init__(self, journal: Journal, stage: Stage | None) -> None:
+        self.journal = journal
+        self.stage = stage
+        self.root = Scope("", None)
+        self.ledger = Ledger()
+        self.documents: dict[str, Document] = {}
+        self.tensors: dict[str, TensorSet] = {}
+        self.restored: dict[str, wire.Component] = {}  # tensors and foreign components nobody asked for yet
+        self._texts: dict[str, _Value] = {}  # documents nobody asked for yet
+        self._held: dict[str, _Held] = {}
+
+    # -- coming back --
+
+    def restore(self, components: Iterable[wire.Component]) -> int:
+        """Take over a cut, then the journal behind it. Returns how many steps are on record."""
+        number = 0
+        for component in components:
+            match component.name:
+                case wire.COMPONENT_DOCUMENTS:
+                    self._texts = {
+                        entry.name: _Value(entry.name, entry.encoding, self._read(entry)) for entry in component.entries
+                    }
+                case wire.COMPONENT_EXECUTION:
+                    plain = self._versioned(component)
+                    number = int(plain.get("journal", 0))
+                    self.root.load(plain.get("scopes", {}))
+                case wire.COMPONENT_EFFECTS:
+                    for effect, raw in self._versioned(component).get("effects", {}).items():
+                        self._know(Effect.from_plain(effect, raw))
+                case _:
+                    self.restored[component.name] = component
+        for record in self.journal.replay(number):
+            self._replay(record)
+        return _count(self.root)
+
+    def document(self, name: str, default: Document) -> Document:
+        """The document of this name: the one in use, the restored one, or a copy of the default."""
+        known = self.documents.get(name)
+        if known is None:
+            saved = self._texts.get(name)
+            if saved is None:
+                known = bytearray(default) if isinstance(default, bytearray) else decode(encode(default, name), name)
+            elif saved.encoding == "json":
+                known = decode(saved.data, name)
+            else:
+                known = bytearray(saved.data)
+        if known.__class__ is not default.__class__:
+            raise RestoreFailed(
+                f"document {name!r} was saved as a {known.__class__.__name__}, and this program asks for a "
+                f"{default.__class__.__name__}: ask for what was saved and convert it, or use another name"
+            )
+        self.documents[name] = known
+        self._texts.pop(name, None)
+        return known
+
+    # -- between two cuts --
+
+    def record_step(self, scope: Scope, label: str, record: StepRecord) -> None:
+        """Journal a finished step, then know it."""
+        self.journal.append(
+            {"t": "step", "p": scope.path, "s": label, "d": record.digest, "r": record.text}, durable=False
+        )
+        scope.steps[label] = record
+
+    def record_sent(self, effect: Effect) -> None:
+        """Journal, durably, that an effect is about to be sent."""
+        self.journal.append({"t": "effect", "id": effect.id, "e": effect.to_plain()}, durable=True)
+        self._know(effect)
+
+    def record_confirmed(self, effect: str, text: str) -> None:
+        """Journal that an effect arrived."""
+        self.journal.append({"t": "confirmed", "id": effect, "r": text}, durable=True)
+        self.ledger.confirm(effect, text)
+
+    def record_open(self, effect: str) -> None:
+        """Journal that an effect may be sent again."""
+        self.journal.append({"t": "open", "id": effect}, durable=True)
+        self.ledger.reopen(effect)
+
+    # -- a cut --
+
+    def capture(self, transaction: str) -> tuple[wire.Component, ...]:
+        """The state as it is now. Raises NotEncodable, StageFull, StateUnstable, Unavailable.
+
+        Large arrays come first: what changes fastest is read last.
+        """
+        try:
+            return self._capture(transaction)
+        except BaseException:
+            self.release(transaction, committed=False)
+            raise
+
+    def _capture(self, transaction: str) -> tuple[wire.Component, ...]:
+        large = [tensors.flush(transaction) for tensors in self.tensors.values()]
+        large += [self._carried(component) for component in self.restored.values()]
+        values: dict[str, list[_Value]] = {wire.COMPONENT_DOCUMENTS: list(self._texts.values())}
+        try:
+            for name, document in self.documents.items():
+                if isinstance(document, bytearray):
+                    values[wire.COMPONENT_DOCUMENTS].append(_Value(name, "bytes", bytes(document)))
+                else:
+                    values[wire.COMPONENT_DOCUMENTS].append(_Value(name, "json", utf8(encode(document, name))))
+        except RuntimeError as error:  # a container that another thread changed while it was read
+            raise StateUnstable(
+                f"document {name!r} changed while it was read: change documents inside agent.critical() in threads "
+                f"that run no loop"
+            ) from error
+        journal = self.journal.rotate()
+        values[wire.COMPONENT_EXECUTION] = [
+            _plain("execution", {"version": VERSION, "journal": journal, "scopes": self.root.to_plain()})
+        ]
+        values[wire.COMPONENT_EFFECTS] = [_plain("ledger", {"version": VERSION, "effects": self.ledger.to_plain()})]
+        values[wire.COMPONENT_DOCUMENTS].sort(key=lambda value: value.name)
+        small, folder = self._placed(values)
+        self._held[transaction] = _Held(journal, folder)
+        return (*small, *large)
+
+    def release(self, transaction: str, *, committed: bool) -> None:
+        """The transaction has its result, or never will have one."""
+        for tensors in self.tensors.values():
+            tensors.release(transaction)
+        held = self._held.pop(transaction, None)
+        if held is not None:
+            if held.folder is not None and self.stage is not None:
+                self.stage.remove(held.folder)
+            if committed:
+                self.journal.forget(held.journal)
+
+    def release_all(self) -> None:
+        """The sidecar that knew our transactions is gone."""
+        for transaction in list(self._held):
+            self.release(transaction, committed=False)
+        for tensors in self.tensors.values():
+            tensors.release(None)
+
+    # -- inside --
+
+    def _know(self, effect: Effect) -> None:
+        self.ledger.put(effect)
+        self.root.at(effect.path).effects[effect.id] = None
+
+    def _replay(self, record: Mapping[str, Any]) -> None:
+        match record.get("t"):
+            case "step":
+                scope = self.root.at(str(record["p"]))
+                scope.steps[str(record["s"])] = StepRecord(str(record["d"]), str(record["r"]))
+            case "effect":
+                self._know(Effect.from_plain(str(record["id"]), record["e"]))
+            case "confirmed" if self.ledger.get(record["id"]) is not None:
+                self.ledger.confirm(record["id"], str(record["r"]))
+            case "open" if self.ledger.get(record["id"]) is not None:
+                self.ledger.reopen(record["id"])
+
+    def _read(self, entry: wire.Entry) -> bytes:
+        if entry.inline is not None:
+            return utf8(entry.inline)
+        if self.stage is None or entry.path is None:
+            raise RestoreFailed(f"{entry.name!r} came back as a file, and there is no stage to read it from")
+        path = self.stage.root / entry.path
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise translated(error, path) from error
+        if len(data) != entry.size:
+            raise RestoreFailed(f"{entry.name!r}: the restored file is not {entry.size} bytes long")
+        return data
+
+    def _versioned(self, component: wire.Component) -> Mapping[str, Any]:
+        for entry in component.entries:
+            try:
+                plain = json.loads(self._read(entry))
+                version = int(plain["version"])
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise RestoreFailed(f"component {component.name!r} cannot be read") from error
+            if version > VERSION:
+                raise FormatTooNew(
+                    f"component {component.name!r} has version {version}, this SDK reads up to {VERSION}: "
+                    f"install a newer savepoint-agents"
+                )
+            return plain if isinstance(plain, dict) else {}
+        return {}
+
+    def _carried(self, component: wire.Component) -> wire.Component:
+        """A restored component that the program has not asked for: its files, as ours, so that it is not lost."""
+        if self.stage is None or all(entry.path is None or _is_ours(entry) for entry in component.entries):
+            return component
+        folder = self.stage.folder("carried")
+        entries = []
+        for index, entry in enumerate(component.entries):
+            if entry.path is None:
+                entries.append(entry)
+                continue
+            self.stage.adopt(self.stage.root / entry.path, folder / str(index))
+            path = self.stage.relative(folder / str(index))
+            entries.append(wire.Entry(entry.name, entry.encoding, entry.size, path=path, meta=entry.meta))
+        carried = wire.Component(component.name, component.kind, tuple(entries))
+        self.restored[component.name] = carried
+        return carried
+
+    def _placed(self, values: Mapping[str, list[_Value]]) -> tuple[list[wire.Component], Path | None]:
+        """Small values inline, smallest first, up to the protocol's bound; the rest into files."""
+        inline: set[int] = set()
+        room = wire.INLINE_MAX_BYTES
+        for value in sorted((item for group in values.values() for item in group), key=lambda item: len(item.data)):
+            if value.encoding == "json" and value.inline_bytes <= room:
+                inline.add(id(value))
+                room -= value.inline_bytes
+        folder: Path | None = None
+        components = []
+        kinds: dict[str, wire.Kind] = dict(zip(_OWN, ("Memory", "Execution", "Tools"), strict=True))
+        for name, group in values.items():
+            entries = []
+            for value in group:
+                if id(value) in inline:
+                    entries.append(wire.Entry(value.name, value.encoding, len(value.data), inline=value.data.decode()))
+                    continue
+                if self.stage is None:
+                    raise StateUnstable("there is no stage for large documents")
+                folder = folder or self.stage.folder("flush")
+                path = folder / f"{name}-{len(entries)}"
+                self.stage.write(path, (value.data,))
+                entries.append(wire.Entry(value.name, value.encoding, len(value.data), path=self.stage.relative(path)))
+            components.append(wire.Component(name, kinds[name], tuple(entries)))
+        return components, folder
+
+
+def _plain(name: str, value: Mapping[str, Any]) -> _Value:
+    return _Value(name, "json", utf8(json.dumps(value, ensure_ascii=False, separators=(",", ":"))))
+
+
+def _is_ours(entry: wire.Entry) -> bool:
+    return entry.path is not None and entry.path.startswith(f"{wire.STAGE_AGENT}/")
+
+
+def _count(scope: Scope) -> int:
+    return len(scope.steps) + sum(_count(child) for child in scope.children.values())

@@ -1,0 +1,189 @@
+"""Sets of large arrays, staged so that the pause is a comparison and a copy of what changed.
+
+Each set has two buffers of one mapped file an entry. A flush takes the buffer that no transaction holds, compares it
+block by block with the live arrays and copies what differs. It does not interpret arrays: dtype and shape travel as
+metadata beside the bytes.
+"""
+
+import mmap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from savepoint.agent import memory
+from savepoint.agent.errors import NotEncodable, RestoreFailed
+from savepoint.agent.stage import Stage, mapped_new, translated
+from savepoint.contract.agent import TENSORS_PREFIX, Component, Entry, Kind
+from savepoint.errors import Unavailable
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A restored array: its bytes (read-only) and, if the saved buffer had them, dtype and shape.
+
+    With numpy: ``numpy.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)``.
+    """
+
+    data: memoryview = field(repr=False)
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+
+
+Save = Callable[[], Mapping[str, Any]]
+Load = Callable[[Mapping[str, Tensor]], object]
+
+
+@dataclass(frozen=True)
+class _Source:
+    data: memoryview
+    meta: dict[str, Any]
+
+
+@dataclass
+class _File:
+    path: Path
+    size: int
+    map: mmap.mmap | None  # None: an empty file, which cannot be mapped
+
+
+@dataclass
+class _Buffer:
+    folder: Path
+    files: dict[str, _File] = field(default_factory=dict)
+    transaction: str | None = None  # holds the buffer until its result
+    age: int = 0
+    made: int = 0
+
+
+class TensorSet:
+    """One registered set. Not thread-safe: the caller holds the agent's lock."""
+
+    def __init__(self, name: str, kind: Kind, save: Save, stage: Stage) -> None:
+        self.component = f"{TENSORS_PREFIX}{name}"
+        self.kind: Kind = kind
+        self._save = save
+        self._stage = stage
+        self._buffers = (_Buffer(stage.folder("tensors")), _Buffer(stage.folder("tensors")))
+        self._flushes = 0
+        self.copied_bytes = 0  # by the last flush
+
+    def warm(self) -> None:
+        """Fill both buffers now, so that no flush pays for fresh pages."""
+        sources = self._sources()
+        for buffer in self._buffers:
+            self._fit(buffer, sources)
+
+    def flush(self, transaction: str) -> Component:
+        """Stage the arrays as they are now. Raises StageFull, NotEncodable, Unavailable."""
+        free = [buffer for buffer in self._buffers if buffer.transaction is None]
+        if not free:
+            raise Unavailable(f"{self.component}: both buffers still wait for the results of earlier checkpoints")
+        buffer = min(free, key=lambda item: item.age)
+        sources = self._sources()
+        self.copied_bytes = self._fit(buffer, sources)
+        self._flushes += 1
+        buffer.transaction, buffer.age = transaction, self._flushes
+        entries = tuple(
+            Entry(name, "tensor" if source.meta else "bytes", len(source.data), path=self._path(buffer, name),
+                  meta=source.meta)
+            for name, source in sources.items()
+        )  # fmt: skip
+        return Component(self.component, self.kind, entries)
+
+    def release(self, transaction: str | None) -> None:
+        """The transaction has its result; None: all have, for nobody will tell any more."""
+        for buffer in self._buffers:
+            if transaction is None or buffer.transaction == transaction:
+                buffer.transaction = None
+
+    def _path(self, buffer: _Buffer, name: str) -> str:
+        return self._stage.relative(buffer.files[name].path)
+
+    def _fit(self, buffer: _Buffer, sources: Mapping[str, _Source]) -> int:
+        """Make the buffer hold exactly ``sources``. Returns the bytes copied."""
+        for name in [item for item in buffer.files if item not in sources]:
+            _discard(buffer, name)
+        copied = 0
+        for name, source in sources.items():
+            file = buffer.files.get(name)
+            if file is not None and file.size == len(source.data):
+                copied += 0 if file.map is None else memory.refresh(file.map, source.data)
+                continue
+            if file is not None:
+                _discard(buffer, name)
+            buffer.made += 1
+            path = buffer.folder / str(buffer.made)
+            if source.data:
+                mapped = mapped_new(path, len(source.data))
+                memory.fill(mapped, source.data)
+                buffer.files[name] = _File(path, len(source.data), mapped)
+            else:
+                self._stage.write(path, ())
+                buffer.files[name] = _File(path, 0, None)
+            copied += len(source.data)
+        return copied
+
+    def _sources(self) -> dict[str, _Source]:
+        arrays = self._save()
+        if not isinstance(arrays, Mapping):
+            raise NotEncodable(f"{self.component}: save() must return a mapping of names to buffers")
+        return {str(name): _source(value, f"{self.component}.{name}") for name, value in arrays.items()}
+
+
+def restored(stage_root: Path, component: Component) -> dict[str, Tensor]:
+    """The arrays of a restored component, mapped read-only. Raises RestoreFailed."""
+    return {entry.name: _tensor(stage_root, component.name, entry) for entry in component.entries}
+
+
+def _tensor(stage_root: Path, component: str, entry: Entry) -> Tensor:
+    if entry.path is None:
+        raise RestoreFailed(f"{component}.{entry.name} came back as text, not as a file")
+    path = stage_root / entry.path
+    try:
+        if path.stat().st_size != entry.size:
+            raise RestoreFailed(f"{component}.{entry.name}: the restored file is not {entry.size} bytes long")
+        if entry.size == 0:
+            data = memoryview(b"")
+        else:
+            with path.open("rb") as file:
+                data = memoryview(mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise translated(error, path) from error
+    dtype, shape = entry.meta.get("dtype"), entry.meta.get("shape")
+    return Tensor(
+        data,
+        dtype if isinstance(dtype, str) else None,
+        tuple(int(side) for side in shape) if isinstance(shape, list | tuple) else None,
+    )
+
+
+def _discard(buffer: _Buffer, name: str) -> None:
+    file = buffer.files.pop(name)
+    if file.map is not None:
+        file.map.close()
+    file.path.unlink(missing_ok=True)
+
+
+def _source(value: Any, where: str) -> _Source:
+    """The bytes of a buffer and what is known of its form. Nothing is copied."""
+    meta: dict[str, Any] = {}
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        meta = {"dtype": str(value.dtype), "shape": [int(side) for side in value.shape]}
+    try:
+        try:
+            view = memoryview(value)
+        except (TypeError, ValueError, BufferError):
+            if not hasattr(value, "view") or not meta:
+                raise
+            view = memoryview(value.reshape(-1).view("uint8"))  # a dtype that the buffer protocol does not know
+        if not view.c_contiguous:
+            raise BufferError("not C-contiguous")
+        data = view.cast("B") if view.nbytes else memoryview(b"")
+    except (TypeError, ValueError, BufferError) as error:
+        raise NotEncodable(
+            f"{where} is a {value.__class__.__qualname__} that gives no C-contiguous buffer ({error}): "
+            f"return numpy arrays, bytes or bytearrays (a torch tensor: tensor.cpu().contiguous().numpy())",
+            where,
+        ) from error
+    return _Source(data, meta)
