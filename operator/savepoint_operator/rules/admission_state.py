@@ -63,12 +63,12 @@ class State:
     warnings: tuple[str, ...]
 
     def environment(self) -> str:
-        """The value of SAVEPOINT_ROOTS."""
+        """The value of SAVEPOINT_ROOTS, as a container's env holds it: the kubelet reads $$ as $."""
         fields = (
             {"name": root.name, "mountPath": root.mount_path, "path": root.path, "persistent": root.persistent}
             for root in self.roots
         )
-        return json.dumps(list(fields), separators=(",", ":"))
+        return json.dumps(list(fields), separators=(",", ":")).replace("$", "$$")
 
 
 def find_state(pod: Mapping[str, Any], container: Mapping[str, Any], policy: AdmissionPolicy) -> State | Refusal:

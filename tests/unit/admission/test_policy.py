@@ -1,0 +1,68 @@
+"""Which policy counts for a pod."""
+
+from typing import Any
+
+import pytest
+from savepoint_operator.rules.admission_policy import AdmissionPolicy, LabelSelector, StatePath, choose_policy
+
+
+def selector(**expression: Any) -> LabelSelector:
+    return LabelSelector.parse({"matchExpressions": [expression]})
+
+
+@pytest.mark.parametrize(
+    ("expression", "selected"),
+    [
+        ({"operator": "In", "values": ["x", "y"]}, ["x"]),
+        ({"operator": "NotIn", "values": ["x"]}, ["z", None]),
+        ({"operator": "Exists"}, ["x", "z"]),
+        ({"operator": "DoesNotExist"}, [None]),
+        ({"operator": "Like", "values": ["x"]}, []),
+    ],
+)
+def test_operators(expression: dict[str, Any], selected: list[str | None]) -> None:
+    chosen = selector(key="k", **expression)
+    for value in ("x", "z", None):
+        assert chosen.selects({} if value is None else {"k": value}) == (value in selected), value
+
+
+def test_the_empty_selector_selects_everything_and_all_requirements_must_hold() -> None:
+    assert LabelSelector.parse({}).selects({"a": "b"})
+    both = LabelSelector.parse({"matchLabels": {"a": "1"}, "matchExpressions": [{"key": "b", "operator": "Exists"}]})
+    assert both.selects({"a": "1", "b": ""})
+    assert not both.selects({"a": "1"})
+    assert not both.selects({"a": "2", "b": ""})
+
+
+def test_the_oldest_policy_counts_then_the_first_by_name() -> None:
+    team = LabelSelector.parse({"matchLabels": {"team": "x"}})
+    old = AdmissionPolicy("z", created="2026-01-01T00:00:00Z", selector=team)
+    twin = AdmissionPolicy("a", created="2026-01-01T00:00:00Z", selector=team)
+    young = AdmissionPolicy("b", created="2026-02-01T00:00:00Z")
+    assert choose_policy([young, old, twin], {"team": "x"}) is twin
+    assert choose_policy([young, old], {"team": "y"}) is young
+    assert choose_policy([old], {"team": "y"}) is None
+
+
+def test_a_policy_is_read_whole_and_with_nothing_set() -> None:
+    raw = {
+        "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {
+            "containerName": "agent",
+            "state": {"paths": [{"mountPath": "/w", "sizeLimit": "1Gi"}, {"mountPath": "/x"}]},
+            "stage": {"sizeLimit": 5, "medium": "Memory"},
+            "injection": {"resources": {"limits": {"memory": "1Gi"}}, "runAsUser": 7},
+        },
+    }
+    assert AdmissionPolicy.parse(raw) == AdmissionPolicy(
+        "p",
+        created="2026-01-01T00:00:00Z",
+        container_name="agent",
+        state_paths=(StatePath("/w", "1Gi"), StatePath("/x")),
+        stage_size_limit=5,
+        stage_medium="Memory",
+        resources={"limits": {"memory": "1Gi"}},
+        run_as_user=7,
+    )
+    assert AdmissionPolicy.parse({"metadata": {"name": "p"}, "spec": {}}) == AdmissionPolicy("p")
+    assert AdmissionPolicy.parse({"metadata": {"name": "p"}, "spec": {"stage": {"medium": "Disk"}}}).stage_medium == ""
