@@ -68,6 +68,7 @@ class Registry:
     ) -> None:
         self._lineage, self._recorder, self._monotonic, self._sleep = lineage, recorder, monotonic, sleep
         self._lines: dict[AgentKey, _Line] = {}
+        self._stops: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     # -- Orders ---------------------------------------------------------------------------------------------------
@@ -138,8 +139,10 @@ class Registry:
         session, line.session = line.session, None
         if line.attempt is not None and line.attempt.id not in line.commits:
             await self.fail(agent, Result(line.attempt.id, "Failed", attempt_reason or reason, message))
-        if session is not None:
-            await session.stop(reason, message)
+        if session is not None:  # in the background: a peer that no longer reads must not hold up its successor
+            task = asyncio.ensure_future(session.stop(reason, message))
+            self._stops.add(task)
+            task.add_done_callback(self._stops.discard)
 
     # -- attempts -------------------------------------------------------------------------------------------------
 
@@ -232,7 +235,7 @@ class Registry:
 
     async def close(self) -> None:
         """Forget everything: the sidecars restate it to the next leader."""
-        tasks: list[asyncio.Task[None] | asyncio.Task[Committed | Refused]] = []
+        tasks: list[asyncio.Task[None] | asyncio.Task[Committed | Refused]] = [*self._stops]
         for line in self._lines.values():
             tasks += [*line.commits.values(), *([line.timer] if line.timer else [])]
         for task in tasks:

@@ -59,6 +59,7 @@ class ControlServer:
         )
         self._registry = Registry(self._lineage, recorder, monotonic, sleep)
         self._connections: dict[tuple[str, str], Connection] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._leading = False
         self._runner: web.AppRunner | None = None
 
@@ -83,7 +84,7 @@ class ControlServer:
         self._leading = False
         self._registry.stop_ordering()
         until = self._monotonic() + seconds
-        while (self._registry.urgent or self._lineage.busy) and self._monotonic() < until:
+        while (self._registry.urgent or self._lineage.busy) and self._monotonic() < until:  # noqa: ASYNC110 - seldom
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def stop(self) -> None:
@@ -92,7 +93,7 @@ class ControlServer:
         closing = [
             each.close(CloseCode.NOT_LEADING, "the operator stops; dial again") for each in self._connections.values()
         ]
-        await asyncio.gather(*closing)
+        await asyncio.gather(*closing, *self._closing)
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -135,7 +136,7 @@ class ControlServer:
             raise Closing(CloseCode.VERSION, "the first message is hello, of role restore or sidecar")
         if hello.protocol != PROTOCOL_VERSION:
             raise Closing(CloseCode.VERSION, f"this operator speaks protocol {PROTOCOL_VERSION}")
-        await self._replace(connection, pod, hello.role)
+        self._replace(connection, pod, hello.role)
         self._presence.opened(pod)
         try:
             await (self._restore(connection, pod) if hello.role == "restore" else self._sidecar(connection, pod, hello))
@@ -144,12 +145,14 @@ class ControlServer:
             if self._connections.get((pod.uid, hello.role)) is connection:
                 del self._connections[(pod.uid, hello.role)]
 
-    async def _replace(self, connection: Connection, pod: PodIdentity, role: str) -> None:
+    def _replace(self, connection: Connection, pod: PodIdentity, role: str) -> None:
         older = self._connections.get((pod.uid, role))
         self._connections[(pod.uid, role)] = connection
         if older is not None:
             log.info("a newer connection of pod %s/%s (%s) replaces the older one", pod.namespace, pod.name, role)
-            await older.close(CloseCode.REPLACED, "a newer connection of this pod is open")
+            task = asyncio.ensure_future(older.close(CloseCode.REPLACED, "a newer connection of this pod is open"))
+            self._closing.add(task)  # not waited for: the older one may be half-open
+            task.add_done_callback(self._closing.discard)
 
     async def _restore(self, connection: Connection, pod: PodIdentity) -> None:
         await RestoreSession(

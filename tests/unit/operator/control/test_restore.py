@@ -1,0 +1,208 @@
+"""The init container's conversation: who is granted, who waits, and what it is told."""
+
+import asyncio
+
+import pytest
+from savepoint.contract.control import Ack, Grant, NeedUrls, Outcome, Progress, Refused, Urls, Wait
+from savepoint.errors import StoreDenied
+from savepoint_operator.model.views import NodeStanding, PodStanding, Refusal
+
+from tests.fakes.control_cell import AGENT, Cell, attempt, until
+
+RANDOM = "0123456789abcdef" * 2
+
+
+async def test_the_first_pod_starts_fresh_and_the_next_restores(cell: Cell) -> None:
+    cell.pod("a")
+    pod = await cell.hello("a", "restore")
+    welcome = (await pod.expect(Grant)).welcome
+    assert (welcome.agent, welcome.namespace, welcome.epoch, welcome.run, welcome.parent) == (
+        "coder",
+        "demo",
+        1,
+        1,
+        None,
+    )
+    assert bytes.fromhex(welcome.key) == cell.repository().key.expose()
+    assert (welcome.pending_key, welcome.pending_url) == ("", "")
+    await pod.ask(Outcome("Fresh"), Ack)
+    assert [each.outcome for each in cell.recorder.of("restored")] == ["Fresh"]
+    await cell.leave(pod)
+
+    sidecar, _ = await cell.sidecar("a")
+    offer = cell.offer(attempt(1), 1)
+    await sidecar.send(offer)
+    await until(lambda: cell.recorder.of("committed"))
+    await cell.leave(sidecar)
+    cell.end("a")
+    cell.clock.advance(20)
+    second = await cell.grant("b")
+    assert second.epoch == 2
+    assert second.run == 1
+    assert second.parent is not None
+    assert (second.parent.name, second.parent.number, second.parent.sequence) == ("coder-1", 1, 2)
+    assert second.parent.manifest == offer.manifest
+    assert cell.recorder.of("granted") == [("a", 1, None), ("b", 2, "coder-1")]
+
+
+async def test_the_same_pod_keeps_its_epoch(cell: Cell) -> None:
+    first, again = await cell.grant("a"), await cell.grant("a")
+    assert (first.epoch, again.epoch) == (1, 1)
+    assert cell.chain() == [("grant", 1, 1)]
+
+
+async def test_a_successor_waits_for_a_predecessor_that_runs(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.pod("b")
+    pod = await cell.hello("b", "restore")
+    wait = await pod.expect(Wait)
+    assert wait.reason == "PredecessorRunning"
+    assert "Recreate" in wait.message
+    await asyncio.sleep(0.05)
+    assert cell.chain() == [("grant", 1, 1)]
+    assert [each.reason for each in cell.recorder.of("waiting")] == ["PredecessorRunning"]
+
+    cell.end("a", PodStanding.TERMINAL)
+    assert "15 s" in (await pod.expect(Wait)).message
+    cell.clock.advance(15)
+    assert (await pod.expect(Grant)).welcome.epoch == 2
+
+
+async def test_a_lost_node_is_waited_out(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.end("a", PodStanding.RUNNING, NodeStanding.LOST)
+    cell.pod("b")
+    pod = await cell.hello("b", "restore")
+    assert "lost" in (await pod.expect(Wait)).message
+    cell.clock.advance(44)
+    await asyncio.sleep(0.05)
+    assert len(cell.chain()) == 1
+    cell.clock.advance(2)
+    assert (await pod.expect(Grant)).welcome.epoch == 2
+
+
+async def test_of_two_successors_one_is_granted_and_the_other_waits_for_it(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.end("a")
+    cell.clock.advance(60)
+    cell.pod("b")
+    cell.pod("c")
+    pods = [await cell.hello(uid, "restore") for uid in ("b", "c")]
+    answers = [await pod.receive() for pod in pods]
+    kinds = sorted(type(each).__name__ for each in answers)
+    assert "Grant" in kinds
+    assert cell.chain()[:2] == [("grant", 1, 1), ("grant", 2, 2)]
+    await asyncio.sleep(0.05)
+    assert len(cell.chain()) == 2
+
+
+async def test_a_pod_that_was_superseded_is_refused(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.end("a", PodStanding.RUNNING, NodeStanding.LOST)
+    cell.clock.advance(60)
+    await cell.grant("b")
+    pod = await cell.hello("a", "restore")
+    assert (await pod.expect(Refused)).reason == "Fenced"
+    assert await pod.closed() == 1000
+
+
+async def test_a_store_that_cannot_be_reached_is_waited_for_and_never_fresh(cell: Cell) -> None:
+    cell.pod("a")
+    cell.store.broken = True
+    pod = await cell.hello("a", "restore")
+    assert (await pod.expect(Wait)).reason == "StoreUnavailable"
+    cell.store.broken = False
+    assert (await pod.expect(Grant)).welcome.epoch == 1
+
+
+async def test_a_store_that_denies_is_waited_for(cell: Cell) -> None:
+    cell.pod("a")
+    cell.stores.error = StoreDenied("the credentials were refused")
+    pod = await cell.hello("a", "restore")
+    assert (await pod.expect(Wait)).reason == "StoreDenied"
+    cell.stores.error = None
+    await pod.expect(Grant)
+
+
+async def test_a_chain_that_was_put_back_is_refused(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.directory.pins[AGENT] = (3, "ab" * 32)
+    pod = await cell.hello("a", "restore")
+    refused = await pod.expect(Refused)
+    assert refused.reason == "RollbackDetected"
+    assert "ProtectedAgent" in refused.message
+
+
+async def test_a_pod_that_is_not_an_agents_is_refused(cell: Cell) -> None:
+    cell.pod("a")
+    cell.directory.incarnations["a"] = Refusal("Ambiguous", "two pods bear the name coder; use a StatefulSet")
+    pod = await cell.hello("a", "restore")
+    assert (await pod.expect(Refused)).reason == "Ambiguous"
+    assert await pod.closed() == 4403
+
+
+async def test_what_may_pass_is_waited_for(cell: Cell) -> None:
+    cell.pod("a")
+    known = cell.directory.incarnations["a"]
+    cell.directory.incarnations["a"] = Refusal("NoStore", "there is no store yet", retry=True)
+    pod = await cell.hello("a", "restore")
+    assert (await pod.expect(Wait)).reason == "NoStore"
+    cell.directory.incarnations["a"] = known
+    await pod.expect(Grant)
+
+
+async def test_a_restore_reads_and_does_not_write(cell: Cell) -> None:
+    cell.pod("a")
+    pod = await cell.hello("a", "restore")
+    await pod.expect(Grant)
+    key = f"packs/9-{RANDOM}"
+    urls = await pod.ask(NeedUrls("1", get=(key,)), Urls)
+    assert urls.get[key].startswith(f"https://store.test/demo/coder/{key}?method=GET")
+    assert (await pod.ask(NeedUrls("2", put=(f"packs/1-{RANDOM}",)), Refused)).request == "2"
+    assert (await pod.ask(NeedUrls("3", get=("repository.json",)), Refused)).request == "3"
+    await pod.send(Progress("", "Fetching", 10))
+    await pod.ask(Outcome("IntegrityError", "packs/… is damaged"), Ack)
+    assert cell.recorder.of("restore_progress")[0].percent == 10
+
+
+async def test_nothing_can_be_asked_before_the_grant(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.pod("b")
+    pod = await cell.hello("b", "restore")
+    await pod.expect(Wait)
+    await pod.send(NeedUrls("1", get=(f"packs/1-{RANDOM}",)))
+    assert await pod.closed() == 4406
+
+
+async def test_a_grant_whose_answer_was_lost_is_found_again(cell: Cell) -> None:
+    cell.pod("a")
+    cell.store.lose_answer_of = "commits/"
+    pod = await cell.hello("a", "restore")
+    assert (await pod.expect(Grant)).welcome.epoch == 1
+    assert cell.chain() == [("grant", 1, 1)]
+
+
+async def test_a_pod_that_leaves_while_it_waits_is_not_granted(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.pod("b")
+    pod = await cell.hello("b", "restore")
+    await pod.expect(Wait)
+    await cell.leave(pod)
+    cell.end("a")
+    cell.clock.advance(60)
+    await asyncio.sleep(0.05)
+    assert cell.chain() == [("grant", 1, 1)]
+
+
+@pytest.mark.parametrize("slow", ["before", "after"])
+async def test_a_slow_store_delays_a_grant_and_doubles_nothing(cell: Cell, slow: str) -> None:
+    cell.pod("a")
+    cell.store.hold()
+    pod = await cell.hello("a", "restore")
+    await asyncio.sleep(0.05)
+    if slow == "before":
+        await pod.close()  # its container was restarted meanwhile
+        pod = await cell.hello("a", "restore")
+    cell.store.release()
+    assert (await pod.expect(Grant)).welcome.epoch == 1
+    assert cell.chain() == [("grant", 1, 1)]

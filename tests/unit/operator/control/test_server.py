@@ -1,0 +1,180 @@
+"""Who may connect, which connection counts, and how leadership ends."""
+
+import asyncio
+import logging
+
+import aiohttp
+import pytest
+from savepoint.contract.control import (
+    MESSAGE_MAX_BYTES,
+    Ack,
+    Checkpoint,
+    Committed,
+    Heartbeat,
+    Hello,
+    NeedUrls,
+    Refused,
+    RequestCheckpoint,
+    Wait,
+)
+from savepoint_operator.control.server import PATH
+from savepoint_operator.model.views import Refusal
+
+from tests.fakes.control_cell import AGENT, Cell, attempt, until
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer ", "Basic token-of-a", "Bearer token-of-nobody"])
+async def test_a_token_that_proves_nothing_is_refused(cell: Cell, authorization: str | None) -> None:
+    cell.pod("a")
+    headers = {"Authorization": authorization} if authorization else {}
+    socket = await cell.session.ws_connect(f"http://127.0.0.1:{cell.port}{PATH}", headers=headers)
+    frame = await socket.receive()
+    assert (frame.type, frame.data) == (aiohttp.WSMsgType.CLOSE, 4401)
+    await socket.close()
+
+
+async def test_tokens_are_reviewed_once_in_a_while(cell: Cell) -> None:
+    await cell.grant("a")
+    await cell.grant("a")
+    assert cell.reviewer.reviews == 1
+    cell.clock.advance(31)
+    await cell.grant("a")
+    assert cell.reviewer.reviews == 2
+
+
+async def test_without_reviews_the_pod_dials_again(cell: Cell) -> None:
+    cell.reviewer.down = True
+    assert await (await cell.dial("a")).closed() == 4503
+
+
+async def test_another_protocol_is_named(cell: Cell) -> None:
+    cell.pod("a")
+    pod = await cell.dial("a")
+    await pod.send(Hello("sidecar", 2, "9"))
+    assert await pod.closed() == 4406
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"v":2,"type":"hello"}', '{"v":1,"type":"exec"}', '{"v":1,"type":"hello","role":1}', "[" * 5000],
+)
+async def test_what_is_no_message_ends_the_connection(cell: Cell, text: str) -> None:
+    cell.pod("a")
+    pod = await cell.dial("a")
+    await pod.socket.send_str(text)
+    assert await pod.closed() == 4406
+
+
+async def test_the_first_message_is_hello_of_a_known_role(cell: Cell) -> None:
+    cell.pod("a")
+    pod = await cell.dial("a")
+    await pod.send(Heartbeat())
+    assert await pod.closed() == 4406
+    pod = await cell.hello("a", "admin")
+    assert await pod.closed() == 4406
+
+
+async def test_a_message_of_the_operator_is_no_message_of_a_pod(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    await pod.send(Ack("x"))  # type: ignore[arg-type]
+    assert await pod.closed() == 4406
+
+
+async def test_a_message_that_is_too_large_ends_the_connection(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    await pod.send(Heartbeat(detail="x" * (MESSAGE_MAX_BYTES + 1)))
+    assert await pod.closed() == 1009
+
+
+async def test_a_flood_ends_the_connection(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.store.hold()
+    await pod.send(cell.offer(attempt(1), 1))
+    for number in range(400):
+        await pod.send(NeedUrls(str(number)))
+    await until(lambda: cell.recorder.of("disconnected") or not cell.store.release())
+    assert await pod.closed() == 1008
+
+
+async def test_the_newest_connection_of_a_pod_and_role_counts(cell: Cell) -> None:
+    await cell.grant("a")
+    older, _ = await cell.sidecar("a")
+    newer, _ = await cell.sidecar("a")
+    assert await older.closed() == 4409
+    await newer.ask(Heartbeat(), Ack)
+    assert cell.recorder.told[-1] == ("connected", "a")
+    assert cell.server is not None
+    await cell.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    await newer.expect(Checkpoint)
+
+
+async def test_a_pod_of_no_agent_is_turned_away(cell: Cell) -> None:
+    cell.pod("a")
+    cell.directory.incarnations["a"] = Refusal("NotAnAgent", "the pod has no label")
+    pod = await cell.hello("a", "sidecar")
+    assert (await pod.expect(Refused)).reason == "NotAnAgent"
+    assert await pod.closed() == 4403
+    cell.directory.incarnations["a"] = Refusal("NoStore", "there is none yet", retry=True)
+    assert await (await cell.hello("a", "sidecar")).closed() == 4503
+
+
+async def test_a_store_that_cannot_be_reached_lets_a_sidecar_dial_again(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.store.broken = True
+    assert await (await cell.hello("a", "sidecar")).closed() == 4503
+
+
+async def test_other_paths_and_plain_requests_get_nothing(cell: Cell) -> None:
+    async with cell.session.get(f"http://127.0.0.1:{cell.port}{PATH}") as answer:
+        assert answer.status == 400
+    async with cell.session.get(f"http://127.0.0.1:{cell.port}/") as answer:
+        assert answer.status == 404
+
+
+async def test_a_stop_finishes_the_shutdown_commit_under_way(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    order = await pod.ask(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
+    server = cell.server
+    assert server is not None
+    drain = asyncio.ensure_future(server.drain(25))
+    await asyncio.sleep(0.1)
+    assert not drain.done()
+    await pod.ask(cell.offer(order.attempt, 1, trigger="Shutdown"), Committed)
+    await drain
+    await server.stop()
+    assert await pod.closed() == 4503
+    assert [kind for kind, _, _ in cell.chain()] == ["grant", "checkpoint"]
+
+
+async def test_a_stop_waits_for_nothing_else_and_grants_nothing_more(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.pod("b")
+    waiting = await cell.hello("b", "restore")
+    await waiting.expect(Wait)
+    server = cell.server
+    assert server is not None
+    await server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    await pod.expect(Checkpoint)
+    await server.drain(25)
+    assert await waiting.closed() == 4503
+    assert await (await cell.hello("b", "restore")).closed() == 4503
+    await server.stop()
+    assert await pod.closed() == 4503
+
+
+async def test_no_token_key_or_url_is_logged(cell: Cell, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    await cell.grant("a")
+    pod, welcome = await cell.sidecar("a")
+    await pod.ask(cell.offer(attempt(1), 1), Committed)
+    newer, _ = await cell.sidecar("a")
+    await newer.send(Heartbeat())
+    text = caplog.text + repr(welcome)
+    assert "replaces the older one" in text
+    for secret in ("token-of-a", welcome.key, "https://store.test"):
+        assert secret not in text

@@ -1,0 +1,375 @@
+"""The sidecar's conversation: orders, URLs, commits, the end."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from savepoint.contract.control import (
+    Ack,
+    AttemptState,
+    Checkpoint,
+    Committed,
+    Heartbeat,
+    NeedUrls,
+    ObjectName,
+    Progress,
+    Refused,
+    Released,
+    RequestCheckpoint,
+    Result,
+    Stop,
+    Urls,
+    Wait,
+    Welcome,
+)
+from savepoint.errors import Refused as RefusedError
+from savepoint.errors import Unavailable
+from savepoint_operator.model.views import CheckpointName, Refusal
+
+from tests.fakes.control_cell import AGENT, Cell, attempt, until
+
+RANDOM = "0123456789abcdef" * 2
+
+
+async def test_an_ordered_checkpoint_is_committed(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, welcome = await cell.sidecar("a")
+    assert welcome.parent is None
+    assert welcome.pending_url.startswith(f"https://store.test/demo/coder/{welcome.pending_key}?method=PUT")
+    assert welcome.pending_key.startswith("pending/1-")
+    await pod.ask(Heartbeat(True, "step crawl"), Ack)
+    assert cell.server is not None
+    orders = cell.server.orders
+    view = orders.session(AGENT)
+    assert view is not None
+    assert (view.epoch, view.sdk_session, view.detail, view.attempt) == (1, True, "step crawl", None)
+
+    await orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    order = await pod.expect(Checkpoint)
+    assert (order.attempt, order.trigger, order.deadline_seconds, order.after) == (attempt(1), "Interval", 60, "Resume")
+    pack = f"packs/1-{RANDOM}"
+    urls = await pod.ask(NeedUrls("1", put=(pack,), get=(pack,)), Urls)
+    assert set(urls.put) == set(urls.get) == {pack}
+    await pod.send(Progress(attempt(1), "Uploading", 50))
+    cell.recorder.names[attempt(1)] = CheckpointName(41, "coder-41")
+    offer = cell.offer(attempt(1), 1)
+    committed = await pod.ask(offer, Committed)
+    assert committed.checkpoint.name == "coder-41"
+    assert (committed.checkpoint.number, committed.checkpoint.sequence) == (41, 2)
+    assert committed.checkpoint.manifest == offer.manifest
+    assert [each.stage for each in cell.recorder.of("progressed")] == ["Uploading"]
+    view = orders.session(AGENT)
+    assert view is not None
+    assert view.attempt is None
+    assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1)]
+
+
+async def test_an_offer_may_come_again_and_commits_once(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    offer = cell.offer(attempt(1), 1)
+    first, second = await pod.ask(offer, Committed), await pod.ask(offer, Committed)
+    assert first == second
+    assert len(cell.chain()) == 2
+
+
+async def test_a_commit_whose_answer_was_lost_is_read_back(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.store.lose_answer_of = "commits/"
+    await pod.ask(cell.offer(attempt(1), 1), Committed)
+    assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1)]
+
+
+async def test_a_connection_lost_while_committing_loses_nothing(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    offer = cell.offer(attempt(1), 1)
+    cell.store.hold()
+    await pod.send(offer)
+    await asyncio.sleep(0.02)
+    await pod.close()
+    again = await cell.hello("a", "sidecar", epoch=1, attempts=(AttemptState(attempt(1), "Committing"),))
+    cell.store.release()
+    welcome = await again.expect(Welcome)
+    assert welcome.epoch == 1
+    committed = await again.ask(offer, Committed)
+    assert committed.checkpoint.sequence == 2
+    assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1)]
+    assert not cell.recorder.of("failed")
+
+
+async def test_one_attempt_at_a_time_and_every_order_may_come_twice(cell: Cell) -> None:
+    assert cell.server is not None
+    orders = cell.server.orders
+    await cell.grant("a")
+    with pytest.raises(Unavailable):
+        await orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    pod, _ = await cell.sidecar("a")
+    await orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    await orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    with pytest.raises(RefusedError) as caught:
+        await orders.checkpoint(AGENT, attempt(2), "Manual", 60)
+    assert caught.value.code == "AttemptInFlight"
+    with pytest.raises(RefusedError):
+        await orders.collect(AGENT, "default", frozenset())
+    await pod.expect(Checkpoint)
+    await pod.ask(Result(attempt(1), "Failed", "QuiesceTimeout", "in step crawl"), Ack)
+    await pod.ask(Result(attempt(1), "Failed", "QuiesceTimeout", "in step crawl"), Ack)
+    assert [each.reason for each in cell.recorder.of("failed")] == ["QuiesceTimeout"]
+    await orders.checkpoint(AGENT, attempt(1), "Interval", 60)  # a stale order for what has ended
+    await orders.checkpoint(AGENT, attempt(2), "Manual", 60)
+    assert (await pod.expect(Checkpoint)).attempt == attempt(2)
+    await pod.ask(Result(attempt(2), "Unchanged"), Ack)
+    assert [each.attempt for each in cell.recorder.of("unchanged")] == [attempt(2)]
+    assert await orders.collect(AGENT, "default", frozenset()) == 0
+
+
+async def test_a_silent_sidecar_fails_its_attempt_at_the_deadline_and_a_late_offer_is_refused(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    assert cell.server is not None
+    await cell.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    await pod.expect(Checkpoint)
+    await pod.close()
+    cell.clock.advance(64)
+    await asyncio.sleep(0.02)
+    assert not cell.recorder.of("failed")
+    cell.clock.advance(2)
+    await until(lambda: cell.recorder.of("failed"))
+    assert cell.recorder.of("failed")[0].reason == "DeadlineExceeded"
+    pod, _ = await cell.sidecar("a", attempts=(AttemptState(attempt(1), "Uploading"),))
+    assert (await pod.ask(cell.offer(attempt(1), 1), Refused)).reason == "DeadlineExceeded"
+    assert len(cell.chain()) == 1
+    await pod.ask(cell.offer(attempt(2), 1), Committed)
+
+
+async def test_an_attempt_waits_for_a_reconnect(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    assert cell.server is not None
+    await cell.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60, "Terminate")
+    await pod.expect(Checkpoint)
+    await pod.close()
+    cell.clock.advance(20)
+    pod, _ = await cell.sidecar("a", epoch=1, attempts=(AttemptState(attempt(1), "Uploading"),))
+    await pod.ask(Heartbeat(), Ack)  # no order comes again
+    await pod.close()
+    pod, _ = await cell.sidecar("a", epoch=1)  # its container was restarted: it knows of nothing
+    order = await pod.expect(Checkpoint)
+    assert (order.attempt, order.deadline_seconds, order.after) == (attempt(1), 40, "Terminate")
+    await pod.ask(cell.offer(attempt(1), 1), Committed)
+
+
+async def test_an_attempt_that_an_earlier_leader_ordered_is_taken_over(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a", attempts=(AttemptState(attempt(7), "Uploading"),))
+    await pod.ask(Heartbeat(), Ack)
+    assert cell.server is not None
+    view = cell.server.orders.session(AGENT)
+    assert view is not None
+    assert view.attempt == attempt(7)
+    await cell.server.orders.checkpoint(AGENT, attempt(7), "Interval", 60)  # reconcile asks again for what is under way
+    await pod.ask(cell.offer(attempt(7), 1), Committed)
+
+
+async def test_the_agent_asks_for_a_checkpoint(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    order = await pod.ask(RequestCheckpoint("r1", "Agent", "before deploy"), Checkpoint)
+    assert (order.request, order.trigger) == ("r1", "Agent")
+    refused = await pod.ask(RequestCheckpoint("r2", "Agent"), Refused)
+    assert (refused.reason, refused.request) == ("AttemptInFlight", "r2")
+    await pod.ask(cell.offer(order.attempt, 1, trigger="Agent"), Committed)
+    cell.recorder.refuse_requests = Refusal("Suspended", "the policy is suspended")
+    refused = await pod.ask(RequestCheckpoint("r3", "Agent"), Refused)
+    assert (refused.reason, refused.request) == ("Suspended", "r3")
+
+
+async def test_a_shutdown_commits_releases_and_lets_the_successor_in_at_once(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.pod("b")
+    successor = await cell.hello("b", "restore")
+    await successor.expect(Wait)
+    order = await pod.ask(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
+    await pod.send(cell.offer(order.attempt, 1, trigger="Shutdown"))
+    await pod.send(Released(1))
+    await pod.close()  # it does not wait for the answers
+    grant = await successor.receive()
+    assert grant.welcome.epoch == 2  # type: ignore[union-attr]
+    assert grant.welcome.parent.sequence == 2  # type: ignore[union-attr]
+    assert cell.recorder.of("released") == [("a", False)]
+
+
+async def test_a_release_is_taken_back_by_a_sidecar_that_comes_again(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    await pod.ask(Released(1), Ack)
+    await pod.close()
+    again, _ = await cell.sidecar("a")
+    cell.pod("b")
+    successor = await cell.hello("b", "restore")
+    assert (await successor.expect(Wait)).reason == "PredecessorRunning"
+    await again.ask(cell.offer(attempt(1), 1), Committed)
+
+
+async def test_a_finished_run_is_completed_and_the_next_starts_fresh(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    await pod.ask(cell.offer(attempt(1), 1, trigger="Finish", completed=True), Committed)
+    await pod.ask(Released(1, completed=True), Ack)
+    assert [each.record.kind for each in cell.recorder.of("committed")] == ["checkpoint", "completed"]
+    await pod.close()
+    welcome = await cell.grant("b")
+    assert (welcome.epoch, welcome.run, welcome.parent) == (2, 2, None)
+    assert [kind for kind, _, _ in cell.chain()] == ["grant", "checkpoint", "completed", "grant"]
+
+
+async def test_a_completion_without_checkpoint(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    await pod.ask(Released(1, completed=True), Ack)
+    assert [kind for kind, _, _ in cell.chain()] == ["grant", "completed"]
+    again = await cell.hello("a", "sidecar")
+    assert (await again.expect(Stop)).reason == "Completed"
+
+
+async def test_a_superseded_sidecar_is_stopped_and_commits_nothing(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    assert cell.server is not None
+    await cell.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    await pod.expect(Checkpoint)
+    offer = cell.offer(attempt(1), 1)
+    await pod.ask(Released(1), Ack)  # it says so, and yet goes on
+    await cell.grant("b")
+    assert (await pod.expect(Stop)).reason == "Fenced"
+    assert await pod.closed() == 1000
+    again = await cell.hello("a", "sidecar", epoch=1, attempts=(AttemptState(attempt(1), "Committing"),))
+    assert (await again.expect(Stop)).reason == "Fenced"
+    assert offer.attempt not in str(cell.chain())
+    assert [kind for kind, _, _ in cell.chain()] == ["grant", "grant"]
+    assert [each.reason for each in cell.recorder.of("failed")] == ["SourcePodReplaced"]
+
+
+async def test_an_offer_under_an_epoch_that_another_operator_superseded_is_refused(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    old, old_port = cell.server, cell.port
+    await cell.lead()  # another operator took over; the old one was asleep and does not know
+    cell.end("a")
+    cell.clock.advance(60)
+    await cell.grant("b")
+    refused = await pod.ask(cell.offer(attempt(1), 1), Refused)
+    assert refused.reason == "Fenced"
+    assert (await pod.expect(Stop)).reason == "Fenced"
+    assert [kind for kind, _, _ in cell.chain()] == ["grant", "grant"]
+    assert old is not None
+    assert old_port
+    await old.stop()
+
+
+async def test_a_sidecar_without_an_epoch_is_stopped(cell: Cell) -> None:
+    cell.pod("a")
+    pod = await cell.hello("a", "sidecar")
+    assert (await pod.expect(Stop)).reason == "Fenced"
+
+
+@pytest.mark.parametrize("lie", ["no pack", "no manifest", "another epoch", "another attempt"])
+async def test_what_is_not_as_offered_is_not_committed(cell: Cell, lie: str) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    offer = cell.offer(attempt(1), 2 if lie == "another epoch" else 1)
+    if lie == "no pack":
+        cell.repository().store.delete(f"packs/{offer.packs[0].name}")
+    if lie == "no manifest":
+        offer = replace(offer, manifest=ObjectName("ab" * 32, 100))
+    if lie == "another attempt":
+        offer = replace(offer, attempt=attempt(2))
+    refused = await pod.ask(offer, Refused)
+    assert refused.attempt == offer.attempt
+    assert [each.reason for each in cell.recorder.of("failed")] == [refused.reason]
+    assert len(cell.chain()) == 1
+    await pod.ask(cell.offer(attempt(3), 1), Committed)  # the session goes on
+
+
+async def test_a_store_that_comes_back_lets_a_commit_through(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    offer = cell.offer(attempt(1), 1)
+    cell.store.broken = True
+    await pod.send(offer)
+    for _ in range(3):
+        await asyncio.sleep(0.02)
+        cell.clock.advance(1)
+    cell.store.broken = False
+    await asyncio.sleep(0.02)
+    cell.clock.advance(8)
+    await pod.expect(Committed)
+
+
+async def test_a_store_that_stays_away_fails_the_commit_within_its_bound(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    offer = cell.offer(attempt(1), 1)
+    cell.store.broken = True
+    await pod.send(offer)
+    for _ in range(30):
+        await asyncio.sleep(0.01)
+        cell.clock.advance(4)
+    assert (await pod.expect(Refused)).reason == "StoreUnavailable"
+    assert [each.reason for each in cell.recorder.of("failed")] == ["StoreUnavailable"]
+    cell.store.broken = False
+    await pod.ask(offer, Committed)  # it may be offered again: what counts is the store
+
+
+async def test_a_heartbeat_is_answered_while_the_store_is_slow(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    offer = cell.offer(attempt(1), 1)
+    cell.store.hold()
+    await pod.send(offer)
+    await pod.ask(Heartbeat(), Ack)
+    cell.store.release()
+    await pod.expect(Committed)
+
+
+async def test_a_rollback_stops_the_sidecar_and_the_next_start_restores_the_chosen_one(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    first = await pod.ask(cell.offer(attempt(1), 1), Committed)
+    await pod.ask(cell.offer(attempt(2), 1), Committed)
+    assert cell.server is not None
+    orders = cell.server.orders
+    await orders.checkpoint(AGENT, attempt(3), "Interval", 60)
+    await pod.expect(Checkpoint)
+    head = await orders.rollback(AGENT, attempt(9), first.checkpoint.sequence, "default")
+    assert head == await orders.rollback(AGENT, attempt(9), first.checkpoint.sequence, "default")
+    assert (await pod.expect(Stop)).reason == "RolledBack"
+    assert [each.reason for each in cell.recorder.of("failed")] == ["RolledBack"]
+    late = await cell.hello("a", "sidecar", epoch=1)
+    assert (await late.expect(Stop)).reason == "RolledBack"
+
+    same = await cell.grant("a")  # its init container runs again: it works under an epoch of its own
+    assert same.epoch == 2
+    assert same.parent is not None
+    assert (same.parent.name, same.parent.manifest) == ("coder-1", first.checkpoint.manifest)
+    assert same.parent.sequence == head.record.sequence
+    pod, welcome = await cell.sidecar("a")
+    assert welcome.parent == same.parent
+    committed = await pod.ask(cell.offer(attempt(4), 2), Committed)
+    assert committed.checkpoint.number == 3
+
+
+async def test_a_reset_starts_fresh(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    await pod.ask(cell.offer(attempt(1), 1), Committed)
+    assert cell.server is not None
+    await cell.server.orders.rollback(AGENT, attempt(9), None, "default")
+    await pod.expect(Stop)
+    await cell.leave(pod)
+    cell.end("a")
+    cell.clock.advance(20)
+    assert (await cell.grant("b")).parent is None

@@ -1,0 +1,31 @@
+"""What becomes of the attempt in flight."""
+
+from savepoint.contract.control import AttemptState
+from savepoint_operator.rules.attempt import ANSWER_GRACE_SECONDS, Attempt, Resume, Start, resume, start
+
+ATTEMPT = Attempt("a" * 32, "Interval", deadline=100.0)
+
+
+def test_one_attempt_at_a_time() -> None:
+    assert start(None, False, "b" * 32) is Start.SEND
+    assert start(ATTEMPT, False, "b" * 32) is Start.BUSY
+
+
+def test_an_order_may_come_twice() -> None:
+    assert start(ATTEMPT, False, ATTEMPT.id) is Start.KNOWN
+    assert start(None, True, ATTEMPT.id) is Start.KNOWN
+
+
+def test_a_reconnect_goes_on_or_hears_the_order_again() -> None:
+    assert resume(None, ()) is Resume.NOTHING
+    assert resume(ATTEMPT, (AttemptState(ATTEMPT.id, "Uploading"),)) is Resume.CONTINUE
+    assert resume(ATTEMPT, ()) is Resume.RESEND
+    assert resume(ATTEMPT, (AttemptState("b" * 32, "Uploading"),)) is Resume.RESEND
+
+
+def test_the_sidecar_may_report_its_own_failure_first() -> None:
+    assert ATTEMPT.expires_in(90.0) == 10.0 + ANSWER_GRACE_SECONDS
+    assert ATTEMPT.expires_in(1000.0) == 0.0
+    assert ATTEMPT.seconds_left(90.5) == 9
+    assert ATTEMPT.seconds_left(1000.0) == 1
+    assert ATTEMPT.at("Uploading").stage == "Uploading"
