@@ -34,6 +34,11 @@ class World:
         """Book a side effect under a stable id; how often the ledger has seen it."""
         return int(self._post("/effects", {"id": identifier, "agent": self._agent, "body": body})["count"])
 
+    def booked(self, identifier: str) -> bool:
+        """Whether the ledger has seen this id."""
+        with urllib.request.urlopen(f"{self._url}/effects", timeout=30) as answer:
+            return identifier in json.loads(answer.read()).get(self._agent, {})
+
     def report(self, **fields: Any) -> None:
         """Say where the agent is; also one line on standard output."""
         line = {"agent": self._agent, "pod": os.environ.get("HOSTNAME", ""), "time": time.time(), **fields}
@@ -93,6 +98,13 @@ def main() -> None:
         restored=restored.checkpoint if restored else None,
         startSeconds=round(time.monotonic() - began, 3),
     )
+    for effect in agent.uncertain():  # sent and never confirmed before the process ended: the ledger knows
+        arrived = world.booked(effect.id)
+        world.report(event="uncertain", turn=memory["turn"], digest=digest(), effect=effect.id, arrived=arrived)
+        if arrived:
+            effect.confirm(1)
+        else:
+            effect.retry()
     for document in agent.loop("documents", documents, key=lambda item: item):
         for question in agent.loop("questions", QUESTIONS, key=lambda item: item):
             turn = memory["turn"]
