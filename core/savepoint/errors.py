@@ -10,7 +10,7 @@ docs/reasons/ use.
     ├── ObjectExists · ObjectMissing · StoreUnavailable · StoreDenied · StoreMisconfigured
     ├── IntegrityError ── RollbackDetected
     ├── FormatTooNew · KeyMismatch · NotAdopted · Superseded
-    ├── NoSpace · StateTooLarge · TargetNotEmpty · RunAsUserRequired
+    ├── NoSpace · StateTooLarge · TargetNotEmpty · TargetUnusable · RunAsUserRequired
     ├── QuiesceTimeout · StageFull · StateUnstable · DeadlineExceeded
     └── Unavailable · Refused
 """
@@ -110,6 +110,12 @@ class TargetNotEmpty(SavepointError):
     """A persistent target holds files that no marker of ours explains."""
 
     reason = "TargetNotEmpty"
+
+
+class TargetUnusable(SavepointError):
+    """The target cannot be written: read-only, failing, or of a file system that cannot hold the files."""
+
+    reason = "TargetUnusable"
 
 
 class RunAsUserRequired(SavepointError):

@@ -1,0 +1,211 @@
+"""Restores a file tree: all of it is checked before the first write, and every byte before it is written.
+
+Files first, symbolic links after all files, times and modes of directories last. It neither clears the target nor
+decides whether it may be written (markers are the sidecar's), and expects names that are free.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from savepoint.repository.chunk import ChunkRef
+from savepoint.repository.content import Content
+from savepoint.repository.fetch import Wanted
+from savepoint.repository.manifest import ComponentRecord
+from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.target import Target, finish, sync_file_system, translated, write_at
+from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
+
+BATCH_BYTES = 32 << 20
+BATCH_CHUNKS = 2048
+KEPT_ENTRIES = 50_000
+"""Entries of the first pass that are kept for the second; a larger tree is read twice."""
+OPEN_FILES = 64
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """What a restore made, or what a tree holds."""
+
+    files: int = 0
+    directories: int = 0
+    symlinks: int = 0
+    bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Where a chunk goes: into a file at an offset; a file of one chunk is made when its content comes."""
+
+    file: TreeFile
+    offset: int
+    descriptor: int | None
+
+
+def survey(reader: CheckpointReader, component: ComponentRecord) -> RestoreReport:
+    """Check a whole tree but its content: order, paths, sizes, references. Its totals tell what space it needs."""
+    return _survey(reader, component)[0]
+
+
+def restore_tree(
+    reader: CheckpointReader,
+    component: ComponentRecord,
+    directory: str | os.PathLike[str] | int,
+    *,
+    progress: Callable[[int], None] | None = None,
+    durable: bool = True,
+) -> RestoreReport:
+    """Restore a component of layout tree below ``directory``, a path or an open descriptor.
+
+    Nothing is written if any path, size or reference of the tree is not as it must be; IntegrityError then, or when a
+    chunk is damaged: what was written so far is not removed. ``durable``: on disk when it returns. ``progress`` is told
+    the bytes written so far, from several threads.
+    """
+    report, kept = _survey(reader, component)
+    with translated(os.fsdecode(directory) if not isinstance(directory, int) else "."):
+        root = os.dup(directory) if isinstance(directory, int) else os.open(directory, _DIRECTORY)
+    try:
+        entries = kept if kept is not None else reader.tree_entries(component)
+        with _Restorer(reader, root, progress) as restorer:
+            restorer.restore(entries)
+        if durable:
+            sync_file_system(root)
+    finally:
+        os.close(root)
+    return report
+
+
+def _survey(reader: CheckpointReader, component: ComponentRecord) -> tuple[RestoreReport, list[TreeEntry] | None]:
+    files = directories = symlinks = size = 0
+    kept: list[TreeEntry] | None = []
+    for entry in reader.tree_entries(component):
+        if isinstance(entry, TreeFile):
+            files += 1
+            size += entry.content.size
+            for ref in chain(reader.content_chunks(entry.content), entry.content.more):
+                reader.fetcher.check(ref)
+        elif isinstance(entry, TreeDirectory):
+            directories += 1
+        else:
+            symlinks += 1
+        if kept is not None:
+            kept.append(entry)
+            if len(kept) > KEPT_ENTRIES:
+                kept = None
+    return RestoreReport(files, directories, symlinks, size), kept
+
+
+class _Restorer:
+    """Writes entries in batches, so that neighbours in a pack are read at once whatever file they belong to."""
+
+    def __init__(self, reader: CheckpointReader, root: int, progress: Callable[[int], None] | None) -> None:
+        self._reader, self._root = reader, root
+        self._target = Target(root)
+        self._local = threading.local()
+        self._targets: list[Target] = []
+        self._progress, self._done, self._lock = progress, 0, threading.Lock()
+        self._wanted: list[Wanted[_Piece]] = []
+        self._wanted_bytes = 0
+        self._open: dict[int, TreeFile] = {}
+        self._complete: list[int] = []
+
+    def __enter__(self) -> "_Restorer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open:
+            os.close(descriptor)
+        for target in [self._target, *self._targets]:
+            target.close()
+
+    def restore(self, entries: Iterable[TreeEntry]) -> None:
+        """Everything, in the order that is safe."""
+        directories: list[TreeDirectory] = []
+        symlinks: list[TreeSymlink] = []
+        for entry in entries:
+            if isinstance(entry, TreeDirectory):
+                self._target.make_directory(entry.path)
+                directories.append(entry)
+            elif isinstance(entry, TreeSymlink):
+                symlinks.append(entry)
+            else:
+                self._plan(entry)
+        self._flush()
+        for link in symlinks:
+            self._target.make_symlink(link.path, link.target, link.mtime_ns)
+        for directory in reversed(directories):
+            self._target.finish_directory(directory.path, directory.mode, directory.mtime_ns)
+
+    def _plan(self, file: TreeFile) -> None:
+        if len(file.content.chunks) == 1 and not file.content.more:
+            self._want(file.content.chunks[0], _Piece(file, 0, None))
+            return
+        descriptor = self._target.create(file.path)
+        if not file.content.size:
+            self._end(descriptor, file)
+            return
+        self._open[descriptor] = file
+        for offset, ref in _placed(self._reader, file.content):
+            self._want(ref, _Piece(file, offset, descriptor))
+        self._complete.append(descriptor)
+        if len(self._open) >= OPEN_FILES:
+            self._flush()
+
+    def _want(self, ref: ChunkRef, piece: _Piece) -> None:
+        self._wanted.append(Wanted(ref, piece))
+        self._wanted_bytes += ref.length
+        if self._wanted_bytes >= BATCH_BYTES or len(self._wanted) >= BATCH_CHUNKS:
+            self._flush()
+
+    def _flush(self) -> None:
+        wanted, self._wanted, self._wanted_bytes = self._wanted, [], 0
+        self._reader.fetcher.fetch(wanted, self._write)
+        for descriptor in self._complete:
+            file = self._open.pop(descriptor)
+            self._end(descriptor, file)
+        self._complete.clear()
+
+    def _write(self, piece: _Piece, content: memoryview) -> None:
+        file = piece.file
+        with translated(file.path):
+            if piece.descriptor is not None:
+                write_at(piece.descriptor, piece.offset, content)
+            else:
+                descriptor = self._own_target().create(file.path)
+                try:
+                    write_at(descriptor, 0, content)
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+                self._end(descriptor, file)
+        if self._progress is not None:
+            with self._lock:
+                self._done += len(content)
+                done = self._done
+            self._progress(done)
+
+    def _end(self, descriptor: int, file: TreeFile) -> None:
+        with translated(file.path):
+            try:
+                finish(descriptor, file.mode, file.mtime_ns)
+            finally:
+                os.close(descriptor)
+
+    def _own_target(self) -> Target:
+        target: Target | None = getattr(self._local, "target", None)
+        if target is None:
+            target = self._local.target = Target(self._root)
+            with self._lock:
+                self._targets.append(target)
+        return target
+
+
+def _placed(reader: CheckpointReader, content: Content) -> Iterator[tuple[int, ChunkRef]]:
+    offset = 0
+    for ref in reader.content_chunks(content):
+        yield offset, ref
+        offset += ref.length

@@ -1,0 +1,185 @@
+"""The S3 store, its presigned URLs and the presigned store, against real servers."""
+
+import http.client
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+
+import pytest
+from savepoint.errors import ObjectExists, StoreDenied, StoreMisconfigured, StoreUnavailable
+from savepoint.storage.presigned import PresignedStore
+from savepoint.storage.probe import probe
+from savepoint.storage.retry import Retry
+from savepoint.storage.s3 import S3Store
+from savepoint.storage.signature import Presigner, S3Config
+from savepoint.storage.store import ObjectStore
+from savepoint.storage.wrapper import Prefixed
+
+from tests.contracts.store_contract import BlobContract, StoreContract
+from tests.servers.s3 import S3Server
+
+BUCKET = "savepoint-tests"
+ONCE = Retry(attempts=1)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@pytest.fixture(scope="module", params=["minio", "versitygw"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    found: S3Server = request.getfixturevalue(f"s3_{request.param}")
+    client = found.client()
+    if not client.bucket_exists(BUCKET):
+        client.make_bucket(BUCKET)
+    return found
+
+
+@pytest.fixture
+def config(server: S3Server) -> S3Config:
+    return S3Config(
+        endpoint=server.endpoint,
+        bucket=BUCKET,
+        access_key=server.access_key,
+        secret_key=server.secret_key,
+        region=server.region,
+        prefix=f"{secrets.token_hex(8)}/",
+    )
+
+
+@pytest.fixture
+def s3(config: S3Config) -> Iterator[S3Store]:
+    store = S3Store(config)
+    yield store
+    store.close()
+
+
+@dataclass(frozen=True)
+class Urls:
+    presigner: Presigner
+
+    def put_url(self, key: str) -> str:
+        return self.presigner.presign_put(key, 600)
+
+    def get_url(self, key: str) -> str:
+        return self.presigner.presign_get(key, 600)
+
+
+class TestS3Store(StoreContract):
+    @pytest.fixture
+    def store(self, s3: S3Store) -> ObjectStore:
+        return s3
+
+    def test_more_than_a_page_is_listed(self, store: ObjectStore) -> None:
+        for number in range(1005):
+            store.put_new(f"page/{number}", b"x")
+        assert len({info.key for info in store.list("page/")}) == 1005
+
+
+class TestPresignedStore(BlobContract):
+    @pytest.fixture
+    def store(self, config: S3Config) -> Iterator[PresignedStore]:
+        store = PresignedStore(Urls(Presigner(config, _now)), retry=ONCE)
+        yield store
+        store.close()
+
+
+def test_the_probe_passes(s3: S3Store) -> None:
+    probe(s3, secrets.token_hex(16))
+    assert list(s3.list("probe/")) == []
+
+
+def test_a_put_url_without_the_condition_is_refused(config: S3Config) -> None:
+    url = urlsplit(Presigner(config, _now).presign_put("key", 60))
+    connection = http.client.HTTPConnection(url.netloc)
+    connection.request("PUT", f"{url.path}?{url.query}", body=b"x")
+    status = connection.getresponse().status
+    connection.close()
+    assert status in {400, 403}
+
+
+def test_a_put_url_cannot_replace(config: S3Config, s3: S3Store) -> None:
+    s3.put_new("key", b"first")
+    with pytest.raises(ObjectExists):
+        PresignedStore(Urls(Presigner(config, _now)), retry=ONCE).put_new("key", b"second")
+    assert s3.get("key", max_bytes=10) == b"first"
+
+
+def test_a_url_is_for_one_key_only(config: S3Config) -> None:
+    class Elsewhere(Urls):
+        def put_url(self, key: str) -> str:
+            return super().put_url(key).replace("right", "wrong")
+
+    with pytest.raises(StoreDenied):
+        PresignedStore(Elsewhere(Presigner(config, _now)), retry=ONCE).put_new("right", b"x")
+
+
+def test_an_expired_url_is_refused(config: S3Config) -> None:
+    old = Presigner(config, lambda: datetime.now(UTC) - timedelta(hours=1))
+    with pytest.raises(StoreDenied):
+        PresignedStore(Urls(old), retry=ONCE).get("key", max_bytes=10)
+
+
+def test_a_missing_bucket_is_never_a_missing_object(config: S3Config) -> None:
+    nowhere = replace(config, bucket="no-such-bucket")
+    store = S3Store(nowhere)
+    with pytest.raises(StoreMisconfigured):
+        store.head("key")
+    with pytest.raises(StoreMisconfigured):
+        store.get("key", max_bytes=10)
+    with pytest.raises(StoreMisconfigured):
+        store.put_new("key", b"x")
+    with pytest.raises(StoreMisconfigured):
+        list(store.list(""))
+    with pytest.raises(StoreMisconfigured):
+        PresignedStore(Urls(Presigner(nowhere, _now)), retry=ONCE).head("key")
+
+
+def test_wrong_keys_are_denied_not_missing(config: S3Config) -> None:
+    store = S3Store(replace(config, secret_key="wrong"))
+    for ask in (
+        lambda: store.head("key"),
+        lambda: store.get("key", max_bytes=10),
+        lambda: store.put_new("key", b"x"),
+        lambda: list(store.list("")),
+        lambda: store.delete("key"),
+    ):
+        with pytest.raises(StoreDenied):
+            ask()
+
+
+def test_nobody_there_is_unavailable(config: S3Config) -> None:
+    nobody = replace(config, endpoint="http://127.0.0.1:9")
+    store, presigned = S3Store(nobody), PresignedStore(Urls(Presigner(nobody, _now)), retry=ONCE)
+    for ask in (
+        lambda: store.head("key"),
+        lambda: store.get("key", max_bytes=10),
+        lambda: store.put_new("key", b"x"),
+        lambda: list(store.list("")),
+        lambda: presigned.head("key"),
+        lambda: presigned.put_new("key", b"x"),
+    ):
+        with pytest.raises(StoreUnavailable) as caught:
+            ask()
+        assert "Signature" not in str(caught.value)
+
+
+def test_connections_are_used_again(config: S3Config, s3: S3Store) -> None:
+    store = PresignedStore(Urls(Presigner(config, _now)), retry=ONCE)
+    store.put_new("key", bytes(100))
+    for _ in range(5):
+        assert store.head("absent") is None
+        assert store.get("key", max_bytes=100) == bytes(100)
+        store.get_into("key", 10, memoryview(bytearray(20)))
+    idle = [connection for kept in store._connections._idle.values() for connection in kept]
+    assert len(idle) == 1
+    store.close()
+
+
+def test_prefixed_s3_keeps_agents_apart(s3: S3Store) -> None:
+    one, two = Prefixed(s3, "default/one/"), Prefixed(s3, "default/one-more/")
+    one.put_new("key", b"1")
+    assert [info.key for info in one.list("")] == ["key"]
+    assert list(two.list("")) == []
