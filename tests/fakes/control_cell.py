@@ -5,7 +5,6 @@ import hashlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -30,11 +29,11 @@ from savepoint.repository.commit import Head
 from savepoint.repository.keys import MasterKey
 from savepoint.repository.manifest import Execution, Manifest, Pack, Parent, Sizes
 from savepoint.repository.repository import Repository
-from savepoint.storage.directory import DirectoryStore
 from savepoint_operator.control.server import PATH, ControlServer
 from savepoint_operator.model.views import AgentKey, NodeStanding, PodStanding, Standing
 
 from tests.fakes.operator_ports import Clock, Directory, GatedStore, Recorder, Reviewer, Stores, incarnation
+from tests.fakes.store import MemoryStore
 
 AGENT = AgentKey("demo", "coder")
 MASTER = MasterKey(bytes(range(32)))
@@ -84,9 +83,9 @@ class Pod:
 class Cell:
     """The operator's control side with everything around it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self) -> None:
         self.clock, self.reviewer, self.directory = Clock(), Reviewer(), Directory()
-        self.plain = DirectoryStore(path, create=True)
+        self.plain = MemoryStore(self.clock.now)
         self.store = GatedStore(self.plain)
         self.stores = Stores(self.store, MASTER)
         self.recorder = Recorder(self.directory)
@@ -224,9 +223,9 @@ def attempt(number: int) -> str:
 
 
 @asynccontextmanager
-async def running_cell(path: Path) -> AsyncIterator[Cell]:
+async def running_cell() -> AsyncIterator[Cell]:
     """A cell with an operator that leads."""
-    cell = Cell(path)
+    cell = Cell()
     await cell.lead()
     try:
         yield cell

@@ -7,16 +7,14 @@ tears one apart; the conditional write of the chain keeps it right even when ano
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import datetime
-from typing import TypeVar
 
 from savepoint.contract.control import CheckpointRef, Offer, Result, Wait
-from savepoint.errors import IntegrityError, StoreUnavailable, Superseded, Unavailable
+from savepoint.errors import IntegrityError, Superseded, Unavailable
 from savepoint.repository.commit import Head
 
+from savepoint_operator.lineage.actor import Actor, Actors
 from savepoint_operator.lineage.opened import Opened, default_name
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Directory, Liveness, Recorder, Stores
@@ -31,21 +29,9 @@ from savepoint_operator.model.views import (
 )
 from savepoint_operator.rules.takeover import Holder, Keep, may_grant
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-STORE_THREADS = 8
-"""Calls at a time to one store: a slow store holds up its own agents only."""
 COLLECT_GRACE_SECONDS = 24 * 3600
-
-
-@dataclass
-class _Actor:
-    """What is kept of one agent between operations; touched only under its lock."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    opened: Opened | None = None
-    head: Head | None = None
 
 
 class LineageService:
@@ -67,10 +53,9 @@ class LineageService:
         """``answer_seconds``: how long a caller waits for the store; ``name_seconds``: for the name of a checkpoint."""
         self._stores, self._directory, self._recorder, self._liveness = stores, directory, recorder, liveness
         self._now, self._monotonic, self._random_bytes = now, monotonic, random_bytes
-        self._answer_seconds, self._name_seconds = answer_seconds, name_seconds
-        self._actors: dict[AgentKey, _Actor] = {}
-        self._threads: dict[str, ThreadPoolExecutor] = {}
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._name_seconds = name_seconds
+        self._actors = Actors(answer_seconds)
+        self._call = self._actors.call
 
     # -- what pods ask for ----------------------------------------------------------------------------------------
 
@@ -80,7 +65,7 @@ class LineageService:
         ``first``: also look whether the pod held an earlier epoch, which is needed once per ask.
         """
 
-        async def work(actor: _Actor) -> Tenure | Wait | Refusal:
+        async def work(actor: Actor) -> Tenure | Wait | Refusal:
             opened = await self._open(actor, who.agent, who.store_name)
             head = await self._head(actor, opened)
             other = head is not None and head.record.pod_uid != who.pod.uid
@@ -107,12 +92,12 @@ class LineageService:
             await self._recorder.granted(who, head, tenure.parent.name if tenure.parent else None)
             return tenure
 
-        return await self._run(who.agent, work)
+        return await self._actors.run(who.agent, work)
 
     async def join(self, who: Incarnation, believed_epoch: int) -> Tenure | Refusal:
         """The hold of a sidecar that connects; a Refusal without retry when its pod does not hold the newest epoch."""
 
-        async def work(actor: _Actor) -> Tenure | Refusal:
+        async def work(actor: Actor) -> Tenure | Refusal:
             opened = await self._open(actor, who.agent, who.store_name)
             head = await self._head(actor, opened)
             if head is None or head.record.pod_uid != who.pod.uid:
@@ -126,7 +111,7 @@ class LineageService:
             self._liveness.returned(who.pod)
             return await self._tenure(opened, who, head, True, adopted)
 
-        return await self._run(who.agent, work)
+        return await self._actors.run(who.agent, work)
 
     async def commit(self, tenure: Tenure, offer: Offer) -> CheckpointRef:
         """Make the offered checkpoint exist, once; the answer to a repeated offer is read from the store.
@@ -134,7 +119,7 @@ class LineageService:
         Superseded when the epoch is no longer the newest or takes no checkpoint any more.
         """
 
-        async def work(actor: _Actor) -> CheckpointRef:
+        async def work(actor: Actor) -> CheckpointRef:
             opened = await self._open(actor, tenure.agent, tenure.store.name)
             head = await self._head(actor, opened)
             found = await self._call(opened, opened.find_attempt, offer.attempt, head)
@@ -148,32 +133,32 @@ class LineageService:
                 await self._complete(actor, opened, tenure)
             return opened.reference(found)
 
-        return await self._run(tenure.agent, work)
+        return await self._actors.run(tenure.agent, work)
 
     async def complete(self, tenure: Tenure) -> None:
         """End the run: the next grant starts fresh. Idempotent."""
 
-        async def work(actor: _Actor) -> None:
+        async def work(actor: Actor) -> None:
             opened = await self._open(actor, tenure.agent, tenure.store.name)
             await self._head(actor, opened)
             await self._complete(actor, opened, tenure)
 
-        await self._run(tenure.agent, work)
+        await self._actors.run(tenure.agent, work)
 
     # -- what reconcile orders ------------------------------------------------------------------------------------
 
     async def head(self, agent: AgentKey, store: str) -> Head | None:
         """The newest record, read from the store."""
 
-        async def work(actor: _Actor) -> Head | None:
+        async def work(actor: Actor) -> Head | None:
             return await self._head(actor, await self._open(actor, agent, store))
 
-        return await self._run(agent, work)
+        return await self._actors.run(agent, work)
 
     async def rollback(self, agent: AgentKey, attempt: str, to_sequence: int | None, store: str) -> Head:
         """Let the lineage go on from an older checkpoint, or from nothing. Idempotent by attempt."""
 
-        async def work(actor: _Actor) -> Head:
+        async def work(actor: Actor) -> Head:
             opened = await self._open(actor, agent, store)
             head = await self._head(actor, opened)
             if head is None:
@@ -185,78 +170,34 @@ class LineageService:
             actor.head = await self._call(opened, opened.rollback, head, attempt, to_sequence, self._now())
             return actor.head
 
-        return await self._run(agent, work)
+        return await self._actors.run(agent, work)
 
     async def collect(self, agent: AgentKey, store: str, keep: frozenset[int]) -> int:
         """Remove what no kept record needs; bytes freed. Nothing is committed for the agent meanwhile."""
 
-        async def work(actor: _Actor) -> int:
+        async def work(actor: Actor) -> int:
             opened = await self._open(actor, agent, store)
             head = await self._head(actor, opened)
             if head is None:
                 return 0
             return await self._call(opened, opened.collect, head, keep, COLLECT_GRACE_SECONDS, self._now())
 
-        return await self._run(agent, work, answer_seconds=None)
+        return await self._actors.run(agent, work, bounded=False)
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
         """Whether any operation is under way."""
-        return bool(self._tasks)
+        return self._actors.busy
 
     async def close(self) -> None:
-        """Give up what is still under way; the store tells the next leader how far it came."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for threads in self._threads.values():
-            threads.shutdown(wait=False, cancel_futures=True)
+        """Give up what is still under way."""
+        await self._actors.close()
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
-    async def _run(
-        self, agent: AgentKey, work: Callable[[_Actor], Awaitable[T]], answer_seconds: float | None = -1.0
-    ) -> T:
-        """Run ``work`` alone on the agent. The caller waits a bounded time; work that has begun goes on to its end."""
-        actor = self._actors.setdefault(agent, _Actor())
-        begun = False
-
-        async def alone() -> T:
-            nonlocal begun
-            async with actor.lock:
-                begun = True
-                return await work(actor)
-
-        task = asyncio.ensure_future(alone())
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        try:
-            async with asyncio.timeout(self._answer_seconds if answer_seconds == -1.0 else answer_seconds):
-                return await asyncio.shield(task)
-        except TimeoutError as error:
-            raise StoreUnavailable(
-                f"the store of agent {agent} has not answered for {self._answer_seconds:.0f} s; it is asked again"
-            ) from error
-        finally:
-            if not begun:
-                task.cancel()
-
-    def _ended(self, task: "asyncio.Task[object]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever waits for it sees it; nobody does when the caller has left
-
-    async def _call(self, opened: Opened, function: Callable[..., T], *arguments: object) -> T:
-        """A blocking call in the threads of its store."""
-        threads = self._threads.get(opened.store.name)
-        if threads is None:
-            threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix=f"store-{opened.store.name}")
-            self._threads[opened.store.name] = threads
-        return await asyncio.get_running_loop().run_in_executor(threads, lambda: function(*arguments))
-
-    async def _open(self, actor: _Actor, agent: AgentKey, store_name: str) -> Opened:
+    async def _open(self, actor: Actor, agent: AgentKey, store_name: str) -> Opened:
         store = await self._stores.open(store_name)
         if actor.opened is None or actor.opened.store is not store:
             if actor.opened is not None and actor.opened.store.name != store.name:
@@ -266,7 +207,7 @@ class LineageService:
             actor.opened = fresh
         return actor.opened
 
-    async def _head(self, actor: _Actor, opened: Opened) -> Head | None:
+    async def _head(self, actor: Actor, opened: Opened) -> Head | None:
         pin = await self._directory.pinned(opened.agent)
         actor.head = await self._call(opened, opened.head, actor.head, pin)
         return actor.head
@@ -277,7 +218,7 @@ class LineageService:
             return Standing(PodStanding.GONE, NodeStanding.READY)
         return await self._directory.standing(who.agent, head.record.pod_uid, head.record.node)
 
-    async def _adopt(self, actor: _Actor, opened: Opened, head: Head | None) -> tuple[Head | None, tuple[str, ...]]:
+    async def _adopt(self, actor: Actor, opened: Opened, head: Head | None) -> tuple[Head | None, tuple[str, ...]]:
         """Commit what the holder of the newest epoch left behind while no operator could be reached."""
         attempts: list[str] = []
         if head is None or _holder(head).ended:
@@ -311,7 +252,7 @@ class LineageService:
             adopted=adopted,
         )
 
-    async def _commit_new(self, actor: _Actor, opened: Opened, tenure: Tenure, offer: Offer, head: Head | None) -> Head:
+    async def _commit_new(self, actor: Actor, opened: Opened, tenure: Tenure, offer: Offer, head: Head | None) -> Head:
         if head is None:
             raise Superseded(f"agent {tenure.agent} has no commit record: epoch {tenure.epoch} does not exist")
         self._check_hold(tenure, head)
@@ -321,7 +262,7 @@ class LineageService:
         )
         return actor.head
 
-    async def _complete(self, actor: _Actor, opened: Opened, tenure: Tenure) -> None:
+    async def _complete(self, actor: Actor, opened: Opened, tenure: Tenure) -> None:
         head = actor.head
         if head is None:
             raise Superseded(f"agent {tenure.agent} has no commit record: epoch {tenure.epoch} does not exist")

@@ -219,3 +219,19 @@ async def test_whatever_is_killed_sequences_and_epochs_rise_and_nothing_ready_is
     assert [sequence for _, sequence, _ in chain] == list(range(1, len(chain) + 1))
     assert [epoch for kind, _, epoch in chain if kind == "grant"] == list(range(1, 13))
     assert [epoch for _, _, epoch in chain] == sorted(epoch for _, _, epoch in chain)
+
+
+async def test_a_collection_frees_what_nothing_needs_after_the_grace(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    for number in (1, 2, 3):
+        await pod.ask(cell.offer(attempt(number), 1), Committed)
+    assert cell.server is not None
+    orders = cell.server.orders
+    assert await orders.collect(AGENT, "default", frozenset({3})) == 0  # within the grace
+    cell.clock.advance(25 * 3600)
+    freed = await orders.collect(AGENT, "default", frozenset({3}))
+    assert freed > 0
+    kept = [info.key for info in cell.repository().store.list("manifests/")]
+    assert len(kept) == 2
+    assert (await orders.head(AGENT, "default")) == cell.head()
