@@ -2,14 +2,15 @@
 
 import http.client
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import pytest
 from savepoint.errors import ObjectExists, StoreDenied, StoreMisconfigured, StoreUnavailable
-from savepoint.storage.presigned import PresignedStore
+from savepoint.storage.presigned import PresignedStore, UrlSource
 from savepoint.storage.probe import probe
 from savepoint.storage.retry import Retry
 from savepoint.storage.s3 import S3Store
@@ -28,17 +29,10 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-@pytest.fixture(scope="module", params=["minio", "versitygw"])
-def server(request: pytest.FixtureRequest) -> S3Server:
-    found: S3Server = request.getfixturevalue(f"s3_{request.param}")
-    client = found.client()
+def _config(server: S3Server) -> S3Config:
+    client = server.client()
     if not client.bucket_exists(BUCKET):
         client.make_bucket(BUCKET)
-    return found
-
-
-@pytest.fixture
-def config(server: S3Server) -> S3Config:
     return S3Config(
         endpoint=server.endpoint,
         bucket=BUCKET,
@@ -50,10 +44,28 @@ def config(server: S3Server) -> S3Config:
 
 
 @pytest.fixture
+def config(s3_server: S3Server) -> S3Config:
+    return _config(s3_server)
+
+
+@pytest.fixture
 def s3(config: S3Config) -> Iterator[S3Store]:
     store = S3Store(config)
     yield store
     store.close()
+
+
+Make = Callable[[UrlSource], PresignedStore]
+
+
+@pytest.fixture
+def presigned() -> Iterator[Make]:
+    with ExitStack() as opened:
+
+        def make(urls: UrlSource) -> PresignedStore:
+            return opened.enter_context(closing(PresignedStore(urls, retry=ONCE)))
+
+        yield make
 
 
 @dataclass(frozen=True)
@@ -80,10 +92,8 @@ class TestS3Store(StoreContract):
 
 class TestPresignedStore(BlobContract):
     @pytest.fixture
-    def store(self, config: S3Config) -> Iterator[PresignedStore]:
-        store = PresignedStore(Urls(Presigner(config, _now)), retry=ONCE)
-        yield store
-        store.close()
+    def store(self, config: S3Config, presigned: Make) -> PresignedStore:
+        return presigned(Urls(Presigner(config, _now)))
 
 
 def test_the_probe_passes(s3: S3Store) -> None:
@@ -100,29 +110,29 @@ def test_a_put_url_without_the_condition_is_refused(config: S3Config) -> None:
     assert status in {400, 403}
 
 
-def test_a_put_url_cannot_replace(config: S3Config, s3: S3Store) -> None:
+def test_a_put_url_cannot_replace(config: S3Config, presigned: Make, s3: S3Store) -> None:
     s3.put_new("key", b"first")
     with pytest.raises(ObjectExists):
-        PresignedStore(Urls(Presigner(config, _now)), retry=ONCE).put_new("key", b"second")
+        presigned(Urls(Presigner(config, _now))).put_new("key", b"second")
     assert s3.get("key", max_bytes=10) == b"first"
 
 
-def test_a_url_is_for_one_key_only(config: S3Config) -> None:
+def test_a_url_is_for_one_key_only(config: S3Config, presigned: Make) -> None:
     class Elsewhere(Urls):
         def put_url(self, key: str) -> str:
             return super().put_url(key).replace("right", "wrong")
 
     with pytest.raises(StoreDenied):
-        PresignedStore(Elsewhere(Presigner(config, _now)), retry=ONCE).put_new("right", b"x")
+        presigned(Elsewhere(Presigner(config, _now))).put_new("right", b"x")
 
 
-def test_an_expired_url_is_refused(config: S3Config) -> None:
+def test_an_expired_url_is_refused(config: S3Config, presigned: Make) -> None:
     old = Presigner(config, lambda: datetime.now(UTC) - timedelta(hours=1))
     with pytest.raises(StoreDenied):
-        PresignedStore(Urls(old), retry=ONCE).get("key", max_bytes=10)
+        presigned(Urls(old)).get("key", max_bytes=10)
 
 
-def test_a_missing_bucket_is_never_a_missing_object(config: S3Config) -> None:
+def test_a_missing_bucket_is_never_a_missing_object(config: S3Config, presigned: Make) -> None:
     nowhere = replace(config, bucket="no-such-bucket")
     store = S3Store(nowhere)
     with pytest.raises(StoreMisconfigured):
@@ -134,7 +144,7 @@ def test_a_missing_bucket_is_never_a_missing_object(config: S3Config) -> None:
     with pytest.raises(StoreMisconfigured):
         list(store.list(""))
     with pytest.raises(StoreMisconfigured):
-        PresignedStore(Urls(Presigner(nowhere, _now)), retry=ONCE).head("key")
+        presigned(Urls(Presigner(nowhere, _now))).head("key")
 
 
 def test_wrong_keys_are_denied_not_missing(config: S3Config) -> None:
@@ -150,32 +160,31 @@ def test_wrong_keys_are_denied_not_missing(config: S3Config) -> None:
             ask()
 
 
-def test_nobody_there_is_unavailable(config: S3Config) -> None:
+def test_nobody_there_is_unavailable(config: S3Config, presigned: Make) -> None:
     nobody = replace(config, endpoint="http://127.0.0.1:9")
-    store, presigned = S3Store(nobody), PresignedStore(Urls(Presigner(nobody, _now)), retry=ONCE)
+    store, signed = S3Store(nobody), presigned(Urls(Presigner(nobody, _now)))
     for ask in (
         lambda: store.head("key"),
         lambda: store.get("key", max_bytes=10),
         lambda: store.put_new("key", b"x"),
         lambda: list(store.list("")),
-        lambda: presigned.head("key"),
-        lambda: presigned.put_new("key", b"x"),
+        lambda: signed.head("key"),
+        lambda: signed.put_new("key", b"x"),
     ):
         with pytest.raises(StoreUnavailable) as caught:
             ask()
         assert "Signature" not in str(caught.value)
 
 
-def test_connections_are_used_again(config: S3Config, s3: S3Store) -> None:
-    store = PresignedStore(Urls(Presigner(config, _now)), retry=ONCE)
+def test_connections_are_used_again(s3_minio: S3Server, presigned: Make) -> None:
+    """MinIO keeps connections; versitygw closes each after its answer."""
+    store = presigned(Urls(Presigner(_config(s3_minio), _now)))
     store.put_new("key", bytes(100))
     for _ in range(5):
-        assert store.head("absent") is None
         assert store.get("key", max_bytes=100) == bytes(100)
         store.get_into("key", 10, memoryview(bytearray(20)))
-    idle = [connection for kept in store._connections._idle.values() for connection in kept]
-    assert len(idle) == 1
-    store.close()
+        assert store.head("absent") is None
+    assert sum(len(kept) for kept in store._connections._idle.values()) == 1
 
 
 def test_prefixed_s3_keeps_agents_apart(s3: S3Store) -> None:
