@@ -12,7 +12,7 @@ from typing import Protocol
 
 from savepoint.contract.control import Checkpoint, Committed, Offer, Refused, Result
 from savepoint.errors import Refused as RefusedError
-from savepoint.errors import SavepointError, StoreUnavailable, Unavailable
+from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
 from savepoint.repository.commit import Head
 
 from savepoint_operator.lineage.service import LineageService
@@ -49,6 +49,7 @@ class _Line:
     """What is kept of one agent in memory."""
 
     session: Session | None = None
+    holder: tuple[str, int] | None = None  # pod uid and epoch, as far as this leader has seen
     attempt: Attempt | None = None
     timer: asyncio.Task[None] | None = None
     ended: "OrderedDict[str, str]" = field(default_factory=OrderedDict)  # attempt -> reason, empty when committed
@@ -90,7 +91,10 @@ class Registry:
         """Append a rollback record and stop the session, which may commit nothing after it."""
         head = await self._lineage.rollback(agent, attempt, to_sequence, store)
         message = f"Agent {agent} was rolled back: its next pod restores what was chosen."
-        await self.abandon(agent, "RolledBack", message)
+        line = self._line(agent)
+        if line.attempt is not None and line.attempt.id not in line.commits:
+            await self.fail(agent, Result(line.attempt.id, "Failed", "RolledBack", message))
+        self._stop(line, "RolledBack", message)
         return head
 
     async def collect(self, agent: AgentKey, store: str, keep_sequences: frozenset[int]) -> int:
@@ -128,17 +132,28 @@ class Registry:
         """The pod's restore has ended, or its connection has."""
         self._line(agent).restoring.discard(pod_uid)
 
-    def adopted(self, agent: AgentKey, attempts: tuple[str, ...]) -> None:
-        """These attempts were committed from what their pod had left behind."""
-        for attempt in attempts:
-            self._end(self._line(agent), attempt, "")
+    async def hold(self, tenure: Tenure) -> None:
+        """This pod holds the newest epoch: what an earlier holder had under way has ended, one way or the other."""
+        agent, line = tenure.agent, self._line(tenure.agent)
+        replaced = line.holder not in (None, (tenure.pod.uid, tenure.epoch))
+        line.holder = (tenure.pod.uid, tenure.epoch)
+        message = f"Pod {tenure.pod.name} holds epoch {tenure.epoch} of agent {agent} now: no other commits any more."
+        if replaced:
+            self._stop(line, Superseded.reason, message)
+        attempt = line.attempt
+        if attempt is None or attempt.id in line.commits:
+            return
+        try:
+            committed = await self._lineage.has_committed(tenure, attempt.id)  # from what its pod had left behind
+        except (StoreUnavailable, Unavailable):
+            return  # its deadline ends it
+        if committed:
+            self._end(line, attempt.id, "")
+        elif replaced:
+            await self.fail(agent, Result(attempt.id, "Failed", "SourcePodReplaced", message))
 
-    async def abandon(self, agent: AgentKey, reason: str, message: str, attempt_reason: str = "") -> None:
-        """The session that is connected works under an epoch that counts no more: stop it, and end its attempt."""
-        line = self._line(agent)
+    def _stop(self, line: _Line, reason: str, message: str) -> None:
         session, line.session = line.session, None
-        if line.attempt is not None and line.attempt.id not in line.commits:
-            await self.fail(agent, Result(line.attempt.id, "Failed", attempt_reason or reason, message))
         if session is not None:  # in the background: a peer that no longer reads must not hold up its successor
             task = asyncio.ensure_future(session.stop(reason, message))
             self._stops.add(task)

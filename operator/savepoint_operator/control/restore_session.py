@@ -27,11 +27,12 @@ from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Directory, Recorder
 from savepoint_operator.model.views import Incarnation, PodIdentity, Refusal
+from savepoint_operator.rules.takeover import PREDECESSOR_RUNNING
 
 SILENT_SECONDS = 3600.0
 """An init container may wait for long without a word; whether it lives is told by the socket's own pings."""
 
-_MAY_PASS = (StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable, Superseded)
+_MAY_PASS = (StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable)
 
 
 class RestoreSession:
@@ -94,12 +95,8 @@ class RestoreSession:
             await self._pause()
         assert self._who is not None
         agent = self._who.agent
-        self._registry.adopted(agent, answer.adopted)
         self._registry.restoring(agent, self._pod.uid)
-        if not answer.kept:
-            successor = f"Epoch {answer.epoch} of agent {agent} was granted to pod {self._pod.name}"
-            message = f"{successor}; this pod commits nothing more."
-            await self._registry.abandon(agent, "Fenced", message, "SourcePodReplaced")
+        await self._registry.hold(answer)
         self._tenure = answer
         await self._connection.send(Grant(welcome(self._who, answer, writes=False)))
 
@@ -110,6 +107,8 @@ class RestoreSession:
                 return who
             self._who = who
             return await self._lineage.grant(who, first=first)
+        except Superseded:
+            return Refusal(PREDECESSOR_RUNNING, "Another operator decided at the same time; asking again.", True)
         except _MAY_PASS as error:
             return Refusal(error.reason, str(error), retry=True)
         except SavepointError as error:

@@ -48,14 +48,23 @@ class ControlServer:
         random_bytes: Callable[[int], bytes],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         poll_seconds: float = 1.0,
+        answer_seconds: float = 20.0,
     ) -> None:
-        """``sleep`` waits out deadlines by ``monotonic``; ``poll_seconds``: how often a pod that waits is looked at."""
+        """``sleep`` waits out deadlines by ``monotonic``; ``poll_seconds``: how often a pod that waits is looked at;
+        ``answer_seconds``: after how long a store that says nothing counts as one that cannot be reached."""
         self._directory, self._recorder = directory, recorder
         self._now, self._monotonic, self._poll_seconds = now, monotonic, poll_seconds
         self._tokens = Tokens(reviewer, monotonic)
         self._presence = Presence(monotonic)
         self._lineage = LineageService(
-            stores, directory, recorder, self._presence, now=now, monotonic=monotonic, random_bytes=random_bytes
+            stores,
+            directory,
+            recorder,
+            self._presence,
+            now=now,
+            monotonic=monotonic,
+            random_bytes=random_bytes,
+            answer_seconds=answer_seconds,
         )
         self._registry = Registry(self._lineage, recorder, monotonic, sleep)
         self._connections: dict[tuple[str, str], Connection] = {}

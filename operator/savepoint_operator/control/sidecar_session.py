@@ -102,8 +102,8 @@ class SidecarSession:
         self._tenure = tenure = await self._join()
         agent = self._who.agent
         await self._connection.send(welcome(self._who, tenure, writes=True))
+        await self._registry.hold(tenure)
         self._registry.attach(agent, self)
-        self._registry.adopted(agent, tenure.adopted)
         worker = asyncio.ensure_future(self._work())
         try:
             await self._recorder.connected(self.view(None), self._who)

@@ -32,6 +32,8 @@ from savepoint_operator.rules.takeover import Holder, Keep, may_grant
 log = logging.getLogger(__name__)
 
 COLLECT_GRACE_SECONDS = 24 * 3600
+RACES = 3
+"""How often a commit looks again after another writer was faster."""
 
 
 class LineageService:
@@ -82,13 +84,13 @@ class LineageService:
             )
             if isinstance(verdict, Wait):
                 return verdict
-            head, adopted = await self._adopt(actor, opened, head)
+            head = await self._adopt(actor, opened, head)
             kept = isinstance(verdict, Keep) and head is not None and not _holder(head).ended
             if not kept:
                 head = await self._call(opened, opened.grant, head, who.pod.uid, who.node, self._now())
                 actor.head = head
             assert head is not None
-            tenure = await self._tenure(opened, who, head, kept, adopted)
+            tenure = await self._tenure(opened, who, head)
             await self._recorder.granted(who, head, tenure.parent.name if tenure.parent else None)
             return tenure
 
@@ -104,12 +106,12 @@ class LineageService:
                 return _fenced(who, head)
             if believed_epoch not in (0, head.record.epoch):
                 return _fenced(who, head)
-            head, adopted = await self._adopt(actor, opened, head)
+            head = await self._adopt(actor, opened, head)
             assert head is not None
             if _holder(head).ended:
                 return _over(who, head)
             self._liveness.returned(who.pod)
-            return await self._tenure(opened, who, head, True, adopted)
+            return await self._tenure(opened, who, head)
 
         return await self._actors.run(who.agent, work)
 
@@ -124,14 +126,21 @@ class LineageService:
             head = await self._head(actor, opened)
             found = await self._call(opened, opened.find_attempt, offer.attempt, head)
             if found is None:
-                head = await self._commit_new(actor, opened, tenure, offer, head)
-                found = await self._call(opened, opened.find_attempt, offer.attempt, head)
-                if found is None:
-                    raise IntegrityError(f"the record of attempt {offer.attempt} is not in the chain it was added to")
+                found = await self._commit_new(actor, opened, tenure, offer)
             await self._recorder.committed(tenure.agent, offer, found, opened.store.name)
             if offer.completed:
                 await self._complete(actor, opened, tenure)
             return opened.reference(found)
+
+        return await self._actors.run(tenure.agent, work)
+
+    async def has_committed(self, tenure: Tenure, attempt: str) -> bool:
+        """Whether the attempt is among the newest records."""
+
+        async def work(actor: Actor) -> bool:
+            opened = await self._open(actor, tenure.agent, tenure.store.name)
+            head = await self._head(actor, opened)
+            return await self._call(opened, opened.find_attempt, attempt, head) is not None
 
         return await self._actors.run(tenure.agent, work)
 
@@ -166,7 +175,7 @@ class LineageService:
             found = await self._call(opened, opened.find_attempt, attempt, head)
             if found is not None:
                 return found
-            head, _ = await self._adopt(actor, opened, head)
+            head = await self._adopt(actor, opened, head)
             actor.head = await self._call(opened, opened.rollback, head, attempt, to_sequence, self._now())
             return actor.head
 
@@ -218,26 +227,22 @@ class LineageService:
             return Standing(PodStanding.GONE, NodeStanding.READY)
         return await self._directory.standing(who.agent, head.record.pod_uid, head.record.node)
 
-    async def _adopt(self, actor: Actor, opened: Opened, head: Head | None) -> tuple[Head | None, tuple[str, ...]]:
+    async def _adopt(self, actor: Actor, opened: Opened, head: Head | None) -> Head | None:
         """Commit what the holder of the newest epoch left behind while no operator could be reached."""
-        attempts: list[str] = []
         if head is None or _holder(head).ended:
-            return head, ()
+            return head
         for adoption in await self._call(opened, opened.adopt, head, self._now()):
             for adopted in adoption.heads:
                 actor.head = head = adopted if adopted.record.sequence > head.record.sequence else head
-                attempts += [adopted.record.attempt] if adopted.record.attempt is not None else []
                 await self._recorder.committed(opened.agent, None, adopted, opened.store.name)
             if adoption.why:
                 log.warning("agent %s: what its pod had left could not be committed: %s", opened.agent, adoption.why)
             if adoption.dropped:
                 result = Result(adoption.dropped, "Failed", IntegrityError.reason, adoption.why)
                 await self._recorder.failed(opened.agent, result)
-        return head, tuple(attempts)
+        return head
 
-    async def _tenure(
-        self, opened: Opened, who: Incarnation, head: Head, kept: bool, adopted: tuple[str, ...]
-    ) -> Tenure:
+    async def _tenure(self, opened: Opened, who: Incarnation, head: Head) -> Tenure:
         parent, pending = await self._call(opened, opened.outlook, head)
         return Tenure(
             agent=who.agent,
@@ -248,31 +253,36 @@ class LineageService:
             key=opened.key,
             parent=parent,
             pending_key=pending,
-            kept=kept,
-            adopted=adopted,
         )
 
-    async def _commit_new(self, actor: Actor, opened: Opened, tenure: Tenure, offer: Offer, head: Head | None) -> Head:
-        if head is None:
-            raise Superseded(f"agent {tenure.agent} has no commit record: epoch {tenure.epoch} does not exist")
-        self._check_hold(tenure, head)
-        name = await self._name(tenure.agent, offer, head)
-        actor.head = await self._call(
-            opened, opened.commit, head, offer, (tenure.epoch, tenure.pod.uid), name, self._now()
-        )
-        return actor.head
+    async def _commit_new(self, actor: Actor, opened: Opened, tenure: Tenure, offer: Offer) -> Head:
+        """The new record. A lost sequence is no lost epoch: another operator may be at work for the same pod."""
+        for left in reversed(range(RACES)):
+            head = self._held(actor, tenure)
+            name = await self._name(tenure.agent, offer, head)
+            holder = (tenure.epoch, tenure.pod.uid)
+            try:
+                actor.head = await self._call(opened, opened.commit, head, offer, holder, name, self._now())
+                return actor.head
+            except Superseded:
+                await self._head(actor, opened)
+                if not left:
+                    raise
+        raise AssertionError("the last race returns or raises")
 
     async def _complete(self, actor: Actor, opened: Opened, tenure: Tenure) -> None:
         head = actor.head
-        if head is None:
-            raise Superseded(f"agent {tenure.agent} has no commit record: epoch {tenure.epoch} does not exist")
-        if head.record.kind == "completed" and head.record.epoch == tenure.epoch:
+        if head is not None and head.record.kind == "completed" and head.record.epoch == tenure.epoch:
             return
-        self._check_hold(tenure, head)
+        head = self._held(actor, tenure)
         actor.head = await self._call(opened, opened.complete, head, self._now())
         await self._recorder.committed(tenure.agent, None, actor.head, opened.store.name)
 
-    def _check_hold(self, tenure: Tenure, head: Head) -> None:
+    def _held(self, actor: Actor, tenure: Tenure) -> Head:
+        """The head, if the tenure still counts. Raises Superseded."""
+        head = actor.head
+        if head is None:
+            raise Superseded(f"agent {tenure.agent} has no commit record: epoch {tenure.epoch} does not exist")
         if (head.record.epoch, head.record.pod_uid) != (tenure.epoch, tenure.pod.uid):
             raise Superseded(
                 f"epoch {tenure.epoch} of agent {tenure.agent} is superseded: epoch {head.record.epoch} is held by "
@@ -280,14 +290,17 @@ class LineageService:
             )
         if _holder(head).ended:
             raise Superseded(_over_message(tenure.agent, head))
+        return head
 
     async def _name(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
         """The name the cluster gave, or the next in line when the cluster cannot be asked in time."""
         try:
             async with asyncio.timeout(self._name_seconds):
-                return await self._recorder.name_for(agent, offer, head)
+                name = await self._recorder.name_for(agent, offer, head)
         except (TimeoutError, Unavailable):
             return default_name(agent, head)
+        number = max(name.number, head.record.number + 1)  # an older attempt may be the later one to commit
+        return CheckpointName(number, name.name)
 
 
 def _holder(head: Head) -> Holder:

@@ -23,10 +23,6 @@ class Tenure:
     """What the chain points to: what a start restores, and what the next checkpoint is made on."""
     pending_key: str
     """Where this pod may leave a checkpoint that it could not have committed, relative to the repository."""
-    kept: bool = False
-    """The pod asked again and keeps the epoch it had."""
-    adopted: tuple[str, ...] = ()
-    """Attempts that were committed just now from what their pod had left behind."""
 
     def object_key(self, key: str) -> str:
         """A key of the repository as the store's signer knows it: below the store's prefix."""

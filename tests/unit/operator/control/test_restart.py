@@ -235,3 +235,39 @@ async def test_a_collection_frees_what_nothing_needs_after_the_grace(cell: Cell)
     kept = [info.key for info in cell.repository().store.list("manifests/")]
     assert len(kept) == 2
     assert (await orders.head(AGENT, "default")) == cell.head()
+
+
+async def test_a_store_that_says_nothing_is_waited_for_and_grants_once(cell: Cell) -> None:
+    assert cell.server is not None
+    await cell.server.stop()
+    await cell.lead(answer_seconds=0.05)
+    cell.pod("a")
+    cell.store.hold()
+    pod = await cell.hello("a", "restore")
+    assert (await pod.expect(Wait)).reason == "StoreUnavailable"
+    cell.store.release()
+    assert (await pod.expect(Grant)).welcome.epoch == 1
+    assert cell.chain() == [("grant", 1, 1)]
+
+
+async def test_the_attempt_of_a_predecessor_ends_even_when_its_successor_was_granted_unseen(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    assert cell.server is not None
+    await cell.server.orders.checkpoint(AGENT, attempt(1), "Interval", 600)
+    await pod.expect(Checkpoint)
+    await cell.leave(pod)
+    cell.end("a")
+    cell.clock.advance(20)
+    cell.pod("b")
+    cell.store.hold()
+    gone = await cell.hello("b", "restore")
+    await asyncio.sleep(0.02)
+    await gone.close()  # before its grant was written
+    cell.store.release()
+    await until(lambda: len(cell.chain()) == 2)
+    assert (await cell.grant("b")).epoch == 2
+    assert [each.reason for each in cell.recorder.of("failed")] == ["SourcePodReplaced"]
+    sidecar, _ = await cell.sidecar("b")
+    await cell.server.orders.checkpoint(AGENT, attempt(2), "Interval", 60)
+    await sidecar.expect(Checkpoint)

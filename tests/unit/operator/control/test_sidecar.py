@@ -373,3 +373,25 @@ async def test_a_reset_starts_fresh(cell: Cell) -> None:
     cell.end("a")
     cell.clock.advance(20)
     assert (await cell.grant("b")).parent is None
+
+
+async def test_numbers_rise_even_when_an_older_name_commits_later(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    for number, name in ((8, "coder-8"), (7, "coder-7")):
+        cell.recorder.names[attempt(number)] = CheckpointName(number, name)
+    await pod.ask(cell.offer(attempt(8), 1), Committed)
+    committed = await pod.ask(cell.offer(attempt(7), 1), Committed)
+    assert (committed.checkpoint.name, committed.checkpoint.number) == ("coder-7", 9)
+    assert len(cell.chain()) == 3
+
+
+async def test_a_name_that_does_not_come_in_time_is_the_next_in_line(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+
+    async def no_cluster() -> None:
+        raise Unavailable("no API server")
+
+    cell.recorder.before_naming = no_cluster
+    assert (await pod.ask(cell.offer(attempt(8), 1), Committed)).checkpoint.name == "coder-1"

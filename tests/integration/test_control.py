@@ -1,0 +1,263 @@
+"""The control port over TLS with real S3 servers: what a pod stores by presigned URLs is committed and restored."""
+
+import asyncio
+import os
+import secrets
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiohttp
+import pytest
+from savepoint.contract.control import (
+    Ack,
+    Committed,
+    Grant,
+    Hello,
+    NeedUrls,
+    ObjectName,
+    Offer,
+    Outcome,
+    Refused,
+    Released,
+    Timing,
+    Urls,
+    Welcome,
+)
+from savepoint.errors import StoreDenied, Unavailable
+from savepoint.repository.canonical import time_text
+from savepoint.repository.content import MemorySource
+from savepoint.repository.keys import AgentKey as RepositoryKey
+from savepoint.repository.keys import MasterKey
+from savepoint.repository.manifest import open_manifest
+from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.writer import CheckpointWriter
+from savepoint.storage.presigned import PresignedStore
+from savepoint.storage.retry import Retry
+from savepoint.storage.s3 import S3Store
+from savepoint.storage.signature import Presigner, S3Config
+from savepoint_operator.control.server import PATH, ControlServer
+from savepoint_operator.model.ports import OpenStore
+from savepoint_operator.model.views import AgentKey
+
+from tests.fakes.control_cell import Pod, attempt
+from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
+from tests.servers.pki import Authority
+from tests.servers.s3 import S3Server
+
+BUCKET = "savepoint-control-tests"
+CODER, OTHER = AgentKey("demo", "coder"), AgentKey("demo", "mailer")
+CONTENT = os.urandom(300_000)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class AskedUrls:
+    """URLs asked for over the pod's own connection, one at a time, from the threads that move bytes."""
+
+    def __init__(self, pod: Pod) -> None:
+        self._pod, self._loop, self._lock = pod, asyncio.get_running_loop(), asyncio.Lock()
+
+    def put_url(self, key: str) -> str:
+        return self._wait(NeedUrls("put", put=(key,)))
+
+    def get_url(self, key: str) -> str:
+        return self._wait(NeedUrls("get", get=(key,)))
+
+    def _wait(self, ask: NeedUrls) -> str:
+        return asyncio.run_coroutine_threadsafe(self._ask(ask), self._loop).result(30)
+
+    async def _ask(self, ask: NeedUrls) -> str:
+        async with self._lock:
+            await self._pod.send(ask)
+            answer = await self._pod.receive()
+        if isinstance(answer, Refused):
+            raise Unavailable(answer.message)
+        assert isinstance(answer, Urls)
+        (url,) = {**answer.put, **answer.get}.values()
+        return url
+
+
+@dataclass
+class Site:
+    """A control server over TLS, and the way to it."""
+
+    recorder: Recorder
+    reviewer: Reviewer
+    directory: Directory
+    url: str
+    session: aiohttp.ClientSession
+    tls: ssl.SSLContext
+
+    def pod(self, uid: str, agent: AgentKey = CODER) -> None:
+        who = incarnation(agent, uid)
+        self.reviewer.pods[uid], self.directory.incarnations[uid] = who.pod, who
+
+    async def hello(self, uid: str, role: str) -> Pod:
+        headers = {"Authorization": f"Bearer token-of-{uid}"}
+        pod = Pod(await self.session.ws_connect(self.url, headers=headers, ssl=self.tls), uid)
+        await pod.send(Hello(role, 1, "0.1.0", "n1"))
+        return pod
+
+
+@pytest.fixture
+async def site(s3_server: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
+    client = s3_server.client()
+    if not client.bucket_exists(BUCKET):
+        client.make_bucket(BUCKET)
+    config = S3Config(
+        endpoint=s3_server.endpoint,
+        bucket=BUCKET,
+        access_key=s3_server.access_key,
+        secret_key=s3_server.secret_key,
+        region=s3_server.region,
+        prefix=f"{secrets.token_hex(8)}/",
+    )
+    authority = Authority()
+    pair = authority.server(["localhost", "127.0.0.1"])
+    (tmp_path / "tls.crt").write_bytes(pair.certificate)
+    (tmp_path / "tls.key").write_bytes(pair.key)
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    served.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    with closing(S3Store(config)) as objects:
+        stores = Stores(objects, MasterKey(bytes(range(32))))
+        stores.store = OpenStore("default", objects, Presigner(config, _now), stores.store.master)
+        directory = Directory()
+        recorder, reviewer = Recorder(directory), Reviewer()
+        server = ControlServer(
+            reviewer=reviewer,
+            directory=directory,
+            stores=stores,
+            recorder=recorder,
+            now=_now,
+            monotonic=time.monotonic,
+            random_bytes=os.urandom,
+            poll_seconds=0.05,
+        )
+        port = await server.start(served, "127.0.0.1", 0)
+        trusting = ssl.create_default_context(cadata=authority.certificate.decode())
+        async with aiohttp.ClientSession() as session:
+            yield Site(recorder, reviewer, directory, f"https://localhost:{port}{PATH}", session, trusting)
+        await server.stop()
+
+
+def _checkpoint(store: PresignedStore, welcome: Welcome) -> Offer:
+    """What a sidecar does between the order and the offer. Blocking."""
+    key = RepositoryKey(bytes.fromhex(welcome.key))
+    writer = CheckpointWriter(store, store, key, welcome.epoch, None)
+    writer.add_blob("notes", "Memory", MemorySource(CONTENT))
+    made = writer.finish(
+        namespace=welcome.namespace,
+        agent=welcome.agent,
+        attempt=attempt(1),
+        created=time_text(_now()),
+        consistency="Application",
+        parent=None,
+    )
+    writer.commit()
+    return Offer(
+        attempt=made.attempt,
+        manifest=ObjectName(made.name, made.size),
+        packs=tuple(ObjectName(pack.name, pack.size) for pack in made.packs),
+        trigger="Shutdown",
+        consistency="Application",
+        logical_bytes=made.logical,
+        stored_bytes=made.stored,
+        uploaded_bytes=made.uploaded_bytes,
+        timing=Timing(time_text(_now())),
+    )
+
+
+def _restore(store: PresignedStore, welcome: Welcome) -> bytes:
+    """What an init container does between the grant and its outcome. Blocking."""
+    assert welcome.parent is not None
+    name = welcome.parent.manifest.name
+    key = RepositoryKey(bytes.fromhex(welcome.key))
+    content = store.get(f"manifests/{name}", max_bytes=welcome.parent.manifest.size)
+    manifest = open_manifest(content, key, welcome.namespace, welcome.agent, name)
+    pieces: list[bytes] = []
+    with CheckpointReader(store, key, manifest) as reader:
+        (component,) = reader.components
+        reader.read_blob_into(component, lambda piece: pieces.append(bytes(piece)))
+    return b"".join(pieces)
+
+
+async def test_a_pod_stores_and_its_successor_restores_byte_for_byte(site: Site) -> None:
+    site.pod("a")
+    pod = await site.hello("a", "restore")
+    assert (await pod.expect(Grant)).welcome.parent is None
+    await pod.ask(Outcome("Fresh"), Ack)
+    await pod.close()
+    sidecar = await site.hello("a", "sidecar")
+    welcome = await sidecar.expect(Welcome)
+    with closing(PresignedStore(AskedUrls(sidecar))) as store:
+        offer = await asyncio.to_thread(_checkpoint, store, welcome)
+    committed = await sidecar.ask(offer, Committed)
+    assert committed.checkpoint.name == "coder-1"
+    await sidecar.ask(Released(1), Ack)
+    await sidecar.close()
+
+    site.pod("b")
+    successor = await site.hello("b", "restore")
+    granted = (await successor.expect(Grant)).welcome
+    assert granted.parent == committed.checkpoint
+    with closing(PresignedStore(AskedUrls(successor))) as store:
+        assert await asyncio.to_thread(_restore, store, granted) == CONTENT
+    await successor.ask(Outcome("Restored", bytes_restored=len(CONTENT)), Ack)
+    await successor.close()
+    assert [each.outcome for each in site.recorder.of("restored")] == ["Fresh", "Restored"]
+
+
+async def test_a_url_opens_one_object_of_the_own_repository(site: Site) -> None:
+    welcomes: dict[str, Welcome] = {}
+    pods: dict[str, Pod] = {}
+    with ExitStack() as stack:
+        for uid, agent in (("a", CODER), ("b", OTHER)):
+            site.pod(uid, agent)
+            asks = await site.hello(uid, "restore")
+            await asks.expect(Grant)
+            await asks.close()
+            pods[uid] = await site.hello(uid, "sidecar")
+            welcomes[uid] = await pods[uid].expect(Welcome)
+        assert welcomes["a"].key != welcomes["b"].key
+        pack = f"packs/1-{'ab' * 16}"
+        stores = {
+            uid: stack.enter_context(closing(PresignedStore(AskedUrls(pods[uid]), retry=Retry(attempts=1))))
+            for uid in pods
+        }
+        await asyncio.to_thread(stores["a"].put_new, pack, b"of a")
+        assert await asyncio.to_thread(stores["b"].head, pack) is None  # the same key, another repository
+        for key in (f"../coder/{pack}", f"..%2fcoder/{pack}", "commits/00000000000000000001", "repository.json"):
+            assert (await pods["b"].ask(NeedUrls("1", get=(key,)), Refused)).request == "1"
+        await pods["a"].send(NeedUrls("1", get=(pack,)))
+        url = (await pods["a"].expect(Urls)).get[pack]
+        assert "/demo/coder/packs/" in url
+
+        class Moved:
+            """A URL of one object, used for another."""
+
+            def put_url(self, key: str) -> str:
+                return url
+
+            def get_url(self, key: str) -> str:
+                return url.replace("/demo/coder/", "/demo/mailer/")
+
+        moved = stack.enter_context(closing(PresignedStore(Moved(), retry=Retry(attempts=1))))
+        with pytest.raises(StoreDenied):
+            await asyncio.to_thread(moved.head, pack)
+        with pytest.raises(StoreDenied):  # it was signed for reading
+            await asyncio.to_thread(moved.put_new, pack, b"of nobody")
+        for pod in pods.values():
+            await pod.close()
+
+
+async def test_a_certificate_of_another_authority_is_not_trusted(site: Site) -> None:
+    stranger = ssl.create_default_context(cadata=Authority().certificate.decode())
+    with pytest.raises(aiohttp.ClientConnectorCertificateError):
+        await site.session.ws_connect(site.url, ssl=stranger)
