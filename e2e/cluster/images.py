@@ -57,6 +57,8 @@ PROJECTS = (
     Project("savepoint.local/services:dev", "e2e/agents/services"),
 )
 
+_SERVERS = ("savepoint.local/services:dev", system_images.VERSITYGW)  # these run on the control plane, beyond any drain
+
 
 def build_all(engine: Engine, paths: Paths, steps: Steps) -> tuple[str, ...]:
     """Build every image whose Dockerfile exists and whose inputs have changed; the names of all."""
@@ -113,19 +115,32 @@ def build(engine: Engine, paths: Paths, steps: Steps, project: Project, own: Pat
 
 
 def load(engine: Engine, paths: Paths, steps: Steps, names: tuple[str, ...] = ()) -> None:
-    """Put images into the workers, those that are not there yet. Without names: all of the project's that exist."""
+    """Put images into the nodes that run them, those that are not there yet. Without names: all that exist."""
     wanted = names or tuple(
         name for name in (*(project.name for project in PROJECTS), system_images.VERSITYGW) if engine.has_image(name)
     )
     if not wanted:
         raise ClusterError("no image to load: python -m e2e.cluster images")
-    nodes = NodeController(engine, paths).workers()
-    with steps.step(f"load {' '.join(wanted)}"):  # together: what they share travels once
-        run(
-            [program("kind"), "load", "docker-image", *wanted, "--name", kind.NAME, "--nodes", ",".join(nodes)],
-            env=engine.env,
-            timeout=900,
-        )
+    controller = NodeController(engine, paths)
+    servers = tuple(name for name in wanted if name in _SERVERS)
+    rest = tuple(name for name in wanted if name not in _SERVERS)
+    for names_there, nodes in ((servers, (controller.control_plane,)), (rest, controller.workers())):
+        if names_there:
+            with steps.step(f"load {' '.join(names_there)}"):  # together: what they share travels once
+                run(
+                    [
+                        program("kind"),
+                        "load",
+                        "docker-image",
+                        *names_there,
+                        "--name",
+                        kind.NAME,
+                        "--nodes",
+                        ",".join(nodes),
+                    ],
+                    env=engine.env,
+                    timeout=900,
+                )
 
 
 def _import_base(engine: Engine, paths: Paths, steps: Steps, base: str) -> None:
