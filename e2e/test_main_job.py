@@ -1,0 +1,151 @@
+"""The main job on the cluster, scene by scene, in the order of the file: each leaves the agents running for the next.
+
+The same scenes as `make demo`; here each proof is a test of its own, so that a failure says which one.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e import lab as stage
+from e2e import proofs as proof
+from e2e import scenes
+from e2e.kube import Kubectl
+from e2e.lab import Lab, Settings
+from e2e.laptop import laptop
+from e2e.scenes import CODER, RESEARCHER, Facts
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def lab(kubeconfig: Path) -> Iterator[Lab]:
+    """The chart installed by Helm, with the researcher, its twin and the coder at work."""
+    kubectl = Kubectl(kubeconfig)
+    stage.install(kubectl)
+    settings = Settings()
+    stage.agents_namespace(kubectl, settings)
+    with stage.opened(kubeconfig, settings) as opened:
+        scenes.protect(opened)
+        yield opened
+        opened.nodes.heal()
+        kubectl("delete", "namespace", stage.AGENTS, "--wait=true", "--timeout=120s", timeout=150)
+
+
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    """What the scenes saw."""
+    return Facts()
+
+
+def test_a_laptop_agent_survives_two_kills() -> None:
+    with laptop(mebibytes=16) as here:
+        for wounded in ("agent", "supervisor"):
+            process = here.start()
+            here.wait_turns(8)
+            here.kill(here.agent_pid(process.pid) if wounded == "agent" else process.pid, process)
+        process = here.start()
+        here.wait_turns(8)
+        assert here.stop(process) in (0, 130, 143)
+        assert "checkpoint" in here.log()
+        failed = [entry for entry in scenes.laptop_proofs(here) if not entry.holds]
+    assert not failed
+
+
+def test_checkpoints_appear_on_the_interval(lab: Lab) -> None:
+    for agent in (RESEARCHER, CODER):
+        found = lab.wait_checkpoint(agent, 0)
+        assert found["status"]["trigger"]["type"] == "Interval"
+    assert lab.checkpoints(RESEARCHER)[-1]["status"]["consistency"] == "Application"
+    assert lab.checkpoints(CODER)[-1]["status"]["consistency"] == "Fuzzy"
+
+
+def test_a_checkpoint_on_demand_by_object(lab: Lab) -> None:
+    before = lab.newest_sequence(RESEARCHER)
+    made = lab.checkpoint_now(RESEARCHER)
+    assert made["status"]["sequence"] > before
+    assert made["status"]["trigger"]["type"] == "Manual"
+
+
+def test_a_checkpoint_on_demand_by_annotation(lab: Lab) -> None:
+    before = lab.newest_sequence(CODER)
+    pod = lab.wait_running(CODER)["metadata"]["name"]
+    lab.agents("annotate", "pod", pod, "--overwrite", "savepoint.dev/checkpoint-now=first")
+
+    def manual() -> bool:
+        newer = [item for item in lab.checkpoints(CODER) if item["status"]["sequence"] > before]
+        return any(item["status"]["trigger"]["type"] == "Manual" for item in newer)
+
+    stage.until("a checkpoint by annotation", manual, seconds=60)
+
+
+def test_what_kubectl_shows(lab: Lab) -> None:
+    header, *rows = lab.agents("get", "pagent").splitlines()
+    assert header.split()[:6] == ["AGENT", "STATE", "POD", "NODE", "EPOCH", "RECOVERY-POINT"]
+    assert {row.split()[0]: row.split()[1] for row in rows} == {RESEARCHER: "Protected", CODER: "Protected"}
+    header, *rows = lab.agents("get", "ackpt", "-l", f"savepoint.dev/agent={RESEARCHER}").splitlines()
+    assert header.split()[1:] == ["AGENT", "TRIGGER", "STATUS", "PROGRESS", "SIZE", "UPLOADED", "PAUSE", "AGE"]
+    assert any("Ready" in row and "100%" in row for row in rows)
+
+
+def test_a_process_killed_in_place_goes_on(lab: Lab, facts: Facts) -> None:
+    scenes.kill_in_place(lab, facts)
+    assert facts.repeated_by_kills <= 1
+
+
+def test_agents_survive_the_drain_of_each_node(lab: Lab, facts: Facts) -> None:
+    scenes.drain_every_node(lab, facts, print)
+    assert [move.calls_repeated for move in facts.moves] == [0, 0]
+    assert proof.turns_lost(lab.world.reports(RESEARCHER))[-2:] == [0, 0]
+    assert all(entry.holds for entry in proof.coder_goes_on(lab.world.reports(CODER)))
+    assert lab.agents("get", "arst").splitlines()[0].split()[:6] == [
+        "NAME",
+        "AGENT",
+        "MODE",
+        "FROM",
+        "STATUS",
+        "DISCARDED",
+    ]
+
+
+def test_the_operator_is_killed_during_a_checkpoint(lab: Lab, facts: Facts) -> None:
+    scenes.kill_operator_during_checkpoint(lab, facts)
+    assert facts.operator_after > facts.operator_before
+
+
+def test_a_corrupted_object_is_refused_and_named(lab: Lab, facts: Facts) -> None:
+    scenes.corrupt_and_mend(lab, facts, print)
+    assert facts.corrupted_key.rsplit("/", 1)[-1] in facts.corrupted_refusal
+    assert not facts.corrupted_agent_started
+    assert facts.mended
+
+
+def test_every_proof_holds(lab: Lab, facts: Facts) -> None:
+    found = scenes.cluster_proofs(lab, facts)
+    print(proof.table(found))
+    assert not [entry for entry in found if not entry.holds]
+
+
+def test_no_secret_is_shown(lab: Lab) -> None:
+    """I9: neither the store's key nor a token nor a presigned URL in objects, Events, pod specs or logs."""
+    shown = lab.agents("get", "pods,events,pagent,ackpt,arst,ackptpol", "-o", "yaml")
+    for pod in lab.agents.items("pods", "savepoint.dev/agent"):
+        for container in ("savepoint-restore", "savepoint-sidecar"):
+            shown += lab.agents("logs", pod["metadata"]["name"], "-c", container)
+    system = lab.kubectl.within(stage.SYSTEM)
+    for pod in system.items("pods"):
+        shown += system("logs", pod["metadata"]["name"])
+    shown += system("get", "events,pods", "-o", "yaml")
+    for secret in (stage.SECRET_KEY, "X-Amz-Signature", "eyJhbGciOi"):
+        assert secret not in shown
+
+
+def test_upgrade_leaves_checkpoints_and_agents_alone(lab: Lab) -> None:
+    pod = lab.wait_running(RESEARCHER)["metadata"]["uid"]
+    names = {item["metadata"]["name"] for item in lab.checkpoints(RESEARCHER)}
+    stage.install(lab.kubectl)
+    assert lab.wait_running(RESEARCHER)["metadata"]["uid"] == pod
+    assert names & {item["metadata"]["name"] for item in lab.checkpoints(RESEARCHER)}
+    lab.wait_turns(RESEARCHER, 3)
+    lab.checkpoint_now(RESEARCHER)
