@@ -5,16 +5,15 @@ silent past the deadline. It neither reads sockets (``sidecar_session``) nor wri
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
 
 from savepoint.contract.control import Checkpoint, Committed, Offer, Refused, Result
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
 from savepoint.repository.commit import Head
 
+from savepoint_operator.control.line import Line, Session
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Recorder
@@ -25,36 +24,6 @@ COMMIT_SECONDS = 30.0
 """How long a commit is tried at least while the store cannot be reached, even past the attempt's deadline."""
 RETRY_SECONDS = 0.5
 RETRY_MOST_SECONDS = 8.0
-ENDED_KEPT = 32
-
-
-class Session(Protocol):
-    """What the registry needs of a connected sidecar."""
-
-    def view(self, attempt: str | None) -> SessionView:
-        """How the session stands, with the attempt in flight."""
-        ...
-
-    async def order(self, message: Checkpoint) -> None:
-        """Send the order. Raises Unavailable."""
-        ...
-
-    async def stop(self, reason: str, message: str) -> None:
-        """Tell the sidecar that it commits nothing more, and end the session. Never raises."""
-        ...
-
-
-@dataclass
-class _Line:
-    """What is kept of one agent in memory."""
-
-    session: Session | None = None
-    holder: tuple[str, int] | None = None  # pod uid and epoch, as far as this leader has seen
-    attempt: Attempt | None = None
-    timer: asyncio.Task[None] | None = None
-    ended: "OrderedDict[str, str]" = field(default_factory=OrderedDict)  # attempt -> reason, empty when committed
-    commits: "dict[str, asyncio.Task[Committed | Refused]]" = field(default_factory=dict)
-    restoring: set[str] = field(default_factory=set)  # uids of pods that were granted and have not reported
 
 
 class Registry:
@@ -68,7 +37,7 @@ class Registry:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._lineage, self._recorder, self._monotonic, self._sleep = lineage, recorder, monotonic, sleep
-        self._lines: dict[AgentKey, _Line] = {}
+        self._lines: dict[AgentKey, Line] = {}
         self._stops: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -148,11 +117,11 @@ class Registry:
         except (StoreUnavailable, Unavailable):
             return  # its deadline ends it
         if committed:
-            self._end(line, attempt.id, "")
+            line.end(attempt.id, "")
         elif replaced:
             await self.fail(agent, Result(attempt.id, "Failed", "SourcePodReplaced", message))
 
-    def _stop(self, line: _Line, reason: str, message: str) -> None:
+    def _stop(self, line: Line, reason: str, message: str) -> None:
         session, line.session = line.session, None
         if session is not None:  # in the background: a peer that no longer reads must not hold up its successor
             task = asyncio.ensure_future(session.stop(reason, message))
@@ -188,7 +157,7 @@ class Registry:
         try:
             await line.session.order(message)
         except Unavailable:
-            self._clear(line, message.attempt)
+            line.clear(message.attempt)
             raise
         return True
 
@@ -200,11 +169,13 @@ class Registry:
             line.timer.cancel()
         line.timer = asyncio.ensure_future(self._expire(agent, attempt))
 
-    def stage(self, agent: AgentKey, attempt: str, stage: str) -> None:
-        """How far the attempt is."""
+    def stage(self, agent: AgentKey, attempt: str, stage: str) -> bool:
+        """How far the attempt is; False when it is not the one in flight."""
         line = self._line(agent)
-        if line.attempt is not None and line.attempt.id == attempt:
-            line.attempt = line.attempt.at(stage)
+        if line.attempt is None or line.attempt.id != attempt:
+            return False
+        line.attempt = line.attempt.at(stage)
+        return True
 
     async def result(self, agent: AgentKey, result: Result, store: str) -> None:
         """The sidecar ends its attempt without an offer."""
@@ -212,7 +183,7 @@ class Registry:
         if result.attempt in line.ended or result.attempt in line.commits:
             return
         if result.outcome == "Unchanged":
-            self._end(line, result.attempt, "Unchanged")
+            line.end(result.attempt, "Unchanged")
             await self._recorder.unchanged(agent, result, await self._lineage.head(agent, store))
         else:
             await self.fail(agent, result)
@@ -221,7 +192,7 @@ class Registry:
         """The attempt has failed: say so, once."""
         line = self._line(agent)
         if result.attempt not in line.ended:
-            self._end(line, result.attempt, result.reason or "Failed")
+            line.end(result.attempt, result.reason or "Failed")
             await self._recorder.failed(agent, result)
 
     async def commit(self, tenure: Tenure, offer: Offer) -> Committed | Refused:
@@ -260,10 +231,10 @@ class Registry:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _line(self, agent: AgentKey) -> _Line:
-        return self._lines.setdefault(agent, _Line())
+    def _line(self, agent: AgentKey) -> Line:
+        return self._lines.setdefault(agent, Line())
 
-    async def _commit(self, line: _Line, tenure: Tenure, offer: Offer) -> Committed | Refused:
+    async def _commit(self, line: Line, tenure: Tenure, offer: Offer) -> Committed | Refused:
         late = line.ended.get(offer.attempt)
         if late == "DeadlineExceeded":
             return Refused(
@@ -279,7 +250,7 @@ class Registry:
             result = Result(offer.attempt, "Failed", error.reason, str(error))
             await self.fail(tenure.agent, result)
             return Refused(result.reason, result.message, attempt=offer.attempt)
-        self._end(line, offer.attempt, "")
+        line.end(offer.attempt, "")
         return committed
 
     async def _persist(self, tenure: Tenure, offer: Offer, until: float) -> Committed:
@@ -305,18 +276,3 @@ class Registry:
         stage = line.attempt.stage
         message = f"The sidecar of agent {agent} {connected} (last stage: {stage}); earlier checkpoints are kept."
         await self.fail(agent, Result(attempt.id, "Failed", "DeadlineExceeded", message))
-
-    def _end(self, line: _Line, attempt: str, reason: str) -> None:
-        line.ended[attempt] = reason
-        line.ended.move_to_end(attempt)
-        while len(line.ended) > ENDED_KEPT:
-            line.ended.popitem(last=False)
-        self._clear(line, attempt)
-
-    def _clear(self, line: _Line, attempt: str) -> None:
-        if line.attempt is None or line.attempt.id != attempt:
-            return
-        line.attempt = None
-        if line.timer is not None and line.timer is not asyncio.current_task():
-            line.timer.cancel()
-        line.timer = None

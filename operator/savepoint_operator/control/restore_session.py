@@ -7,7 +7,7 @@ It decides nothing: ``lineage`` grants. Whatever may pass is a ``wait``; only wh
 import asyncio
 from collections.abc import Callable
 
-from savepoint.contract.control import Ack, Grant, NeedUrls, Outcome, Progress, Refused, Wait
+from savepoint.contract.control import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Wait
 from savepoint.errors import (
     KeyMismatch,
     NotAdopted,
@@ -84,6 +84,8 @@ class RestoreSession:
                 break
             if isinstance(answer, Refusal) and not answer.retry:
                 await self._connection.send(Refused(answer.reason, answer.message))
+                if self._who is not None:
+                    await self._recorder.restored(self._who, Outcome(answer.reason, answer.message))
                 raise Closing(CloseCode.NOT_AN_AGENT if self._who is None else CloseCode.DONE, answer.reason)
             first = first and not isinstance(answer, Wait)
             wait = Wait(answer.reason, answer.message)
@@ -122,16 +124,18 @@ class RestoreSession:
 
     async def _read(self) -> None:
         async for message in self._connection.messages(SILENT_SECONDS):
-            if self._who is None or self._tenure is None:
-                raise Closing(CloseCode.VERSION, "nothing can be asked before the grant")
             match message:
+                case Heartbeat():
+                    await self._connection.send(Ack("heartbeat"))
+                case Outcome() if self._who is not None:  # also before the grant: it waited as long as it may
+                    self._registry.restored(self._who.agent, self._pod.uid)
+                    await self._recorder.restored(self._who, message)
+                    await self._connection.send(Ack("outcome"))
+                case _ if self._who is None or self._tenure is None:
+                    raise Closing(CloseCode.VERSION, "nothing can be asked before the grant")
                 case NeedUrls():
                     await self._connection.send(urls(message, self._tenure, writes=False))
                 case Progress():
                     await self._recorder.restore_progress(self._who, message)
-                case Outcome():
-                    self._registry.restored(self._who.agent, self._pod.uid)
-                    await self._recorder.restored(self._who, message)
-                    await self._connection.send(Ack("outcome"))
                 case _:
                     raise Closing(CloseCode.VERSION, "a message of another role")

@@ -5,6 +5,7 @@ store never makes a sidecar look silent. It owns no attempt (``registry``) and c
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -36,7 +37,15 @@ from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Recorder
 from savepoint_operator.model.views import Incarnation, Refusal, SessionView
-from savepoint_operator.rules.attempt import UNKNOWN_DEADLINE_SECONDS, Attempt, Resume, resume
+from savepoint_operator.rules.attempt import (
+    UNKNOWN_DEADLINE_SECONDS,
+    Attempt,
+    Resume,
+    is_attempt,
+    offer_problem,
+    request_problem,
+    resume,
+)
 
 SILENT_SECONDS = 30.0
 """Six heartbeats: a sidecar that says nothing for so long is dropped, and dials again if it lives."""
@@ -45,6 +54,10 @@ FINISH_SECONDS = 60.0
 """How long what a sidecar sent before it went may take to be handled."""
 REQUEST_DEADLINE_SECONDS = 300
 RETRY_SECONDS = 1.0
+RENEW_SECONDS = 2 * 24 * 3600.0
+"""Age at which an idle session is asked to dial again: the pending URL it was given lives for seven days."""
+
+log = logging.getLogger(__name__)
 
 
 class SidecarSession:
@@ -66,6 +79,7 @@ class SidecarSession:
         self._connection, self._who, self._hello = connection, who, hello
         self._lineage, self._registry, self._presence, self._recorder = lineage, registry, presence, recorder
         self._monotonic, self._connected_at = monotonic, now()
+        self._renew_at = monotonic() + RENEW_SECONDS
         self._heartbeat = Heartbeat()
         self._tenure: Tenure | None = None
         self._queue: asyncio.Queue[FromPod | None] = asyncio.Queue(QUEUE_MESSAGES)
@@ -129,7 +143,7 @@ class SidecarSession:
     async def _settle(self) -> None:
         """Bring the attempt in flight and what the sidecar says of it together."""
         agent = self._who.agent
-        for each in self._hello.attempts:
+        for each in filter(lambda state: is_attempt(state.attempt), self._hello.attempts):
             if self._registry.attempt(agent) is None and not self._registry.has_ended(agent, each.attempt):
                 deadline = self._monotonic() + UNKNOWN_DEADLINE_SECONDS
                 self._registry.begin(agent, Attempt(each.attempt, "", deadline, stage=each.stage))
@@ -145,6 +159,8 @@ class SidecarSession:
             if isinstance(message, Heartbeat):
                 self._heartbeat = message
                 await self._answer(Ack("heartbeat"))
+                if self._monotonic() > self._renew_at and self._registry.attempt(self._who.agent) is None:
+                    raise Closing(CloseCode.NOT_LEADING, "a long session is renewed: dial again")
                 continue
             try:
                 self._queue.put_nowait(message)
@@ -156,16 +172,19 @@ class SidecarSession:
         try:
             async with asyncio.timeout(FINISH_SECONDS):
                 await self._queue.put(None)
-                await worker
+                await asyncio.wait({worker})
         except TimeoutError:
-            pass
+            log.warning("agent %s: what its sidecar sent last was not handled in time", self._who.agent)
         finally:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
 
     async def _work(self) -> None:
         while (message := await self._queue.get()) is not None:
-            await self._handle(message)
+            try:
+                await self._handle(message)
+            except SavepointError as error:
+                log.warning("agent %s: a message of its sidecar failed: %s: %s", self._who.agent, error.reason, error)
 
     # -- messages -------------------------------------------------------------------------------------------------
 
@@ -176,12 +195,13 @@ class SidecarSession:
             case NeedUrls():
                 await self._answer(urls(message, self._tenure, writes=True))
             case Progress():
-                self._registry.stage(agent, message.attempt, message.stage)
-                await self._recorder.progressed(agent, message)
+                if self._registry.stage(agent, message.attempt, message.stage):
+                    await self._recorder.progressed(agent, message)
             case Offer():
                 await self._commit(message)
             case Result():
-                await self._end(message)
+                if is_attempt(message.attempt):
+                    await self._end(message)
             case RequestCheckpoint():
                 await self._request(message)
             case Released():
@@ -191,6 +211,10 @@ class SidecarSession:
 
     async def _commit(self, offer: Offer) -> None:
         assert self._tenure is not None
+        problem = offer_problem(offer)
+        if problem is not None:
+            await self._answer(Refused("Refused", f"No such offer: {problem}.", attempt=offer.attempt))
+            return
         answer = await self._registry.commit(self._tenure, offer)
         await self._answer(answer)
         if isinstance(answer, Refused) and answer.reason == Superseded.reason:
@@ -203,6 +227,10 @@ class SidecarSession:
 
     async def _request(self, ask: RequestCheckpoint) -> None:
         agent = self._who.agent
+        problem = request_problem(ask)
+        if problem is not None:
+            await self._answer(Refused("Refused", f"No such request: {problem}.", request=ask.request))
+            return
         attempt = await self._recorder.requested(agent, ask)
         if isinstance(attempt, Refusal):
             await self._answer(Refused(attempt.reason, attempt.message, request=ask.request))

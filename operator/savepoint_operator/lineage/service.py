@@ -16,18 +16,11 @@ from savepoint.repository.commit import Head
 
 from savepoint_operator.lineage.actor import Actor, Actors
 from savepoint_operator.lineage.opened import Opened, default_name
+from savepoint_operator.lineage.succession import Succession, fenced, holder_of, over, over_message
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Directory, Liveness, Recorder, Stores
-from savepoint_operator.model.views import (
-    AgentKey,
-    CheckpointName,
-    Incarnation,
-    NodeStanding,
-    PodStanding,
-    Refusal,
-    Standing,
-)
-from savepoint_operator.rules.takeover import Holder, Keep, may_grant
+from savepoint_operator.model.views import AgentKey, CheckpointName, Incarnation, Refusal
+from savepoint_operator.rules.takeover import Keep
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +47,8 @@ class LineageService:
     ) -> None:
         """``answer_seconds``: how long a caller waits for the store; ``name_seconds``: for the name of a checkpoint."""
         self._stores, self._directory, self._recorder, self._liveness = stores, directory, recorder, liveness
-        self._now, self._monotonic, self._random_bytes = now, monotonic, random_bytes
+        self._now, self._random_bytes = now, random_bytes
+        self._succession = Succession(directory, liveness, monotonic)
         self._name_seconds = name_seconds
         self._actors = Actors(answer_seconds)
         self._call = self._actors.call
@@ -68,24 +62,19 @@ class LineageService:
         """
 
         async def work(actor: Actor) -> Tenure | Wait | Refusal:
+            speaks = None if first else self._succession.speaking(who, actor.head)
+            if speaks is not None:
+                return speaks
             opened = await self._open(actor, who.agent, who.store_name)
             head = await self._head(actor, opened)
             other = head is not None and head.record.pod_uid != who.pod.uid
             if first and other and await self._call(opened, opened.held_before, head, who.pod.uid):
-                return _fenced(who, head)
-            verdict = may_grant(
-                who.agent,
-                None if head is None else _holder(head),
-                who.pod.uid,
-                standing=await self._standing(who, head),
-                contact=self._liveness.contact(head.record.pod_uid if head else ""),
-                leader_since=self._liveness.leader_since,
-                now=self._monotonic(),
-            )
+                return fenced(who, head)
+            verdict = await self._succession.verdict(who, head)
             if isinstance(verdict, Wait):
                 return verdict
             head = await self._adopt(actor, opened, head)
-            kept = isinstance(verdict, Keep) and head is not None and not _holder(head).ended
+            kept = isinstance(verdict, Keep) and head is not None and not holder_of(head).ended
             if not kept:
                 head = await self._call(opened, opened.grant, head, who.pod.uid, who.node, self._now())
                 actor.head = head
@@ -103,13 +92,13 @@ class LineageService:
             opened = await self._open(actor, who.agent, who.store_name)
             head = await self._head(actor, opened)
             if head is None or head.record.pod_uid != who.pod.uid:
-                return _fenced(who, head)
+                return fenced(who, head)
             if believed_epoch not in (0, head.record.epoch):
-                return _fenced(who, head)
+                return fenced(who, head)
             head = await self._adopt(actor, opened, head)
             assert head is not None
-            if _holder(head).ended:
-                return _over(who, head)
+            if holder_of(head).ended:
+                return over(who, head)
             self._liveness.returned(who.pod)
             return await self._tenure(opened, who, head)
 
@@ -221,15 +210,9 @@ class LineageService:
         actor.head = await self._call(opened, opened.head, actor.head, pin)
         return actor.head
 
-    async def _standing(self, who: Incarnation, head: Head | None) -> Standing:
-        """The predecessor's, asked for only where it decides."""
-        if head is None or head.record.pod_uid == who.pod.uid:
-            return Standing(PodStanding.GONE, NodeStanding.READY)
-        return await self._directory.standing(who.agent, head.record.pod_uid, head.record.node)
-
     async def _adopt(self, actor: Actor, opened: Opened, head: Head | None) -> Head | None:
         """Commit what the holder of the newest epoch left behind while no operator could be reached."""
-        if head is None or _holder(head).ended:
+        if head is None or holder_of(head).ended:
             return head
         for adoption in await self._call(opened, opened.adopt, head, self._now()):
             for adopted in adoption.heads:
@@ -288,8 +271,8 @@ class LineageService:
                 f"epoch {tenure.epoch} of agent {tenure.agent} is superseded: epoch {head.record.epoch} is held by "
                 f"another pod on node {head.record.node or 'unknown'}; this pod commits nothing more"
             )
-        if _holder(head).ended:
-            raise Superseded(_over_message(tenure.agent, head))
+        if holder_of(head).ended:
+            raise Superseded(over_message(tenure.agent, head))
         return head
 
     async def _name(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
@@ -301,30 +284,3 @@ class LineageService:
             return default_name(agent, head)
         number = max(name.number, head.record.number + 1)  # an older attempt may be the later one to commit
         return CheckpointName(number, name.name)
-
-
-def _holder(head: Head) -> Holder:
-    record = head.record
-    return Holder(record.epoch, record.pod_uid, record.node, ended=record.kind in ("rollback", "completed"))
-
-
-def _fenced(who: Incarnation, head: Head | None) -> Refusal:
-    if head is None:
-        return Refusal(
-            "Fenced", f"Agent {who.agent} has no epoch yet: its savepoint-restore container was granted none."
-        )
-    return Refusal(
-        "Fenced",
-        f"Epoch {head.record.epoch} of agent {who.agent} is held by another pod or a later start"
-        f"{f' on node {head.record.node}' if head.record.node else ''}: this one commits nothing more; delete its pod.",
-    )
-
-
-def _over(who: Incarnation, head: Head) -> Refusal:
-    return Refusal("Completed" if head.record.kind == "completed" else "RolledBack", _over_message(who.agent, head))
-
-
-def _over_message(agent: AgentKey, head: Head) -> str:
-    if head.record.kind == "completed":
-        return f"The run of agent {agent} is completed: its next pod starts fresh, this one commits nothing more."
-    return f"Agent {agent} was rolled back: its next pod restores what was chosen, this one commits nothing more."

@@ -1,9 +1,13 @@
-"""What becomes of the one attempt an agent has in flight. Pure: time comes in as an argument; it sends nothing."""
+"""What becomes of the one attempt an agent has in flight, and what a sidecar may say of one. Pure; it sends nothing.
 
+Time comes in as an argument.
+"""
+
+import re
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from savepoint.contract.control import AttemptState
+from savepoint.contract.control import AttemptState, Offer, RequestCheckpoint
 
 ANSWER_GRACE_SECONDS = 5.0
 """How long after the deadline a sidecar may still report its own failure before the operator does."""
@@ -11,6 +15,12 @@ UNKNOWN_DEADLINE_SECONDS = 600
 """Deadline of an attempt that a sidecar restates and that this leader did not order."""
 URGENT = frozenset({"Shutdown", "Finish", "Drain", "Preemption"})
 """Triggers whose pod is about to go: an operator that stops finishes these first."""
+REQUESTED = frozenset({"Agent", "Shutdown", "Finish"})
+"""Triggers that a pod may ask for."""
+
+_ATTEMPT = re.compile(r"[0-9a-f]{32}")
+_MANIFEST = re.compile(r"[0-9a-f]{64}")
+_TRIGGER = re.compile(r"[A-Z][A-Za-z]{1,31}")
 
 
 @dataclass(frozen=True)
@@ -64,3 +74,28 @@ def resume(current: Attempt | None, restated: tuple[AttemptState, ...]) -> Resum
     if current is None:
         return Resume.NOTHING
     return Resume.CONTINUE if any(each.attempt == current.id for each in restated) else Resume.RESEND
+
+
+def is_attempt(attempt: str) -> bool:
+    """Whether this can be an attempt's id."""
+    return _ATTEMPT.fullmatch(attempt) is not None
+
+
+def offer_problem(offer: Offer) -> str | None:
+    """Why the offer can be none; None when it is well formed. The store is looked at by whoever commits it."""
+    if not is_attempt(offer.attempt):
+        return "an attempt's id has 32 hexadecimal digits"
+    if not _MANIFEST.fullmatch(offer.manifest.name) or offer.manifest.size < 1:
+        return "a manifest is named by 64 hexadecimal digits and is not empty"
+    if not _TRIGGER.fullmatch(offer.trigger):
+        return "a trigger is one CamelCase word"
+    return None
+
+
+def request_problem(request: RequestCheckpoint) -> str | None:
+    """Why a pod may not ask like this, None when it may."""
+    if request.trigger not in REQUESTED:
+        return f"a pod asks with trigger {', '.join(sorted(REQUESTED))}"
+    if len(request.request) > 64 or len(request.reason) > 1024:
+        return "the request's id or reason is too long"
+    return None

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from savepoint.contract.control import Ack, Grant, NeedUrls, Outcome, Progress, Refused, Urls, Wait
+from savepoint.contract.control import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
 from savepoint.errors import StoreDenied
 from savepoint_operator.model.views import NodeStanding, PodStanding, Refusal
 
@@ -206,3 +206,31 @@ async def test_a_slow_store_delays_a_grant_and_doubles_nothing(cell: Cell, slow:
     cell.store.release()
     assert (await pod.expect(Grant)).welcome.epoch == 1
     assert cell.chain() == [("grant", 1, 1)]
+
+
+async def test_a_pod_that_waited_as_long_as_it_may_says_so(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.pod("b")
+    pod = await cell.hello("b", "restore")
+    await pod.expect(Wait)
+    await pod.ask(Heartbeat(), Ack)
+    await pod.ask(Outcome("Timeout", "waited 600 s for pod coder-a"), Ack)
+    assert [each.outcome for each in cell.recorder.of("restored")] == ["Timeout"]
+
+
+async def test_who_waits_for_a_pod_that_speaks_costs_no_call(cell: Cell) -> None:
+    await cell.grant("a")
+    sidecar, _ = await cell.sidecar("a")
+    cell.pod("b")
+    pod = await cell.hello("b", "restore")
+    await pod.expect(Wait)
+    await asyncio.sleep(0.05)
+    calls = len(cell.store.calls)
+    await asyncio.sleep(0.1)
+    assert len(cell.store.calls) == calls
+    await cell.leave(sidecar)
+    cell.end("a")
+    cell.clock.advance(20)
+    while not isinstance(answer := await pod.receive(), Grant):
+        pass
+    assert answer.welcome.epoch == 2

@@ -395,3 +395,28 @@ async def test_a_name_that_does_not_come_in_time_is_the_next_in_line(cell: Cell)
 
     cell.recorder.before_naming = no_cluster
     assert (await pod.ask(cell.offer(attempt(8), 1), Committed)).checkpoint.name == "coder-1"
+
+
+async def test_a_malformed_offer_or_request_is_refused_and_the_session_goes_on(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    offer = cell.offer(attempt(1), 1)
+    refused = await pod.ask(replace(offer, trigger="x" * 5000), Refused)
+    assert (refused.reason, refused.attempt) == ("Refused", attempt(1))
+    assert (await pod.ask(RequestCheckpoint("r1", "Manual"), Refused)).request == "r1"
+    await pod.send(Result("not an attempt", "Failed"))
+    await pod.ask(offer, Committed)
+    assert not cell.recorder.of("failed")
+
+
+async def test_a_long_session_is_renewed_when_it_is_idle(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    assert cell.server is not None
+    cell.clock.advance(2 * 24 * 3600 + 1)
+    await cell.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    await pod.expect(Checkpoint)
+    await pod.ask(Heartbeat(), Ack)
+    await pod.ask(cell.offer(attempt(1), 1), Committed)
+    await pod.ask(Heartbeat(), Ack)
+    assert await pod.closed() == 4503

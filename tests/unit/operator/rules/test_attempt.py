@@ -1,7 +1,20 @@
 """What becomes of the attempt in flight."""
 
-from savepoint.contract.control import AttemptState
-from savepoint_operator.rules.attempt import ANSWER_GRACE_SECONDS, Attempt, Resume, Start, resume, start
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from savepoint.contract.control import AttemptState, ObjectName, Offer, RequestCheckpoint, Timing
+from savepoint_operator.rules.attempt import (
+    ANSWER_GRACE_SECONDS,
+    Attempt,
+    Resume,
+    Start,
+    offer_problem,
+    request_problem,
+    resume,
+    start,
+)
 
 ATTEMPT = Attempt("a" * 32, "Interval", deadline=100.0)
 
@@ -29,3 +42,27 @@ def test_the_sidecar_may_report_its_own_failure_first() -> None:
     assert ATTEMPT.seconds_left(90.5) == 9
     assert ATTEMPT.seconds_left(1000.0) == 1
     assert ATTEMPT.at("Uploading").stage == "Uploading"
+
+
+@pytest.mark.parametrize(
+    ("change", "fine"),
+    [
+        ({}, True),
+        ({"attempt": "A" * 32}, False),
+        ({"attempt": "a" * 33}, False),
+        ({"manifest": ObjectName("../" + "b" * 61, 10)}, False),
+        ({"manifest": ObjectName("b" * 64, 0)}, False),
+        ({"trigger": "x" * 5000}, False),
+        ({"trigger": ""}, False),
+    ],
+)
+def test_an_offer_is_well_formed_before_anything_is_looked_up(change: dict[str, Any], fine: bool) -> None:
+    offer = Offer("a" * 32, ObjectName("b" * 64, 10), (), "Interval", "Application", 0, 0, 0, Timing(""))
+    assert (offer_problem(replace(offer, **change)) is None) is fine
+
+
+def test_a_pod_asks_for_what_is_its_own_to_ask() -> None:
+    assert request_problem(RequestCheckpoint("r", "Agent")) is None
+    assert request_problem(RequestCheckpoint("r", "Manual"))
+    assert request_problem(RequestCheckpoint("r" * 65, "Agent"))
+    assert request_problem(RequestCheckpoint("r", "Agent", "x" * 1025))
