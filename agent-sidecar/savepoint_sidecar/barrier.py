@@ -1,0 +1,212 @@
+"""Brings an agent's files back to its last committed cut after it crashed in place: what differs is fetched again.
+
+Values of the SDK are ``components``' business; a first restore into an empty target is ``restore``'s. Blocking. Run
+twice it does nothing the second time. What the policy excludes is not touched.
+"""
+
+import hashlib
+import logging
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+
+from savepoint.repository.content import Content
+from savepoint.repository.manifest import ComponentRecord
+from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.target import Target, finish, translated, write_at
+from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
+
+from savepoint_sidecar.capture import KIND, Capture
+from savepoint_sidecar.filetable import Contents, FileTable, is_racy
+from savepoint_sidecar.roots import Root, directory, remove
+from savepoint_sidecar.walk import Node, open_below, walk
+
+log = logging.getLogger(__name__)
+
+_READ = os.O_RDONLY | os.O_NONBLOCK
+
+
+@dataclass
+class Mended:
+    """What a barrier had to do."""
+
+    restored: int = 0
+    removed: int = 0
+
+
+def bring_back(reader: CheckpointReader, capture: Capture) -> Mended:
+    """Let every root hold exactly what the cut says; the capture knows its files again afterwards."""
+    mended = Mended()
+    for root in capture.roots:
+        component = reader.manifest.component(root.component)
+        if component is None or component.kind != KIND:
+            log.warning("the cut holds nothing of %s: it is left as it is", root.mount_path)
+            continue
+        _Barrier(reader, capture, root, component, mended).run()
+    learn(reader, capture)
+    return mended
+
+
+def learn(reader: CheckpointReader, capture: Capture) -> None:
+    """Let the capture know the files that stand as the cut has them: roots must be at the cut now."""
+    for root in capture.roots:
+        component = reader.manifest.component(root.component)
+        table = FileTable()
+        capture.tables[root.name] = table
+        if component is None or component.kind != KIND:
+            continue
+        nodes = {node.path: node for node in walk(root, capture.excluded(root)).nodes if node.is_file}
+        for entry in reader.tree_entries(component):
+            node = nodes.get(entry.path)
+            if not isinstance(entry, TreeFile) or node is None:
+                continue
+            if (node.signature.size, node.signature.mtime_ns) == (entry.content.size, entry.mtime_ns):
+                content = reader.content(entry.content)
+                racy = is_racy(node.signature, capture.clock_ns())
+                table.put(entry.path, node.signature, content, racy=racy)
+
+
+class _Barrier:
+    """One root."""
+
+    def __init__(
+        self, reader: CheckpointReader, capture: Capture, root: Root, component: ComponentRecord, mended: Mended
+    ) -> None:
+        self._reader, self._root, self._component, self._mended = reader, root, component, mended
+        self._excluded = capture.excluded(root)
+        self._table = capture.tables[root.name]
+        self._known: Contents = self._table.contents()
+
+    def run(self) -> None:
+        with directory(self._root.path) as top, Target(top) as target:
+            nodes = {node.path: node for node in walk(self._root, self._excluded).nodes}
+            wrong: list[TreeEntry] = []
+            directories: list[TreeDirectory] = []
+            kept: set[str] = set()
+            for entry in self._reader.tree_entries(self._component):
+                if self._excluded.covers(entry.path):
+                    continue
+                node = nodes.get(entry.path)
+                if isinstance(entry, TreeDirectory):
+                    directories.append(entry)
+                if node is not None and self._same(top, entry, node):
+                    kept.add(entry.path)
+                else:
+                    wrong.append(entry)
+            self._remove(top, nodes, kept)
+            self._restore(target, wrong)
+            for folder in reversed(directories):
+                target.finish_directory(folder.path, folder.mode, folder.mtime_ns)
+
+    def _same(self, top: int, entry: TreeEntry, node: Node) -> bool:
+        if isinstance(entry, TreeDirectory):
+            return node.is_directory
+        if isinstance(entry, TreeSymlink):
+            return node.is_symlink and _link(top, entry.path) == entry.target
+        if not node.is_file or node.signature.size != entry.content.size:
+            return False
+        if self._certain(entry, node) or self._equal(top, entry):
+            self._mend_stat(top, entry, node)
+            return True
+        return False
+
+    def _certain(self, entry: TreeFile, node: Node) -> bool:
+        """Whether the file is known, without reading, to hold what the cut has."""
+        if not self._table.matches(entry.path, node.signature):
+            return False
+        known = self._known.find(entry.path)
+        return known is not None and _ids(known) == _ids(entry.content) and known.size == entry.content.size
+
+    def _equal(self, top: int, entry: TreeFile) -> bool:
+        try:
+            handle = open_below(top, entry.path, _READ)
+        except OSError:
+            return False
+        try:
+            offset = 0
+            buffer = memoryview(bytearray(1 << 20))
+            for ref in self._reader.content_chunks(entry.content):
+                piece = buffer[: ref.length]
+                if os.preadv(handle, [piece], offset) != ref.length or hashlib.sha256(piece).digest() != ref.id:
+                    return False
+                offset += ref.length
+            return os.fstat(handle).st_size == offset
+        finally:
+            os.close(handle)
+
+    def _mend_stat(self, top: int, entry: TreeFile, node: Node) -> None:
+        if node.signature.mtime_ns == entry.mtime_ns and stat.S_IMODE(node.mode) & 0o777 == entry.mode:
+            return
+        handle = open_below(top, entry.path, _READ)
+        try:
+            finish(handle, entry.mode, entry.mtime_ns)
+        finally:
+            os.close(handle)
+
+    def _remove(self, top: int, nodes: dict[str, Node], kept: set[str]) -> None:
+        """Take away what is not of the cut, deepest first; a folder that holds something excluded stays."""
+        for path in sorted(nodes, key=_depth, reverse=True):
+            if path in kept:
+                continue
+            parent, _, name = path.rpartition("/")
+            with suppress(FileNotFoundError, NotADirectoryError):
+                folder = open_below(top, parent, os.O_RDONLY | os.O_DIRECTORY) if parent else os.dup(top)
+                try:
+                    if nodes[path].is_directory:
+                        with suppress(OSError):
+                            os.rmdir(name, dir_fd=folder)
+                    else:
+                        remove(folder, name)
+                    self._mended.removed += 1
+                finally:
+                    os.close(folder)
+
+    def _restore(self, target: Target, entries: list[TreeEntry]) -> None:
+        for entry in entries:
+            if isinstance(entry, TreeDirectory):
+                target.make_directory(entry.path)
+            elif isinstance(entry, TreeFile):
+                self._restore_file(target, entry)
+            self._mended.restored += 1
+        for entry in entries:
+            if isinstance(entry, TreeSymlink):
+                target.make_symlink(entry.path, entry.target, entry.mtime_ns)
+
+    def _restore_file(self, target: Target, entry: TreeFile) -> None:
+        offset = 0
+        descriptor = target.create(entry.path)
+
+        def write(piece: bytes) -> None:
+            nonlocal offset
+            write_at(descriptor, offset, memoryview(piece))
+            offset += len(piece)
+
+        with translated(entry.path):
+            try:
+                self._reader.read_content_into(entry.content, write)
+                finish(descriptor, entry.mode, entry.mtime_ns)
+            finally:
+                os.close(descriptor)
+
+
+def _ids(content: Content) -> tuple[bytes, ...]:
+    return tuple(ref.id for ref in (content.more or content.chunks))
+
+
+def _link(top: int, path: str) -> str | None:
+    parent, _, name = path.rpartition("/")
+    try:
+        folder = open_below(top, parent, os.O_RDONLY | os.O_DIRECTORY) if parent else os.dup(top)
+    except OSError:
+        return None
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
+
+
+def _depth(path: str) -> tuple[int, str]:
+    return path.count("/"), path

@@ -1,0 +1,359 @@
+"""The files of an agent, from state roots into a writer: pre-copy while it runs, a short final pass while it waits.
+
+It decides neither when to capture nor what becomes of it (``checkpoint`` does), and knows no session. Blocking: it runs
+in a thread. Files are opened below their root, and no link is followed anywhere.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from savepoint.errors import StateUnstable
+from savepoint.repository.content import Content, FileSource
+from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
+from savepoint.repository.writer import CheckpointWriter
+
+from savepoint_sidecar import database
+from savepoint_sidecar.exclude import Excluded
+from savepoint_sidecar.filetable import FileTable, is_racy
+from savepoint_sidecar.pool import Pool, Range
+from savepoint_sidecar.roots import Root, directory
+from savepoint_sidecar.walk import Node, Signature, Walk, denied, open_below, signature_of, walk
+
+KIND: Final = "Files"
+TRIES: Final = 3
+_READ: Final = os.O_RDONLY | os.O_NONBLOCK
+
+
+@dataclass
+class Draft:
+    """One root as it is being captured."""
+
+    root: Root
+    walk: Walk
+    table: FileTable
+    """Files whose content is in the writer, by the stat under which it was read."""
+    taken: dict[str, tuple[Range, Signature, bool]] = field(default_factory=dict)
+    """Files copied into the pool during the pause: where, under which stat, and whether it is racy."""
+    links: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Capture:
+    """All roots of one agent. ``tables`` say what the last committed cut held."""
+
+    def __init__(
+        self,
+        roots: Sequence[Root],
+        exclude: Sequence[str],
+        clock_ns: Callable[[], int],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``check`` may raise to end whatever is under way; it is called between files."""
+        self.roots = tuple(roots)
+        self._excluded = {root.name: Excluded(exclude, root.mount_path) for root in roots}
+        self.clock_ns, self.check = clock_ns, check
+        self.tables: dict[str, FileTable] = {root.name: FileTable() for root in roots}
+
+    def excluded(self, root: Root) -> Excluded:
+        """What the policy leaves out of this root."""
+        return self._excluded[root.name]
+
+    def precopy(self, writer: CheckpointWriter) -> list[Draft]:
+        """Store what changed since the last committed cut, while the agent runs; the final pass takes the rest."""
+        drafts = []
+        for root in self.roots:
+            draft = Draft(root, self._walk(root), FileTable())
+            drafts.append(draft)
+            self._store_changed(writer, draft, self.tables[root.name])
+        for draft in drafts:  # what was stored may have ended the use of wasteful packs: read their files again now
+            known, draft.table = draft.table, FileTable()
+            self._store_changed(writer, draft, known, only_known=True)
+        return drafts
+
+    def _store_changed(
+        self, writer: CheckpointWriter, draft: Draft, known: FileTable, *, only_known: bool = False
+    ) -> None:
+        root = draft.root
+        changed = self._carry(writer, known, draft)
+        with directory(root.path) as top:
+
+            def store(node: Node) -> tuple[Node, Content | None, int]:
+                self.check()
+                return self._store_once(writer, top, root, node)
+
+            wanted = (node for node in changed if not only_known or node.path in known)
+            for node, content, read_at in writer.map(store, wanted):
+                if content is not None:
+                    draft.table.put(node.path, node.signature, content, racy=is_racy(node.signature, read_at))
+
+    def take(self, writer: CheckpointWriter, drafts: list[Draft], pool: Pool) -> list[Draft]:
+        """The final pass, while the agent waits: what is not as the pre-copy had it is copied into the pool.
+
+        StateUnstable if a file changes all the same, StageFull if the pool has no room.
+        """
+        before = {draft.root.name: draft.table for draft in drafts}
+        finals = []
+        for root in self.roots:
+            draft = Draft(root, self._walk(root), FileTable())
+            finals.append(draft)
+            changed = self._carry(writer, before.get(root.name, self.tables[root.name]), draft)
+            pool.require(sum(node.signature.size for node in changed))
+            with directory(root.path) as top:
+                for node in changed:
+                    self.check()
+                    draft.taken[node.path] = self._copy(top, root, node, pool)
+                self._read_links(top, draft)
+                for path, (_, signature, _) in draft.taken.items():
+                    if signature_of(_stat(top, path)) != signature:
+                        raise _unstable(root, path)
+        return finals
+
+    def read_fuzzy(self, writer: CheckpointWriter, scratch: Path, before: Sequence[Draft] = ()) -> list[Draft]:
+        """Store everything that changed while the agent may be writing; databases through their own backup.
+
+        ``before``: what a pre-copy by the same writer has stored already.
+        """
+        known = self.tables | {draft.root.name: draft.table for draft in before}
+        drafts = []
+        for root in self.roots:
+            draft = Draft(root, self._walk(root), FileTable())
+            drafts.append(draft)
+            with directory(root.path) as top:
+                self._read_links(top, draft)
+                reader = _FuzzyReader(self, writer, draft, top=top, scratch=scratch, known=known[root.name])
+                files = [node for node in draft.walk.nodes if node.is_file]
+                gone = {path for paths in writer.map(reader.read, files) for path in paths}
+            draft.walk.nodes = [node for node in draft.walk.nodes if node.path not in gone]
+        return drafts
+
+    def store(self, writer: CheckpointWriter, drafts: list[Draft], pool: Pool | None) -> None:
+        """After the pause: store what the final pass copied, then describe every root's tree."""
+        for draft in drafts:
+            if pool is not None:
+
+                def store(path: str, draft: Draft = draft, pool: Pool = pool) -> tuple[str, Content]:
+                    self.check()
+                    where, _, _ = draft.taken[path]
+                    return path, writer.store(FileSource(pool.descriptor, where.length, where.offset), KIND)
+
+                for path, content in writer.map(store, draft.taken):
+                    _, signature, racy = draft.taken[path]
+                    draft.table.put(path, signature, content, racy=racy)
+            writer.add_tree(draft.root.component, KIND, self._entries(draft))
+
+    def committed(self, drafts: list[Draft]) -> None:
+        """The drafts are the cut now: later attempts compare with them."""
+        self.tables = {draft.root.name: draft.table for draft in drafts}
+
+    def _walk(self, root: Root) -> Walk:
+        return walk(root, self._excluded[root.name], self.check)
+
+    @staticmethod
+    def _carry(writer: CheckpointWriter, known: FileTable, draft: Draft) -> list[Node]:
+        """Take over the files that are as they are known; the others."""
+        contents = known.contents()
+        changed = []
+        for node in draft.walk.nodes:
+            if not node.is_file:
+                continue
+            content = contents.find(node.path) if known.matches(node.path, node.signature) else None
+            if content is not None and writer.reuse(content):
+                draft.table.put(node.path, node.signature, content, racy=False)
+            else:
+                changed.append(node)
+        return changed
+
+    def _store_once(
+        self, writer: CheckpointWriter, top: int, root: Root, node: Node
+    ) -> tuple[Node, Content | None, int]:
+        """Content of the file if it stayed as its node says; what changed meanwhile is left to the final pass."""
+        try:
+            with _opened(top, root, node) as handle:
+                content = writer.store_file(handle.descriptor, node.signature.size)
+                after = signature_of(os.fstat(handle.descriptor))
+        except FileNotFoundError:
+            return node, None, 0
+        same = after == node.signature and content.size == node.signature.size
+        return node, content if same else None, self.clock_ns()
+
+    def _copy(self, top: int, root: Root, node: Node, pool: Pool) -> tuple[Range, Signature, bool]:
+        for _ in range(TRIES):
+            try:
+                with _opened(top, root, node) as handle:
+                    before = signature_of(os.fstat(handle.descriptor))
+                    where = pool.take(handle.descriptor, before.size, self.check)
+                    if where.length == before.size and signature_of(os.fstat(handle.descriptor)) == before:
+                        return where, before, is_racy(before, self.clock_ns())
+            except FileNotFoundError as error:
+                raise _unstable(root, node.path) from error
+        raise _unstable(root, node.path)
+
+    @staticmethod
+    def _read_links(top: int, draft: Draft) -> None:
+        for node in draft.walk.nodes:
+            if node.is_symlink:
+                with suppress(FileNotFoundError, OSError):
+                    draft.links[node.path] = _read_link(top, node.path)
+
+    @staticmethod
+    def _entries(draft: Draft) -> Iterator[TreeEntry]:
+        contents = draft.table.contents()
+        for node in draft.walk.nodes:
+            mtime_ns = node.signature.mtime_ns
+            if node.is_directory:
+                yield TreeDirectory(node.path, node.mode & 0o777, mtime_ns)
+            elif node.is_symlink:
+                target = draft.links.get(node.path)
+                if target:
+                    yield TreeSymlink(node.path, target, mtime_ns)
+            else:
+                content = contents.find(node.path)
+                assert content is not None
+                taken = draft.taken.get(node.path)
+                yield TreeFile(node.path, node.mode & 0o777, taken[1].mtime_ns if taken else mtime_ns, content)
+
+
+class _FuzzyReader:
+    """Reads the files of one root as they are, from the writer's threads."""
+
+    def __init__(
+        self, capture: Capture, writer: CheckpointWriter, draft: Draft, *, top: int, scratch: Path, known: FileTable
+    ) -> None:
+        self._capture, self._writer, self._draft, self._top, self._scratch = capture, writer, draft, top, scratch
+        self._signatures = {node.path: node.signature for node in draft.walk.nodes if node.is_file}
+        self._databases: set[str] = set()
+        self._known = known
+        self._contents = self._known.contents()
+
+    def read(self, node: Node) -> tuple[str, ...]:
+        """Store the file; the paths that are not part of the cut after all."""
+        self._capture.check()
+        base = _database_of(node.path)
+        if base in self._signatures and self._is_database(base):
+            return (node.path,)  # its content is in the database's own copy
+        signature = self._combined(node)
+        if self._known.matches(node.path, signature):
+            content = self._contents.find(node.path)
+            if content is not None and self._writer.reuse(content):
+                self._draft.table.put(node.path, signature, content, racy=False)
+                return ()
+        try:
+            if self._is_database(node.path) and self._back_up(node, signature):
+                return ()
+            self._read_file(node)
+        except FileNotFoundError:
+            return (node.path,)
+        return ()
+
+    def _read_file(self, node: Node) -> None:
+        root = self._draft.root
+        for _ in range(TRIES):
+            with _opened(self._top, root, node) as handle:
+                before = signature_of(os.fstat(handle.descriptor))
+                content = self._writer.store_file(handle.descriptor, before.size)
+                read_at = self._capture.clock_ns()
+                if signature_of(os.fstat(handle.descriptor)) == before and content.size == before.size:
+                    self._draft.table.put(node.path, before, content, racy=is_racy(before, read_at))
+                    return
+        self._draft.table.put(node.path, before, content, racy=True)
+
+    def _back_up(self, node: Node, signature: Signature) -> bool:
+        root = self._draft.root
+        target = self._scratch / f"{root.name}-{node.signature.inode}.sqlite"
+        source = root.path / node.path
+        if not database.may_back_up(self._head(node.path), source) or not database.back_up(source, target):
+            self._draft.warnings.append(f"database {node.path!r} was copied as a plain file: SQLite could not read it")
+            return False
+        try:
+            handle = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                content = self._writer.store_file(handle, os.fstat(handle).st_size)
+            finally:
+                os.close(handle)
+        finally:
+            target.unlink(missing_ok=True)
+        self._draft.table.put(node.path, signature, content, racy=is_racy(signature, self._capture.clock_ns()))
+        return True
+
+    def _combined(self, node: Node) -> Signature:
+        """Of a database: together with its log, in which a change may stand that the file does not show yet."""
+        log = self._signatures.get(f"{node.path}-wal")
+        if log is None or log.size == 0:
+            return node.signature
+        own = node.signature
+        return Signature(
+            own.size + log.size,
+            max(own.mtime_ns, log.mtime_ns),
+            max(own.ctime_ns, log.ctime_ns),
+            own.inode ^ (log.inode << 1 & (1 << 64) - 1),
+        )
+
+    def _is_database(self, path: str) -> bool:
+        if path in self._databases:
+            return True
+        if self._signatures[path].size >= 100 and database.is_database(self._head(path)):
+            self._databases.add(path)
+            return True
+        return False
+
+    def _head(self, path: str) -> bytes:
+        try:
+            handle = open_below(self._top, path, _READ)
+        except OSError:
+            return b""
+        try:
+            return os.pread(handle, 100, 0)
+        finally:
+            os.close(handle)
+
+
+class _opened:
+    """An open file of a root; denied() in place of EACCES, FileNotFoundError when it is no file any more."""
+
+    def __init__(self, top: int, root: Root, node: Node) -> None:
+        try:
+            self.descriptor = open_below(top, node.path, _READ)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise denied(root, node.path, node.uid, node.mode) from error
+            if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+                raise FileNotFoundError(errno.ENOENT, "no file any more", node.path) from error
+            raise
+
+    def __enter__(self) -> "_opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+
+def _database_of(path: str) -> str:
+    """The database that a file of this name would belong to, or an empty string."""
+    return next((path.removesuffix(each) for each in database.COMPANIONS if path.endswith(each)), "")
+
+
+def _stat(top: int, path: str) -> os.stat_result:
+    return os.stat(path, dir_fd=top, follow_symlinks=False)
+
+
+def _read_link(top: int, path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    if not folder:
+        return os.readlink(name, dir_fd=top)
+    handle = open_below(top, folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return os.readlink(name, dir_fd=handle)
+    finally:
+        os.close(handle)
+
+
+def _unstable(root: Root, path: str) -> StateUnstable:
+    return StateUnstable(
+        f"{root.mount_path.rstrip('/')}/{path} changed while the agent was paused: something else writes it. "
+        "Exclude it in the policy, or end what writes it before a safe point."
+    )

@@ -1,0 +1,160 @@
+"""What the SDK hands over, and gets back: components of named values, as lines of JSON and as files of the stage.
+
+It neither decides when (``checkpoint``, ``barrier``) nor knows what the values mean. Blocking.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from savepoint.contract import agent as wire
+from savepoint.errors import IntegrityError, NoSpace, Refused, StateUnstable
+from savepoint.repository.content import Content, FileSource
+from savepoint.repository.entry import EntryRecord
+from savepoint.repository.manifest import ComponentRecord, Manifest
+from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.writer import CheckpointWriter
+
+from savepoint_sidecar.roots import COMPONENT_PREFIX, directory
+from savepoint_sidecar.walk import open_below
+
+INLINE_EACH_BYTES: Final = 64 << 10
+INLINE_ALL_BYTES: Final = 512 << 10
+"""Of one answer to connect; JSON text escaped once more may be twice as long."""
+INDEX_NAME: Final = "index.json"
+
+
+def sdk_components(manifest: Manifest) -> tuple[ComponentRecord, ...]:
+    """The components of a checkpoint that an SDK handed over."""
+    return tuple(each for each in manifest.components if not each.name.startswith(COMPONENT_PREFIX))
+
+
+def store_components(writer: CheckpointWriter, stage: Path, components: tuple[wire.Component, ...]) -> None:
+    """Store what a flush holds. StateUnstable if a file of the stage is not as it was told, Refused if it cannot be."""
+    for component in components:
+        if component.name.startswith(COMPONENT_PREFIX):
+            raise Refused(f"a component may not be named {component.name!r}: that is for files", "NotEncodable")
+        kind = component.kind
+
+        def store(entry: wire.Entry, kind: str = kind) -> EntryRecord:
+            return EntryRecord(entry.name, entry.encoding, _store(writer, stage, entry, kind), dict(entry.meta))
+
+        try:
+            writer.add_stored_entries(component.name, kind, writer.map(store, component.entries))
+        except ValueError as error:
+            raise Refused(f"component {component.name!r} cannot be stored: {error}", "NotEncodable") from error
+
+
+def restore_components(
+    reader: CheckpointReader, stage: Path, label: str, *, bound: int = INLINE_ALL_BYTES
+) -> tuple[wire.Component, ...]:
+    """Bring back what an SDK handed over: small documents inline, the rest as files below ``stage/restored/<label>``.
+
+    What an earlier call left there is removed. NoSpace if the stage has no room.
+    """
+    top = stage / wire.STAGE_RESTORED
+    for each in top.iterdir() if top.is_dir() else ():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each, ignore_errors=True)
+    folder = top / label
+    result: list[wire.Component] = []
+    left, number = bound, 0
+    for component in sdk_components(reader.manifest):
+        entries: list[wire.Entry] = []
+        for record in reader.read_entries(component).values():
+            size = record.content.size
+            if record.encoding == "json" and size <= min(left, INLINE_EACH_BYTES):
+                left -= size
+                inline = _text(reader.read_content(record.content), component.name, record.name)
+                entries.append(wire.Entry(record.name, record.encoding, size, inline=inline, meta=dict(record.meta)))
+                continue
+            path = f"{wire.STAGE_RESTORED}/{label}/{number}"
+            number += 1
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _write(reader, record, stage / path)
+            entries.append(wire.Entry(record.name, record.encoding, size, path=path, meta=dict(record.meta)))
+        result.append(wire.Component(component.name, component.kind, tuple(entries)))  # type: ignore[arg-type]
+    return tuple(result)
+
+
+def write_index(stage: Path, sequence: int, components: tuple[wire.Component, ...]) -> None:
+    """Leave for the sidecar what an init container has brought back."""
+    folder = stage / wire.STAGE_RESTORED
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    raw = {"sequence": sequence, "components": [each.to_wire() for each in components]}
+    temporary = folder / f".{INDEX_NAME}"
+    temporary.write_text(json.dumps(raw))
+    temporary.replace(folder / INDEX_NAME)
+
+
+def read_index(stage: Path, sequence: int) -> tuple[wire.Component, ...] | None:
+    """What an init container brought back for this cut, None if that is not there."""
+    try:
+        raw: Any = json.loads((stage / wire.STAGE_RESTORED / INDEX_NAME).read_text())
+        if raw["sequence"] != sequence:
+            return None
+        return tuple(wire.Component.from_wire(each) for each in raw["components"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def prepare_stage(stage: Path) -> None:
+    """Make the stage's folders; both sides can write where the protocol says so."""
+    for name, mode in ((wire.STAGE_AGENT, 0o777), (wire.STAGE_JOURNAL, 0o777), (wire.STAGE_RESTORED, 0o755)):
+        _folder(stage / name, mode)
+    own = stage / wire.STAGE_SIDECAR
+    _folder(own, 0o700)
+    for each in list(_leftovers(own)):
+        each.unlink(missing_ok=True)
+
+
+def _folder(path: Path, mode: int) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.chmod(mode)
+    except PermissionError:
+        if not os.access(path, os.W_OK):
+            raise
+
+
+def _leftovers(own: Path) -> Iterator[Path]:
+    return (each for each in own.iterdir() if each.suffix == ".sqlite" or each.name == "pool")
+
+
+def _store(writer: CheckpointWriter, stage: Path, entry: wire.Entry, kind: str) -> Content:
+    if entry.inline is not None:
+        return writer.store_bytes(entry.inline.encode(), kind)
+    assert entry.path is not None
+    try:
+        with directory(stage) as top:
+            handle = open_below(top, entry.path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        message = f"the value {entry.name!r} is not at {entry.path} in the stage: {error.strerror}"
+        raise StateUnstable(message) from error
+    try:
+        size = os.fstat(handle).st_size
+        if size != entry.size:
+            raise StateUnstable(f"the value {entry.name!r} has {size} bytes in the stage, {entry.size} were flushed")
+        return writer.store(FileSource(handle, size), kind)
+    finally:
+        os.close(handle)
+
+
+def _write(reader: CheckpointReader, record: EntryRecord, path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            reader.read_content_into(record.content, file.write)
+        path.chmod(0o644)
+    except OSError as error:
+        message = f"no room in the stage for the value {record.name!r}: {error.strerror}; raise its size"
+        raise NoSpace(message) from error
+
+
+def _text(content: bytes, component: str, name: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"the document {name!r} of component {component!r} is no text", component) from error

@@ -1,0 +1,44 @@
+"""Named places where a test may have the process killed as kill -9 would. They do nothing unless a test sets one.
+
+``SAVEPOINT_FAILPOINT=name`` kills at the first pass, ``name:3`` at the third.
+"""
+
+import os
+import signal
+from typing import Final
+
+NAMES: Final = (
+    "before-quiesce",
+    "after-quiesce",
+    "while-quiesced",
+    "while-storing",
+    "between-puts",
+    "before-manifest",
+    "before-offer",
+    "after-commit",
+    "after-result",
+    "restore-begin",
+    "restore-cleared",
+    "restore-marked",
+    "restore-half",
+    "restore-written",
+    "restore-before-ready",
+)
+
+
+class Failpoints:
+    """The one failpoint that is set, counted down as it is passed."""
+
+    def __init__(self, setting: str = "") -> None:
+        name, _, count = setting.partition(":")
+        if name and name not in NAMES:
+            raise ValueError(f"no failpoint {name!r}; there are: {', '.join(NAMES)}")
+        self._name, self._left = name, int(count or 1)
+
+    def reach(self, name: str) -> None:
+        """Kill this process if ``name`` is set and its count is used up."""
+        if name != self._name:
+            return
+        self._left -= 1
+        if self._left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)

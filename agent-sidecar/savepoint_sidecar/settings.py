@@ -1,0 +1,115 @@
+"""What a sidecar or init container is told by its environment, read once and checked. Nobody else reads it."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from savepoint.contract import names
+
+from savepoint_sidecar.roots import Root
+
+DEFAULT_GRACE_SECONDS: Final = 30
+ENV_FAILPOINT: Final = "SAVEPOINT_FAILPOINT"
+ENV_LOG_LEVEL: Final = "SAVEPOINT_LOG_LEVEL"
+TERMINATION_LOG: Final = Path("/dev/termination-log")
+
+
+class SettingsError(ValueError):
+    """The environment lacks a variable, or holds one that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One injected container's configuration."""
+
+    control_url: str
+    control_ca: str = field(repr=False)
+    """PEM."""
+    pod_name: str
+    pod_namespace: str
+    pod_uid: str
+    node: str
+    grace_seconds: int
+    """The pod's whole grace period."""
+    roots: tuple[Root, ...]
+    token_path: Path = Path(names.TOKEN_PATH)
+    socket_path: Path = Path(names.SOCKET_PATH)
+    stage: Path = Path(names.STAGE_DIRECTORY)
+    log_level: str = "INFO"
+    api_server: tuple[str, int] | None = None
+    """Address of the cluster's API server: an answer from it proves that this node is not cut off."""
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the environment that the webhook writes. SettingsError names what is missing or wrong."""
+    return Settings(
+        control_url=_required(environment, names.ENV_CONTROL_URL),
+        control_ca=_required(environment, names.ENV_CONTROL_CA),
+        pod_name=environment.get(names.ENV_POD_NAME, ""),
+        pod_namespace=environment.get(names.ENV_POD_NAMESPACE, ""),
+        pod_uid=_required(environment, names.ENV_POD_UID),
+        node=environment.get(names.ENV_NODE_NAME, ""),
+        grace_seconds=_seconds(environment),
+        roots=_roots(environment.get(names.ENV_ROOTS, "[]")),
+        token_path=Path(environment.get("SAVEPOINT_TOKEN", names.TOKEN_PATH)),
+        socket_path=Path(environment.get(names.ENV_SOCKET, names.SOCKET_PATH)),
+        stage=Path(environment.get(names.ENV_STAGE, names.STAGE_DIRECTORY)),
+        log_level=environment.get(ENV_LOG_LEVEL, "INFO"),
+        api_server=_api_server(environment),
+    )
+
+
+def stage_of(environment: Mapping[str, str] = os.environ) -> Path:
+    """The stage folder alone, for the probe commands."""
+    return Path(environment.get(names.ENV_STAGE, names.STAGE_DIRECTORY))
+
+
+def socket_of(environment: Mapping[str, str] = os.environ) -> Path:
+    """The agent's socket alone, for the probe commands."""
+    return Path(environment.get(names.ENV_SOCKET, names.SOCKET_PATH))
+
+
+def failpoint_of(environment: Mapping[str, str] = os.environ) -> str:
+    """The failpoint a test has set, or an empty string."""
+    return environment.get(ENV_FAILPOINT, "")
+
+
+def log_level_of(default: str = "INFO", environment: Mapping[str, str] = os.environ) -> str:
+    """The level of the log."""
+    return environment.get(ENV_LOG_LEVEL, default)
+
+
+def _required(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name, "")
+    if not value:
+        raise SettingsError(f"{name} is not set; the webhook writes it into this container")
+    return value
+
+
+def _seconds(environment: Mapping[str, str]) -> int:
+    text = environment.get(names.ENV_GRACE_SECONDS, str(DEFAULT_GRACE_SECONDS))
+    if not text.isascii() or not text.isdigit():
+        raise SettingsError(f"{names.ENV_GRACE_SECONDS} is {text!r}, not a whole number of seconds")
+    return int(text)
+
+
+def _api_server(environment: Mapping[str, str]) -> tuple[str, int] | None:
+    host, port = environment.get("KUBERNETES_SERVICE_HOST", ""), environment.get("KUBERNETES_SERVICE_PORT", "443")
+    return (host, int(port)) if host and port.isdigit() else None
+
+
+def _roots(text: str) -> tuple[Root, ...]:
+    try:
+        raw: Any = json.loads(text)
+        roots = tuple(
+            Root(str(item["name"]), str(item["mountPath"]), Path(str(item["path"])), item.get("persistent") is True)
+            for item in raw
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingsError(f"{names.ENV_ROOTS} is not a list of state roots: {error}") from error
+    if len({root.name for root in roots}) != len(roots):
+        raise SettingsError(f"{names.ENV_ROOTS} names a state root twice")
+    return roots

@@ -1,0 +1,164 @@
+"""What stands in a state root: every entry with its stat, found by folder descriptors and never through a link.
+
+It reads no content and remembers nothing between walks (``filetable`` does).
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from savepoint.contract.names import ANNOTATION_RUN_AS_USER
+from savepoint.errors import RunAsUserRequired
+from savepoint.repository.tree import path_problem
+
+from savepoint_sidecar.exclude import Excluded
+from savepoint_sidecar.roots import Root, directory
+
+
+class Signature(NamedTuple):
+    """What tells, without reading, that a file is as it was."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+class Node(NamedTuple):
+    """One entry of a root. ``path`` is relative, with bytes that are no UTF-8 as surrogate escapes."""
+
+    path: str
+    mode: int
+    """As in stat: type and permissions."""
+    signature: Signature
+    uid: int
+
+    @property
+    def is_file(self) -> bool:
+        """A regular file."""
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_directory(self) -> bool:
+        """A folder."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        """A symbolic link."""
+        return stat.S_ISLNK(self.mode)
+
+
+@dataclass
+class Walk:
+    """All entries of one root in the order of the format: by the bytes of their paths."""
+
+    root: Root
+    nodes: list[Node] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """What cannot be part of a checkpoint, with the reason, for the log."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(node.signature.size for node in self.nodes if node.is_file)
+
+
+def signature_of(status: os.stat_result) -> Signature:
+    """The signature in a stat."""
+    return Signature(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def walk(root: Root, excluded: Excluded, check: Callable[[], None] = lambda: None) -> Walk:
+    """Walk the root. ``check`` is called once a folder and may raise to end the walk.
+
+    RunAsUserRequired if a folder belongs to another uid and is closed to this one. What vanishes meanwhile is left out.
+    """
+    found = Walk(root)
+    pending = [""]
+    with directory(root.path) as top:
+        while pending:
+            check()
+            folder = pending.pop()
+            for node in _entries(top, folder, root):
+                if excluded(node.path):
+                    continue
+                reason = path_problem(node.path) or _unfit(node.mode)
+                if reason:
+                    found.skipped.append(f"{node.path!r} {reason}")
+                    continue
+                found.nodes.append(node)
+                if node.is_directory:
+                    pending.append(node.path)
+    found.nodes.sort(key=_order)
+    return found
+
+
+def open_below(top: int, path: str, flags: int) -> int:
+    """Open a path below an open folder; no element of it may be a link. The caller closes the descriptor."""
+    *folders, name = path.split("/")
+    current = top
+    try:
+        for each in folders:
+            below = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+            if current != top:
+                os.close(current)
+            current = below
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+    finally:
+        if current != top:
+            os.close(current)
+
+
+def denied(root: Root, path: str, uid: int, mode: int) -> RunAsUserRequired:
+    """The error for an entry that this process may not read."""
+    shown = f"{root.mount_path.rstrip('/')}/{path}"
+    if uid != os.geteuid():
+        return RunAsUserRequired(
+            f"{shown} belongs to uid {uid}, and the sidecar runs as uid {os.geteuid()}: it cannot be read. "
+            f"Set runAsUser: {uid} on the agent's container, or annotate the pod template with "
+            f'{ANNOTATION_RUN_AS_USER}: "{uid}".'
+        )
+    return RunAsUserRequired(
+        f"{shown} has mode {stat.S_IMODE(mode):03o}, which keeps its own uid {uid} from reading it: make it readable, "
+        "or exclude it in the policy."
+    )
+
+
+def _entries(top: int, folder: str, root: Root) -> Iterator[Node]:
+    try:
+        handle = open_below(top, folder, os.O_RDONLY | os.O_DIRECTORY) if folder else os.dup(top)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            status = os.stat(folder, dir_fd=top, follow_symlinks=False)
+            raise denied(root, folder, status.st_uid, status.st_mode) from error
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            return
+        raise
+    prefix = f"{folder}/" if folder else ""
+    try:
+        with os.scandir(handle) as entries:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                yield Node(prefix + entry.name, status.st_mode, signature_of(status), status.st_uid)
+    finally:
+        os.close(handle)
+
+
+def _unfit(mode: int) -> str:
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+        return ""
+    kinds = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "named pipe", stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
+    return f"is a {kinds.get(stat.S_IFMT(mode), 'special file')}, which no checkpoint can hold"
+
+
+def _order(node: Node) -> bytes:
+    return node.path.encode("utf-8", "surrogateescape")

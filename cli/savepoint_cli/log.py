@@ -1,0 +1,59 @@
+"""``savepoint log``: an agent's line of life, one line for each record of its chain."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from savepoint.errors import IntegrityError, ObjectMissing
+from savepoint.repository.canonical import time_of
+from savepoint.repository.commit import CommitRecord
+from savepoint.repository.repository import Repository
+
+from savepoint_cli.local_store import records, repositories
+
+_COLUMNS = ("TIME", "SEQ", "RUN", "EPOCH", "EVENT", "CHECKPOINT", "TRIGGER", "SIZE", "UPLOADED")
+_EVENTS = {"grant": "start", "checkpoint": "checkpoint", "rollback": "rollback", "completed": "completed"}
+
+
+def print_log(path: Path, agent: str | None) -> int:
+    """Print the lines of every agent of the store, or of one."""
+    for repository in repositories(path, agent, datetime.now(UTC)):
+        print(f"agent {repository.agent}")
+        rows = [_COLUMNS, *(_row(repository, head.record) for head in records(repository))]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+        for row in rows:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print("  ".join(cells).rstrip())
+    return 0
+
+
+def human(size: int) -> str:
+    """A size in the largest unit that leaves a number of at most four digits."""
+    for unit in ("B", "Ki", "Mi", "Gi"):
+        if size < 1024 * (1 if unit == "B" else 10):
+            return f"{size}{unit}"
+        size = round(size / 1024)
+    return f"{size}Ti"
+
+
+def _row(repository: Repository, record: CommitRecord) -> tuple[str, ...]:
+    local = time_of(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    size = uploaded = ""
+    if record.kind == "checkpoint" and record.manifest is not None:
+        try:
+            manifest = repository.read_manifest(record.manifest.name, record.manifest.size)
+            size, uploaded = human(manifest.size.logical), human(manifest.size.uploaded)
+        except ObjectMissing:
+            size = "collected"
+        except IntegrityError:
+            size = "damaged"
+    return (
+        local,
+        str(record.sequence),
+        str(record.run),
+        str(record.epoch),
+        _EVENTS[record.kind],
+        record.name or "-",
+        record.trigger or "-",
+        size or "-",
+        uploaded or "-",
+    )
