@@ -29,7 +29,7 @@ from savepoint_operator.rules.injection import Injected, InjectionTerms, inject
 
 log = logging.getLogger(__name__)
 
-_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+_METADATA_ONLY = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
 
 
 class Webhook:
@@ -111,9 +111,13 @@ def _policy_lister(api: client.ApiClient) -> Callable[..., Any]:
 
 
 def _namespace_lister(api: client.ApiClient) -> Callable[..., Any]:
-    """Names and labels are enough."""
+    """Names and labels are enough. The API server wants another word for a list than for the objects of a watch."""
     method = client.CoreV1Api(api).list_namespace_without_preload_content
-    return partial(method, _headers={"Accept": _METADATA_ONLY})
+
+    def lister(*, watch: bool = False, **arguments: Any) -> Any:
+        return method(watch=watch, _headers={"Accept": _METADATA_ONLY.format("" if watch else "List")}, **arguments)
+
+    return lister
 
 
 async def _serve(settings: WebhookSettings) -> None:

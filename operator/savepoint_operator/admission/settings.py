@@ -42,8 +42,17 @@ class WebhookSettings:
             control_url=url,
             tls_directory=Path(_required(environment, "SAVEPOINT_TLS_DIRECTORY", "the folder of the TLS Secret")),
             pull_policy=pull_policy,
+            port=_port(environment, "SAVEPOINT_WEBHOOK_PORT", WEBHOOK_PORT),
+            health_port=_port(environment, "SAVEPOINT_HEALTH_PORT", HEALTH_PORT),
             log_level=environment.get("SAVEPOINT_LOG_LEVEL") or "INFO",
         )
+
+
+def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
+        raise SettingsError(f"{name} must be a port number, not {text!r}")
+    return int(text)
 
 
 def _required(environment: Mapping[str, str], name: str, what: str) -> str:

@@ -9,7 +9,7 @@ from tests.unit.admission.pods import pod
 
 
 def hashed(volumes: list[dict[str, Any]] | None = None, **fields: Any) -> str:
-    given = pod(container=fields, **({"volumes": volumes} if volumes else {}))
+    given = pod(container=fields, volumes=volumes or [])
     return config_hash(given, given["spec"]["containers"][0])
 
 

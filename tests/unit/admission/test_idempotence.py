@@ -22,12 +22,11 @@ SOURCES: list[dict[str, Any]] = [
 ]
 
 
-def named(wanted: list[str], values: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[list[dict[str, Any]]]:
+@st.composite
+def named(draw: st.DrawFn, wanted: list[str], values: st.SearchStrategy[dict[str, Any]]) -> list[dict[str, Any]]:
     """A list of things with distinct names."""
-    chosen = st.lists(st.sampled_from(wanted), unique=True, max_size=len(wanted))
-    return chosen.flatmap(
-        lambda picked: st.tuples(*(values.map(lambda v, n=n: {"name": n} | v) for n in picked)).map(list)
-    )
+    chosen = draw(st.lists(st.sampled_from(wanted), unique=True, max_size=len(wanted)))
+    return [{"name": name} | draw(values) for name in chosen]
 
 
 mounts = st.lists(

@@ -20,7 +20,7 @@ def judged(
     given = pod(
         annotations={} if annotation is None else {"savepoint.dev/run-as-user": annotation},
         container={"securityContext": own} if own else {},
-        **({"securityContext": shared} if shared else {}),
+        securityContext=shared or {},
     )
     return run_as(given, given["spec"]["containers"][0], policy, level)
 

@@ -262,7 +262,9 @@ def test_a_volume_over_our_folders_is_refused(path: str) -> None:
 
 @pytest.mark.parametrize("field", ["shareProcessNamespace", "hostPID"])
 def test_a_shared_process_namespace_is_refused(field: str) -> None:
-    refusal = refused(pod(**{field: True}))
+    given = pod()
+    given["spec"][field] = True
+    refusal = refused(given)
     assert refusal.reason == "ProcessNamespaceShared"
     assert field in refusal.message
 

@@ -26,7 +26,13 @@ def test_each_of_them_is_needed(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("SAVEPOINT_CONTROL_URL", "http://x"), ("SAVEPOINT_SIDECAR_PULL_POLICY", "Sometimes")]
+    ("name", "value"),
+    [
+        ("SAVEPOINT_CONTROL_URL", "http://x"),
+        ("SAVEPOINT_SIDECAR_PULL_POLICY", "Sometimes"),
+        ("SAVEPOINT_WEBHOOK_PORT", "https"),
+        ("SAVEPOINT_HEALTH_PORT", "65536"),
+    ],
 )
 def test_wrong_values_are_named(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):

@@ -1,0 +1,338 @@
+"""The chart, by the real helm, on a real API server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.helm import BUCKET, CHART, NAMESPACE, HelmFailed, helm, one, options, render
+from tests.integration.kubectl import CRDS, Kubectl, Refused
+from tests.servers.apiserver import ApiServer
+
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:savepoint-operator"
+
+
+@pytest.fixture(scope="module")
+def rendered() -> list[dict[str, Any]]:
+    return render(BUCKET)
+
+
+def environment(deployment: dict[str, Any]) -> dict[str, Any]:
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    return {item["name"]: item.get("value") for item in container["env"]}
+
+
+# -- what is rendered ---------------------------------------------------------------------------------------------
+
+
+def test_lint() -> None:
+    assert "[ERROR]" not in helm("lint", str(CHART), "--strict", *options(BUCKET))
+
+
+def test_the_kinds_are_those_of_crds(rendered: list[dict[str, Any]]) -> None:
+    source = {path.name: yaml.safe_load(path.read_text()) for path in CRDS.glob("*.yaml")}
+    made = {item["metadata"]["name"]: item for item in rendered if item["kind"] == "CustomResourceDefinition"}
+    assert made == {item["metadata"]["name"]: item for item in source.values()}
+
+
+def test_the_default_store_goes_to_the_operator(rendered: list[dict[str, Any]]) -> None:
+    told = environment(one(rendered, "Deployment", "savepoint-operator"))
+    assert json.loads(told["SAVEPOINT_DEFAULT_STORE"]) == {
+        "name": "default",
+        "spec": {
+            "default": True,
+            "s3": {
+                "endpoint": "https://s3.example.com",
+                "bucket": "agents",
+                "region": "us-east-1",
+                "addressing": "Path",
+                "credentialsSecretName": "s3-keys",
+            },
+        },
+    }
+    assert environment(one(render(), "Deployment", "savepoint-operator"))["SAVEPOINT_DEFAULT_STORE"] == ""
+
+
+def test_every_field_of_the_store_can_be_set() -> None:
+    values = BUCKET | {
+        "store.name": "main",
+        "store.s3.podEndpoint": "http://s3.world.svc:7070",
+        "store.s3.prefix": "a/b",
+        "store.s3.addressing": "Virtual",
+        "store.s3.caSecret": "s3-ca",
+        "store.allowedNamespaces": {"names": ["agents"]},
+    }
+    store = json.loads(environment(one(render(values), "Deployment", "savepoint-operator"))["SAVEPOINT_DEFAULT_STORE"])
+    assert store["name"] == "main"
+    assert store["spec"]["allowedNamespaces"] == {"names": ["agents"]}
+    kind = yaml.safe_load((CRDS / "agentcheckpointstores.yaml").read_text())
+    schema = kind["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    assert set(store["spec"]) == set(schema)
+    assert set(store["spec"]["s3"]) == set(schema["s3"]["properties"])
+
+
+def test_images_are_whole_references() -> None:
+    digest = "registry.local/savepoint-operator@sha256:" + "0" * 64
+    items = render({"image.operator": digest, "image.sidecar": "savepoint-sidecar:9", "image.pullPolicy": "Never"})
+    for name in ("savepoint-operator", "savepoint-webhook"):
+        (container,) = one(items, "Deployment", name)["spec"]["template"]["spec"]["containers"]
+        assert (container["image"], container["imagePullPolicy"]) == (digest, "Never")
+    told = environment(one(items, "Deployment", "savepoint-webhook"))
+    assert told["SAVEPOINT_SIDECAR_IMAGE"] == "savepoint-sidecar:9"
+    assert told["SAVEPOINT_CONTROL_URL"] == f"wss://savepoint-operator.{NAMESPACE}.svc:8443/v1/control"
+
+
+def test_one_operator_two_webhooks(rendered: list[dict[str, Any]]) -> None:
+    operator = one(rendered, "Deployment", "savepoint-operator")["spec"]
+    assert (operator["replicas"], operator["strategy"]) == (1, {"type": "Recreate"})
+    assert {item["tolerationSeconds"] for item in operator["template"]["spec"]["tolerations"]} == {10}
+    assert one(rendered, "Deployment", "savepoint-webhook")["spec"]["replicas"] == 2
+    assert one(rendered, "PodDisruptionBudget", "savepoint-webhook")["spec"]["maxUnavailable"] == 1
+
+
+def test_services_reach_their_deployments(rendered: list[dict[str, Any]]) -> None:
+    for name in ("savepoint-operator", "savepoint-webhook"):
+        template = one(rendered, "Deployment", name)["spec"]["template"]
+        service = one(rendered, "Service", name)["spec"]
+        assert service["selector"].items() <= template["metadata"]["labels"].items()
+        ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+        assert {port["targetPort"] for port in service["ports"]} <= ports
+
+
+def test_the_webhook_configuration(rendered: list[dict[str, Any]]) -> None:
+    (webhook,) = one(rendered, "MutatingWebhookConfiguration", "savepoint")["webhooks"]
+    assert "caBundle" not in webhook["clientConfig"]
+    assert webhook["clientConfig"]["service"] == {
+        "name": "savepoint-webhook",
+        "namespace": NAMESPACE,
+        "path": "/mutate-pods",
+        "port": 443,
+    }
+    assert (webhook["failurePolicy"], webhook["reinvocationPolicy"]) == ("Fail", "IfNeeded")
+    assert (webhook["sideEffects"], webhook["timeoutSeconds"]) == ("None", 10)
+
+
+def test_options_add_and_take_away() -> None:
+    items = render(
+        {"networkPolicy.enabled": True, "webhook.podDisruptionBudget.enabled": False, "userRoles.enabled": False}
+    )
+    names = {(item["kind"], item["metadata"]["name"]) for item in items}
+    assert ("NetworkPolicy", "savepoint-operator") in names
+    assert ("PodDisruptionBudget", "savepoint-webhook") not in names
+    assert ("ClusterRole", "savepoint-edit") not in names
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"store.s3.bucket": "agents"}, "endpoint"),
+        ({"store.s3.endpoint": "https://s3"}, "endpoint"),
+        (BUCKET | {"store.s3.endpoint": "s3.example.com"}, "endpoint"),
+        (BUCKET | {"store.s3.endpoint": "https://u:p@s3"}, "endpoint"),
+        (BUCKET | {"store.s3.prefix": "/a"}, "prefix"),
+        (BUCKET | {"store.s3.addressing": "Auto"}, "addressing"),
+        ({"store.s3.accessKey": "x"}, "accessKey"),
+        ({"webhook.replicas": 0}, "replicas"),
+        ({"replicas": 2}, "replicas"),
+        ({"image.pullPolicy": "Sometimes"}, "pullPolicy"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(values: dict[str, Any], word: str) -> None:
+    with pytest.raises(HelmFailed, match=word):
+        render(values)
+
+
+# -- a release ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kubectl(apiserver: ApiServer) -> Iterator[Kubectl]:
+    """An API server where the chart is installed by ``helm install``."""
+    admin = Kubectl(apiserver.kubeconfig)
+    # Kinds that other tests applied bear no release; helm would not take them over.
+    admin(
+        "delete",
+        "crd",
+        "--ignore-not-found",
+        *(yaml.safe_load(path.read_text())["metadata"]["name"] for path in CRDS.glob("*.yaml")),
+    )
+    admin("delete", "clusterrole,clusterrolebinding", "savepoint-webhook", "--ignore-not-found")
+    admin.namespace(NAMESPACE)
+    admin("delete", "serviceaccount", "savepoint-webhook", "-n", NAMESPACE, "--ignore-not-found")
+    notes = helm("install", "savepoint", str(CHART), "-n", NAMESPACE, *options(BUCKET), kubeconfig=apiserver.kubeconfig)
+    assert "get secret savepoint-master-key" in notes
+    yield admin
+    helm("uninstall", "savepoint", "-n", NAMESPACE, "--ignore-not-found", kubeconfig=apiserver.kubeconfig)
+
+
+def until(what: str, holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+def test_our_pods_satisfy_restricted(kubectl: Kubectl) -> None:
+    kubectl("create", "namespace", "strict-system")
+    try:
+        kubectl("label", "namespace", "strict-system", "pod-security.kubernetes.io/enforce=restricted")
+        for name in ("savepoint-operator", "savepoint-webhook"):
+            deployment = json.loads(kubectl("get", "deployment", name, "-n", NAMESPACE, "-o", "json"))
+            template = deployment["spec"]["template"]
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": template["spec"]}
+            kubectl.create(pod, "-n", "strict-system", "--dry-run=server")
+    finally:
+        kubectl("delete", "namespace", "strict-system", "--wait=false")
+
+
+def restore(mode: str, **source: str) -> dict[str, Any]:
+    metadata = {"generateName": "r-", "namespace": "default"}
+    spec = {"mode": mode, "source": source}
+    return {"apiVersion": "savepoint.dev/v1alpha1", "kind": "AgentRestore", "metadata": metadata, "spec": spec}
+
+
+@pytest.fixture(scope="module")
+def asker(apiserver: ApiServer, kubectl: Kubectl) -> Kubectl:
+    """A user who may create restores, and may restore from one checkpoint."""
+    rules = [
+        {"apiGroups": ["savepoint.dev"], "resources": ["agentrestores"], "verbs": ["create"]},
+        {
+            "apiGroups": ["savepoint.dev"],
+            "resources": ["agentcheckpoints"],
+            "resourceNames": ["coder-1"],
+            "verbs": ["restore"],
+        },
+    ]
+    metadata = {"name": "asker", "namespace": "default"}
+    kubectl(
+        "apply",
+        "-f",
+        "-",
+        given={"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules},
+    )
+    kubectl("create", "rolebinding", "asker", "--role=asker", "--user=asker", "-n", "default")
+    user = Kubectl(apiserver.kubeconfig_for("asker"))
+
+    def enforced() -> bool:
+        try:
+            user.create(restore("Rollback", checkpointName="coder-2"), "--dry-run=server")
+        except Refused:
+            return True
+        return False
+
+    until("the admission policy is in force", enforced)
+    return user
+
+
+def test_a_restore_needs_the_verb_on_its_checkpoint(asker: Kubectl) -> None:
+    asker.create(restore("Rollback", checkpointName="coder-1"))
+    with pytest.raises(
+        Refused, match=r"spec.source.checkpointName: asker lacks verb restore on agentcheckpoints/coder-2"
+    ):
+        asker.create(restore("Rollback", checkpointName="coder-2"))
+    with pytest.raises(Refused, match=r"spec.source.agent: asker lacks verb restore on agentcheckpoints"):
+        asker.create(restore("Reset", agent="coder"))
+
+
+def test_only_the_operator_resumes(kubectl: Kubectl, asker: Kubectl) -> None:
+    resume = restore("Resume", checkpointName="coder-1")
+    for user in (asker, kubectl):
+        with pytest.raises(Refused, match=r"spec.mode Resume is the operator's own; use Rollback or Reset"):
+            user.create(resume, "--dry-run=server")
+    kubectl.create(resume, f"--as={OPERATOR}", "--dry-run=server")
+    kubectl.create(restore("Resume", agent="coder"), f"--as={OPERATOR}", "--dry-run=server")
+    kubectl.create(restore("Reset", agent="coder"), "--dry-run=server")
+
+
+MAY = [
+    ("create", "agentcheckpoints.savepoint.dev", "default"),
+    ("create", "agentrestores.savepoint.dev", "default"),
+    ("update", "protectedagents.savepoint.dev/status", "default"),
+    ("patch", "agentcheckpointpolicies.savepoint.dev/status", "default"),
+    ("create", "agentcheckpointstores.savepoint.dev", ""),
+    ("watch", "pods", "default"),
+    ("create", "pods/eviction", "default"),
+    ("get", "nodes", ""),
+    ("create", "tokenreviews.authentication.k8s.io", ""),
+    ("create", "events", "default"),
+    ("get", "secrets", NAMESPACE),
+    ("create", "leases.coordination.k8s.io", NAMESPACE),
+    ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io/savepoint", ""),
+]
+MAY_NOT = [
+    ("get", "secrets", "default"),
+    ("list", "secrets", NAMESPACE),
+    ("delete", "secrets", NAMESPACE),
+    ("delete", "pods", "default"),
+    ("create", "pods", "default"),
+    ("get", "pods/log", "default"),
+    ("create", "pods/exec", "default"),
+    ("update", "agentcheckpointpolicies.savepoint.dev", "default"),
+    ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io/another", ""),
+    ("update", "customresourcedefinitions.apiextensions.k8s.io", ""),
+    ("create", "serviceaccounts/token", NAMESPACE),
+    ("update", "deployments.apps", "default"),
+]
+
+
+@pytest.mark.parametrize(
+    ("may", "verb", "what", "namespace"), [(True, *row) for row in MAY] + [(False, *row) for row in MAY_NOT]
+)
+def test_the_operators_rights(kubectl: Kubectl, may: bool, verb: str, what: str, namespace: str) -> None:
+    resource, _, rest = what.partition("/")
+    place = ["-n", namespace] if namespace else []
+    named = rest in ("savepoint", "another")
+    if rest and not named:
+        place.append(f"--subresource={rest}")
+    try:
+        answer = kubectl("auth", "can-i", verb, f"{resource}/{rest}" if named else resource, f"--as={OPERATOR}", *place)
+    except Refused:
+        answer = "no"
+    assert (answer.strip() == "yes") is may
+
+
+def test_users_roles_are_added_to_the_clusters_own(kubectl: Kubectl) -> None:
+    for name, aggregated in (("savepoint-view", "view"), ("savepoint-edit", "edit")):
+        role = json.loads(kubectl("get", "clusterrole", name, "-o", "json"))
+        assert role["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{aggregated}"] == "true"
+        assert not any("status" in resource for rule in role["rules"] for resource in rule["resources"])
+
+
+def test_an_upgrade_keeps_the_ca_bundle(apiserver: ApiServer, kubectl: Kubectl) -> None:
+    bundle = "Q0E="
+    change = [{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]
+    kubectl("patch", "mutatingwebhookconfiguration", "savepoint", "--type=json", "-p", json.dumps(change))
+    values = BUCKET | {"logLevel": "DEBUG"}
+    helm("upgrade", "savepoint", str(CHART), "-n", NAMESPACE, *options(values), kubeconfig=apiserver.kubeconfig)
+    told = json.loads(kubectl("get", "deployment", "savepoint-operator", "-n", NAMESPACE, "-o", "json"))
+    assert environment(told)["SAVEPOINT_LOG_LEVEL"] == "DEBUG"
+    (webhook,) = json.loads(kubectl("get", "mutatingwebhookconfiguration", "savepoint", "-o", "json"))["webhooks"]
+    assert webhook["clientConfig"]["caBundle"] == bundle
+
+
+def test_uninstalling_keeps_kinds_objects_and_the_key_and_a_new_release_takes_them_over(
+    apiserver: ApiServer, kubectl: Kubectl
+) -> None:
+    kubectl("create", "secret", "generic", "savepoint-master-key", "-n", NAMESPACE, "--from-literal=key=k")
+    kubectl.create(
+        {
+            "apiVersion": "savepoint.dev/v1alpha1",
+            "kind": "AgentCheckpoint",
+            "metadata": {"name": "kept-1"},
+            "spec": {"agent": "kept"},
+        },
+        "-n",
+        "default",
+    )
+    helm("uninstall", "savepoint", "-n", NAMESPACE, kubeconfig=apiserver.kubeconfig)
+    assert kubectl("get", "ackpt/kept-1", "-n", "default", "-o", "name")
+    assert kubectl("get", "secret/savepoint-master-key", "-n", NAMESPACE, "-o", "name")
+    with pytest.raises(Refused, match=r"not found"):
+        kubectl("get", "mutatingwebhookconfiguration", "savepoint")
+    helm("install", "savepoint", str(CHART), "-n", NAMESPACE, *options(BUCKET), kubeconfig=apiserver.kubeconfig)
+    assert kubectl("get", "ackpt/kept-1", "-n", "default", "-o", "name")

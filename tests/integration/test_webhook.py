@@ -1,0 +1,344 @@
+"""The webhook's own process, called by a real API server, with the rights that the chart gives it and no more."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+from savepoint.contract import names
+
+from tests.integration.helm import NAMESPACE, one, render
+from tests.integration.kubectl import Kubectl, Refused
+from tests.servers.apiserver import ApiServer
+from tests.servers.pki import Authority
+from tests.servers.process import HOST, Process, free_ports, running
+
+SECONDS = 20.0
+CONTAINERS = [names.CONTAINER_RESTORE, names.CONTAINER_SIDECAR]
+
+
+@dataclass
+class Webhook:
+    """The running process and what it reads."""
+
+    process: Process
+    url: str
+    health: str
+    tls: Path
+    authority: Authority
+
+    def get(self, path: str) -> tuple[int, str]:
+        answer = urllib3.request("GET", self.health + path, retries=False, timeout=5)
+        return answer.status, answer.data.decode()
+
+    def reviews(self) -> float:
+        """Pods reviewed so far."""
+        lines = self.get("/metrics")[1].splitlines()
+        return sum(float(line.split()[1]) for line in lines if line.startswith("savepoint_admission_reviews_total{"))
+
+    def renew(self) -> None:
+        """A new serving certificate, swapped in at once as the kubelet does."""
+        pair = self.authority.server([HOST])
+        contents = {"tls.crt": pair.certificate, "tls.key": pair.key, "ca.crt": self.authority.certificate}
+        fresh = self.tls / f".{time.monotonic_ns()}"
+        fresh.mkdir(parents=True)
+        for name, content in contents.items():
+            (fresh / name).write_bytes(content)
+            if not (self.tls / name).is_symlink():
+                (self.tls / name).symlink_to(Path("current") / name)
+        (self.tls / "next").symlink_to(fresh.name)
+        (self.tls / "next").replace(self.tls / "current")
+
+
+def until(what: str, holds: Callable[[], Any]) -> Any:
+    """Poll until it holds; the process is another one, so there is nothing to wait on."""
+    end = time.monotonic() + SECONDS
+    while not (found := holds()):
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def kubectl(apiserver: ApiServer) -> Iterator[Kubectl]:
+    admin = Kubectl(apiserver.kubeconfig)
+    admin.install_kinds()
+    admin.namespace(NAMESPACE)
+    admin.namespace("open")
+    admin.namespace("strict", {"pod-security.kubernetes.io/enforce": "restricted"})
+    yield admin
+    admin("delete", "pods", "--all", "-n", "open")
+    admin("delete", "pods", "--all", "-n", "strict")
+
+
+@pytest.fixture(scope="module")
+def webhook(apiserver: ApiServer, kubectl: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webhook]:
+    room = tmp_path_factory.mktemp("webhook")
+    chart = render()
+    ours = [("ServiceAccount", "savepoint-webhook"), ("ClusterRole", "savepoint-webhook")]
+    ours.append(("ClusterRoleBinding", "savepoint-webhook"))
+    for kind, name in ours:
+        kubectl("apply", "-f", "-", given=one(chart, kind, name))
+    token = kubectl("create", "token", "savepoint-webhook", "-n", NAMESPACE).strip()
+    review_port, health_port = free_ports(2)
+    environment = {
+        "KUBECONFIG": str(apiserver.kubeconfig_with_token("savepoint-webhook", token)),
+        "SAVEPOINT_SIDECAR_IMAGE": "savepoint-sidecar:test",
+        "SAVEPOINT_CONTROL_URL": f"wss://savepoint-operator.{NAMESPACE}.svc:8443/v1/control",
+        "SAVEPOINT_TLS_DIRECTORY": str(room / "tls"),
+        "SAVEPOINT_WEBHOOK_PORT": str(review_port),
+        "SAVEPOINT_HEALTH_PORT": str(health_port),
+    }
+    health = f"http://{HOST}:{health_port}"
+    command = [sys.executable, "-W", "error", "-m", "savepoint_operator.webhook_main"]
+    with ExitStack() as stack:
+        ready = _alive(f"{health}/healthz")
+        process = stack.enter_context(running("webhook", command, room, ready, environment=environment))
+        result = Webhook(
+            process, f"https://{HOST}:{review_port}/mutate-pods", health, room / "tls", apiserver.authority
+        )
+        status, text = result.get("/readyz")
+        assert (status, "no serving certificate yet" in text) == (503, True)
+        result.tls.mkdir()
+        result.renew()
+        until("the webhook is ready", lambda: result.get("/readyz")[0] == 200)
+
+        configuration = one(chart, "MutatingWebhookConfiguration", "savepoint")
+        bundle = base64.b64encode(apiserver.authority.certificate).decode()
+        configuration["webhooks"][0]["clientConfig"] = {"url": result.url, "caBundle": bundle}
+        kubectl("apply", "-f", "-", given=configuration)
+        stack.callback(kubectl, "delete", "mutatingwebhookconfiguration", "savepoint")
+        until(
+            "the API server calls the webhook",
+            lambda: injected(kubectl.create(pod(), "-n", "open", "--dry-run=server")),
+        )
+        yield result
+
+
+def _alive(url: str) -> Callable[[], bool]:
+    def answers() -> bool:
+        try:
+            return bool(urllib3.request("GET", url, retries=False, timeout=1).status == 200)
+        except urllib3.exceptions.HTTPError:
+            return False
+
+    return answers
+
+
+numbers = itertools.count()
+
+
+def pod(*, agent: str = "coder", annotations: dict[str, str] | None = None, uid: int | None = None) -> dict[str, Any]:
+    """An opted-in pod (agent "": not opted in) that satisfies restricted when it has a uid."""
+    context: dict[str, Any] = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if uid is not None:
+        context |= {"runAsNonRoot": True, "runAsUser": uid}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{agent or 'other'}-{next(numbers)}",
+            "labels": {"savepoint.dev/agent": agent} if agent else {},
+            "annotations": annotations or {},
+        },
+        "spec": {
+            "serviceAccountName": "default",  # this API server runs without the plugin that fills it in
+            "securityContext": context,
+            "containers": [
+                {
+                    "name": "agent",
+                    "image": "coder:7",
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "volumeMounts": [{"name": "work", "mountPath": "/workspace"}],
+                }
+            ],
+            "volumes": [{"name": "work", "emptyDir": {}}],
+        },
+    }
+
+
+def injected(made: dict[str, Any]) -> bool:
+    return [container["name"] for container in made["spec"].get("initContainers", [])] == CONTAINERS
+
+
+def roots(made: dict[str, Any]) -> list[str]:
+    environment = {item["name"]: item.get("value", "") for item in made["spec"]["initContainers"][-1]["env"]}
+    return [root["mountPath"] for root in json.loads(environment[names.ENV_ROOTS])]
+
+
+def test_an_opted_in_pod_is_injected(kubectl: Kubectl, webhook: Webhook) -> None:
+    made = kubectl.create(pod(annotations={names.ANNOTATION_STATE: "/home/node/.agent"}), "-n", "open")
+    assert injected(made)
+    assert roots(made) == ["/home/node/.agent", "/workspace"]
+    sidecar = made["spec"]["initContainers"][1]
+    assert sidecar["image"] == "savepoint-sidecar:test"
+    environment = {item["name"]: item.get("value") for item in sidecar["env"]}
+    assert environment[names.ENV_CONTROL_CA] == webhook.authority.certificate.decode()
+    seconds = {item["key"]: item.get("tolerationSeconds") for item in made["spec"]["tolerations"]}
+    assert seconds == {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 30}
+
+
+def test_other_pods_never_reach_the_webhook(kubectl: Kubectl, webhook: Webhook) -> None:
+    before = webhook.reviews()
+    made = kubectl.create(pod(agent=""), "-n", "open")
+    assert "initContainers" not in made["spec"]
+    assert len(made["spec"]["volumes"]) == 1
+    kubectl.create(pod(), "-n", NAMESPACE)  # nor those of the release's namespace
+    assert webhook.reviews() == before
+
+
+def test_a_restricted_namespace_takes_the_injected_pod(kubectl: Kubectl, webhook: Webhook) -> None:
+    made = kubectl.create(pod(uid=1000), "-n", "strict")
+    assert injected(made)
+    assert {container["securityContext"]["runAsUser"] for container in made["spec"]["initContainers"]} == {1000}
+
+
+def test_a_restricted_namespace_wants_a_uid(kubectl: Kubectl, webhook: Webhook) -> None:
+    with pytest.raises(Refused, match=r"savepoint: RunAsUserRequired: the namespace enforces") as refusal:
+        kubectl.create(pod(), "-n", "strict")
+    assert "annotation savepoint.dev/run-as-user" in str(refusal.value)
+
+
+def test_the_level_follows_the_namespaces_label(kubectl: Kubectl, webhook: Webhook) -> None:
+    kubectl.namespace("tightened")
+    try:
+        assert injected(kubectl.create(pod(), "-n", "tightened", "--dry-run=server"))
+        kubectl("label", "namespace", "tightened", "pod-security.kubernetes.io/enforce=restricted")
+
+        def refused() -> bool:
+            try:
+                kubectl.create(pod(), "-n", "tightened", "--dry-run=server")
+            except Refused as refusal:
+                return "RunAsUserRequired" in str(refusal)
+            return False
+
+        until("the webhook knows the label", refused)
+    finally:
+        kubectl("delete", "namespace", "tightened", "--wait=false")
+
+
+def test_a_policy_counts_from_then_on(kubectl: Kubectl, webhook: Webhook) -> None:
+    policy = {
+        "apiVersion": "savepoint.dev/v1alpha1",
+        "kind": "AgentCheckpointPolicy",
+        "metadata": {"name": "coders", "namespace": "open"},
+        "spec": {"state": {"paths": [{"mountPath": "/cache"}]}},
+    }
+
+    def known() -> bool:
+        return "/cache" in roots(kubectl.create(pod(), "-n", "open", "--dry-run=server"))
+
+    assert not known()
+    kubectl.create(policy)
+    until("the webhook knows the policy", known)
+    kubectl("delete", "ackptpol/coders", "-n", "open")
+    until("the webhook has forgotten the policy", lambda: not known())
+
+
+def test_a_refusal_and_a_warning_reach_the_user(kubectl: Kubectl, webhook: Webhook) -> None:
+    with pytest.raises(Refused, match=r"savepoint: AgentNameInvalid: label savepoint.dev/agent must name"):
+        kubectl.create(
+            pod(agent="Coder") | {"metadata": {"name": "x", "labels": {"savepoint.dev/agent": "Coder"}}}, "-n", "open"
+        )
+    item = pod()
+    item["spec"]["volumes"][0] = {"name": "work", "hostPath": {"path": "/srv"}}
+    with pytest.raises(Refused, match=r"savepoint: /workspace \(volume 'work'\) is not protected"):
+        kubectl.create(item, "-n", "open", "--warnings-as-errors")
+
+
+def test_two_injections_are_one(kubectl: Kubectl, webhook: Webhook) -> None:
+    subject = pod()
+    alone = kubectl.create(subject, "-n", "open", "--dry-run=server")["spec"]
+    twin = json.loads(kubectl("get", "mutatingwebhookconfiguration", "savepoint", "-o", "json"))
+    twin["metadata"] = {"name": "savepoint-twin"}
+    twin["webhooks"][0]["name"] = "twin.savepoint.dev"
+    kubectl("create", "-f", "-", given=twin)
+    try:
+        before = webhook.reviews()
+        until("the API server knows the twin", lambda: _both(kubectl, webhook))
+        assert kubectl.create(subject, "-n", "open", "--dry-run=server")["spec"] == alone
+        assert webhook.reviews() > before
+    finally:
+        kubectl("delete", "mutatingwebhookconfiguration", "savepoint-twin")
+
+
+def _both(kubectl: Kubectl, webhook: Webhook) -> bool:
+    before = webhook.reviews()
+    kubectl.create(pod(), "-n", "open", "--dry-run=server")
+    return webhook.reviews() >= before + 2
+
+
+def test_no_admission_fails_while_the_certificate_is_renewed(kubectl: Kubectl, webhook: Webhook) -> None:
+    for _ in range(2):
+        webhook.renew()
+        serving = (webhook.tls / "tls.crt").read_text()
+
+        def taken_up(expected: str = serving) -> bool:
+            assert injected(kubectl.create(pod(), "-n", "open", "--dry-run=server"))
+            return _served(webhook) == expected
+
+        until("the newest certificate is served", taken_up)
+
+
+def _served(webhook: Webhook) -> str:
+    port = int(webhook.url.rsplit(":", 1)[1].split("/")[0])
+    return ssl.get_server_certificate((HOST, port))
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"\xff\xfe", b'{"kind":"AdmissionReview"}'])
+def test_nonsense_is_a_bad_request(webhook: Webhook, body: bytes) -> None:
+    with urllib3.PoolManager(ca_certs=str(webhook.tls / "ca.crt"), retries=False, timeout=5) as pool:
+        headers = {"Content-Type": "application/json"}
+        assert pool.request("POST", webhook.url, body=body, headers=headers).status == 400
+        assert pool.request("GET", webhook.url).status == 405
+
+
+def test_nothing_is_logged_that_a_pod_holds(kubectl: Kubectl, webhook: Webhook) -> None:
+    item = pod()
+    item["spec"]["containers"][0]["env"] = [{"name": "KEY", "value": "hunter2"}]
+    kubectl.create(item, "-n", "open", "--dry-run=server")
+    log = webhook.process.log.read_text()
+    assert f"pod open/{item['metadata']['name']} agent 'coder': Injected" in log
+    assert "hunter2" not in log
+    assert "BEGIN" not in log
+
+
+def test_it_has_the_rights_it_needs_and_no_more(kubectl: Kubectl, webhook: Webhook) -> None:
+    user = f"--as=system:serviceaccount:{NAMESPACE}:savepoint-webhook"
+
+    def may(verb: str, what: str) -> bool:
+        try:
+            return kubectl("auth", "can-i", verb, what, user, "-n", NAMESPACE).strip() == "yes"
+        except Refused:
+            return False
+
+    for what in ("agentcheckpointpolicies.savepoint.dev", "namespaces"):
+        assert [may(verb, what) for verb in ("get", "list", "watch")] == [True] * 3
+        assert not may("update", what)
+    for what in ("secrets", "pods", "configmaps", "agentcheckpoints.savepoint.dev", "mutatingwebhookconfigurations"):
+        assert not may("get", what)
+
+
+def test_without_it_opted_in_pods_wait_and_others_do_not(kubectl: Kubectl, webhook: Webhook) -> None:
+    """The last test: it ends the process, gently first."""
+    webhook.process.popen.terminate()
+    until("it says that it stops", lambda: webhook.get("/readyz") == (503, "stopping\n"))
+    assert injected(kubectl.create(pod(), "-n", "open", "--dry-run=server")), "reviews are answered while it drains"
+    assert webhook.process.popen.wait(15) == 0
+    with pytest.raises(Refused, match=r'failed calling webhook "pods.savepoint.dev"'):
+        kubectl.create(pod(), "-n", "open", "--dry-run=server")
+    kubectl.create(pod(agent=""), "-n", "open", "--dry-run=server")
+    assert os.access(webhook.process.log, os.R_OK)
+    assert "Traceback" not in webhook.process.log.read_text()
