@@ -12,8 +12,6 @@ from aiohttp import WSMsgType, web
 from savepoint.contract.control import FromOperator, FromPod, Message, ProtocolError, decode, encode
 from savepoint.errors import Unavailable
 
-from savepoint_operator.model.views import PodIdentity
-
 SEND_SECONDS = 10.0
 CLOSE_REASON_BYTES = 120
 
@@ -41,20 +39,19 @@ class Closing(Exception):
 class Connection:
     """A pod's connection after the upgrade. ``abort`` drops a peer that no longer reads."""
 
-    def __init__(self, socket: web.WebSocketResponse, request: web.Request) -> None:
-        self._socket, self._request = socket, request
-        self.pod: PodIdentity | None = None
+    def __init__(self, socket: web.WebSocketResponse, request: web.Request, send_seconds: float = SEND_SECONDS) -> None:
+        self._socket, self._request, self._send_seconds = socket, request, send_seconds
 
     async def send(self, message: FromOperator) -> None:
         """Send, or raise Unavailable when the connection is gone or its peer does not read."""
         try:
-            async with asyncio.timeout(SEND_SECONDS):
+            async with asyncio.timeout(self._send_seconds):
                 await self._socket.send_str(encode(message))
         except (ConnectionError, RuntimeError) as error:
             raise Unavailable("the control connection of the pod is closed") from error
         except TimeoutError as error:
             self.abort()
-            raise Unavailable(f"the pod has not read its control connection for {SEND_SECONDS:.0f} s") from error
+            raise Unavailable(f"the pod has not read its control connection for {self._send_seconds:.0f} s") from error
 
     async def receive(self, seconds: float) -> FromPod | None:
         """The next message; None when the connection has ended. Raises Closing for silence or what is no message."""
@@ -81,7 +78,7 @@ class Connection:
     async def close(self, code: int, text: str) -> None:
         """End the connection; it never raises and never takes long."""
         with suppress(ConnectionError, RuntimeError, TimeoutError):
-            async with asyncio.timeout(SEND_SECONDS):
+            async with asyncio.timeout(self._send_seconds):
                 await self._socket.close(code=code, message=text.encode()[:CLOSE_REASON_BYTES])
 
     def abort(self) -> None:

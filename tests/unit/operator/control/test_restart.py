@@ -3,10 +3,26 @@
 import asyncio
 
 import pytest
-from savepoint.contract.control import AttemptState, Checkpoint, Committed, Grant, Hello, Refused, Stop, Wait, Welcome
+from savepoint.contract.control import (
+    Ack,
+    AttemptState,
+    Checkpoint,
+    Committed,
+    Grant,
+    Hello,
+    Refused,
+    Released,
+    Stop,
+    Wait,
+    Welcome,
+)
+from savepoint.errors import ObjectMissing, Unavailable
+from savepoint.repository import commit
+from savepoint.repository.chain import Chain
+from savepoint.repository.commit import ManifestName
 from savepoint.repository.lineage import Pending, pending_bytes
 from savepoint.repository.manifest import MAX_MANIFEST_BYTES
-from savepoint_operator.model.views import NodeStanding, PodStanding
+from savepoint_operator.model.views import AgentKey, NodeStanding, PodStanding
 
 from tests.fakes.control_cell import AGENT, Cell, attempt, until
 
@@ -271,3 +287,95 @@ async def test_the_attempt_of_a_predecessor_ends_even_when_its_successor_was_gra
     sidecar, _ = await cell.sidecar("b")
     await cell.server.orders.checkpoint(AGENT, attempt(2), "Interval", 60)
     await sidecar.expect(Checkpoint)
+
+
+async def test_a_commit_whose_sequence_another_operator_took_looks_again(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    chain = Chain(cell.repository().store, *AGENT)
+    taken: list[int] = []
+
+    async def be_slow() -> None:
+        if not taken:  # an operator that was thought dead commits for the same pod
+            head = cell.head()
+            assert head is not None
+            offer = cell.offer(attempt(7), 1)
+            manifest = ManifestName(offer.manifest.name, offer.manifest.size)
+            record = commit.checkpoint(
+                head, attempt=attempt(7), manifest=manifest, time=head.record.time, trigger="Agent"
+            )
+            taken.append(chain.append(record).record.sequence)
+
+    cell.recorder.before_naming = be_slow
+    committed = await pod.ask(cell.offer(attempt(1), 1), Committed)
+    assert (taken, committed.checkpoint.sequence) == ([2], 3)
+
+
+async def test_a_chain_that_grew_elsewhere_is_seen(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    head = cell.head()
+    assert head is not None
+    Chain(cell.repository().store, *AGENT).append(
+        commit.grant(head, *AGENT, pod_uid="b", node="n2", time=head.record.time)
+    )
+    assert (await pod.ask(cell.offer(attempt(1), 1), Refused)).reason == "Fenced"
+
+
+async def test_a_record_that_was_swapped_is_found_by_the_pin_of_status_or_of_memory(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    await pod.ask(cell.offer(attempt(1), 1), Committed)
+    pin = cell.directory.pins[AGENT]
+    store = cell.repository().store
+    store.delete("commits/00000000000000000002")
+    assert (await pod.ask(cell.offer(attempt(2), 1), Refused)).reason == "RollbackDetected"
+    assert cell.server is not None
+    await cell.server.stop()
+    await cell.lead()  # without memory
+    assert cell.directory.pins[AGENT] == pin
+    asks = await cell.hello("a", "restore")
+    assert (await asks.expect(Refused)).reason == "RollbackDetected"
+    assert [each.outcome for each in cell.recorder.of("restored")] == ["RollbackDetected"]
+    del cell.directory.pins[AGENT]  # the ProtectedAgent was deleted: what the store holds is accepted
+    await cell.grant("a")
+
+
+async def test_a_rollback_to_what_was_collected_is_refused(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    offer = cell.offer(attempt(1), 1)
+    await pod.ask(offer, Committed)
+    await pod.ask(cell.offer(attempt(2), 1), Committed)
+    cell.repository().store.delete(f"manifests/{offer.manifest.name}")
+    assert cell.server is not None
+    with pytest.raises(ObjectMissing, match="choose another"):
+        await cell.server.orders.rollback(AGENT, attempt(9), 2, "default")
+    with pytest.raises(Unavailable):
+        await cell.server.orders.rollback(AgentKey("demo", "nobody"), attempt(9), None, "default")
+    assert len(cell.chain()) == 3
+
+
+async def test_a_completion_waits_for_the_store(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.store.lose_answer_of = "commits/"
+    await pod.ask(Released(1, completed=True), Ack)
+    assert [kind for kind, _, _ in cell.chain()] == ["grant", "completed"]
+
+
+async def test_a_release_of_another_epoch_releases_nothing(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    assert (await pod.ask(Released(2), Stop)).reason == "Fenced"
+    assert not cell.recorder.of("released")
+
+
+async def test_a_release_ends_the_attempt_in_flight(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    assert cell.server is not None
+    await cell.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    await pod.expect(Checkpoint)
+    await pod.ask(Released(1), Ack)
+    assert [each.reason for each in cell.recorder.of("failed")] == ["SourcePodReplaced"]
