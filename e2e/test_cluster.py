@@ -54,7 +54,8 @@ def running(kubectl: Kubectl, name: str, *containers: dict[str, Any], node: str 
 def fetches(kubectl: Kubectl, client: str, address: str) -> str:
     """What the client gets from the server at the address; empty when it gets nothing within two seconds."""
     try:
-        return kubectl("exec", client, "--", "wget", "-q", "-T", "2", "-O", "-", f"http://{address}/name").strip()
+        command = ("timeout", "2", "wget", "-q", "-O", "-", f"http://{address}/name")
+        return kubectl("exec", client, "--", *command).strip()
     except CommandFailed:
         return ""
 
@@ -98,7 +99,8 @@ def test_pods_reach_each_other_services_and_api_server_across_nodes(namespace: K
     assert fetches(namespace, "client", f"{server['status']['podIP']}:8080") == "server"
     service = f"server.{namespace.namespace}.svc.cluster.local"
     assert until("service", lambda: fetches(namespace, "client", service), seconds=20) == "server"
-    namespace("exec", "client", "--", "nc", "-w", "3", "-z", "kubernetes.default.svc.cluster.local", "443")
+    ask = r"printf 'GET / HTTP/1.0\r\n\r\n' | timeout 5 nc kubernetes.default.svc.cluster.local 443"
+    assert "HTTPS server" in namespace("exec", "client", "--", "sh", "-c", ask)
 
 
 def test_names_are_resolved(namespace: Kubectl) -> None:

@@ -119,6 +119,7 @@ def start(paths: Paths) -> Engine:
         if daemon.poll() is not None:
             break
         if paths.socket.exists() and run(["docker", "info"], env=engine.env, check=False).returncode == 0:
+            _forget(engine)
             return engine
         time.sleep(0.1)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
@@ -130,18 +131,25 @@ def stop(paths: Paths) -> None:
     """Stop our engine and remove all that it left outside its data. Safe in any state, also when nothing runs."""
     pid = _pid(paths)
     if pid is not None and _is_dockerd(pid, paths):
-        engine = _ours(paths)
-        listed = run(["docker", "ps", "--all", "--quiet"], env=engine.env, check=False, timeout=30).stdout.split()
-        if listed:
-            run(["docker", "rm", "--force", "--volumes", *listed], env=engine.env, check=False, timeout=120)
-        names = run(
-            ["docker", "network", "ls", "--quiet", "--filter", "type=custom"], env=engine.env, check=False, timeout=30
-        ).stdout.split()
-        if names:
-            run(["docker", "network", "rm", *names], env=engine.env, check=False, timeout=60)
-        run(["docker", "volume", "prune", "--force"], env=engine.env, check=False, timeout=120)
+        _forget(_ours(paths))
         terminate(pid, grace_seconds=20)
     leftovers.sweep(paths, CGROUP)
+
+
+def _forget(engine: Engine) -> None:
+    """Remove every container, volume and network; images stay.
+
+    When stopping, and also after a start: an engine that was killed still knows its containers, and they are halves.
+    """
+
+    def words(*arguments: str) -> list[str]:
+        return run(["docker", *arguments], env=engine.env, check=False, timeout=30).stdout.split()
+
+    if containers := words("ps", "--all", "--quiet"):
+        run(["docker", "rm", "--force", "--volumes", *containers], env=engine.env, check=False, timeout=120)
+    if networks := words("network", "ls", "--quiet", "--filter", "type=custom"):
+        run(["docker", "network", "rm", *networks], env=engine.env, check=False, timeout=60)
+    run(["docker", "volume", "prune", "--force"], env=engine.env, check=False, timeout=120)
 
 
 def lacks_sys_resource() -> bool:

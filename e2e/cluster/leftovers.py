@@ -15,10 +15,11 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from e2e.cluster.command import run
 from e2e.cluster.paths import Paths
-from e2e.cluster.process import alive, mentioning
+from e2e.cluster.process import ENGINE, KIND, alive, mentioning
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
@@ -46,16 +47,17 @@ def anything(paths: Paths, cgroup: str) -> bool:
     return bool(
         paths.before.exists()
         or _cgroup_rooms(cgroup)
-        or mentioning(paths.run)
+        or mentioning(paths.run, ENGINE)
         or _mounts((paths.run, paths.engine_data))
     )
 
 
 def sweep(paths: Paths, cgroup: str) -> None:
     """Remove all of it. Raises ClusterError only when a program that must exist does not."""
-    _end(mentioning(paths.run))
+    end_orphans(paths)
+    _end(mentioning(paths.run, ENGINE))
     _empty_cgroups(cgroup)
-    _end(mentioning(paths.run))
+    _end(mentioning(paths.run, ENGINE))
     for mount in _mounts((paths.run, paths.engine_data)):
         run(["umount", "--lazy", mount], check=False)
     record = _record(paths)
@@ -68,9 +70,16 @@ def sweep(paths: Paths, cgroup: str) -> None:
             with suppress(OSError):
                 _MODULES.rmdir()  # docker made it for kind's mount; only if it is still empty
     shutil.rmtree(paths.run, ignore_errors=True)
+    for scratch in paths.cache.glob("savepoint-node-*"):  # of a build that was killed
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _record(paths: Paths) -> dict[str, object] | None:
+def end_orphans(paths: Paths) -> None:
+    """End what a killed `up` has left running: a `kind create` that goes on by itself."""
+    _end(mentioning(paths.run, KIND))
+
+
+def _record(paths: Paths) -> dict[str, Any] | None:
     try:
         record = json.loads(paths.before.read_text())
     except (OSError, ValueError):

@@ -119,7 +119,10 @@ class NodeController:
         self.execute(node, "sh", "-c", script)
 
     def start_kubelet(self, node: str) -> None:
-        script = f"rm -f {_STAY_DEAD} && systemctl daemon-reload && systemctl start kubelet"
+        # A node that has just been started has no such file, and no systemd to talk to yet.
+        script = (
+            f"test ! -f {_STAY_DEAD} || {{ rm {_STAY_DEAD} && systemctl daemon-reload && systemctl start kubelet; }}"
+        )
         self.execute(node, "sh", "-c", script)
 
     def restart_service(self, node: str, service: str) -> None:
@@ -171,8 +174,8 @@ class NodeController:
     def wait_not_ready(self, node: str, seconds: float = 120) -> None:
         self._wait(node, ready=False, seconds=seconds)
 
-    def heal(self) -> None:
-        """Undo every fault on every node and wait until all are Ready."""
+    def heal(self, seconds: float = 120) -> None:
+        """Undo every fault on every node and wait until all are Ready, for so many seconds each."""
         for node in self.names():
             if self.state(node) == "paused":
                 self.thaw(node)
@@ -182,7 +185,7 @@ class NodeController:
             self.unblock(node)
             self.start_kubelet(node)
         for node in self.names():
-            self.wait_ready(node)
+            self.wait_ready(node, seconds)
             self.kubectl("uncordon", node)
 
     def _wait(self, node: str, *, ready: bool, seconds: float) -> None:

@@ -35,8 +35,12 @@ def terminate(pid: int, grace_seconds: float) -> None:
             time.sleep(0.05)
 
 
-def mentioning(directory: Path) -> list[int]:
-    """Processes one of whose arguments lies in directory: engine, containerd, the containers' shims."""
+ENGINE = frozenset({b"dockerd", b"containerd", b"containerd-shim-runc-v2", b"docker-proxy"})
+KIND = frozenset({b"kind"})
+
+
+def mentioning(directory: Path, programs: frozenset[bytes]) -> list[int]:
+    """Processes of these programs one of whose arguments lies in directory."""
     prefix = f"{directory}/".encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -44,10 +48,8 @@ def mentioning(directory: Path) -> list[int]:
             continue
         with suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            # dockerd, containerd and shims only: an editor or a `tail` on our log is not ours to end.
-            program = words[0].rpartition(b"/")[2]
-            if program not in (b"dockerd", b"containerd", b"containerd-shim-runc-v2", b"docker-proxy"):
-                continue
+            if words[0].rpartition(b"/")[2] not in programs:
+                continue  # an editor or a `tail` on our log is not ours to end
             if any(
                 word.partition(b"=")[2].startswith((prefix, b"unix://" + prefix)) or word.startswith(prefix)
                 for word in words

@@ -94,7 +94,7 @@ def _images(engine: Engine, version: str, pause: str, node_base: str, scratch: P
 
 
 def _busybox(engine: Engine, node_base: str, scratch: Path) -> Image:
-    # Debian's static build of it crashes in every applet that looks up a name.
+    # Not the machine's: the node's Debian is the one that we know. (Its wget crashes on -T; use `timeout`.)
     base = _collect(engine, node_base, scratch / "busybox.tar", "/usr/bin/busybox")
     applets = engine("run", "--rm", "--entrypoint", "busybox", node_base, "--list").split()
     links = {f"usr/bin/{name}": "busybox" for name in applets if name != "busybox"}

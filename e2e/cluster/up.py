@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from e2e.cluster import bootstrap, engine, kind, lock, node_image, programs, rootfs, system_images
+from e2e.cluster import bootstrap, engine, kind, leftovers, lock, node_image, programs, rootfs, system_images
 from e2e.cluster.command import ClusterError
 from e2e.cluster.engine import Engine
 from e2e.cluster.nodes import NodeController
@@ -29,6 +29,7 @@ def up(paths: Paths, steps: Steps, *, fast: bool = True) -> Engine:
     """
     paths.make()
     with lock.held(paths.cache / "cluster.lock", steps.say):
+        leftovers.end_orphans(paths)  # we hold the lock, so nobody waits for them
         found = engine.running(paths)
         if found is None and (of_the_machine := engine.of_the_machine()) is not None:
             return _with_published_image(of_the_machine, paths, steps, fast=fast)
@@ -54,8 +55,7 @@ def _with_published_image(found: Engine, paths: Paths, steps: Steps, *, fast: bo
         f"{found.program} answers: kind's published node image is used, nothing is installed but kind and kubectl"
     )
     programs.build(("kind", "kubectl"))
-    if kind.exists(found):
-        _mend(found, paths, steps)
+    if kind.exists(found) and _mended(found, paths, steps):
         return found
     with steps.step("create the cluster"):
         kind.create(found, paths, None, kind.FAST if fast else None)
@@ -77,8 +77,7 @@ def _with_own_image(paths: Paths, steps: Steps, *, fast: bool) -> Engine:
             download.result()
     with steps.step("start the engine"):
         started = engine.start(paths)
-    if kind.exists(started):
-        _mend(started, paths, steps)
+    if kind.exists(started) and _mended(started, paths, steps):
         return started
     if not started.has_image(node_image.name_of()):
         with steps.step("build the node image"):
@@ -89,20 +88,25 @@ def _with_own_image(paths: Paths, steps: Steps, *, fast: bool) -> Engine:
     return started
 
 
-def _mend(found: Engine, paths: Paths, steps: Steps) -> None:
-    """A cluster that exists but does not answer: nodes that a test has killed, or a creation that broke off."""
-    if not kind.answers(paths):
-        try:
-            with steps.step("mend the nodes"):
-                NodeController(found, paths).heal()
-                kind.wait(paths)
-        except ClusterError as error:
-            kind.delete(found, paths)
-            raise ClusterError(
-                f"the cluster could not be mended and has been deleted; run up again\n{error}"
-            ) from error
+def _mended(found: Engine, paths: Paths, steps: Steps) -> bool:
+    """A cluster that exists but does not answer: nodes that a test has killed, or a creation that broke off.
+
+    False when it could not be mended; then it has been deleted.
+    """
+    nodes = NodeController(found, paths)
+    try:
+        if not paths.kubeconfig.exists() or len(nodes.names()) != 1 + kind.WORKERS:
+            raise ClusterError("its creation was cut short")
+        with steps.step("mend the nodes"):
+            nodes.heal(seconds=60)
+            kind.wait(paths)
+    except ClusterError as error:
+        steps.say(f"could not be mended, so it is made anew: {str(error).splitlines()[0]}")
+        kind.delete(found, paths)
+        return False
     _say_if_stale(found, steps)
     steps.say(f"the cluster is up: KUBECONFIG={paths.kubeconfig}")
+    return True
 
 
 def _say_if_stale(found: Engine, steps: Steps) -> None:

@@ -57,7 +57,17 @@ def own(root: Path, paths: Paths) -> Path:
                     shutil.copytree(source, Path(scratch) / name, ignore=ignore)
                 elif source.exists():
                     shutil.copyfile(source, Path(scratch) / name)
-            command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", half, scratch]
+            command: list[str | Path] = [
+                sys.executable,
+                "-m",
+                "pip",
+                "wheel",
+                "--quiet",
+                "--no-deps",
+                "--wheel-dir",
+                half,
+                scratch,
+            ]
             run(command, env=environment, timeout=300)
         for older in target.parent.glob("own-*"):
             shutil.rmtree(older)
