@@ -7,6 +7,7 @@ A connection is opened for each call.
 import contextlib
 import http.client
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -68,7 +69,9 @@ class OrderStream:
 
     def forget(self) -> None:
         """In a forked child: close the descriptor without ending the parent's stream."""
-        self._socket.close()
+        descriptor = self._socket.detach()  # close() would wait for the response that reads from it
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class Link(Protocol):

@@ -79,6 +79,7 @@ class Session:
                 with self.lock:
                     self.state.release(order.transaction, committed=False)
             case wire.Result():
+                self.gate.drop(order.transaction)
                 with self.lock:
                     self.state.release(order.transaction, committed=order.outcome == "Ready")
                 if order.outcome == "Failed" and order.request is None:
@@ -244,15 +245,16 @@ class Session:
         return None
 
     def _say_what_keeps_us(self, pending: Pending) -> None:
-        link = self.link
-        if link is None or self.gate.pending is not pending or pending.flushing:
+        link, order = self.link, pending.order
+        if link is None or not isinstance(order, wire.Quiesce) or self.gate.pending is not pending:
             return
-        assert isinstance(pending.order, wire.Quiesce)
-        message = (
-            f"agent did not reach a safe point within {pending.order.timeout_seconds:g} s"
-            f"{self.activity.obstacle(self.gate.obstacles())}; add agent.safe_point() or raise the timeout"
-        )
-        link.failed(wire.Failed("", pending.order.transaction, "QuiesceTimeout", message))
+        what = self.activity.obstacle(self.gate.obstacles())
+        if self.gate.drop(order.transaction):  # it is over for us, too
+            message = (
+                f"agent did not reach a safe point within {order.timeout_seconds:g} s{what}; add agent.safe_point() "
+                f"or raise the timeout"
+            )
+            link.failed(wire.Failed("", order.transaction, "QuiesceTimeout", message))
 
     def _ask_to_stop(self) -> None:
         """SIGTERM came before any order: wait a moment for the order, else ask for one."""

@@ -1,0 +1,557 @@
+"""The SDK over a real Unix socket, against a sidecar that behaves and one that does not."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import savepoint
+from savepoint.contract import agent as wire
+
+from tests.fakes.sidecar import FakeSidecar, Refusal
+
+
+@pytest.fixture
+def sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSidecar]:
+    with FakeSidecar(tmp_path) as fake:
+        for name, value in fake.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("SAVEPOINT_REQUIRED", raising=False)
+        yield fake
+
+
+@pytest.fixture
+def connect(sidecar: FakeSidecar) -> Iterator[Any]:
+    agents: list[savepoint.Agent] = []
+
+    def make(**options: Any) -> savepoint.Agent:
+        agents.append(savepoint.connect(**options))
+        return agents[-1]
+
+    yield make
+    for agent in agents:
+        agent.close()
+
+
+def at_safe_points(agent: savepoint.Agent, until: Any, seconds: float = 10.0) -> None:
+    """Pass safe points until something is true."""
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "it did not happen"
+        agent.safe_point()
+        time.sleep(0.001)
+
+
+def test_tells_who_it_is_and_learns_who_it_runs_as(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect(schema_version="3")
+    assert (agent.name, agent.namespace, agent.epoch, agent.managed, agent.restored) == ("coder", "team", 1, True, None)
+    told = sidecar.connects[0]
+    assert (told.pid, told.protocol, told.schema_version, told.reattach) == (os.getpid(), 1, "3", False)
+    assert "pytest" in told.dependencies
+
+
+def test_flushes_at_a_safe_point_and_goes_on(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    agent.document("notes", []).append("é")
+    sidecar.quiesce()
+    at_safe_points(agent, lambda: sidecar.flushes)
+    flush = sidecar.flushes[0]
+    assert [(item.name, item.kind) for item in flush.components] == [
+        ("documents", "Memory"), ("execution", "Execution"), ("effects", "Tools"),
+    ]  # fmt: skip
+    assert flush.components[0].entries[0].inline == '["é"]'
+    sidecar.wait_for(lambda: bool(sidecar.pauses))
+    assert sidecar.pauses[0].transaction == flush.transaction
+
+
+def test_state_comes_back_in_the_next_process(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    agent.document("notes", []).append(1)
+    agent.document("raw", bytearray()).extend(b"x" * 100)
+    agent.document("large", {"text": "x" * (wire.INLINE_MAX_BYTES + 1)})
+    agent.tensors("weights", lambda: {"w": memoryview(b"1234")})
+    assert agent.checkpoint("because") == "coder-1"
+    assert sidecar.requests[0].reason == "because"
+    agent.step("after", lambda: 7)
+    agent.close()
+    agent = connect()
+    assert agent.restored.checkpoint == "coder-1"
+    assert agent.document("notes", []) == [1]
+    assert agent.document("raw", bytearray()) == b"x" * 100
+    assert len(agent.document("large", {})["text"]) == wire.INLINE_MAX_BYTES + 1
+    loaded: dict[str, bytes] = {}
+    agent.tensors("weights", lambda: {"w": b"1234"}, lambda saved: loaded.update(w=bytes(saved["w"].data)))
+    assert loaded == {"w": b"1234"}
+    assert agent.step("after", lambda: 8) == 7
+
+
+def test_large_values_go_through_the_stage_until_the_result(sidecar: FakeSidecar, connect: Any) -> None:
+    sidecar.results = False
+    agent = connect()
+    agent.document("large", {"text": '"' * wire.INLINE_MAX_BYTES})
+    transaction = sidecar.quiesce()
+    at_safe_points(agent, lambda: sidecar.flushes)
+    path = sidecar.stage / str(sidecar.flushes[0].components[0].entries[0].path)
+    assert path.exists()
+    sidecar.result(transaction)
+    at_safe_points(agent, lambda: not path.exists())
+
+
+def test_a_sidecar_that_refuses_or_hangs_never_breaks_the_agent(
+    sidecar: FakeSidecar, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = connect()
+    release = threading.Event()
+
+    def refuse(flush: wire.Flush) -> None:
+        raise Refusal(409, "TransactionOver", "too late")
+
+    def hang(flush: wire.Flush) -> None:
+        release.wait(10)
+
+    sidecar.on_flush = refuse
+    sidecar.quiesce()
+    at_safe_points(agent, lambda: "too late" in caplog.text)
+    sidecar.on_flush = hang
+    sidecar.quiesce(hold_seconds=0.2)
+    began = time.monotonic()
+    at_safe_points(agent, lambda: "did not answer in time" in caplog.text)
+    assert time.monotonic() - began < 5
+    release.set()
+    sidecar.on_flush = lambda flush: None
+    sidecar.quiesce()
+    at_safe_points(agent, lambda: len(sidecar.flushes) >= 2)
+
+
+def test_a_late_agent_says_what_keeps_it(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+
+    def crawl() -> None:
+        sidecar.quiesce(timeout_seconds=0.3)
+        sidecar.wait_for(lambda: bool(sidecar.failures))
+
+    agent.step("crawl", crawl)
+    told = sidecar.failures[0]
+    assert told.reason == "QuiesceTimeout"
+    assert "within 0.3 s (in step 'crawl' for 0 s)" in told.message
+    agent.safe_point()
+    assert sidecar.flushes == []  # the order is void
+
+
+def test_a_cancelled_order_is_not_flushed_for(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    gate = agent._session.gate
+    transaction = sidecar.quiesce()
+    wait(lambda: gate.attention)
+    sidecar.send(wire.Cancelled(transaction, "DeadlineExceeded", "over"))
+    wait(lambda: not gate.attention)
+    sidecar.send(wire.Quiesce(transaction, 10, 10))  # every order may come twice
+    sidecar.send(wire.Fenced("sync"))
+    wait(lambda: agent._session.fenced)
+    agent.safe_point()
+    assert sidecar.flushes == []
+
+
+def wait(condition: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [("Unavailable", savepoint.Unavailable), ("QuiesceTimeout", savepoint.QuiesceTimeout), ("Odd", savepoint.Refused)],
+)
+def test_a_checkpoint_that_fails_raises_its_reason(
+    sidecar: FakeSidecar, connect: Any, reason: str, error: type[Exception]
+) -> None:
+    agent = connect()
+    sidecar.on_request = lambda asked: sidecar.send(wire.Result("", "Failed", asked.request, "", reason, "said so"))
+    with pytest.raises(error, match="said so"):
+        agent.checkpoint()
+
+
+def test_a_checkpoint_without_result_raises_at_its_timeout(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    sidecar.on_request = lambda asked: None
+    with pytest.raises(savepoint.DeadlineExceeded, match="no result of the checkpoint"):
+        agent.checkpoint(timeout=0.1)
+
+
+def test_a_checkpoint_without_sidecar_raises(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    sidecar.on_request = lambda asked: threading.Thread(target=sidecar.stop, daemon=True).start()
+    with pytest.raises(savepoint.Unavailable):
+        agent.checkpoint()
+    with pytest.raises(savepoint.Unavailable):
+        agent.checkpoint()
+
+
+def test_finish_completes_the_run(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    agent.document("notes", []).append(1)
+    first = agent.effect("mail", lambda op: op.id)
+    assert agent.finish() == "coder-1"
+    assert sidecar.finished
+    agent = connect()
+    assert agent.restored is None
+    assert agent.document("notes", []) == []
+    assert agent.effect("mail", lambda op: op.id) != first
+
+
+def test_finish_without_sidecar_raises_and_may_be_tried_again(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    sidecar.stop()
+    with pytest.raises(savepoint.Unavailable):
+        agent.finish()
+    sidecar.start()
+    wait(lambda: len(sidecar.connects) == 2)
+    wait(lambda: agent._session.keep_alive.id() == "session-2")
+    assert agent.finish() == "coder-1"
+
+
+def test_a_restarted_sidecar_is_attached_to_without_touching_state(
+    sidecar: FakeSidecar, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = connect()
+    notes = agent.document("notes", [])
+    agent.checkpoint()
+    notes.append("newer")
+    sidecar.stop()
+    wait(lambda: "went away" in caplog.text)
+    agent.safe_point()
+    assert agent.step("goes on", lambda: 1) == 1
+    sidecar.start()
+    wait(lambda: len(sidecar.connects) == 2)
+    again = sidecar.connects[1]
+    assert (again.instance, again.reattach) == (sidecar.connects[0].instance, True)
+    wait(lambda: sidecar._session is not None)
+    sidecar.quiesce()
+    at_safe_points(agent, lambda: len(sidecar.flushes) == 2)
+    assert sidecar.flushes[1].components[0].entries[0].inline == '["newer"]'
+    assert notes == ["newer"]
+
+
+def test_a_sidecar_that_takes_nobody_back_leaves_the_agent_running(
+    sidecar: FakeSidecar, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    sidecar.features = ()
+    agent = connect()
+    sidecar.stop()
+    wait(lambda: "went away" in caplog.text)
+    sidecar.start()
+    for _ in agent.loop("loop", range(3)):
+        agent.safe_point()
+    assert len(sidecar.connects) == 1
+
+
+def test_a_required_agent_stops_when_its_sidecar_takes_nobody_back(
+    sidecar: FakeSidecar, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVEPOINT_REQUIRED", "1")
+    sidecar.features = ()
+    agent = connect()
+    sidecar.stop()
+    wait(lambda: agent._session.gate.attention)
+    with pytest.raises(savepoint.Unavailable, match="went away"):
+        agent.safe_point()
+
+
+def test_one_session_a_process(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    with pytest.raises(savepoint.SessionInUse, match="already"):
+        savepoint.connect()
+    agent.close()
+    connect()
+
+
+def test_one_session_an_agent(sidecar: FakeSidecar, connect: Any) -> None:
+    connect()
+    program = "import savepoint\ntry: savepoint.connect()\nexcept savepoint.SessionInUse as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert f"process {os.getpid()} is connected" in done.stdout
+
+
+def test_a_reason_why_the_state_could_not_be_brought_back_is_raised(
+    sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(connect: wire.Connect) -> wire.Connected:
+        raise Refusal(503, "IntegrityError", "pack 7 is damaged")
+
+    sidecar.connect = refuse  # type: ignore[method-assign]
+    with pytest.raises(savepoint.SavepointError, match="pack 7 is damaged") as caught:
+        savepoint.connect()
+    assert caught.value.reason == "IntegrityError"
+    with pytest.raises(savepoint.SavepointError, match="pack 7"):  # the first try holds nothing
+        savepoint.connect()
+
+
+def test_a_missing_stage_is_said(sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAVEPOINT_STAGE")
+    with pytest.raises(savepoint.Unavailable, match="SAVEPOINT_STAGE"):
+        savepoint.connect()
+
+
+def test_fenced_over_the_socket(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    sidecar.send(wire.Fenced("silent for 10 s"))
+    wait(lambda: agent._session.fenced)
+    with pytest.raises(savepoint.Superseded, match="silent for 10 s"):
+        agent.effect("mail", lambda op: None)
+    sidecar.send(wire.Unfenced())
+    wait(lambda: not agent._session.fenced)
+    agent.effect("mail", lambda op: None)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_child_must_not_use_the_session(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    agent.step("before", lambda: 1)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = []
+        for call in (agent.safe_point, lambda: agent.step("x", int), lambda: agent.document("d", {}), agent.checkpoint):
+            try:
+                call()
+                said.append("nothing")
+            except savepoint.SessionInUse as error:
+                said.append(str(error)[:24])
+            except BaseException as error:
+                said.append(repr(error))
+        os.write(writer, json.dumps(said).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert json.loads(os.read(reader, 10_000)) == ["this is a forked child o"] * 4
+    os.close(reader)
+    os.close(writer)
+    assert not sidecar.session.ended.is_set()  # the child's end is not the agent's
+    agent.checkpoint()
+    agent.close()
+    assert sidecar.session.ended.wait(5)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_the_end_of_the_parent_is_seen_while_a_forked_child_lives(sidecar: FakeSidecar) -> None:
+    program = """if True:
+        import os, savepoint, signal, time
+        agent = savepoint.connect()
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+        print(child, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    process = spawn(program)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        process.wait(20)
+        assert sidecar.session.ended.wait(5)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.communicate(timeout=20)
+
+
+def spawn(program: str, **variables: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **variables},
+    )  # fmt: skip
+
+
+LOOPING = """if True:
+    import itertools, logging, signal, sys, time
+    import savepoint
+    logging.basicConfig()
+    {before}
+    agent = savepoint.connect({options})
+    notes = agent.document("notes", [])
+    print("ready", flush=True)
+    for number in agent.loop("loop", itertools.count()):
+        notes.append(number)
+        time.sleep(0.01)
+        {inside}
+    {after}
+"""
+
+
+def looping(before: str = "", options: str = "", inside: str = "", after: str = "") -> str:
+    return LOOPING.format(before=before, options=options, inside=inside, after=after)
+
+
+def test_sigterm_flushes_at_the_next_safe_point_and_ends_with_143(sidecar: FakeSidecar) -> None:
+    process = spawn(looping())
+    assert process.stdout is not None
+    process.stdout.readline()
+    sidecar.stopping()  # as the sidecar's preStop hook tells it
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143, errors
+    assert len(sidecar.flushes) == 1
+
+
+def test_sigterm_without_an_order_asks_for_the_last_checkpoint(sidecar: FakeSidecar) -> None:
+    process = spawn(looping())
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143, errors
+    assert [request.reason for request in sidecar.requests] == ["Shutdown"]
+    assert len(sidecar.flushes) == 1
+
+
+def test_a_stopping_order_alone_ends_the_process(sidecar: FakeSidecar) -> None:
+    process = spawn(looping())
+    assert process.stdout is not None
+    process.stdout.readline()
+    sidecar.stopping()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143, errors
+    assert len(sidecar.flushes) == 1
+
+
+def test_a_handler_of_the_programs_own_decides_when_to_end(sidecar: FakeSidecar) -> None:
+    process = spawn(
+        looping(
+            before="stop = []; signal.signal(signal.SIGTERM, lambda *_: stop.append(1))",
+            inside="if stop: break",
+            after="agent.checkpoint(); print(len(notes) > 0); sys.exit(7)",
+        )
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output) == (7, "True\n"), errors
+    assert sidecar.flushes
+
+
+def test_opting_out_leaves_sigterm_alone(sidecar: FakeSidecar) -> None:
+    process = spawn(looping(options="sigterm=False"))
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
+    assert sidecar.session.ended.wait(5)
+
+
+def test_a_call_that_never_returns_is_ended_by_the_second_sigterm(sidecar: FakeSidecar) -> None:
+    process = spawn("import savepoint, time; agent = savepoint.connect(); print(1, flush=True); time.sleep(600)")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143, errors
+
+
+def test_a_worker_thread_that_flushes_ends_the_process_too(sidecar: FakeSidecar) -> None:
+    process = spawn("""if True:
+        import itertools, savepoint, threading, time
+        agent = savepoint.connect()
+        def work():
+            for _ in agent.loop("loop", itertools.count()):
+                time.sleep(0.01)
+        threading.Thread(target=work, daemon=True).start()
+        print(1, flush=True)
+        time.sleep(600)
+    """)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143, errors
+    assert len(sidecar.flushes) == 1
+
+
+def test_killed_in_the_middle_it_goes_on_where_it_was(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """A real process, killed with SIGKILL again and again."""
+    made = tmp_path / "made"
+    program = f"""if True:
+        import os, savepoint, time
+        agent = savepoint.connect()
+        notes = agent.document("notes", [])
+        def work(n):
+            with open({str(made)!r}, "a") as file:
+                file.write(f"{{n}}\\n")
+            return n
+        for n in agent.loop("loop", range(60)):
+            notes.append(agent.step("work", work, n))
+            print(n, flush=True)
+            time.sleep(0.002)
+        print("notes", notes)
+        agent.finish()
+    """
+    for life in range(6):
+        process = spawn(program)
+        assert process.stdout is not None
+        if life == 5:
+            break
+        for _ in range(9):
+            process.stdout.readline()
+        sidecar.quiesce()
+        for _ in range(life):
+            process.stdout.readline()
+        process.kill()
+        process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=60)
+    assert f"notes {list(range(60))}" in output, errors
+    lines = made.read_text().split()
+    assert sorted(set(lines), key=int) == [str(n) for n in range(60)]
+    assert len(lines) - 60 <= 5  # at most the step that ran when the process died
+
+
+def test_import_needs_the_standard_library_only() -> None:
+    program = """if True:
+        import sys
+        before = set(sys.modules)
+        import savepoint, savepoint.testing
+        savepoint.connect().finish()
+        for name in savepoint.__all__: getattr(savepoint, name)
+        roots = {name.split(".")[0] for name in set(sys.modules) - before}
+        print(sorted(root for root in roots if root not in sys.stdlib_module_names and root != "savepoint"))
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SAVEPOINT")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60, env=environment
+    )
+    assert done.stdout == "[]\n"
+    assert "not managed" in done.stderr
+
+
+def test_nothing_pending_costs_next_to_nothing(sidecar: FakeSidecar, connect: Any) -> None:
+    agent = connect()
+    rounds = 20_000
+    best = min(_timed(agent.safe_point, rounds) for _ in range(5))
+    assert best / rounds < 5e-6  # about 0.3 µs alone; the machine that runs tests is busy
+
+
+def _timed(call: Any, rounds: int) -> float:
+    began = time.perf_counter()
+    for _ in range(rounds):
+        call()
+    return time.perf_counter() - began
+
+
+def test_logs_one_line_for_what_came_back(sidecar: FakeSidecar, connect: Any, caplog: pytest.LogCaptureFixture) -> None:
+    agent = connect()
+    agent.step("a", lambda: 1)
+    agent.checkpoint()
+    agent.close()
+    with caplog.at_level(logging.INFO, "savepoint"):
+        connect()
+    assert [record.getMessage() for record in caplog.records] == ["restarted from coder-1: 1 steps on record"]
