@@ -5,7 +5,7 @@ import os
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 from savepoint.contract.control import (
     Ack,
+    Checkpoint,
     Committed,
     Grant,
     Hello,
@@ -24,10 +25,13 @@ from savepoint.contract.control import (
     Outcome,
     Refused,
     Released,
+    RequestCheckpoint,
+    Result,
     Timing,
     Urls,
     Welcome,
 )
+from savepoint.errors import Refused as RefusedError
 from savepoint.errors import StoreDenied, Unavailable
 from savepoint.repository.canonical import time_text
 from savepoint.repository.content import MemorySource
@@ -43,8 +47,11 @@ from savepoint.storage.signature import Presigner, S3Config
 from savepoint_operator.control.server import PATH, ControlServer
 from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.model.views import AgentKey
+from savepoint_sidecar.authority import Blobs
+from savepoint_sidecar.channel import Dialer
+from savepoint_sidecar.control import ControlClient
 
-from tests.fakes.control_cell import Pod, attempt
+from tests.fakes.control_cell import Pod, attempt, until
 from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
 from tests.servers.pki import Authority
 from tests.servers.s3 import S3Server
@@ -52,6 +59,7 @@ from tests.servers.s3 import S3Server
 BUCKET = "savepoint-control-tests"
 CODER, OTHER = AgentKey("demo", "coder"), AgentKey("demo", "mailer")
 CONTENT = os.urandom(300_000)
+Random = Callable[[int], bytes]
 
 
 def _now() -> datetime:
@@ -91,9 +99,55 @@ class Site:
     recorder: Recorder
     reviewer: Reviewer
     directory: Directory
-    url: str
+    stores: Stores
+    authority: Authority
+    served: ssl.SSLContext
     session: aiohttp.ClientSession
-    tls: ssl.SSLContext
+    tokens: Path
+    server: ControlServer | None = None
+    port: int = 0
+
+    async def start(self) -> None:
+        """An operator process takes the lead, at the address of the one before."""
+        self.server = ControlServer(
+            reviewer=self.reviewer,
+            directory=self.directory,
+            stores=self.stores,
+            recorder=self.recorder,
+            now=_now,
+            monotonic=time.monotonic,
+            random_bytes=os.urandom,
+            poll_seconds=0.05,
+        )
+        self.port = await self.server.start(self.served, "127.0.0.1", self.port)
+
+    async def stop(self) -> None:
+        """It ends, as on SIGTERM."""
+        assert self.server is not None
+        await self.server.drain(5)
+        await self.server.stop()
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.port}{PATH}"
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cadata=self.authority.certificate.decode())
+
+    def client(self, uid: str) -> ControlClient:
+        """The sidecar's own client, as its container starts it."""
+        token = self.tokens / uid
+        token.write_text(f"token-of-{uid}\n")
+        dialer = Dialer(self.url.replace("https:", "wss:"), self.authority.certificate.decode(), token)
+        return ControlClient(
+            dialer,
+            pod_uid=uid,
+            node="n1",
+            monotonic=time.monotonic,
+            random_bytes=os.urandom,
+            jitter=lambda: 0.0,
+        )
 
     def pod(self, uid: str, agent: AgentKey = CODER) -> None:
         who = incarnation(agent, uid)
@@ -130,32 +184,22 @@ async def site(s3_server: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
         stores.store = OpenStore("default", objects, Presigner(config, _now), stores.store.master)
         directory = Directory()
         recorder, reviewer = Recorder(directory), Reviewer()
-        server = ControlServer(
-            reviewer=reviewer,
-            directory=directory,
-            stores=stores,
-            recorder=recorder,
-            now=_now,
-            monotonic=time.monotonic,
-            random_bytes=os.urandom,
-            poll_seconds=0.05,
-        )
-        port = await server.start(served, "127.0.0.1", 0)
-        trusting = ssl.create_default_context(cadata=authority.certificate.decode())
         async with aiohttp.ClientSession() as session:
-            yield Site(recorder, reviewer, directory, f"https://localhost:{port}{PATH}", session, trusting)
-        await server.stop()
+            site = Site(recorder, reviewer, directory, stores, authority, served, session, tmp_path)
+            await site.start()
+            yield site
+            await site.stop()
 
 
-def _checkpoint(store: PresignedStore, welcome: Welcome) -> Offer:
+def _checkpoint(store: Blobs, welcome: Welcome, number: int = 1, random_bytes: Random = os.urandom) -> Offer:
     """What a sidecar does between the order and the offer. Blocking."""
     key = RepositoryKey(bytes.fromhex(welcome.key))
-    writer = CheckpointWriter(store, store, key, welcome.epoch, None)
+    writer = CheckpointWriter(store, store, key, welcome.epoch, None, random_bytes=random_bytes)
     writer.add_blob("notes", "Memory", MemorySource(CONTENT))
     made = writer.finish(
         namespace=welcome.namespace,
         agent=welcome.agent,
-        attempt=attempt(1),
+        attempt=attempt(number),
         created=time_text(_now()),
         consistency="Application",
         parent=None,
@@ -172,6 +216,12 @@ def _checkpoint(store: PresignedStore, welcome: Welcome) -> Offer:
         uploaded_bytes=made.uploaded_bytes,
         timing=Timing(time_text(_now())),
     )
+
+
+async def _close(client: ControlClient) -> None:
+    await client.close()
+    if isinstance(client.blobs, PresignedStore):
+        client.blobs.close()
 
 
 def _restore(store: PresignedStore, welcome: Welcome) -> bytes:
@@ -261,3 +311,78 @@ async def test_a_certificate_of_another_authority_is_not_trusted(site: Site) -> 
     stranger = ssl.create_default_context(cadata=Authority().certificate.decode())
     with pytest.raises(aiohttp.ClientConnectorCertificateError):
         await site.session.ws_connect(site.url, ssl=stranger)
+
+
+async def test_the_sidecars_own_client_commits_through_a_restart_of_the_operator(site: Site) -> None:
+    site.pod("a")
+    asks = await site.hello("a", "restore")
+    await asks.expect(Grant)
+    await asks.close()
+    client = site.client("a")
+    try:
+        async with asyncio.timeout(60):
+            welcome = await client.welcome()
+            assert (welcome.agent, welcome.epoch, welcome.run, welcome.parent) == ("coder", 1, 1, None)
+            orders = client.orders()
+            assert site.server is not None
+            await site.server.orders.checkpoint(CODER, attempt(1), "Interval", 60)
+            order = await anext(orders)
+            assert isinstance(order, Checkpoint)
+            offer = await asyncio.to_thread(_checkpoint, client.blobs, welcome, 1, client.random_bytes)
+            first = await client.commit(offer)
+            assert (first.name, first.sequence) == ("coder-1", 2)
+
+            second = await asyncio.to_thread(_checkpoint, client.blobs, welcome, 2, client.random_bytes)
+            await site.stop()
+            committing = asyncio.ensure_future(client.commit(second))
+            await asyncio.sleep(0.3)
+            assert not committing.done()
+            await site.start()
+            assert (await committing).sequence == 3
+            assert isinstance(await anext(orders), Welcome)  # it was welcomed again
+
+            await client.request_checkpoint(RequestCheckpoint("r1", "Shutdown"))
+            asked = await anext(orders)
+            assert isinstance(asked, Checkpoint)
+            assert asked.request == "r1"
+            await client.result(Result(asked.attempt, "Unchanged"))
+            await until(lambda: site.recorder.of("unchanged"))
+            await client.released(Released(1))
+    finally:
+        await _close(client)
+    assert site.recorder.of("released") == [("a", False)]
+
+
+async def test_what_the_client_leaves_behind_is_adopted(site: Site) -> None:
+    site.pod("a")
+    asks = await site.hello("a", "restore")
+    await asks.expect(Grant)
+    await asks.close()
+    client = site.client("a")
+    try:
+        async with asyncio.timeout(60):
+            welcome = await client.welcome()
+            offer = await asyncio.to_thread(_checkpoint, client.blobs, welcome, 1, client.random_bytes)
+            manifest = await asyncio.to_thread(
+                client.blobs.get, f"manifests/{offer.manifest.name}", max_bytes=offer.manifest.size
+            )
+            await site.stop()
+            await client.leave_pending(offer.attempt, "Shutdown", True, manifest)
+    finally:
+        await _close(client)
+    await site.start()
+    again = site.client("a")
+    with pytest.raises(RefusedError) as caught:  # the run is completed: nothing follows in this pod
+        await again.welcome()
+    await again.close()
+    assert caught.value.code == "Completed"
+    assert [head.record.kind for head in site.recorder.of("committed")] == ["checkpoint", "completed"]
+
+
+async def test_the_client_of_a_superseded_pod_is_stopped(site: Site) -> None:
+    site.pod("a")
+    client = site.client("a")
+    with pytest.raises(RefusedError) as caught:
+        await asyncio.wait_for(client.welcome(), 30)
+    await client.close()
+    assert caught.value.code == "Fenced"
