@@ -1,0 +1,184 @@
+"""Threads meet at safe points: nobody is in the middle of a turn or of a critical block while the state is read."""
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import savepoint
+from savepoint import testing
+from savepoint.agent.gate import Gate
+from savepoint.agent.scope import Scope
+from savepoint.contract.agent import Quiesce
+
+
+@pytest.fixture
+def life() -> Iterator[testing.Simulation]:
+    with testing.Simulation() as simulation:
+        yield simulation
+
+
+def thread(work: Callable[[], object]) -> threading.Thread:
+    started = threading.Thread(target=work, daemon=True)
+    started.start()
+    return started
+
+
+def test_a_safe_point_waits_for_a_critical_block_in_another_thread(life: testing.Simulation) -> None:
+    agent = life.start()
+    notes = agent.document("notes", [])
+    inside, go_on = threading.Event(), threading.Event()
+
+    def half_and_half() -> None:
+        with agent.critical():
+            notes.append("first half")
+            inside.set()
+            go_on.wait(10)
+            notes.append("second half")
+
+    worker = thread(half_and_half)
+    inside.wait(10)
+    life.checkpoint_soon()
+    main = thread(agent.safe_point)
+    main.join(0.2)
+    assert main.is_alive()
+    assert life.checkpoints == []
+    go_on.set()
+    main.join(10)
+    worker.join(10)
+    assert life.checkpoints[0].documents["notes"] == '["first half","second half"]'
+
+
+def test_a_cut_is_taken_when_every_open_turn_is_at_its_end(life: testing.Simulation) -> None:
+    agent = life.start()
+    notes = agent.document("notes", {"a": 0, "b": 0})
+    go_on = threading.Event()
+    inside = threading.Barrier(3)
+
+    def work(name: str) -> None:
+        for _ in agent.loop(name, range(2)):
+            notes[name] += 1
+            if notes[name] == 1:
+                inside.wait(10)
+                if name == "b":
+                    go_on.wait(10)
+            notes[name] += 10
+
+    workers = [thread(lambda name=name: work(name)) for name in "ab"]  # type: ignore[misc]
+    inside.wait(10)
+    life.checkpoint_soon()
+    workers[0].join(0.2)
+    assert life.checkpoints == []
+    go_on.set()
+    for worker in workers:
+        worker.join(10)
+    assert life.checkpoints[0].documents["notes"] == '{"a":11,"b":11}'
+    assert notes == {"a": 22, "b": 22}
+
+
+def test_a_thread_that_never_comes_lets_the_others_go_on_at_the_timeout(life: testing.Simulation) -> None:
+    agent = life.start()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def stuck() -> None:
+        for _ in agent.loop("stuck", [1]):
+            inside.set()
+            go_on.wait(20)
+
+    worker = thread(stuck)
+    inside.wait(10)
+    agent._session.receive(Quiesce("late", 0.2, 1))
+    agent.safe_point()
+    assert life.checkpoints == []
+    go_on.set()
+    worker.join(10)
+
+
+def test_a_worker_in_the_context_of_a_turn_speaks_for_that_turn(life: testing.Simulation) -> None:
+    """As frameworks do that run nodes in a pool while their caller waits."""
+    agent = life.start()
+    calls = []
+    for item in agent.loop("jobs", ["a", "b"]):
+        with ThreadPoolExecutor(2) as pool:
+            life.checkpoint_soon()
+
+            def node(item: str = item) -> Any:
+                calls.append(agent.step("node", lambda: item))
+                agent.safe_point()
+
+            pool.submit(contextvars.copy_context().run, node).result(10)
+    assert calls == ["a", "b"]
+    assert len(life.checkpoints) == 2
+    assert 'jobs#0[\\"a\\"]' in life.checkpoints[0].components[1][1][0].decode()
+
+
+def test_steps_of_one_name_in_many_threads_have_numbers_of_their_own(life: testing.Simulation) -> None:
+    agent = life.start()
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda n: agent.step("work", lambda: n), range(50)))
+    assert results == list(range(50))
+    assert len(agent._session.state.root.steps) == 50
+
+
+def test_a_document_that_changes_while_it_is_read_fails_the_checkpoint(life: testing.Simulation) -> None:
+    agent = life.start()
+    document = agent.document("notes", {})
+
+    class Meddler:
+        pass
+
+    savepoint.register(Meddler, "tests.meddler", lambda _: document.update(more=1), lambda _: Meddler())
+    document["meddler"] = Meddler()
+    with pytest.raises(savepoint.StateUnstable, match="'notes' changed while it was read"):
+        agent.checkpoint()
+    del document["meddler"]
+    assert agent.checkpoint() == "agent-1"
+
+
+def test_the_programs_own_failure_while_it_is_read_is_no_crash(
+    life: testing.Simulation, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = life.start()
+    broken = False
+
+    def save() -> dict[str, bytes]:
+        if broken:
+            raise ZeroDivisionError
+        return {"w": b"x"}
+
+    agent.tensors("weights", save)
+    broken = True
+    life.checkpoint_soon()
+    agent.safe_point()
+    assert "ZeroDivisionError" in caplog.text
+    broken = False
+    assert agent.checkpoint() == "agent-1"
+
+
+def test_a_dead_threads_open_turn_is_no_obstacle(life: testing.Simulation) -> None:
+    agent = life.start()
+    kept = []
+
+    def dies() -> None:
+        loop = agent.loop("loop", [1, 2])
+        kept.append(loop)
+        next(loop)
+
+    thread(dies).join(10)
+    assert agent.checkpoint() == "agent-1"
+
+
+def test_one_of_many_parked_threads_flushes_and_all_go_on() -> None:
+    gate = Gate(list)
+    root = Scope("", None)
+    flushed: list[str] = []
+    for number in range(20):
+        gate.order(Quiesce(f"t{number}", 10, 10))
+        threads = [thread(lambda: gate.park(root, lambda pending: flushed.append(pending.order.transaction)))
+                   for _ in range(4)]  # fmt: skip
+        for one in threads:
+            one.join(10)
+            assert not one.is_alive()
+    assert flushed == [f"t{number}" for number in range(20)]
