@@ -101,6 +101,15 @@ def read_index(stage: Path, sequence: int) -> tuple[wire.Component, ...] | None:
         return None
 
 
+def index_sequence(stage: Path) -> int | None:
+    """Which cut an init container brought back; None if it brought back none."""
+    try:
+        sequence = json.loads((stage / wire.STAGE_RESTORED / INDEX_NAME).read_text())["sequence"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return sequence if isinstance(sequence, int) and sequence > 0 else None
+
+
 def prepare_stage(stage: Path) -> None:
     """Make the stage's folders; both sides can write where the protocol says so."""
     for name, mode in ((wire.STAGE_AGENT, 0o777), (wire.STAGE_JOURNAL, 0o777), (wire.STAGE_RESTORED, 0o755)):

@@ -25,7 +25,7 @@ from savepoint_sidecar import barrier, cut
 from savepoint_sidecar.attempt import Attempt, in_thread
 from savepoint_sidecar.authority import Authority
 from savepoint_sidecar.capture import Capture
-from savepoint_sidecar.checkpoint import Checkpointer, Last, Taken
+from savepoint_sidecar.checkpoint import Checkpointer, Last, Taken, require_session
 from savepoint_sidecar.components import prepare_stage, read_index, restore_components
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.quiesce import Transaction
@@ -56,8 +56,8 @@ class Terms:
     socket_path: Path
     pod_uid: str
     grace_seconds: float
-    files_at_cut: bool = False
-    """The roots hold the cut, and no process of the agent has run since: the first connect need not look."""
+    cut_sequence: int | None = None
+    """The cut that the roots hold, if no process of the agent has run since: the first connect need not look."""
     features: tuple[str, ...] = (wire.FEATURE_REATTACH,)
 
 
@@ -91,7 +91,7 @@ class Incarnation:
         self._fenced = ""
         self._stopped = ""
         self._completed = False
-        self._files_at_cut = terms.files_at_cut
+        self._files_at_cut = False
         self._last = Last()
         self._ending: asyncio.Task[Any] | None = None
         self._ends_at: float | None = None
@@ -114,6 +114,7 @@ class Incarnation:
         )
         if welcome.parent is not None:
             await self._load(welcome)
+            self._files_at_cut = welcome.parent.sequence == self._terms.cut_sequence
             if self._files_at_cut:
                 await self._learn()
         self._spawn(self._obey())
@@ -267,8 +268,9 @@ class Incarnation:
         self._from_agent.pop(order.request, None)
         with contextlib.suppress(SavepointError):
             async with self._lock:
-                await self._rebase()
-                await self._take(attempt, self.sessions.live)
+                if not self._completed:
+                    await self._rebase()
+                    await self._take(attempt, self.sessions.live)
 
     def _refused(self, refused: Refused) -> None:
         asked = self._asked.pop(refused.request, None)
@@ -331,10 +333,16 @@ class Incarnation:
 
     async def _end_attempts(self) -> bool:
         """The last checkpoint, from the news that the pod stops to the agent's end and beyond."""
-        session = self.sessions.live
-        flushing = self._spawn(self._last_flush(session)) if session is not None else None
         if self._completed or self._stopped:
             return self._completed
+        session = self.sessions.live
+        try:
+            if session is None:
+                require_session(False, self.capture, self.checkpointer.cut)
+        except Unavailable as error:
+            log.info("no last checkpoint: %s", error)
+            return False
+        flushing = self._spawn(self._last_flush(session)) if session is not None else None
         self._interrupt("the pod is stopping")
         try:
             async with self._lock:

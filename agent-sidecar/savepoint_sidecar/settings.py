@@ -1,9 +1,13 @@
-"""What a sidecar or init container is told by its environment, read once and checked. Nobody else reads it."""
+"""What a sidecar or init container is told by its environment, read once and checked.
+
+Only ``probe``, which must start fast, reads two variables by itself.
+"""
 
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +45,8 @@ class Settings:
     log_level: str = "INFO"
     api_server: tuple[str, int] | None = None
     """Address of the cluster's API server: an answer from it proves that this node is not cut off."""
+    version: str = ""
+    """Of this distribution."""
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -59,17 +65,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         stage=Path(environment.get(names.ENV_STAGE, names.STAGE_DIRECTORY)),
         log_level=environment.get(ENV_LOG_LEVEL, "INFO"),
         api_server=_api_server(environment),
+        version=metadata.version("savepoint-agents"),
     )
-
-
-def stage_of(environment: Mapping[str, str] = os.environ) -> Path:
-    """The stage folder alone, for the probe commands."""
-    return Path(environment.get(names.ENV_STAGE, names.STAGE_DIRECTORY))
-
-
-def socket_of(environment: Mapping[str, str] = os.environ) -> Path:
-    """The agent's socket alone, for the probe commands."""
-    return Path(environment.get(names.ENV_SOCKET, names.SOCKET_PATH))
 
 
 def failpoint_of(environment: Mapping[str, str] = os.environ) -> str:

@@ -174,7 +174,6 @@ class SocketServer:
         session.execution = flush.execution
         checkpoint = await asyncio.shield(asyncio.ensure_future(self._host.finish(session, flush)))
         session.finished = True
-        session.orders.put_nowait(None)
         return web.json_response({"checkpoint": checkpoint})
 
     async def _status(self, _request: web.Request) -> web.Response:

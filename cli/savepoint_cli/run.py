@@ -112,7 +112,7 @@ class _Supervisor:
     async def run(self) -> int:
         welcome = await self._authority.welcome()
         prepare_stage(self._stage)
-        at_cut = self._left_clean(welcome)
+        cut_sequence = self._left_clean()
         await asyncio.to_thread(self._restore, welcome)
         terms = Terms(
             roots=self._roots,
@@ -120,7 +120,7 @@ class _Supervisor:
             socket_path=self._socket,
             pod_uid=f"epoch-{welcome.epoch}",
             grace_seconds=self._options.grace_seconds,
-            files_at_cut=at_cut,
+            cut_sequence=cut_sequence,
         )
         edges = Edges(_now, time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
         self._incarnation = Incarnation(self._authority, terms, edges, self._failpoints)
@@ -184,16 +184,15 @@ class _Supervisor:
                 restore_files(reader, lost, marker, self._failpoints)
             _say(f"{', '.join(root.mount_path for root in lost)} came back from {parent.name}")
 
-    def _left_clean(self, welcome: Welcome) -> bool:
-        """Whether the run before ended with everything stored, so that changes since are the user's own."""
+    def _left_clean(self) -> int | None:
+        """The cut with which the run before ended in order, so that changes of files since are the user's own."""
         path = self._stage / "sidecar" / RELEASED
         try:
-            sequence = json.loads(path.read_text())["sequence"]
+            return int(json.loads(path.read_text())["sequence"])
         except (OSError, ValueError, KeyError, TypeError):
-            return False
+            return None
         finally:
             path.unlink(missing_ok=True)
-        return welcome.parent is not None and sequence == welcome.parent.sequence
 
 
 def roots_of(states: tuple[Path, ...]) -> tuple[Root, ...]:

@@ -1,0 +1,176 @@
+"""The init container from its first dial to its exit: granted, restored and verified, or a typed reason why not.
+
+It ends within its bound, and never lets an agent start on state that was not verified: any exit but 0 keeps it from
+starting.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from savepoint.contract import agent as agent_wire
+from savepoint.contract.control import Outcome, Welcome
+from savepoint.errors import IntegrityError, Refused, SavepointError, StoreUnavailable, Unavailable
+from savepoint.repository.keys import AgentKey
+from savepoint.repository.repository import manifest_key
+from savepoint.storage.presigned import PresignedStore
+
+from savepoint_sidecar import cut
+from savepoint_sidecar.channel import Dialer
+from savepoint_sidecar.components import prepare_stage, restore_components, write_index
+from savepoint_sidecar.failpoint import Failpoints
+from savepoint_sidecar.restore import marker_of, plan, restore_files, unusable
+from savepoint_sidecar.restore_client import RestoreClient
+from savepoint_sidecar.roots import write_marker
+from savepoint_sidecar.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BOUND_SECONDS: Final = 600.0
+AGAIN_SECONDS: Final = 3.0
+PROGRESS_SECONDS: Final = 2.0
+TERMINATION_BYTES: Final = 4096
+STARTED: Final = "started"
+"""In the sidecar's part of the stage: the agent may have run since the last restore."""
+GOOD: Final = frozenset({"Restored", "Fresh", "KeptLocal"})
+
+
+async def restore(settings: Settings, failpoints: Failpoints, termination_log: Path) -> int:
+    """Run the init container; its exit status."""
+    began = time.monotonic()
+    client = RestoreClient(
+        Dialer(settings.control_url, settings.control_ca, settings.token_path),
+        node=settings.node,
+        version=settings.version,
+        monotonic=time.monotonic,
+        random_id=lambda: secrets.token_hex(16),
+        jitter=random.random,
+    )
+    outcome = await _outcome(settings, client, failpoints, began + BOUND_SECONDS)
+    outcome = Outcome(**{**asdict(outcome), "milliseconds": round((time.monotonic() - began) * 1000)})
+    level = logging.INFO if outcome.outcome in GOOD else logging.ERROR
+    log.log(level, "%s: %s", outcome.outcome, outcome.message)
+    _write_termination(termination_log, outcome)
+    await client.outcome(outcome)
+    await client.close()
+    return 0 if outcome.outcome in GOOD else 1
+
+
+async def _outcome(settings: Settings, client: RestoreClient, failpoints: Failpoints, ends_at: float) -> Outcome:
+    try:
+        async with asyncio.timeout(ends_at - time.monotonic()):
+            welcome = await client.grant()
+    except TimeoutError:
+        waited = client.waits_for
+        reason = "Timeout" if waited.reason == Unavailable.reason else waited.reason
+        return Outcome(reason, f"{waited.message} (waited {BOUND_SECONDS:.0f} s; the container starts again)")
+    except SavepointError as error:
+        return _failed(error)
+    store = PresignedStore(client, ca_pem=welcome.store_ca or None)
+    while True:
+        work = _Restore(settings, client, store, welcome, failpoints)
+        try:
+            return await work.run()
+        except (StoreUnavailable, Unavailable) as error:
+            if time.monotonic() + AGAIN_SECONDS > ends_at:
+                return _failed(error)
+            log.warning("%s: %s; trying again", error.reason, error)
+            await asyncio.sleep(AGAIN_SECONDS)
+        except SavepointError as error:
+            return _failed(error)
+        except OSError as error:
+            return Outcome("TargetUnusable", f"the stage cannot be written: {error.strerror or error}")
+
+
+class _Restore:
+    """One try."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: RestoreClient,
+        store: PresignedStore,
+        welcome: Welcome,
+        failpoints: Failpoints,
+    ) -> None:
+        self._settings, self._client, self._store, self._welcome = settings, client, store, welcome
+        self._failpoints = failpoints
+        self._done = 0
+
+    async def run(self) -> Outcome:
+        """Restore in a thread, and tell how far it is."""
+        work = asyncio.ensure_future(asyncio.to_thread(self._work))
+        total = 0
+        while not work.done():
+            await asyncio.wait([work], timeout=PROGRESS_SECONDS)
+            if self._done and not work.done():
+                await self._client.progress(self._done, total)
+        return work.result()
+
+    def _work(self) -> Outcome:
+        settings, welcome = self._settings, self._welcome
+        roots, stage, parent = settings.roots, settings.stage, welcome.parent
+        prepare_stage(stage)
+        with suppress(FileNotFoundError):
+            (stage / agent_wire.STAGE_SIDECAR / STARTED).unlink()
+        write_index(stage, -1, ())
+        key = AgentKey(bytes.fromhex(welcome.key))
+        marker = marker_of(welcome, settings.pod_uid, parent)
+        if parent is None:
+            actions = plan(roots, welcome, None)
+            restore_files(
+                None, [root for root, action in actions.items() if action == "restore"], marker, self._failpoints
+            )
+            for root in roots:
+                try:
+                    write_marker(root, marker)
+                except OSError as error:
+                    raise unusable(root, error) from error
+            return Outcome("Fresh", f"agent {welcome.agent} starts fresh in epoch {welcome.epoch}")
+        self._client.expect((manifest_key(parent.manifest.name),))
+        loaded = cut.load(self._store, key, welcome.namespace, welcome.agent, parent)
+        self._client.expect(loaded.keys())
+        actions = plan(roots, welcome, loaded.manifest)
+        lost = [root for root, action in actions.items() if action == "restore"]
+        kept = [root for root, action in actions.items() if action == "keep"]
+        held = [root for root in kept if loaded.manifest.component(root.component) is not None]
+        with loaded.reader(self._store, key) as reader:
+            written = restore_files(reader, lost, marker, self._failpoints, self._progressed)
+            if held:
+                names = ", ".join(root.mount_path for root in held)
+                message = f"{names} holds state that is at least as new as {parent.name}: it was kept"
+                return Outcome("Restored" if lost else "KeptLocal", message, bytes_restored=written)
+            components = restore_components(reader, stage, str(parent.sequence))
+            write_index(stage, parent.sequence, components)
+        message = f"{parent.name} ({parent.time}, {written} bytes of files) is back in epoch {welcome.epoch}"
+        return Outcome("Restored", message, bytes_restored=written)
+
+    def _progressed(self, done: int) -> None:
+        self._done = done
+
+
+def _failed(error: SavepointError) -> Outcome:
+    reason = error.code if isinstance(error, Refused) else error.reason
+    key = error.object_key if isinstance(error, IntegrityError) else ""
+    return Outcome(reason, str(error), object_key=key)
+
+
+def _write_termination(path: Path, outcome: Outcome) -> None:
+    text = json.dumps(
+        {
+            "outcome": outcome.outcome,
+            "message": outcome.message[:2048],
+            "object": outcome.object_key[:512],
+            "bytes": outcome.bytes_restored,
+            "milliseconds": outcome.milliseconds,
+        }
+    )
+    with suppress(OSError):
+        path.write_text(text[:TERMINATION_BYTES])

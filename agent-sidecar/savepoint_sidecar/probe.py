@@ -1,0 +1,43 @@
+"""The short commands that kubelet runs in the sidecar's container: is it ready, and: the pod is stopping.
+
+They start a Python of their own every time, so they import next to nothing.
+"""
+
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from savepoint.contract.names import ENV_SOCKET, ENV_STAGE, SOCKET_PATH, STAGE_DIRECTORY
+
+PRIVATE_SOCKET: Final = "sidecar/private.sock"
+"""Below the stage: where the running sidecar listens for its own commands."""
+TIMEOUT_SECONDS: Final = 3.0
+
+
+def ready() -> int:
+    """0 once the agent's socket is served."""
+    try:
+        answer = _ask(
+            Path(os.environ.get(ENV_SOCKET, SOCKET_PATH)), b"GET /v1/status HTTP/1.0\r\nHost: localhost\r\n\r\n"
+        )
+    except OSError:
+        return 1
+    return 0 if b" 200 " in answer.partition(b"\r\n")[0] else 1
+
+
+def prestop() -> int:
+    """Tell the running sidecar that the pod is stopping; always 0: a hook that fails only makes noise."""
+    try:
+        _ask(Path(os.environ.get(ENV_STAGE, STAGE_DIRECTORY)) / PRIVATE_SOCKET, b"prestop\n")
+    except OSError as error:
+        print(f"the sidecar could not be told: {error}")  # noqa: T201 - kubelet shows it in an Event
+    return 0
+
+
+def _ask(path: Path, request: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT_SECONDS)
+        connection.connect(str(path))
+        connection.sendall(request)
+        return connection.recv(4096)

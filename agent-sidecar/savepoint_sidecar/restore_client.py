@@ -1,0 +1,182 @@
+"""The init container's end of the control channel: it asks, waits, is granted, fetches URLs, reports how it ended.
+
+It restores nothing itself. Threads reach it only as a source of URLs.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from savepoint.contract import control as wire
+from savepoint.errors import Refused, Unavailable
+
+from savepoint_sidecar.channel import Backoff, Channel, Dialer
+from savepoint_sidecar.urls import UrlBook
+
+log = logging.getLogger(__name__)
+
+SILENT_SECONDS: Final = 3600.0
+URL_WAIT_SECONDS: Final = 90.0
+ACK_SECONDS: Final = 5.0
+
+
+class RestoreClient:
+    """Started by ``grant``; closed once."""
+
+    def __init__(
+        self,
+        dialer: Dialer,
+        *,
+        node: str,
+        version: str,
+        monotonic: Callable[[], float],
+        random_id: Callable[[], str],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._dialer, self._node, self._version, self._random_id = dialer, node, version, random_id
+        self._book = UrlBook(monotonic)
+        self._backoff = Backoff(jitter)
+        self._channel: Channel | None = None
+        self._connected = asyncio.Event()
+        self._granted: asyncio.Future[wire.Welcome] | None = None
+        self._url_asks: dict[str, asyncio.Future[None]] = {}
+        self._heard: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.waits_for = wire.Wait("Unavailable", "the operator has not answered yet")
+        """What the operator last said that it waits for."""
+
+    async def grant(self) -> wire.Welcome:
+        """Ask until an epoch is granted; the caller bounds it. Refused when waiting would not help."""
+        self._loop = asyncio.get_running_loop()
+        self._granted = self._loop.create_future()
+        self._task = asyncio.ensure_future(self._keep_connected())
+        return await asyncio.shield(self._granted)
+
+    def expect(self, keys: tuple[str, ...]) -> None:
+        """These objects will be read: their URLs are asked for together."""
+        self._book.expect(keys)
+
+    async def progress(self, done: int, total: int) -> None:
+        """How far the restore is."""
+        percent = min(99, done * 100 // total) if total else 0
+        if self._channel is not None:
+            with suppress(Unavailable):
+                await self._channel.send(wire.Progress("", "Restoring", percent, done, total))
+
+    async def outcome(self, outcome: wire.Outcome) -> None:
+        """Tell how it ended, and wait a moment for the answer."""
+        self._heard = asyncio.get_running_loop().create_future()
+        with suppress(TimeoutError, Unavailable):
+            async with asyncio.timeout(ACK_SECONDS):
+                await self._connected.wait()
+                if self._channel is not None:
+                    await self._channel.send(outcome)
+                    await self._heard
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def put_url(self, key: str) -> str:
+        """A restore only reads."""
+        raise Unavailable(f"a restore writes no object ({key})")
+
+    def get_url(self, key: str) -> str:
+        """A URL that reads this object."""
+        url = self._book.get_url(key)
+        if url is not None:
+            return url
+        assert self._loop is not None
+        asking = asyncio.run_coroutine_threadsafe(self._fetch(tuple(self._book.wanted_reads(key))), self._loop)
+        try:
+            asking.result(URL_WAIT_SECONDS)
+        except TimeoutError as error:
+            asking.cancel()
+            raise Unavailable("the operator cannot be reached, and no URL is at hand") from error
+        url = self._book.get_url(key)
+        if url is None:
+            raise Unavailable(f"the operator signs no URL for {key}")
+        return url
+
+    async def _fetch(self, keys: tuple[str, ...]) -> None:
+        while True:
+            await self._connected.wait()
+            request = self._random_id()
+            future = self._url_asks[request] = asyncio.get_running_loop().create_future()
+            try:
+                if self._channel is not None:
+                    await self._channel.send(wire.NeedUrls(request, (), keys))
+                    await future
+                    return
+            except Unavailable:
+                await asyncio.sleep(0.2)
+            finally:
+                self._url_asks.pop(request, None)
+
+    async def _keep_connected(self) -> None:
+        while True:
+            try:
+                channel = await self._dialer.dial()
+            except Unavailable as error:
+                self._waits("Unavailable", str(error))
+                await self._backoff.pause()
+                continue
+            try:
+                await channel.send(wire.Hello("restore", wire.PROTOCOL_VERSION, self._version, self._node))
+                while True:
+                    self._handle(await channel.receive(SILENT_SECONDS), channel)
+            except Refused as error:
+                self._refuse(error)
+            except Unavailable as error:
+                log.info("%s; dialling again", error)
+            finally:
+                self._channel = None
+                self._connected.clear()
+                for future in self._url_asks.values():
+                    if not future.done():
+                        future.set_exception(Unavailable("the control connection was lost"))
+                await channel.close()
+            await self._backoff.pause()
+
+    def _handle(self, message: wire.Message, channel: Channel) -> None:
+        self._backoff.reset()
+        match message:
+            case wire.Grant():
+                self._channel = channel
+                self._connected.set()
+                if self._granted is not None and not self._granted.done():
+                    self._granted.set_result(message.welcome)
+            case wire.Wait():
+                self._waits(message.reason, message.message)
+            case wire.Urls():
+                self._book.add(message)
+                self._answer(message.request, None)
+            case wire.Refused() if message.request in self._url_asks:
+                self._answer(message.request, Refused(message.message, message.reason))
+            case wire.Refused() | wire.Stop():
+                self._refuse(Refused(message.message, message.reason))
+            case wire.Ack(of="outcome") if self._heard is not None and not self._heard.done():
+                self._heard.set_result(None)
+            case _:
+                pass  # a message of a newer protocol
+
+    def _waits(self, reason: str, message: str) -> None:
+        if (reason, message) != (self.waits_for.reason, self.waits_for.message):
+            log.warning("waiting: %s: %s", reason, message)
+        self.waits_for = wire.Wait(reason, message)
+
+    def _refuse(self, error: Refused) -> None:
+        if self._granted is not None and not self._granted.done():
+            self._granted.set_exception(error)
+        else:
+            log.error("the operator refuses this pod now: %s", error)
+
+    def _answer(self, request: str, error: Refused | None) -> None:
+        future = self._url_asks.get(request)
+        if future is not None and not future.done():
+            future.set_result(None) if error is None else future.set_exception(error)
