@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from aiohttp import web
-from kubernetes.aio import client, config
+from kubernetes.aio import client
 from savepoint.contract.names import GROUP, VERSION
 
 from savepoint_operator.admission.certificate import ServingCertificate
@@ -24,6 +24,7 @@ from savepoint_operator.admission.index import NamespaceIndex, PolicyIndex
 from savepoint_operator.admission.server import AdmissionMetrics, health_application, review_application
 from savepoint_operator.admission.settings import SettingsError, WebhookSettings
 from savepoint_operator.admission.watch import Watch
+from savepoint_operator.cluster.access import Access
 from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.injection import Injected, InjectionTerms, inject
 
@@ -121,15 +122,11 @@ def _namespace_lister(api: client.ApiClient) -> Callable[..., Any]:
 
 
 async def _serve(settings: WebhookSettings) -> None:
-    configuration = client.Configuration()
-    try:
-        config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-    except config.ConfigException:
-        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    access = await Access.discover(os.environ)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with client.ApiClient(configuration) as api:
+    async with access.client() as api:
         await Webhook(settings, api, random.random).run(stop)
 
 

@@ -10,7 +10,7 @@ savepoint-sidecar → the pod's containers.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -89,8 +89,8 @@ def inject(
         return plan
     _annotate(result, plan)
     spec, agent, added = result["spec"], plan.agent, plan.state.added
-    spec["initContainers"] = [*(spec.get("initContainers") or ()), *_injected_containers(result, plan)]
-    spec["volumes"] = [*(spec.get("volumes") or ()), *_injected_volumes(plan.policy, plan.state)]
+    spec["initContainers"] = [*spec["initContainers"], *_injected_containers(result, plan)]
+    spec["volumes"] = [*spec["volumes"], *_injected_volumes(plan.policy, plan.state)]
     spec["tolerations"] = _tolerations(spec.get("tolerations") or [], terms.node_loss_seconds)
     agent["env"] = [*(agent.get("env") or ()), *({"name": k, "value": v} for k, v in _AGENT_ENVIRONMENT.items())]
     agent["volumeMounts"] = [
@@ -116,7 +116,7 @@ def _decide(pod: Pod, policy: AdmissionPolicy, enforced_level: str, terms: Injec
 
 
 def _agent_container(pod: Pod, policy: AdmissionPolicy) -> dict[str, Any] | Refusal:
-    containers: list[dict[str, Any]] = pod["spec"].get("containers") or []
+    containers: list[dict[str, Any]] = pod["spec"]["containers"]
     by_name = {container["name"]: container for container in containers}
     if policy.container_name:
         if policy.container_name not in by_name:
@@ -138,23 +138,24 @@ def _agent_container(pod: Pod, policy: AdmissionPolicy) -> dict[str, Any] | Refu
 
 
 def _stripped(pod: Mapping[str, Any]) -> Pod:
-    """A deep copy without anything that bears our names."""
-    result: Pod = copy.deepcopy(dict(pod))
-    spec = result["spec"]
-    _keep(spec, "volumes", lambda volume: not bears_our_name(volume["name"]))
+    """Without anything that bears our names. Only what is changed later is copied; the rest is shared with ``pod``."""
+    metadata, spec = dict(pod["metadata"]), dict(pod["spec"])
+    ours = (names.ANNOTATION_INJECTED, names.ANNOTATION_CONFIG_HASH)
+    metadata["annotations"] = {k: v for k, v in (metadata.get("annotations") or {}).items() if k not in ours}
+    spec["volumes"] = [volume for volume in spec.get("volumes") or () if not bears_our_name(volume["name"])]
     for kind in ("initContainers", "containers"):
-        _keep(spec, kind, lambda container: container["name"] not in INJECTED_CONTAINERS)
-        for container in spec.get(kind) or ():
-            _keep(container, "volumeMounts", lambda mount: not bears_our_name(mount["name"]))
-            _keep(container, "env", lambda variable: variable["name"] not in _AGENT_ENVIRONMENT)
-    for annotation in (names.ANNOTATION_INJECTED, names.ANNOTATION_CONFIG_HASH):
-        (result["metadata"].get("annotations") or {}).pop(annotation, None)
+        own = (item for item in spec.get(kind) or () if item["name"] not in INJECTED_CONTAINERS)
+        spec[kind] = [_stripped_container(item) for item in own]
+    return {**pod, "metadata": metadata, "spec": spec}
+
+
+def _stripped_container(container: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(container)
+    if result.get("volumeMounts"):
+        result["volumeMounts"] = [item for item in result["volumeMounts"] if not bears_our_name(item["name"])]
+    if result.get("env"):
+        result["env"] = [item for item in result["env"] if item["name"] not in _AGENT_ENVIRONMENT]
     return result
-
-
-def _keep(owner: dict[str, Any], field: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    if owner.get(field):
-        owner[field] = [item for item in owner[field] if wanted(item)]
 
 
 # -- adding -------------------------------------------------------------------------------------------------------
@@ -217,8 +218,7 @@ def _empty_dir(size_limit: str | int | None, medium: str) -> dict[str, Any]:
 
 
 def _annotate(pod: Pod, plan: _Plan) -> None:
-    annotations = pod["metadata"].get("annotations") or {}
-    pod["metadata"]["annotations"] = annotations
+    annotations = pod["metadata"]["annotations"]
     annotations[names.ANNOTATION_INJECTED] = INJECTION_VERSION
     annotations[names.ANNOTATION_CONFIG_HASH] = config_hash(pod, plan.agent)
     # Our local volumes need not hold up the cluster autoscaler; what the pod's owner listed stays.
