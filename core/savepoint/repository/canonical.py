@@ -44,7 +44,7 @@ def checked(value: Any, what: str) -> Any:
     """The value itself, if it comes back from its canonical bytes unchanged; ValueError naming ``what`` otherwise."""
     try:
         same = decode(encode(value), what) == value
-    except (TypeError, IntegrityError) as error:
+    except (TypeError, ValueError, IntegrityError) as error:
         raise ValueError(f"{what} has no canonical form: {error}") from error
     if not same:
         raise ValueError(f"{what} has no canonical form: keys must be strings, numbers integers, sequences lists")

@@ -5,7 +5,7 @@ Values and bytes only. Where records are kept and who wins a sequence is for ``c
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from savepoint.repository import canonical
@@ -44,13 +44,12 @@ class CommitRecord:
     """Digest of the previous record; None only at sequence 1."""
     time: str
     number: int
-    """How many checkpoints the chain holds up to here."""
+    """Rises with every checkpoint, with gaps where an attempt that failed has used one."""
+    name: str | None
+    """What people call the newest checkpoint up to here, such as coder-41."""
     trigger: str
-
-    @property
-    def checkpoint_name(self) -> str:
-        """The name that people see."""
-        return f"{self.agent}-{self.number}"
+    run: int
+    """Epoch of the grant that began the present run from nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +78,8 @@ def encode(record: CommitRecord) -> bytes:
             "previous": record.previous,
             "time": record.time,
             "number": record.number,
+            "name": record.name,
+            "run": record.run,
             "trigger": record.trigger,
         }
     )
@@ -108,6 +109,8 @@ def decode(content: bytes, where: str) -> CommitRecord:
         previous=fields.hexadecimal_or_none("previous"),
         time=fields.time("time"),
         number=fields.integer("number"),
+        name=fields.text_or_none("name"),
+        run=fields.integer("run", least=1),
         trigger=fields.text("trigger"),
     )
     fields.end()
@@ -127,12 +130,13 @@ def head_of(record: CommitRecord) -> Head:
 def grant(head: Head | None, namespace: str, agent: str, *, pod_uid: str, node: str, time: str) -> CommitRecord:
     """The record that makes the next epoch exist, for one pod."""
     last = head.record if head else None
+    epoch = last.epoch + 1 if last else 1
     return CommitRecord(
         kind="grant",
         namespace=namespace,
         agent=agent,
         sequence=last.sequence + 1 if last else 1,
-        epoch=last.epoch + 1 if last else 1,
+        epoch=epoch,
         pod_uid=pod_uid,
         node=node,
         attempt=None,
@@ -140,40 +144,52 @@ def grant(head: Head | None, namespace: str, agent: str, *, pod_uid: str, node: 
         previous=head.digest if head else None,
         time=time,
         number=last.number if last else 0,
+        name=last.name if last else None,
         trigger="",
+        run=epoch if last is None or _ends_run(last) else last.run,
     )
 
 
-def checkpoint(head: Head, *, attempt: str, manifest: ManifestName, time: str, trigger: str) -> CommitRecord:
-    """The record that makes a checkpoint exist."""
-    number = head.record.number + 1
-    return _next(head, "checkpoint", attempt=attempt, manifest=manifest, time=time, trigger=trigger, number=number)
+def checkpoint(
+    head: Head,
+    *,
+    attempt: str,
+    manifest: ManifestName,
+    time: str,
+    trigger: str,
+    number: int | None = None,
+    name: str | None = None,
+) -> CommitRecord:
+    """The record that makes a checkpoint exist; by default it takes the next number and is named after it."""
+    number = head.record.number + 1 if number is None else number
+    name = f"{head.record.agent}-{number}" if name is None else name
+    record = _next(head, "checkpoint", attempt=attempt, manifest=manifest, time=time, trigger=trigger)
+    return replace(record, number=number, name=name)
 
 
 def rollback(head: Head, *, attempt: str | None, manifest: ManifestName | None, time: str) -> CommitRecord:
     """The record that lets the lineage go on from an older manifest, or from nothing."""
-    number = head.record.number
-    return _next(head, "rollback", attempt=attempt, manifest=manifest, time=time, trigger="", number=number)
+    return _next(head, "rollback", attempt=attempt, manifest=manifest, time=time, trigger="")
 
 
 def completed(head: Head, *, time: str) -> CommitRecord:
     """The record that ends a run: the next grant starts fresh."""
-    last = head.record
-    return _next(head, "completed", attempt=None, manifest=last.manifest, time=time, trigger="", number=last.number)
+    return _next(head, "completed", attempt=None, manifest=head.record.manifest, time=time, trigger="")
 
 
 def follows(record: CommitRecord, head: Head | None) -> str:
     """Why the record cannot come after the head, or an empty string."""
     last = head.record if head else None
-    sequence, epoch, number = (last.sequence, last.epoch, last.number) if last else (0, 0, 0)
+    sequence, epoch = (last.sequence, last.epoch) if last else (0, 0)
     expected_epoch = epoch + 1 if record.kind == "grant" else epoch
-    expected_number = number + 1 if record.kind == "checkpoint" else number
+    expected_run = expected_epoch if last is None or (record.kind == "grant" and _ends_run(last)) else last.run
     carried = None if last is None or last.kind == "completed" else last.manifest
     problems = {
         "its sequence does not follow": record.sequence != sequence + 1,
         "its link is not the digest of the record before": record.previous != (head.digest if head else None),
         "its epoch does not follow": record.epoch != expected_epoch or record.epoch < 1,
-        "its number does not follow": record.number != expected_number,
+        "its number or name does not follow": not _names_follow(record, last),
+        "its run does not follow": record.run != expected_run,
         "it belongs to another agent": last is not None
         and (record.namespace, record.agent) != (last.namespace, last.agent),
         "a checkpoint needs a manifest and an attempt": record.kind == "checkpoint"
@@ -185,6 +201,18 @@ def follows(record: CommitRecord, head: Head | None) -> str:
     return next((problem for problem, present in problems.items() if present), "")
 
 
+def _ends_run(record: CommitRecord) -> bool:
+    """Whether the grant after it begins from nothing: after a completion or a reset."""
+    return record.kind == "completed" or (record.kind == "rollback" and record.manifest is None)
+
+
+def _names_follow(record: CommitRecord, last: CommitRecord | None) -> bool:
+    number, name = (last.number, last.name) if last else (0, None)
+    if record.kind == "checkpoint":
+        return record.number > number and bool(record.name)
+    return (record.number, record.name) == (number, name)
+
+
 def _next(
     head: Head,
     kind: Kind,
@@ -193,8 +221,8 @@ def _next(
     manifest: ManifestName | None,
     time: str,
     trigger: str,
-    number: int,
 ) -> CommitRecord:
+    """A record after the head that keeps what it does not change."""
     last = head.record
     return CommitRecord(
         kind=kind,
@@ -208,8 +236,10 @@ def _next(
         manifest=manifest,
         previous=head.digest,
         time=time,
-        number=number,
+        number=last.number,
+        name=last.name,
         trigger=trigger,
+        run=last.run,
     )
 
 

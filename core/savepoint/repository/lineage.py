@@ -73,6 +73,8 @@ def commit_checkpoint(
     time: str,
     trigger: str,
     completed: bool = False,
+    number: int | None = None,
+    name: str | None = None,
 ) -> Head:
     """Make the offered checkpoint exist, and end the run when ``completed``; the newest record.
 
@@ -96,7 +98,13 @@ def commit_checkpoint(
     _check_manifest(manifest, offer, epoch)
     _check_packs(repository, manifest, head)
     record = commit.checkpoint(
-        head, attempt=offer.attempt, manifest=ManifestName(offer.name, offer.size), time=time, trigger=trigger
+        head,
+        attempt=offer.attempt,
+        manifest=ManifestName(offer.name, offer.size),
+        time=time,
+        trigger=trigger,
+        number=number,
+        name=name,
     )
     try:
         head = chain.append(record)
