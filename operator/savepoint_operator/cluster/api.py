@@ -1,0 +1,156 @@
+"""The door to the Kubernetes API: few verbs over plain objects, with our errors. It decides and remembers nothing.
+
+The generated classes of the official client are left aside: they would parse every field of every pod.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import aiohttp
+from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client.exceptions import ApiException
+from savepoint.errors import SavepointError, Unavailable
+
+from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, Missing
+from savepoint_operator.cluster.kinds import PODS, TOKEN_REVIEWS, Kind
+
+Raw = dict[str, Any]
+
+REQUEST_SECONDS: Final = 15.0
+PAGE: Final = 500
+MERGE: Final = "application/merge-patch+json"
+STRATEGIC: Final = "application/strategic-merge-patch+json"
+
+_ERRORS: Final[dict[int, type[SavepointError]]] = {
+    400: Invalid,
+    401: Denied,
+    403: Denied,
+    404: Missing,
+    405: Invalid,
+    409: Conflict,
+    415: Invalid,
+    422: Invalid,
+}
+
+
+class Api:
+    """Raises Missing, Conflict, Invalid, Denied and, for what may pass, Unavailable."""
+
+    def __init__(self, client: ApiClient, request_seconds: float = REQUEST_SECONDS) -> None:
+        self._client, self._seconds = client, request_seconds
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
+        """The object as the API server has it now, None when it says that there is none."""
+        try:
+            return await self._request("GET", kind.path(namespace, name))
+        except Missing:
+            return None
+
+    async def list(self, kind: Kind, namespace: str = "", selector: str = "") -> list[Raw]:
+        """Every object, in one consistent state of the API server."""
+        items: list[Raw] = []
+        query = {"limit": str(PAGE), **({"labelSelector": selector} if selector else {})}
+        while True:
+            page = await self._request("GET", kind.path(namespace), query=query)
+            items += page.get("items") or []
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return items
+            query = {**query, "continue": token}
+
+    async def create(self, kind: Kind, body: Mapping[str, Any]) -> Raw:
+        """Conflict when the name is taken."""
+        namespace = body["metadata"].get("namespace", "")
+        content = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        return await self._request("POST", kind.path(namespace), body=content)
+
+    async def patch(
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        body: Mapping[str, Any],
+        *,
+        subresource: str = "",
+        how: str = MERGE,
+    ) -> Raw:
+        """A merge patch; Conflict when it names a resourceVersion that is no longer the object's."""
+        return await self._request("PATCH", kind.path(namespace, name, subresource), body=body, content_type=how)
+
+    async def replace(self, kind: Kind, body: Mapping[str, Any]) -> Raw:
+        """Conflict when the object has changed since ``metadata.resourceVersion``."""
+        metadata = body["metadata"]
+        content = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
+        return await self._request("PUT", kind.path(metadata.get("namespace", ""), metadata["name"]), body=content)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+        """Exactly this object; one that is gone, or another one under its name, is left alone."""
+        try:
+            await self._request(
+                "DELETE",
+                kind.path(namespace, name),
+                body={"preconditions": {"uid": uid}, "propagationPolicy": "Background"},
+            )
+        except (Missing, Conflict):
+            return
+
+    async def evict(self, namespace: str, name: str, uid: str) -> None:
+        """Evict exactly this pod. Blocked while a disruption budget forbids it; one that is gone is fine."""
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": namespace},
+            "deleteOptions": {"preconditions": {"uid": uid}},
+        }
+        try:
+            await self._request("POST", PODS.path(namespace, name, "eviction"), body=body, busy=Blocked)
+        except (Missing, Conflict):
+            return
+
+    async def review(self, spec: Mapping[str, Any]) -> Raw:
+        """A TokenReview's status."""
+        body = {"apiVersion": TOKEN_REVIEWS.api_version, "kind": TOKEN_REVIEWS.kind, "spec": dict(spec)}
+        answer = await self._request("POST", TOKEN_REVIEWS.path(), body=body)
+        status: Raw = answer.get("status") or {}
+        return status
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+        busy: type[SavepointError] = Unavailable,
+    ) -> Raw:
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        try:
+            request = await self._client.param_serialize(
+                method,
+                path,
+                query_params=list((query or {}).items()),
+                header_params=headers,
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            response = await self._client.call_api(*request, _request_timeout=self._seconds)
+            content = await response.read()  # type: ignore[no-untyped-call]
+        except (ApiException, aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(f"the API server did not answer {method} {path}: {type(error).__name__}") from error
+        if 200 <= response.status < 300:
+            parsed: Raw = json.loads(content) if content else {}
+            return parsed
+        message = f"the API server answered {response.status} to {method} {path}: {_message(content)}"
+        if response.status == 429:
+            raise busy(message)
+        raise _ERRORS.get(response.status, Unavailable)(message)
+
+
+def _message(content: bytes) -> str:
+    """The Status' own words. What was sent is never repeated: it may be a Secret."""
+    try:
+        return str(json.loads(content).get("message", ""))[:500]
+    except (ValueError, AttributeError):
+        return content[:200].decode(errors="replace")

@@ -1,0 +1,241 @@
+"""Entry points of the image's two processes; the operator's parts are put together here and nowhere else.
+
+Order: health port, API self-test, Lease, certificates, listing, watches, looks, control port. The other way round at
+the end: the Lease is kept while shutdown commits in flight finish, and released last.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+from kubernetes.aio.client import ApiClient
+from savepoint.errors import SavepointError, Unavailable
+
+from savepoint_operator.certificates import Certificates
+from savepoint_operator.cluster.access import Access
+from savepoint_operator.cluster.api import Api
+from savepoint_operator.cluster.errors import Denied
+from savepoint_operator.cluster.events import Events
+from savepoint_operator.cluster.kinds import NAMESPACES
+from savepoint_operator.cluster.reviewer import Reviewer
+from savepoint_operator.control.server import ControlServer
+from savepoint_operator.handlers.watch import Watching
+from savepoint_operator.health import Health
+from savepoint_operator.leader import Leadership
+from savepoint_operator.metrics import Metrics
+from savepoint_operator.reconcile.assembly import Parts, assemble
+from savepoint_operator.settings import Settings, SettingsError
+from savepoint_operator.webhook_main import main as webhook
+
+__all__ = ["Operator", "main", "webhook"]
+
+log = logging.getLogger(__name__)
+
+SELF_TEST_SECONDS = 2.0
+
+
+class LeadershipLost(Exception):
+    """The process must end: another one may lead."""
+
+
+class Operator:
+    """The operator's process."""
+
+    def __init__(self, settings: Settings, access: Access) -> None:
+        self._settings, self._access = settings, access
+        self._metrics = Metrics()
+        self._missing = "starting"
+        self._health = Health(self._metrics, lambda: self._missing)
+        self.control_port = 0
+        self.health_port = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Lead until ``stop`` is set. Raises LeadershipLost; raises Denied when the API server refuses the account."""
+        self.health_port = await self._health.start(self._settings.control_host, self._settings.health_port)
+        try:
+            async with self._access.client() as client:
+                await self._stand(client, stop)
+        finally:
+            await self._health.stop()
+
+    async def _stand(self, client: ApiClient, stop: asyncio.Event) -> None:
+        api, settings = Api(client), self._settings
+        owner = await self._self_test(api, stop)
+        leadership = Leadership(
+            api,
+            settings.namespace,
+            settings.lease,
+            settings.identity,
+            lease_seconds=settings.lease_seconds,
+            now=now,
+            monotonic=time.monotonic,
+        )
+        self._missing = "another operator leads"
+        if owner is None or not await _unless(stop, leadership.acquire()):
+            return
+        keeping = asyncio.create_task(leadership.keep())
+        try:
+            await self._lead(api, owner, keeping, stop)
+        finally:
+            self._missing = "stopping"
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            if leadership.held:
+                await leadership.release()
+
+    async def _self_test(self, api: Api, stop: asyncio.Event) -> str | None:
+        """The cluster's identity. Denied ends the process: it is a client without credentials, or without rights."""
+        while not stop.is_set():
+            try:
+                system = await api.get(NAMESPACES, "", "kube-system")
+                if system is not None:
+                    return str(system["metadata"]["uid"])
+                self._missing = "namespace kube-system does not exist"
+            except Unavailable as error:
+                self._missing = str(error)
+                log.warning("%s", error)
+            await _unless(stop, asyncio.sleep(SELF_TEST_SECONDS))
+        return None
+
+    async def _lead(self, api: Api, owner: str, keeping: "asyncio.Task[None]", stop: asyncio.Event) -> None:
+        settings = self._settings
+        self._metrics.leading(True)
+        certificates = Certificates(
+            api,
+            settings.namespace,
+            tls_secret=settings.tls_secret,
+            ca_secret=settings.ca_secret,
+            services=settings.services,
+            webhook_configuration=settings.webhook_configuration,
+            now=now,
+        )
+        parts = assemble(
+            api,
+            Events(api, now, settings.identity),
+            self._metrics,
+            owner=owner,
+            namespace=settings.namespace,
+            master_key_secret=settings.master_key_secret,
+            not_running_seconds=settings.not_running_seconds,
+            now=now,
+            monotonic=time.monotonic,
+            random_bytes=os.urandom,
+            random_part=random.random,
+        )
+        self._missing = "listing"
+        await _until_it_works(certificates.ensure, stop)
+        await _until_it_works(parts.reconciler.list_all, stop)
+        if settings.default_store is not None:
+            name, spec = settings.default_store.name, dict(settings.default_store.spec)
+            await _until_it_works(lambda: parts.stores.make_default(name, spec), stop)
+        if stop.is_set():
+            return
+        await self._serve(api, parts, certificates, keeping, stop)
+
+    async def _serve(
+        self, api: Api, parts: Parts, certificates: Certificates, keeping: "asyncio.Task[None]", stop: asyncio.Event
+    ) -> None:
+        settings = self._settings
+        control = ControlServer(
+            reviewer=Reviewer(api),
+            directory=parts.directory,
+            stores=parts.stores,
+            recorder=parts.recorder,
+            now=now,
+            monotonic=time.monotonic,
+            random_bytes=os.urandom,
+        )
+        watching = Watching(self._access, parts.reconciler.observe)
+        await watching.start()
+        looks = asyncio.create_task(parts.reconciler.run(control.orders))
+        fresh = asyncio.create_task(certificates.keep_fresh())
+        blind = asyncio.create_task(watching.failed.wait())
+        asked = asyncio.create_task(stop.wait())
+        try:
+            self.control_port = await control.start(certificates.context, settings.control_host, settings.control_port)
+            self._missing = ""
+            log.info("serving pods on port %d", self.control_port)
+            done, _ = await asyncio.wait((asked, keeping, looks, fresh, blind), return_when=asyncio.FIRST_COMPLETED)
+            self._missing = "stopping"
+            if keeping in done:
+                raise LeadershipLost("the Lease was lost")
+            for task in done & {looks, fresh}:
+                task.result()
+            log.info("stopping: finishing what is in flight")
+            await control.drain(settings.drain_seconds)
+            await parts.settle(control.orders)
+        finally:
+            await control.stop()
+            await watching.stop()
+            for task in (looks, fresh, blind, asked):
+                task.cancel()
+            await asyncio.gather(looks, fresh, blind, asked, return_exceptions=True)
+
+
+def now() -> datetime:
+    """The time of day."""
+    return datetime.now(UTC)
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do the work unless ``stop`` comes first; whether it was done."""
+    task = asyncio.create_task(work)
+    asked = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((task, asked), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        for each in (task, asked):
+            each.cancel()
+        await asyncio.gather(task, asked, return_exceptions=True)
+
+
+async def _until_it_works(work: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+    """Try again until it works, or ``stop``."""
+    while not stop.is_set():
+        try:
+            await work()
+            return
+        except Denied:
+            raise
+        except SavepointError as error:
+            log.warning("%s: %s; trying again", error.reason, error)
+            await _unless(stop, asyncio.sleep(SELF_TEST_SECONDS))
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    access = await Access.discover(settings.environment)
+    await Operator(settings, access).run(stop)
+
+
+def main() -> int:
+    """Exit code 2: the environment is not as it should be; 1: leadership or the API server's trust is lost."""
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        print(f"savepoint-operator: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        return 2
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(_run(settings))
+    except (LeadershipLost, SavepointError) as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""From notes to objects and from requests to orders: the step of an agent's look that is about checkpoints.
+
+It writes the status of every AgentCheckpoint; what it says is ``rules.checkpoint_status``.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Final
+
+from savepoint.contract.control import Result
+from savepoint.contract.names import ANNOTATION_CHECKPOINT_NOW
+from savepoint.errors import Refused, Unavailable
+
+from savepoint_operator.cluster.events import About, Events
+from savepoint_operator.cluster.kinds import AGENTS, CHECKPOINTS, PODS
+from savepoint_operator.model.objects import CheckpointObject, Interval, ObjectKey, Pod, Policy
+from savepoint_operator.model.ports import Orders
+from savepoint_operator.reconcile.checkpoint_objects import ANNOTATION_ATTEMPT, CheckpointObjects
+from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.line import AttemptNote, Line
+from savepoint_operator.reconcile.recorder import QueueingRecorder
+from savepoint_operator.reconcile.world import World
+from savepoint_operator.rules import checkpoint_status, schedule
+from savepoint_operator.rules.conditions import Condition
+from savepoint_operator.rules.texts import ago, with_next_step
+
+ATTEMPT_SECONDS: Final = 600
+"""Deadline of an attempt; the registry calls it failed some seconds later."""
+LOST_SECONDS: Final = 120.0
+"""How long after its deadline a note without an end is given up."""
+PROGRESS_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 2.0
+OPEN_SECONDS: Final = 60.0
+"""How long a request waits for a sidecar, and an attempt that an earlier leader began waits to be spoken of."""
+VISIBLE: Final = frozenset({"Uploading", "Committing"})
+
+
+class Attempts:
+    """The steps of one agent; each says in how many seconds it wants to be called again, None: when something comes."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        world: World,
+        objects: CheckpointObjects,
+        recorder: QueueingRecorder,
+        events: Events,
+        *,
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+        leader_since: Callable[[], float],
+        not_running_seconds: float = OPEN_SECONDS,
+    ) -> None:
+        self._cluster, self._world, self._objects, self._recorder = cluster, world, objects, recorder
+        self._events, self._now, self._monotonic, self._random_bytes = events, now, monotonic, random_bytes
+        self._leader_since, self._not_running = leader_since, not_running_seconds
+
+    # -- what is under way, and how it ended -----------------------------------------------------------------------
+
+    async def write_notes(self, line: Line) -> float | None:
+        """Bring the objects in line with what was told."""
+        again: list[float] = []
+        for note in list(line.attempts.values()):
+            overdue = self._now() - note.started > timedelta(seconds=ATTEMPT_SECONDS + LOST_SECONDS)
+            if not note.over and overdue:
+                why = "The attempt has not ended within its bound, and its sidecar says nothing of it any more."
+                await self._recorder.failed(line.agent, Result(note.id, "Failed", "DeadlineExceeded", why))
+            pause = await self._write_note(line, note)
+            again += [] if pause is None else [pause]
+        return min(again, default=None)
+
+    async def _write_note(self, line: Line, note: AttemptNote) -> float | None:
+        item = self._objects.find(line.agent, note.id)
+        if item is None:
+            if note.unchanged:
+                del line.attempts[note.id]
+                return None
+            if not note.over and note.stage not in VISIBLE:
+                return None
+            item = await self._objects.ensure(line, note, line.head.record.number if line.head else 0)
+        if not note.over:
+            return await self._write_progress(note, item)
+        patch, condition = self._ending(line, note, item)
+        begun = checkpoint_status.started(note.id, note.trigger, note.requested_by, note.why, note.pod)
+        await self._objects.write(item, {**_without_known(begun, item), **patch}, condition)
+        if note.result is not None and not note.unchanged:
+            await self._say_failure(line, note, item)
+        if line.attempts.get(note.id) is note:
+            del line.attempts[note.id]
+        return None
+
+    async def _write_progress(self, note: AttemptNote, item: CheckpointObject) -> float | None:
+        now = self._monotonic()
+        same_stage = item.reason == note.stage
+        if same_stage and note.written_at is not None and now - note.written_at < PROGRESS_SECONDS:
+            return PROGRESS_SECONDS - (now - note.written_at)
+        patch, condition = checkpoint_status.running(note.stage, note.progress)
+        begun = checkpoint_status.started(note.id, note.trigger, note.requested_by, note.why, note.pod)
+        await self._objects.write(item, {**_without_known(begun, item), **patch}, condition)
+        note.written_at = now
+        return None
+
+    def _ending(
+        self, line: Line, note: AttemptNote, item: CheckpointObject
+    ) -> tuple[checkpoint_status.Patch, Condition]:
+        if note.head is not None:
+            return checkpoint_status.committed(note.offer, note.head, note.store, note.parent, self._now())
+        assert note.result is not None
+        if note.unchanged:
+            name = self._objects.latest_name(line)
+            latest = self._world.checkpoints.get(ObjectKey(line.agent.namespace, name))
+            return checkpoint_status.unchanged(latest.status if latest else {}, name, note.result)
+        return checkpoint_status.failed(note.result.reason, note.result.message)
+
+    async def _say_failure(self, line: Line, note: AttemptNote, item: CheckpointObject) -> None:
+        assert note.result is not None
+        good = self._objects.latest_name(line)
+        when = f" ({ago(line.recovery_point, self._now())})" if line.recovery_point else ""
+        last = f" Last good: {good}{when}." if good else " There is no checkpoint yet."
+        text = f"{note.result.reason}: {note.result.message}{last}"
+        await self._events.warning(About.of(CHECKPOINTS, item.meta), "CheckpointFailed", text)
+        if note.pod[0]:
+            about = About(PODS, line.agent.namespace, note.pod[0], note.pod[1])
+            await self._events.warning(about, "CheckpointFailed", f"{item.meta.name}: {text}")
+
+    # -- what is asked for ------------------------------------------------------------------------------------------
+
+    async def order_requests(self, line: Line, policy: Policy | None, orders: Orders) -> float | None:
+        """One order at a time, the oldest request first; those that nobody can answer end within a bound."""
+        again: list[float] = []
+        for item in self._objects.of(line.agent):
+            if item.meta.deleting or not checkpoint_status.open_ended(item.reason):
+                continue
+            known = item.attempt or item.own_attempt
+            if known in line.attempts or item.meta.annotations.get(ANNOTATION_ATTEMPT, "") in line.attempts:
+                continue
+            labelled = await self._objects.label(item)
+            if self._objects.asked_by_user(labelled):
+                pause = await self._order(line, policy, orders, labelled)
+            else:
+                pause = await self._give_up(line, orders, labelled)
+            again += [] if pause is None else [pause]
+        return min(again, default=None)
+
+    async def _order(self, line: Line, policy: Policy | None, orders: Orders, item: CheckpointObject) -> float | None:
+        session = orders.session(line.agent)
+        busy = line.in_flight is not None or (session is not None and session.attempt not in (None, item.own_attempt))
+        if session is None:
+            return await self._wait_or_end(line, policy, item)
+        if busy:
+            return await self._pending(item, "Another checkpoint of this agent is under way; this one comes after it.")
+        try:
+            await orders.checkpoint(line.agent, item.own_attempt, "Manual", ATTEMPT_SECONDS)
+        except Refused:
+            return await self._pending(item, "Another checkpoint of this agent is under way; this one comes after it.")
+        except Unavailable as error:
+            return await self._pending(item, str(error))
+        note = self._recorder.note(line, item.own_attempt, "Manual")
+        note.name, note.number = item.meta.name, item.number
+        note.requested_by = (item.status.get("trigger") or {}).get("requestedBy", "")
+        if not note.over and note.stage == "Pending":
+            note.stage = "Quiescing"
+            await self._write_progress(note, item)
+        return None
+
+    async def _wait_or_end(self, line: Line, policy: Policy | None, item: CheckpointObject) -> float | None:
+        """A new leader gives sidecars as long to connect as a request is given."""
+        waited = min((self._now() - item.meta.created).total_seconds(), self._monotonic() - self._leader_since())
+        if waited < self._not_running:
+            text = f"The sidecar of agent {line.agent.name} is not connected; it is waited for."
+            await self._pending(item, text)
+            return min(self._not_running - waited + 0.1, AGAIN_SECONDS * 5)
+        if not [pod for pod in self._world.pods.of(line.agent) if pod.live]:
+            text = f"No pod of agent {line.agent.name} runs in namespace {line.agent.namespace}."
+        else:
+            text = f"The sidecar of agent {line.agent.name} has not been connected for {self._not_running:.0f} s."
+        message = with_next_step("AgentNotRunning", text, policy.meta.name if policy else None)
+        patch, condition = checkpoint_status.failed("AgentNotRunning", message)
+        begun = checkpoint_status.started(item.own_attempt, item.trigger or "Manual", "", "", ("", "", ""))
+        await self._objects.write(item, {**_without_known(begun, item), **patch}, condition)
+        await self._events.warning(About.of(CHECKPOINTS, item.meta), "CheckpointFailed", f"AgentNotRunning: {message}")
+        return None
+
+    async def _pending(self, item: CheckpointObject, message: str) -> float:
+        patch, condition = checkpoint_status.running("Pending", None, message)
+        begun = checkpoint_status.started(item.own_attempt, item.trigger or "Manual", "", "", ("", "", ""))
+        await self._objects.write(item, {**_without_known(begun, item), **patch}, condition)
+        return AGAIN_SECONDS
+
+    async def _give_up(self, line: Line, orders: Orders, item: CheckpointObject) -> float | None:
+        """An attempt of an earlier leader: its sidecar restates it, or the chain has it, or it has ended unheard."""
+        since = self._monotonic() - self._leader_since()
+        session = orders.session(line.agent)
+        if since < OPEN_SECONDS or (session is not None and session.attempt == item.attempt):
+            return OPEN_SECONDS
+        text = "The operator was restarted while this was under way, and the sidecar says nothing of it any more."
+        message = with_next_step("DeadlineExceeded", text, None)
+        await self._objects.write(item, *checkpoint_status.failed("DeadlineExceeded", message))
+        return None
+
+    # -- what is due ------------------------------------------------------------------------------------------------
+
+    async def take_due(self, line: Line, policy: Policy | None, orders: Orders) -> float | None:
+        """The checkpoint by time."""
+        interval = policy.interval if policy is not None else Interval()
+        session = orders.session(line.agent)
+        if interval is None or (policy is not None and policy.suspend) or session is None or line.connected_at is None:
+            return None
+        due = schedule.due_at(
+            interval,
+            line.random_part,
+            last_start=line.last_start,
+            connected_at=line.connected_at,
+            has_checkpoint=bool(self._objects.latest_name(line)),
+        )
+        left = due - self._monotonic()
+        if left > 0:
+            return left
+        if line.in_flight is not None or session.attempt is not None:
+            return AGAIN_SECONDS
+        attempt = self._random_bytes(16).hex()
+        try:
+            await orders.checkpoint(line.agent, attempt, "Interval", ATTEMPT_SECONDS)
+        except (Refused, Unavailable):
+            return AGAIN_SECONDS
+        note = self._recorder.note(line, attempt, "Interval")
+        if note.stage == "Pending":
+            note.stage = "Quiescing"
+        line.random_part = self._random_bytes(1)[0] / 255
+        return schedule.wait_seconds(interval, line.random_part)
+
+    # -- what a pod's annotation asks for ---------------------------------------------------------------------------
+
+    async def follow_annotation(self, line: Line, pod: Pod | None) -> None:
+        """Each new value of the annotation is one checkpoint; the last value is kept on the ProtectedAgent."""
+        value = pod.meta.annotations.get(ANNOTATION_CHECKPOINT_NOW, "") if pod is not None else ""
+        holder = self._world.agents.get(ObjectKey(*line.agent))
+        if pod is None or not value or holder is None:
+            return
+        if holder.meta.annotations.get(ANNOTATION_CHECKPOINT_NOW) == value:
+            return
+        asked = [each for each in self._objects.of(line.agent) if ANNOTATION_CHECKPOINT_NOW in each.meta.annotations]
+        if not asked or asked[-1].meta.annotations[ANNOTATION_CHECKPOINT_NOW] != value:
+            await self._objects.request(line, {ANNOTATION_CHECKPOINT_NOW: value}, f"pod/{pod.meta.name}")
+        body = {"metadata": {"annotations": {ANNOTATION_CHECKPOINT_NOW: value}}}
+        self._world.agents.put(await self._cluster.patch(AGENTS, line.agent.namespace, line.agent.name, body))
+
+
+def _without_known(begun: checkpoint_status.Patch, item: CheckpointObject) -> checkpoint_status.Patch:
+    """What was written at the beginning is not written over by what is known less well later."""
+    trigger = item.status.get("trigger") or {}
+    if trigger.get("type"):
+        begun = {name: value for name, value in begun.items() if name != "trigger"}
+    return begun

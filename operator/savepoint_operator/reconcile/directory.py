@@ -1,0 +1,189 @@
+"""Who a pod is, and how an earlier one stands: ``Directory`` over the API server.
+
+Pods, nodes and owners are read afresh, since answers decide grants; policies and stores come from memory.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from savepoint.contract.control import PolicyTerms
+from savepoint.contract.names import ANNOTATION_CONFIG_HASH, LABEL_AGENT
+from savepoint.errors import Unavailable
+
+from savepoint_operator.cluster import parse
+from savepoint_operator.cluster.errors import Denied
+from savepoint_operator.cluster.kinds import NAMESPACES, NODES, OWNER_KINDS, PODS
+from savepoint_operator.model.objects import ObjectKey, Pod, Policy, Store, Workload
+from savepoint_operator.model.views import (
+    AgentKey,
+    Incarnation,
+    NodeStanding,
+    PodIdentity,
+    PodStanding,
+    Refusal,
+    Standing,
+)
+from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.line import Lines
+from savepoint_operator.reconcile.world import World
+from savepoint_operator.rules import identity
+
+REMEMBER_SECONDS: Final = 5.0
+"""A pod that waits asks every second; who it is does not change so fast."""
+TERMINAL: Final = ("Succeeded", "Failed")
+
+
+class ClusterDirectory:
+    """Implements ``Directory``."""
+
+    def __init__(self, cluster: Cluster, world: World, lines: Lines, monotonic: Callable[[], float]) -> None:
+        self._cluster, self._world, self._lines, self._monotonic = cluster, world, lines, monotonic
+        self._known: dict[str, tuple[float, Incarnation]] = {}
+
+    async def incarnation(self, pod: PodIdentity) -> Incarnation | Refusal:
+        """Who the pod is. Raises Unavailable."""
+        known = self._known.get(pod.uid)
+        if known is not None and self._monotonic() < known[0]:
+            return known[1]
+        try:
+            found = await self._look(pod)
+        except Denied as error:
+            raise Unavailable(f"the operator may not read what it needs: {error}") from error
+        if isinstance(found, Incarnation):
+            self._remember(found)
+        return found
+
+    async def standing(self, agent: AgentKey, pod_uid: str, node: str) -> Standing:
+        """The pod of this uid and its node, as the API server has them now. Raises Unavailable."""
+        pod = await self._pod_of(agent, pod_uid)
+        if pod is None:
+            standing = PodStanding.GONE
+        else:
+            standing = PodStanding.TERMINAL if pod.phase in TERMINAL else PodStanding.RUNNING
+        return Standing(standing, await self._node(node or (pod.node if pod else "")))
+
+    async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
+        """What the ProtectedAgent pins, or what this leader has seen since and not written yet."""
+        item = self._world.agents.get(ObjectKey(*agent))
+        line = self._lines.get(agent)
+        seen = (line.head.record.sequence, line.head.digest) if line is not None and line.head is not None else None
+        written = item.pin if item is not None else None
+        return max((pin for pin in (seen, written) if pin is not None), key=lambda pin: pin[0], default=None)
+
+    # -- who ------------------------------------------------------------------------------------------------------
+
+    async def _look(self, who: PodIdentity) -> Incarnation | Refusal:
+        raw = await self._cluster.get(PODS, who.namespace, who.name)
+        if raw is None or raw["metadata"].get("uid") != who.uid:
+            what = f"Pod {who.namespace}/{who.name} with uid {who.uid} is gone"
+            return Refusal("PodGone", f"{what}: if another one has its name, that one is served.")
+        pod = parse.pod_of(raw)
+        agent = identity.agent_of(pod)
+        if isinstance(agent, Refusal):
+            return agent
+        owners = await self._owners(pod)
+        refusal = identity.refuse_kind(pod) or await self._ambiguous(agent, pod, owners)
+        if refusal is not None:
+            return refusal
+        policy = next(iter(self._world.policies_for(pod)), None)
+        store = await self._store(pod, policy)
+        if isinstance(store, Refusal):
+            return store
+        return Incarnation(
+            agent=agent,
+            pod=who,
+            node=pod.node,
+            config_hash=pod.meta.annotations.get(ANNOTATION_CONFIG_HASH, ""),
+            policy=terms(policy),
+            policy_name=policy.meta.name if policy else None,
+            store_name=store.meta.name,
+        )
+
+    async def _ambiguous(self, agent: AgentKey, pod: Pod, owners: list[Workload]) -> Refusal | None:
+        """The pod that holds the agent's epoch is it, whatever came later."""
+        item = self._world.agents.get(ObjectKey(*agent))
+        if item is not None and (item.status.get("podRef") or {}).get("uid") == pod.meta.uid:
+            return None
+        refusal = identity.refuse_owner(agent, owners)
+        if refusal is not None:
+            return refusal
+        base = pod.meta.labels[LABEL_AGENT]
+        raws = await self._cluster.list(PODS, agent.namespace, f"{LABEL_AGENT}={base}")
+        peers = [peer for peer in map(parse.pod_of, raws) if identity.agent_of(peer) == agent]
+        rooted = [(peer, identity.root_of(peer, await self._owners(peer))) for peer in peers if peer.live]
+        return identity.refuse_peers(agent, pod, identity.root_of(pod, owners), rooted)
+
+    async def _owners(self, pod: Pod) -> list[Workload]:
+        """From the pod's own controller upwards, as far as the operator knows the kinds."""
+        owners: list[Workload] = []
+        owner = pod.owner
+        while owner is not None and owner.kind in OWNER_KINDS and len(owners) < 3:
+            kind = OWNER_KINDS[owner.kind]
+            raw = await self._cluster.get(kind, pod.meta.namespace, owner.name)
+            if raw is None or raw["metadata"].get("uid") != owner.uid:
+                break
+            workload = parse.workload_of({"kind": kind.kind, **raw})
+            owners.append(workload)
+            owner = workload.owner
+        return owners
+
+    async def _store(self, pod: Pod, policy: Policy | None) -> Store | Refusal:
+        name = policy.store_name if policy else None
+        store = self._world.stores.get(ObjectKey("", name)) if name else identity.default_store(self._world.stores)
+        if store is None:
+            what = (
+                f"AgentCheckpointStore {name} does not exist" if name else "No AgentCheckpointStore is the default one"
+            )
+            return Refusal(
+                "NoStore",
+                f"{what}: create it, or ask whoever runs the platform to. The pod starts once there is one.",
+                retry=True,
+            )
+        labels: dict[str, str] = {}
+        if store.allowed_selector is not None:
+            raw = await self._cluster.get(NAMESPACES, "", pod.meta.namespace)
+            labels = dict((raw or {"metadata": {}})["metadata"].get("labels") or {})
+        return identity.refuse_store(store, pod.meta.namespace, labels) or store
+
+    def _remember(self, who: Incarnation) -> None:
+        now = self._monotonic()
+        self._known = {uid: known for uid, known in self._known.items() if known[0] > now}
+        self._known[who.pod.uid] = (now + REMEMBER_SECONDS, who)
+
+    # -- how it stands --------------------------------------------------------------------------------------------
+
+    async def _pod_of(self, agent: AgentKey, uid: str) -> Pod | None:
+        """By the name that is known; without one among all pods of the namespace, labelled or not."""
+        name = self._name_of(agent, uid)
+        if name:
+            raw = await self._cluster.get(PODS, agent.namespace, name)
+            return parse.pod_of(raw) if raw is not None and raw["metadata"].get("uid") == uid else None
+        raws = await self._cluster.list(PODS, agent.namespace)
+        return next((parse.pod_of(raw) for raw in raws if raw["metadata"].get("uid") == uid), None)
+
+    def _name_of(self, agent: AgentKey, uid: str) -> str:
+        pod = self._world.pod_by_uid(agent.namespace, uid)
+        if pod is not None:
+            return pod.meta.name
+        item = self._world.agents.get(ObjectKey(*agent))
+        reference = (item.status.get("podRef") or {}) if item is not None else {}
+        return str(reference["name"]) if reference.get("uid") == uid and reference.get("name") else ""
+
+    async def _node(self, name: str) -> NodeStanding:
+        """A pod that never came to a node has none that could be lost."""
+        if not name:
+            return NodeStanding.READY
+        raw = await self._cluster.get(NODES, "", name)
+        return NodeStanding.LOST if raw is None or parse.node_of(raw).lost else NodeStanding.READY
+
+
+def terms(policy: Policy | None) -> PolicyTerms:
+    """What the sidecar is told."""
+    if policy is None:
+        return PolicyTerms()
+    return PolicyTerms(
+        quiesce_timeout_seconds=policy.quiesce_timeout_seconds,
+        hold_seconds=policy.hold_seconds,
+        exclude=policy.exclude,
+        on_container_restart=policy.on_container_restart,
+    )

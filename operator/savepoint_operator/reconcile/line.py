@@ -1,0 +1,148 @@
+"""What the leader remembers of one agent between two looks: attempts in flight, the restore under way, the last word.
+
+Memory only. All of it is either repaired from the chain and the objects, or told again by the pods after a change of
+leader; it decides nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from savepoint.contract.control import Offer, Outcome, Progress, Result, Wait
+from savepoint.repository.commit import Head
+
+from savepoint_operator.model.views import AgentKey, Incarnation, SessionView
+
+
+@dataclass
+class AttemptNote:
+    """One attempt, from its order to the status that tells its end."""
+
+    id: str
+    trigger: str
+    started: datetime
+    requested_by: str = ""
+    why: str = ""
+    stage: str = "Pending"
+    progress: Progress | None = None
+    name: str = ""
+    """Of its AgentCheckpoint, once there is one."""
+    number: int = 0
+    offer: Offer | None = None
+    head: Head | None = None
+    store: str = ""
+    parent: str = ""
+    """Name of the checkpoint before it."""
+    result: Result | None = None
+    pod: tuple[str, str, str] = ("", "", "")
+    """Name, uid and node of the pod."""
+    ended: datetime | None = None
+    written_at: float | None = None
+    """Monotonic seconds of the last write of its progress."""
+
+    @property
+    def over(self) -> bool:
+        """Committed, unchanged or failed."""
+        return self.ended is not None
+
+    @property
+    def committed(self) -> bool:
+        return self.head is not None
+
+    @property
+    def unchanged(self) -> bool:
+        return self.head is None and self.result is not None and self.result.outcome == "Unchanged"
+
+
+@dataclass
+class RestoreNote:
+    """The start of one pod."""
+
+    who: Incarnation
+    started: datetime
+    epoch: int = 0
+    """0 while it waits."""
+    restores: str | None = None
+    head: Head | None = None
+    wait: Wait | None = None
+    progress: Progress | None = None
+    outcome: Outcome | None = None
+    ended: datetime | None = None
+
+
+@dataclass
+class Failure:
+    """The last thing that went wrong."""
+
+    reason: str
+    message: str
+    time: datetime
+
+
+@dataclass
+class Line:
+    """One agent."""
+
+    agent: AgentKey
+    who: Incarnation | None = None
+    session: SessionView | None = None
+    connected_at: float | None = None
+    """Monotonic seconds."""
+    disconnected_at: float | None = None
+    head: Head | None = None
+    latest: Head | None = None
+    """The record of the checkpoint that a restart now would restore, where this leader has seen it."""
+    recovery_point: datetime | None = None
+    failure: Failure | None = None
+    failures_in_row: int = 0
+    last_start: float | None = None
+    """Monotonic seconds at which the last attempt began."""
+    random_part: float = 0.5
+    attempts: dict[str, AttemptNote] = field(default_factory=dict)
+    restores: dict[str, RestoreNote] = field(default_factory=dict)
+    """By pod uid."""
+    completed: bool = False
+    released_pod: str = ""
+    """Uid of the pod that has ended its work in good order."""
+    stored_bytes: int | None = None
+    uncertain: tuple[str, ...] | None = None
+    chain_read: bool = False
+    """This leader has compared the objects with the chain."""
+    collected_at: float | None = None
+    requests: dict[str, str] = field(default_factory=dict)
+    """Attempt id by the request of a pod, which may come twice."""
+
+    @property
+    def in_flight(self) -> AttemptNote | None:
+        """The attempt that was ordered and has not ended."""
+        return next((each for each in self.attempts.values() if not each.over), None)
+
+    def learn(self, head: Head) -> None:
+        """A record was seen: the head only moves up."""
+        if self.head is None or head.record.sequence > self.head.record.sequence:
+            self.head = head
+
+
+class Lines:
+    """Every agent's line, made when it is first spoken of."""
+
+    def __init__(self, random_part: Callable[[], float]) -> None:
+        self._random, self._lines = random_part, dict[AgentKey, Line]()
+
+    def __getitem__(self, agent: AgentKey) -> Line:
+        line = self._lines.get(agent)
+        if line is None:
+            line = self._lines[agent] = Line(agent, random_part=self._random())
+        return line
+
+    def get(self, agent: AgentKey) -> Line | None:
+        """The line, if the agent was spoken of."""
+        return self._lines.get(agent)
+
+    def all(self) -> list[Line]:
+        """Every line."""
+        return list(self._lines.values())
+
+    def drop(self, agent: AgentKey) -> None:
+        """Forget the agent."""
+        self._lines.pop(agent, None)

@@ -1,0 +1,222 @@
+"""The loop: keys from the queue to looks, a few at a time; listings that mend what watches missed; the numbers.
+
+It is the only place of reconcile that catches faults: a look that failed comes again, later each time.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, Final
+
+from savepoint.contract.names import LABEL_AGENT
+from savepoint.errors import SavepointError
+
+from savepoint_operator.cluster.kinds import PODS, WATCHED, WORKLOADS, Kind
+from savepoint_operator.metrics import Metrics
+from savepoint_operator.model.objects import (
+    AgentObject,
+    CheckpointObject,
+    Node,
+    Pod,
+    Policy,
+    RestoreObject,
+    Store,
+    Workload,
+)
+from savepoint_operator.model.ports import Orders
+from savepoint_operator.model.views import AgentKey
+from savepoint_operator.reconcile.agents import Agents
+from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.keys import (
+    AgentWork,
+    PodWork,
+    PolicyWork,
+    RollbackWork,
+    StoreWork,
+    Work,
+    WorkloadWork,
+)
+from savepoint_operator.reconcile.line import Lines
+from savepoint_operator.reconcile.queue import KeyedQueue
+from savepoint_operator.reconcile.rollbacks import Rollbacks
+from savepoint_operator.reconcile.stores import StoreBook
+from savepoint_operator.reconcile.surroundings import Surroundings
+from savepoint_operator.reconcile.world import World
+from savepoint_operator.rules.conditions import parsed_time
+from savepoint_operator.rules.identity import agent_of
+
+log = logging.getLogger(__name__)
+
+WORKERS: Final = 8
+LIST_SECONDS: Final = 300.0
+NUMBERS_SECONDS: Final = 15.0
+SELECTORS: Final = {kind.kind: LABEL_AGENT for kind in (PODS, *WORKLOADS)}
+"""Which of the foreign kinds' objects are of interest."""
+
+
+class Reconciler:
+    """Everything runs on the operator's event loop."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        world: World,
+        lines: Lines,
+        queue: KeyedQueue[Work],
+        metrics: Metrics,
+        *,
+        stores: StoreBook,
+        agents: Agents,
+        rollbacks: Rollbacks,
+        surroundings: Surroundings,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._cluster, self._world, self._lines, self._queue, self._metrics = cluster, world, lines, queue, metrics
+        self._stores, self._agents, self._rollbacks, self._surroundings = stores, agents, rollbacks, surroundings
+        self._now = now
+        self._orders: Orders | None = None
+
+    # -- what comes in --------------------------------------------------------------------------------------------
+
+    def observe(self, kind: Kind, deleted: bool, raw: dict[str, Any]) -> None:
+        """One object was seen, or seen to be gone."""
+        shelf = self._world.shelf(kind)
+        if deleted:
+            before, now = shelf.remove(raw), None
+        else:
+            before, now = shelf.put(raw)
+        if before is not None and before is now:
+            return
+        for item in (before, now):
+            if item is not None:
+                self._add_for(item, gone=now is None)
+
+    async def list_all(self) -> None:
+        """Replace what is known by what there is, and look at everything. Raises Unavailable, Denied."""
+        for kind in WATCHED:
+            raws = await self._cluster.list(kind, selector=SELECTORS.get(kind.kind, ""))
+            shelf = self._world.shelf(kind)
+            lost = shelf.replace([{"kind": kind.kind, **raw} for raw in raws])
+            for item in lost:
+                self._add_for(item, gone=True)
+            for item in shelf:
+                self._add_for(item, gone=False)
+
+    def _add_for(self, item: object, *, gone: bool) -> None:  # noqa: PLR0912 - one branch per kind
+        add = self._queue.add
+        match item:
+            case Store():
+                add(StoreWork(item.meta.name))
+            case Policy():
+                for policy in self._world.policies:
+                    if policy.meta.namespace == item.meta.namespace:
+                        add(PolicyWork(policy.meta.key))
+            case Pod():
+                agent = agent_of(item)
+                if isinstance(agent, AgentKey):
+                    add(AgentWork(agent))
+                add(PodWork(item.meta.key))
+                for policy in self._world.policies:
+                    if policy.meta.namespace == item.meta.namespace and policy.selector.selects(item.meta.labels):
+                        add(PolicyWork(policy.meta.key), 2.0)
+            case Node():
+                for pod in self._world.pods:
+                    agent = agent_of(pod)
+                    if pod.node == item.meta.name and isinstance(agent, AgentKey):
+                        add(AgentWork(agent))
+            case Workload():
+                add(WorkloadWork(item.kind, item.meta.key))
+            case AgentObject():
+                if gone:
+                    self._forget(item.agent)
+                add(AgentWork(item.agent))
+            case CheckpointObject():
+                add(AgentWork(item.agent))
+            case RestoreObject() if item.mode == "Resume":
+                if item.agent_name:
+                    add(AgentWork(AgentKey(item.meta.namespace, item.agent_name)))
+            case RestoreObject():
+                add(RollbackWork(item.meta.key))
+
+    def _forget(self, agent: AgentKey) -> None:
+        """Whoever deletes a ProtectedAgent accepts what the store holds: what memory pins goes with it."""
+        line = self._lines.get(agent)
+        if line is not None:
+            line.head, line.latest, line.recovery_point = None, None, None
+
+    # -- what goes on ---------------------------------------------------------------------------------------------
+
+    async def run(self, orders: Orders) -> None:
+        """Until cancelled."""
+        self._orders = orders
+        async with asyncio.TaskGroup() as group:
+            for _ in range(WORKERS):
+                group.create_task(self._work(orders))
+            group.create_task(self._every(LIST_SECONDS, self._list_again))
+            group.create_task(self._every(NUMBERS_SECONDS, self._count))
+
+    async def _work(self, orders: Orders) -> None:
+        while True:
+            key = await self._queue.take()
+            try:
+                again = await self._look(key, orders)
+            except SavepointError as error:
+                pause = self._queue.failed(key)
+                self._metrics.fault(error.reason)
+                log.warning("%s: %s: %s; again in %.1f s", key, error.reason, error, pause)
+            except Exception as error:
+                pause = self._queue.failed(key)
+                self._metrics.fault(type(error).__name__)
+                log.exception("%s: a fault of the operator's own; again in %.1f s", key, pause)
+            else:
+                self._queue.done(key, again_seconds=again)
+
+    async def _look(self, key: Work, orders: Orders) -> float | None:
+        match key:
+            case AgentWork(agent):
+                return await self._agents.reconcile(agent, orders)
+            case StoreWork(name):
+                return await self._look_at_store(name)
+            case PolicyWork(name):
+                await self._surroundings.policy(name)
+            case PodWork(name):
+                await self._surroundings.pod(name)
+            case WorkloadWork(kind, name):
+                await self._surroundings.workload(kind, name)
+            case RollbackWork(name):
+                return await self._rollbacks.reconcile(name, orders)
+        return None
+
+    async def _look_at_store(self, name: str) -> float:
+        was = self._stores.ready(name)
+        again = await self._stores.reconcile(name)
+        ready = self._stores.ready(name)
+        self._metrics.store(name, ready)
+        if ready and not was:
+            for agent in self._world.every_agent():
+                self._queue.add(AgentWork(agent))
+        return again
+
+    async def _list_again(self) -> None:
+        try:
+            await self.list_all()
+        except SavepointError as error:
+            log.warning("the listing failed: %s", error)
+            return
+        for line in self._lines.all():
+            line.chain_read = line.chain_read and line.session is not None  # without a session only the chain tells
+
+    async def _count(self) -> None:
+        now = self._now()
+        ages = []
+        for item in self._world.agents:
+            point = parsed_time(item.status.get("recoveryPointTime"))
+            if point is not None:
+                ages.append((item.meta.namespace, item.meta.name, max((now - point).total_seconds(), 0.0)))
+        self._metrics.standing(ages, [item.reason for item in self._world.agents], len(self._queue))
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await work()

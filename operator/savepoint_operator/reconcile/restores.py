@@ -1,0 +1,177 @@
+"""AgentRestore objects of mode Resume: one for every start of a pod, so that the list tells the whole story.
+
+They report; what is granted and restored is decided by ``lineage``. Ten are kept for each agent.
+"""
+
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from savepoint.contract.names import LABEL_AGENT
+
+from savepoint_operator.cluster.errors import Conflict
+from savepoint_operator.cluster.events import About, Events
+from savepoint_operator.cluster.kinds import DEPLOYMENTS, PODS, RESTORES
+from savepoint_operator.model.objects import ObjectKey, RestoreObject
+from savepoint_operator.model.views import AgentKey
+from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.line import Line, RestoreNote
+from savepoint_operator.reconcile.world import World
+from savepoint_operator.rules import restore_status
+from savepoint_operator.rules.conditions import Condition, changed
+from savepoint_operator.rules.texts import duration_text, with_next_step
+
+KEPT: Final = 10
+_LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
+
+
+class Restores:
+    """The step of an agent's look that is about starts of its pods."""
+
+    def __init__(self, cluster: Cluster, world: World, events: Events, now: Callable[[], datetime]) -> None:
+        self._cluster, self._world, self._events, self._now = cluster, world, events, now
+
+    async def write_notes(self, line: Line) -> None:
+        """Bring the objects in line with what was told."""
+        for uid, note in list(line.restores.items()):
+            item = await self._ensure(line.agent, note)
+            patch, condition = self._told(line, note)
+            status = restore_status.status(item.status, patch, condition, item.meta.generation, self._now())
+            difference = changed(item.status, status)
+            news = difference and item.reason != status["reason"]
+            if difference:
+                raw = await self._cluster.patch(
+                    RESTORES, item.meta.namespace, item.meta.name, {"status": difference}, subresource="status"
+                )
+                self._world.restores.put(raw)
+            if news:
+                await self._say(line, note)
+            if note.outcome is not None and line.restores.get(uid) is note:
+                del line.restores[uid]
+
+    async def expire(self, line: Line) -> None:
+        """Delete the oldest ones beyond the limit."""
+        resumes = [each for each in self._world.restores.of(line.agent) if each.mode == "Resume"]
+        ended = [each for each in resumes if each.finished]
+        for item in ended[: max(len(resumes) - KEPT, 0)]:
+            await self._cluster.delete(RESTORES, item.meta.namespace, item.meta.name, item.meta.uid)
+            self._world.restores.remove(
+                {"metadata": {"namespace": item.meta.namespace, "name": item.meta.name, "uid": item.meta.uid}}
+            )
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _told(self, line: Line, note: RestoreNote) -> tuple[restore_status.Patch, Condition]:
+        resolved = self._resolved(line, note)
+        if note.outcome is not None:
+            return restore_status.ended(
+                note.who,
+                note.epoch,
+                resolved,
+                self._with_step(note),
+                started=note.started,
+                now=note.ended or self._now(),
+            )
+        if note.epoch:
+            return restore_status.granted(note.who, note.epoch, resolved, note.progress, note.started)
+        assert note.wait is not None
+        return restore_status.waiting(note.who, note.wait, note.started)
+
+    def _with_step(self, note: RestoreNote) -> Any:
+        outcome = note.outcome
+        assert outcome is not None
+        if outcome.outcome in restore_status.GOOD:
+            return outcome
+        message = with_next_step(outcome.outcome, outcome.message, note.who.policy_name)
+        return type(outcome)(outcome.outcome, message, outcome.object_key, outcome.bytes_restored, outcome.milliseconds)
+
+    def _resolved(self, line: Line, note: RestoreNote) -> restore_status.Patch | None:
+        if note.restores is None or note.head is None:
+            return None
+        found: restore_status.Patch = {"checkpointName": note.restores}
+        if note.head.record.manifest is not None:
+            found["manifestDigest"] = note.head.record.manifest.name
+        checkpoint = self._world.checkpoints.get(ObjectKey(line.agent.namespace, note.restores))
+        if checkpoint is not None and checkpoint.sequence:
+            found["sequence"] = checkpoint.sequence
+            time = (checkpoint.status.get("timing") or {}).get("completion")
+            if time:
+                found["time"] = time
+        return found
+
+    async def _ensure(self, agent: AgentKey, note: RestoreNote) -> RestoreObject:
+        """The object of this start: found by the pod's uid and epoch, or one that still waits for its epoch."""
+        for item in self._world.restores.of(agent):
+            ours = item.mode == "Resume" and item.pod_uid == note.who.pod.uid
+            if ours and (item.epoch == note.epoch or (item.epoch == 0 and not item.finished)):
+                return item
+        name = f"{agent.name}-{_suffix(note.who.pod.uid, note.epoch)}"
+        body = {
+            "metadata": {"namespace": agent.namespace, "name": name, "labels": {LABEL_AGENT: agent.name}},
+            "spec": {"mode": "Resume", "source": {"agent": agent.name}},
+        }
+        try:
+            raw = await self._cluster.create(RESTORES, body)
+        except Conflict:
+            raw = await self._cluster.get(RESTORES, agent.namespace, name) or {}
+        self._world.restores.put(raw)
+        found = self._world.restores.get(ObjectKey(agent.namespace, name))
+        assert found is not None
+        return found
+
+    async def _say(self, line: Line, note: RestoreNote) -> None:
+        """On the pod, where its user looks."""
+        about = About(PODS, line.agent.namespace, note.who.pod.name, note.who.pod.uid)
+        outcome = note.outcome
+        if outcome is None:
+            if note.wait is not None:
+                await self._events.warning(about, note.wait.reason, note.wait.message)
+                await self._say_on_deployment(line, note)
+            return
+        if outcome.outcome not in restore_status.GOOD:
+            await self._events.warning(about, outcome.outcome, self._with_step(note).message)
+            return
+        await self._events.normal(about, outcome.outcome, self._sentence(line, note))
+
+    def _sentence(self, line: Line, note: RestoreNote) -> str:
+        outcome = note.outcome
+        assert outcome is not None
+        took = duration_text(outcome.milliseconds)
+        if outcome.outcome == "Fresh":
+            return f"Agent {line.agent.name} starts fresh in epoch {note.epoch}: there is no checkpoint."
+        if outcome.outcome == "KeptLocal":
+            return f"Agent {line.agent.name} goes on with what its volumes hold: it is as new as {note.restores}."
+        checkpoint = self._world.checkpoints.get(ObjectKey(line.agent.namespace, note.restores or ""))
+        step = ((checkpoint.status.get("execution") or {}).get("step") or "") if checkpoint is not None else ""
+        at = f" at step {step}" if step else ""
+        return f"Agent {line.agent.name} resumed{at} from {note.restores}, {took}."
+
+    async def _say_on_deployment(self, line: Line, note: RestoreNote) -> None:
+        """A rolling Deployment waits for ever: its user watches the Deployment, not the pod."""
+        assert note.wait is not None
+        if note.wait.reason != "PredecessorRunning":
+            return
+        pod = self._world.pod_by_uid(line.agent.namespace, note.who.pod.uid)
+        if pod is None or pod.owner is None or pod.owner.kind != "ReplicaSet":
+            return
+        raw = await self._cluster.get(DEPLOYMENTS, line.agent.namespace, pod.owner.name.rpartition("-")[0])
+        if raw is None or ((raw.get("spec") or {}).get("strategy") or {}).get("type") == "Recreate":
+            return
+        about = About(DEPLOYMENTS, line.agent.namespace, raw["metadata"]["name"], raw["metadata"]["uid"])
+        await self._events.warning(
+            about,
+            "PredecessorRunning",
+            "The rollout waits: the new pod may not start before the old one has ended, and RollingUpdate ends the "
+            "old one only after the new one has started. Set `strategy: {type: Recreate, rollingUpdate: null}`.",
+        )
+
+
+def _suffix(pod_uid: str, epoch: int) -> str:
+    """Five letters that are always the same for one start."""
+    number = int.from_bytes(hashlib.sha256(f"{pod_uid}:{epoch}".encode()).digest()[:8], "big")
+    letters = ""
+    for _ in range(5):
+        number, digit = divmod(number, len(_LETTERS))
+        letters += _LETTERS[digit]
+    return letters

@@ -1,0 +1,69 @@
+"""Deleting checkpoints that the policy no longer keeps, and collecting what nothing needs in the store."""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from savepoint.errors import Refused, SavepointError
+
+from savepoint_operator.cluster import parse
+from savepoint_operator.cluster.kinds import CHECKPOINTS
+from savepoint_operator.metrics import Metrics
+from savepoint_operator.model.objects import Policy
+from savepoint_operator.model.ports import Orders
+from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
+from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.line import Line
+from savepoint_operator.rules.checkpoint_status import open_ended
+from savepoint_operator.rules.retention import expired, kept_sequences
+
+log = logging.getLogger(__name__)
+
+DEFAULT_KEEP: Final = 12
+COLLECT_SECONDS: Final = 6 * 3600.0
+RETRY_SECONDS: Final = 300.0
+
+
+class Retention:
+    """The step of an agent's look that is about what goes."""
+
+    def __init__(
+        self, cluster: Cluster, objects: CheckpointObjects, metrics: Metrics, monotonic: Callable[[], float]
+    ) -> None:
+        self._cluster, self._objects, self._metrics, self._monotonic = cluster, objects, metrics, monotonic
+
+    async def expire(self, line: Line, policy: Policy | None) -> None:
+        """Delete the objects beyond the policy's number."""
+        every = self._objects.of(line.agent)
+        failed = frozenset(
+            each.meta.name for each in every if not each.ready and not open_ended(each.reason) and not each.sequence
+        )
+        keep = policy.keep_last if policy is not None else DEFAULT_KEEP
+        for item in expired(every, keep, self._objects.latest_name(line), failed):
+            log.info("agent %s: checkpoint %s is beyond the last %d", line.agent, item.meta.name, keep)
+            await self._objects.delete(item)
+
+    async def collect(self, line: Line, store_name: str, orders: Orders) -> float | None:
+        """Every few hours; what is kept comes from a fresh listing, never from memory."""
+        if not store_name or not line.chain_read:
+            return None
+        now = self._monotonic()
+        if line.collected_at is None:
+            line.collected_at = now - COLLECT_SECONDS * line.random_part  # spread over the first hours of a leader
+        left = line.collected_at + COLLECT_SECONDS - now
+        if left > 0:
+            return left
+        if line.in_flight is not None or line.restores:
+            return RETRY_SECONDS
+        raws = await self._cluster.list(CHECKPOINTS, line.agent.namespace)
+        items = [each for each in map(parse.checkpoint_of, raws) if each.agent == line.agent]
+        try:
+            freed = await orders.collect(line.agent, store_name, kept_sequences(items))
+        except Refused:
+            return RETRY_SECONDS
+        except SavepointError as error:
+            log.warning("agent %s: nothing is collected: %s", line.agent, error)
+            return RETRY_SECONDS
+        line.collected_at = now
+        self._metrics.collected(freed)
+        return COLLECT_SECONDS

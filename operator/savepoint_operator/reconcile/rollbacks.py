@@ -1,0 +1,240 @@
+"""A rollback or reset that a user asked for: last checkpoint first, then the record, then the pod is evicted.
+
+Each step is found again in status after a restart; the record itself is idempotent by the object's own attempt id.
+The successor's AgentRestore (mode Resume) tells how it went on from there.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from savepoint.contract.names import LABEL_AGENT
+from savepoint.errors import IntegrityError, ObjectMissing, Refused, Unavailable
+
+from savepoint_operator.cluster.errors import Blocked, Missing
+from savepoint_operator.cluster.events import About, Events
+from savepoint_operator.cluster.kinds import PODS, RESTORES
+from savepoint_operator.model.objects import CheckpointObject, ObjectKey, RestoreObject
+from savepoint_operator.model.ports import Orders
+from savepoint_operator.model.views import AgentKey
+from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
+from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.keys import AgentWork, Work
+from savepoint_operator.reconcile.line import Lines
+from savepoint_operator.reconcile.queue import KeyedQueue
+from savepoint_operator.reconcile.recorder import QueueingRecorder
+from savepoint_operator.reconcile.world import World
+from savepoint_operator.rules.conditions import Condition, changed, merged, stamp
+from savepoint_operator.rules.texts import ago, duration_text, with_next_step
+
+LAST_SECONDS: Final = 60
+"""How long the checkpoint that comes first may take; the rollback goes on without it."""
+AGAIN_SECONDS: Final = 2.0
+EVICT_AGAIN_SECONDS: Final = 10.0
+GIVE_UP_SECONDS: Final = 600.0
+
+
+class Rollbacks:
+    """Looks at AgentRestores of modes Rollback and Reset."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        world: World,
+        lines: Lines,
+        queue: KeyedQueue[Work],
+        *,
+        objects: CheckpointObjects,
+        recorder: QueueingRecorder,
+        events: Events,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._cluster, self._world, self._lines, self._queue = cluster, world, lines, queue
+        self._objects, self._recorder, self._events, self._now = objects, recorder, events, now
+
+    async def reconcile(self, key: ObjectKey, orders: Orders) -> float | None:
+        """Seconds until the next look."""
+        item = self._world.restores.get(key)
+        if item is None or item.finished or item.meta.deleting or item.mode == "Resume":
+            return None
+        source = self._source(item)
+        if isinstance(source, Condition):
+            await self._end(item, source)
+            return None
+        agent, checkpoint = source
+        try:
+            return await self._go_on(item, agent, checkpoint, orders)
+        except (ObjectMissing, IntegrityError) as error:
+            await self._end(item, Condition.of("Succeeded", False, error.reason, str(error)))
+            return None
+        except Unavailable as error:
+            if (self._now() - item.meta.created).total_seconds() > GIVE_UP_SECONDS:
+                await self._end(item, Condition.of("Succeeded", False, error.reason, str(error)))
+                return None
+            await self._write(item, {}, Condition.of("Succeeded", None, "Waiting", str(error)))
+            return AGAIN_SECONDS * 2
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def _source(self, item: RestoreObject) -> "tuple[AgentKey, CheckpointObject | None] | Condition":
+        namespace = item.meta.namespace
+        if item.mode == "Reset":
+            return AgentKey(namespace, item.agent_name), None
+        found = self._world.checkpoints.get(ObjectKey(namespace, item.checkpoint_name))
+        if found is not None and found.ready and found.sequence:
+            return found.agent, found
+        what = "is not Ready" if found is not None else f"does not exist in namespace {namespace}"
+        text = f"AgentCheckpoint {item.checkpoint_name} {what}: choose one whose STATUS is Ready."
+        return Condition.of("Succeeded", False, "CheckpointNotReady" if found else "CheckpointNotFound", text)
+
+    async def _go_on(
+        self, item: RestoreObject, agent: AgentKey, checkpoint: CheckpointObject | None, orders: Orders
+    ) -> float | None:
+        line = self._lines[agent]
+        store = self._store(agent)
+        if not store:
+            text = f"Agent {agent.name} has never run in namespace {agent.namespace}: there is nothing to go back from."
+            await self._end(item, Condition.of("Succeeded", False, "AgentNotFound", text))
+            return None
+        if not item.status.get("resolved") and item.epoch == 0:
+            item = await self._begin(item, agent, checkpoint)
+            pause = await self._checkpoint_first(item, agent, orders)
+            if pause is not None:
+                return pause
+            since = line.recovery_point
+            head = await orders.rollback(agent, item.own_attempt, checkpoint.sequence if checkpoint else None, store)
+            line.learn(head)
+            point = _time_of(checkpoint)
+            lost = {"discarded": {"since": stamp(point)}} if point is not None else {}
+            discarded = duration_text(max((since - point).total_seconds() * 1000, 0)) if since and point else ""
+            patch: dict[str, Any] = {
+                "epoch": head.record.epoch,
+                "resolved": _resolved(checkpoint) or {"sequence": head.record.sequence},
+                "summary": {"discarded": discarded},
+                **lost,
+            }
+            text = "The lineage goes on from there; the pod is being evicted."
+            item = await self._write(item, patch, Condition.of("Succeeded", None, "Evicting", text))
+            line.recovery_point = point or self._now()
+            self._queue.add(AgentWork(agent))
+        return await self._evict(item, agent, checkpoint)
+
+    async def _begin(self, item: RestoreObject, agent: AgentKey, checkpoint: CheckpointObject | None) -> RestoreObject:
+        if item.meta.labels.get(LABEL_AGENT) != agent.name:
+            body = {"metadata": {"labels": {LABEL_AGENT: agent.name}}}
+            self._take(await self._cluster.patch(RESTORES, item.meta.namespace, item.meta.name, body))
+        patch = {
+            "agent": agent.name,
+            "attempt": item.own_attempt,
+            "startTime": item.status.get("startTime") or stamp(self._now()),
+        }
+        text = "A last checkpoint is taken first, so that this can be undone."
+        return await self._write(item, patch, Condition.of("Succeeded", None, item.reason or "Waiting", text))
+
+    async def _checkpoint_first(self, item: RestoreObject, agent: AgentKey, orders: Orders) -> float | None:
+        """None: go on. Its attempt id is the object's with the last digit changed, so it is taken once."""
+        line = self._lines[agent]
+        attempt = _sibling(item.own_attempt)
+        session = orders.session(agent)
+        note = line.attempts.get(attempt)
+        if note is not None:
+            return None if note.over else AGAIN_SECONDS
+        if self._objects.find(agent, attempt) is not None or session is None:
+            return None
+        started = item.status.get("startTime")
+        if started and (self._now() - datetime.fromisoformat(started)).total_seconds() > LAST_SECONDS:
+            return None
+        if item.reason == "Checkpointing":
+            return None  # it was asked for and has ended without a trace: nothing had changed
+        try:
+            await orders.checkpoint(agent, attempt, "Rollback", LAST_SECONDS)
+        except (Refused, Unavailable):
+            return AGAIN_SECONDS
+        note = self._recorder.note(line, attempt, "Rollback")
+        note.why = f"before AgentRestore {item.meta.name}"
+        text = "A last checkpoint is under way, so that this can be undone."
+        await self._write(item, {}, Condition.of("Succeeded", None, "Checkpointing", text))
+        return AGAIN_SECONDS
+
+    async def _evict(self, item: RestoreObject, agent: AgentKey, checkpoint: CheckpointObject | None) -> float | None:
+        """Evict what ran when the record was written; a successor runs under a newer epoch."""
+        started = item.status.get("startTime")
+        begun = datetime.fromisoformat(started) if started else item.meta.created
+        old = [pod for pod in self._world.pods.of(agent) if pod.live and pod.meta.created <= begun]
+        for pod in old:
+            try:
+                await self._cluster.evict(pod.meta.namespace, pod.meta.name, pod.meta.uid)
+            except Blocked as error:
+                text = f"Pod {pod.meta.name} cannot be evicted now, a disruption budget forbids it: {error}"
+                await self._write(item, {}, Condition.of("Succeeded", None, "EvictionBlocked", text))
+                return EVICT_AGAIN_SECONDS
+            where = f"goes back to {checkpoint.meta.name}" if checkpoint else "starts over"
+            text = f"Agent {agent.name} {where} (AgentRestore {item.meta.name}): the pod was evicted for it."
+            await self._events.normal(About.of(PODS, pod.meta), "RolledBack", text)
+        if checkpoint is not None:
+            when = _time_of(checkpoint)
+            made = f", made {ago(when, self._now())}" if when else ""
+            text = f"Agent {agent.name} goes on from {checkpoint.meta.name}{made}; its next pod restores it."
+        else:
+            text = f"Agent {agent.name} starts over; its next pod starts fresh."
+        await self._end(item, Condition.of("Succeeded", True, "Succeeded", text))
+        return None
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    async def _end(self, item: RestoreObject, condition: Condition) -> None:
+        if condition.status == "False":
+            text = with_next_step(condition.reason, condition.message, None)
+            condition = Condition(condition.type, condition.status, condition.reason, text)
+            await self._events.warning(About.of(RESTORES, item.meta), condition.reason, condition.message)
+        now = self._now()
+        took = duration_text((now - item.meta.created).total_seconds() * 1000)
+        summary = {**(item.status.get("summary") or {}), "took": took}
+        await self._write(item, {"completionTime": stamp(now), "summary": summary}, condition)
+
+    async def _write(self, item: RestoreObject, patch: dict[str, Any], condition: Condition) -> RestoreObject:
+        generation = item.meta.generation
+        conditions = merged(item.status.get("conditions") or (), (condition,), generation, self._now())
+        status = {**patch, "reason": condition.reason, "observedGeneration": generation, "conditions": conditions}
+        difference = changed(item.status, status)
+        if not difference:
+            return item
+        try:
+            raw = await self._cluster.patch(
+                RESTORES, item.meta.namespace, item.meta.name, {"status": difference}, subresource="status"
+            )
+        except Missing:
+            return item
+        return self._take(raw)
+
+    def _take(self, raw: dict[str, Any]) -> RestoreObject:
+        self._world.restores.put(raw)
+        found = self._world.restores.get(ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["name"]))
+        assert found is not None
+        return found
+
+    def _store(self, agent: AgentKey) -> str:
+        line = self._lines[agent]
+        if line.who is not None:
+            return line.who.store_name
+        item = self._world.agents.get(ObjectKey(*agent))
+        return str((item.status.get("storeName") or "") if item is not None else "")
+
+
+def _sibling(attempt: str) -> str:
+    return attempt[:-1] + f"{int(attempt[-1], 16) ^ 1:x}"
+
+
+def _time_of(checkpoint: CheckpointObject | None) -> datetime | None:
+    timing = (checkpoint.status.get("timing") or {}) if checkpoint is not None else {}
+    text = timing.get("completion")
+    return datetime.fromisoformat(text) if text else None
+
+
+def _resolved(checkpoint: CheckpointObject | None) -> dict[str, Any] | None:
+    if checkpoint is None:
+        return None
+    found: dict[str, Any] = {"checkpointName": checkpoint.meta.name, "sequence": checkpoint.sequence}
+    digest = (checkpoint.status.get("integrity") or {}).get("manifestDigest")
+    time = (checkpoint.status.get("timing") or {}).get("completion")
+    return {**found, **({"manifestDigest": digest} if digest else {}), **({"time": time} if time else {})}

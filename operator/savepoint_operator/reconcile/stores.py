@@ -1,0 +1,236 @@
+"""Opening stores, and saying in their status whether they can be used. Implements ``Stores``.
+
+A store is open only after a probe has shown that it honours conditional writes, and after ``savepoint.json`` has been
+claimed for this cluster under this master key. One opened store object lasts until its spec or its Secrets change.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Literal, cast
+
+from savepoint.errors import (
+    KeyMismatch,
+    NotAdopted,
+    SavepointError,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
+from savepoint.repository.repository import STORE_KEY, open_store
+from savepoint.storage import ObjectStore
+from savepoint.storage.probe import probe
+from savepoint.storage.retry import Retry
+from savepoint.storage.s3 import S3Store
+from savepoint.storage.signature import Presigner, S3Config
+from savepoint.storage.wrapper import Retrying
+
+from savepoint_operator.cluster.errors import Conflict
+from savepoint_operator.cluster.kinds import STORES
+from savepoint_operator.model.objects import ObjectKey, Store
+from savepoint_operator.model.ports import OpenStore
+from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.keyring import Keyring
+from savepoint_operator.reconcile.world import World
+from savepoint_operator.rules.conditions import Condition, changed, merged, stamp
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS: Final = 15 * 60.0
+"""How long a good probe counts while spec and Secrets stay the same."""
+LOOK_SECONDS: Final = 60.0
+"""How often Secrets are read again."""
+RETRY_SECONDS: Final = 15.0
+RETRY: Final = Retry(attempts=4, total_seconds=12.0)
+DEFAULT_LABEL: Final = {"savepoint.dev/from": "installation"}
+
+Builder = Callable[[S3Config], ObjectStore]
+
+
+@dataclass
+class _Kept:
+    """What is kept of one store between looks."""
+
+    fingerprint: str
+    opened: OpenStore
+    plain: ObjectStore
+    probed_at: float | None = None
+    error: SavepointError | None = field(default=None)
+
+
+class StoreBook:
+    """All stores by name."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        world: World,
+        keyring: Keyring,
+        owner: str,
+        *,
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float],
+        random_bytes: Callable[[int], bytes],
+        build: Builder = S3Store,
+    ) -> None:
+        """``owner``: the cluster's identity, the UID of namespace kube-system."""
+        self._cluster, self._world, self._keyring, self._owner = cluster, world, keyring, owner
+        self._now, self._monotonic, self._random_bytes, self._build = now, monotonic, random_bytes, build
+        self._kept: dict[str, _Kept] = {}
+
+    # -- Stores ---------------------------------------------------------------------------------------------------
+
+    async def open(self, name: str) -> OpenStore:
+        """See ``Stores``."""
+        kept = self._kept.get(name)
+        if kept is None:
+            if self._world.stores.get(ObjectKey("", name)) is None:
+                raise StoreMisconfigured(f"AgentCheckpointStore {name} does not exist: create it")
+            raise StoreUnavailable(f"AgentCheckpointStore {name} has not been opened yet; it is being looked at")
+        if kept.error is not None:
+            raise type(kept.error)(str(kept.error)) from kept.error
+        if kept.probed_at is None:
+            raise StoreUnavailable(f"AgentCheckpointStore {name} is being probed")
+        return kept.opened
+
+    def ready(self, name: str) -> bool:
+        """Whether ``open`` would succeed."""
+        kept = self._kept.get(name)
+        return kept is not None and kept.error is None and kept.probed_at is not None
+
+    # -- reconcile ------------------------------------------------------------------------------------------------
+
+    async def reconcile(self, name: str) -> float:
+        """Look at one store and write its status; seconds until the next look."""
+        store = self._world.stores.get(ObjectKey("", name))
+        if store is None:
+            self._kept.pop(name, None)
+            return LOOK_SECONDS
+        error: SavepointError | None = None
+        try:
+            kept = await self._prepare(store)
+            await self._check(name, kept)
+        except SavepointError as failure:
+            error = failure
+            kept_before = self._kept.get(name)
+            if kept_before is not None and not isinstance(failure, StoreUnavailable):
+                kept_before.error = failure
+            log.warning("store %s cannot be used: %s: %s", name, failure.reason, failure)
+        await self._tell(store, error)
+        return RETRY_SECONDS if error is not None else LOOK_SECONDS
+
+    async def make_default(self, name: str, spec: dict[str, Any]) -> None:
+        """The store of the installation's values. Whoever removes its label takes it over: it is then left alone."""
+        existing = self._world.stores.get(ObjectKey("", name))
+        if existing is None:
+            body = {"metadata": {"name": name, "labels": DEFAULT_LABEL}, "spec": spec}
+            try:
+                self._world.stores.put(await self._cluster.create(STORES, body))
+            except Conflict:
+                log.info("store %s exists already", name)
+            return
+        difference = changed(existing.spec, spec)
+        if difference and existing.meta.labels.items() >= DEFAULT_LABEL.items():
+            self._world.stores.put(await self._cluster.patch(STORES, "", name, {"spec": difference}))
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    async def _prepare(self, store: Store) -> _Kept:
+        s3 = store.s3
+        if not s3.credentials_secret:
+            raise StoreMisconfigured(
+                f"AgentCheckpointStore {store.meta.name} names no spec.s3.credentialsSecretName: create a Secret with "
+                "accessKey and secretKey in the operator's namespace and name it there"
+            )
+        access, secret = await self._keyring.credentials(s3.credentials_secret)
+        ca = await self._keyring.ca(s3.ca_secret) if s3.ca_secret else None
+        master = await self._keyring.master()
+        fingerprint = hashlib.sha256(repr((store.meta.uid, s3, access, secret, ca, master.check)).encode()).hexdigest()
+        kept = self._kept.get(store.meta.name)
+        if kept is not None and kept.fingerprint == fingerprint:
+            return kept
+        addressing = cast(Literal["path", "virtual"], s3.addressing.lower())
+        prefix = f"{s3.prefix.strip('/')}/" if s3.prefix.strip("/") else ""
+
+        def config(endpoint: str) -> S3Config:
+            try:
+                return S3Config(
+                    endpoint=endpoint,
+                    bucket=s3.bucket,
+                    access_key=access,
+                    secret_key=secret,
+                    prefix=prefix,
+                    region=s3.region,
+                    addressing=addressing,
+                    ca_pem=ca,
+                )
+            except ValueError as error:
+                raise StoreMisconfigured(f"AgentCheckpointStore {store.meta.name}: {error}") from error
+
+        plain = self._build(config(s3.endpoint))
+        opened = OpenStore(
+            name=store.meta.name,
+            objects=Retrying(plain, RETRY),
+            signer=Presigner(config(s3.pod_endpoint or s3.endpoint), self._now),
+            master=master,
+            pod_ca_pem=ca or "",
+        )
+        fresh = _Kept(fingerprint, opened, plain)
+        self._kept[store.meta.name] = fresh
+        return fresh
+
+    async def _check(self, name: str, kept: _Kept) -> None:
+        """Probe and claim, where the last good look is too long ago or went wrong; else only see that it answers."""
+        now = self._monotonic()
+        recent = kept.error is None and kept.probed_at is not None and now - kept.probed_at < PROBE_SECONDS
+        if recent and await asyncio.to_thread(kept.plain.head, STORE_KEY) is not None:
+            return
+        random_hex = self._random_bytes(16).hex()
+        await asyncio.to_thread(probe, kept.plain, random_hex)
+        await asyncio.to_thread(open_store, kept.opened.objects, self._owner, kept.opened.master)
+        kept.probed_at, kept.error = now, None
+        log.info("store %s is ready", name)
+
+    async def _tell(self, store: Store, error: SavepointError | None) -> None:
+        now = self._now()
+        wanted = conditions(error)
+        agents = {item.agent for item in self._world.agents if item.status.get("storeName") == store.meta.name}
+        patch: dict[str, Any] = {
+            "observedGeneration": store.meta.generation,
+            "reason": wanted[-1].reason,
+            "repositories": len(agents),
+            "conditions": merged(store.status.get("conditions") or (), wanted, store.meta.generation, now),
+        }
+        if error is None and not store.status.get("lastProbeTime"):
+            patch["lastProbeTime"] = stamp(now)
+        difference = changed(store.status, patch)
+        if difference:
+            raw = await self._cluster.patch(STORES, "", store.meta.name, {"status": difference}, subresource="status")
+            self._world.stores.put(raw)
+
+
+def conditions(error: SavepointError | None) -> tuple[Condition, ...]:
+    """Available, ConditionalWrites and Ready, the last one in every case."""
+    if error is None:
+        return (
+            Condition.of("Available", True, "Reachable", "The store answers."),
+            Condition.of("ConditionalWrites", True, "Honoured", "Of concurrent creations of one object one wins."),
+            Condition.of("Ready", True, "Ready", "Checkpoints can be stored."),
+        )
+    message = str(error)
+    ready = Condition.of("Ready", False, error.reason, message)
+    if isinstance(error, KeyMismatch | NotAdopted):
+        return Condition.of("Available", True, "Reachable", "The store answers."), ready
+    if isinstance(error, StoreMisconfigured) and "If-None-Match" in message:
+        return (
+            Condition.of("Available", True, "Reachable", "The store answers."),
+            Condition.of("ConditionalWrites", False, "Ignored", message),
+            ready,
+        )
+    return (
+        Condition.of("Available", False, error.reason, message),
+        Condition.of("ConditionalWrites", None, "NotProbed", "The store could not be probed."),
+        ready,
+    )

@@ -1,0 +1,148 @@
+"""The status of an AgentCheckpoint, as merge patches. Pure: it prints what happened, it decides nothing."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from savepoint.contract.control import Offer, Progress, Result
+from savepoint.repository.commit import CommitRecord, Head
+
+from savepoint_operator.rules.conditions import Condition, merged, parsed_time, stamp
+from savepoint_operator.rules.texts import duration_text, size_text
+
+Patch = dict[str, Any]
+
+RUNNING: Final = frozenset({"Pending", "Quiescing", "Capturing", "Uploading", "Committing"})
+"""Reasons of a checkpoint that has not ended; without any it is new."""
+FORMAT_VERSION: Final = 1
+_STAGE_WORDS: Final = {
+    "Quiescing": "Waiting for the agent's next safe point.",
+    "Capturing": "Reading the agent's state.",
+    "Uploading": "The agent goes on; its state is being stored.",
+    "Committing": "Everything is stored; the commit record is being written.",
+}
+
+
+def open_ended(reason: str) -> bool:
+    """Whether a checkpoint with this reason may still become Ready."""
+    return reason == "" or reason in RUNNING
+
+
+def started(attempt: str, trigger: str, requested_by: str, why: str, pod: tuple[str, str, str]) -> Patch:
+    """What is known from the beginning. ``pod``: name, uid, node."""
+    patch: Patch = {"attempt": attempt, "trigger": {"type": trigger or "Agent"}}
+    if requested_by:
+        patch["trigger"]["requestedBy"] = requested_by
+    if why:
+        patch["trigger"]["reason"] = why[:1024]
+    if pod[0]:
+        patch["podRef"] = {"name": pod[0], "uid": pod[1]}
+        patch["nodeName"] = pod[2]
+    return patch
+
+
+def running(stage: str, progress: Progress | None, message: str = "") -> tuple[Patch, Condition]:
+    """On its way."""
+    patch: Patch = {"reason": stage, "summary": {"progress": f"{progress.percent if progress else 0}%"}}
+    if progress is not None:
+        patch["progress"] = {
+            "percent": min(max(progress.percent, 0), 100),
+            "bytesDone": progress.bytes_done,
+            "bytesTotal": progress.bytes_total,
+        }
+    return patch, Condition.of("Ready", False, stage, message or _STAGE_WORDS.get(stage, ""))
+
+
+def committed(offer: Offer | None, head: Head, store: str, parent: str, now: datetime) -> tuple[Patch, Condition]:
+    """Its record exists."""
+    record = head.record
+    patch: Patch = {
+        "reason": "Ready",
+        "number": record.number,
+        "sequence": record.sequence,
+        "epoch": record.epoch,
+        "run": record.run,
+        "formatVersion": FORMAT_VERSION,
+        "location": {"storeName": store, "manifestKey": manifest_key(record)},
+        "integrity": {
+            "manifestDigest": record.manifest.name if record.manifest else "",
+            "previousDigest": record.previous or "",
+        },
+        "timing": {"completion": record.time},
+        "progress": {"percent": 100},
+        "summary": {"progress": "100%"},
+    }
+    if parent:
+        patch["parentName"] = parent
+    if offer is not None:
+        _tell_offer(patch, offer)
+    where = f"sequence {record.sequence}, epoch {record.epoch}, store {store}"
+    return patch, Condition.of("Ready", True, "Ready", f"Committed at {stamp(now)}: {where}.")
+
+
+def manifest_key(record: CommitRecord) -> str:
+    """Where the manifest is, below the store's prefix."""
+    if record.manifest is None:
+        return ""
+    return f"{record.namespace}/{record.agent}/manifests/{record.manifest.name}"
+
+
+def _tell_offer(patch: Patch, offer: Offer) -> None:
+    timing = offer.timing
+    patch["consistency"] = offer.consistency
+    patch["type"] = "Full" if offer.uploaded_bytes >= offer.stored_bytes else "Incremental"
+    patch["size"] = {"logical": offer.logical_bytes, "stored": offer.stored_bytes, "uploaded": offer.uploaded_bytes}
+    patch["progress"] |= {"bytesDone": offer.uploaded_bytes, "bytesTotal": offer.uploaded_bytes}
+    patch["components"] = [
+        {
+            "name": each.name,
+            "kind": each.kind,
+            "digest": each.digest,
+            "size": each.size,
+            "uploadedSize": each.uploaded_size,
+        }
+        for each in offer.components
+    ]
+    execution: dict[str, Any] = {"openOperations": offer.open_operations}
+    if offer.step is not None:
+        execution["step"] = offer.step
+    if offer.uncertain_operations:
+        execution["uncertainOperations"] = list(offer.uncertain_operations)
+    patch["execution"] = execution
+    told = {"start": timing.start, "quiesced": timing.quiesced, "resumed": timing.resumed}
+    patch["timing"] |= {name: time for name, time in told.items() if parsed_time(time) is not None}
+    if timing.pause_milliseconds is not None:
+        patch["timing"]["pauseMilliseconds"] = timing.pause_milliseconds
+    patch["summary"] |= {"size": size_text(offer.logical_bytes), "uploaded": size_text(offer.uploaded_bytes)}
+    if timing.pause_milliseconds is not None:
+        patch["summary"]["pause"] = duration_text(timing.pause_milliseconds)
+
+
+def unchanged(latest: Mapping[str, Any], latest_name: str, result: Result) -> tuple[Patch, Condition]:
+    """Asked for, and nothing had changed: it is the same checkpoint as the latest one."""
+    same = ("number", "sequence", "epoch", "run", "location", "integrity", "size", "formatVersion", "components")
+    patch: Patch = {name: latest[name] for name in same if name in latest}
+    summary = latest.get("summary") or {}
+    patch |= {
+        "reason": "Ready",
+        "parentName": latest_name,
+        "type": "Incremental",
+        "progress": {"percent": 100},
+        "summary": {"progress": "100%", "size": summary.get("size", ""), "uploaded": "0"},
+    }
+    if result.pause_milliseconds is not None:
+        patch["timing"] = {"pauseMilliseconds": result.pause_milliseconds}
+        patch["summary"]["pause"] = duration_text(result.pause_milliseconds)
+    message = f"Nothing had changed since {latest_name}: this is the same checkpoint under another name."
+    return patch, Condition.of("Ready", True, "Ready", message)
+
+
+def failed(reason: str, message: str) -> tuple[Patch, Condition]:
+    """It will never be Ready."""
+    return {"reason": reason}, Condition.of("Ready", False, reason, message)
+
+
+def status(current: Mapping[str, Any], patch: Patch, condition: Condition, generation: int, now: datetime) -> Patch:
+    """The whole merge patch of the status."""
+    conditions = merged(current.get("conditions") or (), (condition,), generation, now)
+    return {**patch, "observedGeneration": generation, "conditions": conditions}

@@ -1,0 +1,96 @@
+"""The status of an AgentRestore, as merge patches. Pure."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from savepoint.contract.control import Outcome, Progress, Wait
+
+from savepoint_operator.model.views import Incarnation
+from savepoint_operator.rules.conditions import Condition, merged, stamp
+from savepoint_operator.rules.texts import duration_text
+
+Patch = dict[str, Any]
+
+GOOD: Final = frozenset({"Restored", "Fresh", "KeptLocal"})
+"""Outcomes after which the agent starts."""
+_SENTENCES: Final = {
+    "Fresh": "There is no checkpoint: the agent starts from nothing.",
+    "KeptLocal": "What the pod's volumes hold is at least as new as the checkpoint: it was kept.",
+}
+
+
+def target(who: Incarnation, state: str, outcome: Outcome | None, message: str) -> Patch:
+    """The one pod of an automatic restore."""
+    entry: Patch = {
+        "podName": who.pod.name,
+        "podUID": who.pod.uid,
+        "nodeName": who.node,
+        "state": state,
+        "message": message[:1024],
+    }
+    if outcome is not None:
+        entry |= {"bytes": outcome.bytes_restored, "milliseconds": outcome.milliseconds}
+    return entry
+
+
+def waiting(who: Incarnation, wait: Wait, started: datetime) -> tuple[Patch, Condition]:
+    """The pod waits for its epoch."""
+    patch: Patch = {
+        "agent": who.agent.name,
+        "reason": wait.reason,
+        "startTime": stamp(started),
+        "targets": [target(who, wait.reason, None, wait.message)],
+    }
+    return patch, Condition.of("Succeeded", None, wait.reason, wait.message)
+
+
+def granted(
+    who: Incarnation, epoch: int, resolved: Patch | None, progress: Progress | None, started: datetime
+) -> tuple[Patch, Condition]:
+    """The pod holds its epoch and restores. ``resolved``: what it restores, None: nothing."""
+    state = progress.stage if progress and progress.stage else "Fetching"
+    done = f"{progress.percent}% of {resolved['checkpointName']}" if progress and resolved else ""
+    patch: Patch = {
+        "agent": who.agent.name,
+        "reason": state,
+        "epoch": epoch,
+        "startTime": stamp(started),
+        "targets": [target(who, state, None, done)],
+    }
+    if resolved is not None:
+        patch["resolved"] = resolved
+    return patch, Condition.of("Succeeded", None, state, done)
+
+
+def ended(
+    who: Incarnation, epoch: int, resolved: Patch | None, outcome: Outcome, *, started: datetime, now: datetime
+) -> tuple[Patch, Condition]:
+    """The init container has reported its outcome."""
+    good = outcome.outcome in GOOD
+    took = duration_text(outcome.milliseconds)
+    if outcome.outcome == "Restored" and resolved:
+        sentence = f"Restored from {resolved['checkpointName']} in {took}."
+    else:
+        sentence = _SENTENCES.get(outcome.outcome, outcome.outcome)
+    message = outcome.message or sentence
+    if outcome.object_key and outcome.object_key not in message:
+        message = f"{message} (object {outcome.object_key})"
+    patch: Patch = {
+        "agent": who.agent.name,
+        "reason": outcome.outcome,
+        "epoch": epoch,
+        "startTime": stamp(started),
+        "completionTime": stamp(now),
+        "targets": [target(who, outcome.outcome, outcome, message)],
+        "summary": {"took": took},
+    }
+    if resolved is not None:
+        patch["resolved"] = resolved
+    return patch, Condition.of("Succeeded", good, outcome.outcome, message)
+
+
+def status(current: Mapping[str, Any], patch: Patch, condition: Condition, generation: int, now: datetime) -> Patch:
+    """The whole merge patch of the status."""
+    conditions = merged(current.get("conditions") or (), (condition,), generation, now)
+    return {**patch, "observedGeneration": generation, "conditions": conditions}
