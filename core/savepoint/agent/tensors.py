@@ -6,6 +6,8 @@ metadata beside the bytes.
 """
 
 import mmap
+import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +24,23 @@ from savepoint.errors import Unavailable
 class Tensor:
     """A restored array: its bytes (read-only) and, if the saved buffer had them, dtype and shape.
 
-    With numpy: ``numpy.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)``.
+    numpy takes it as an array (``weights[...] = tensor``) where dtype is a number's; else ``data`` holds the bytes.
     """
 
     data: memoryview = field(repr=False)
     dtype: str | None = None
     shape: tuple[int, ...] | None = None
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """numpy's array interface, version 3. AttributeError where the dtype is none of a plain number."""
+        found = re.fullmatch(r"(bool|int|uint|float|complex)(\d*)", self.dtype or "")
+        if found is None or self.shape is None:
+            raise AttributeError(f"a tensor of dtype {self.dtype} is no plain array; use its data")
+        size = int(found[2] or 8) // 8
+        order = "|" if size == 1 else "<" if sys.byteorder == "little" else ">"
+        letter = {"bool": "b", "int": "i", "uint": "u", "float": "f", "complex": "c"}[found[1]]
+        return {"version": 3, "shape": self.shape, "typestr": f"{order}{letter}{size}", "data": self.data}
 
 
 Save = Callable[[], Mapping[str, Any]]
