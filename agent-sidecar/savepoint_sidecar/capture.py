@@ -63,6 +63,10 @@ class Capture:
         """What the policy leaves out of this root."""
         return self._excluded[root.name]
 
+    def file_bytes(self) -> int:
+        """Of all files as they stand."""
+        return sum(self._walk(root).file_bytes for root in self.roots)
+
     def precopy(self, writer: CheckpointWriter) -> list[Draft]:
         """Store what changed since the last committed cut, while the agent runs; the final pass takes the rest."""
         drafts = []

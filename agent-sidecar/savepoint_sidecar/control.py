@@ -32,10 +32,10 @@ URL_WAIT_SECONDS: Final = 90.0
 """How long a thread waits for a URL: longer than an operator takes to be restarted."""
 PENDING_SECONDS: Final = 7 * 24 * 3600.0
 REFILL_SECONDS: Final = 30.0
+OFFER_AGAIN_SECONDS: Final = 2.0
 
-_ERRORS: Final[dict[str, type[SavepointError]]] = {
-    each.reason: each for each in (Superseded, StoreUnavailable, Unavailable, IntegrityError)
-}
+_OFFER_AGAIN: Final = frozenset({StoreUnavailable.reason, Unavailable.reason})
+_ERRORS: Final[dict[str, type[SavepointError]]] = {each.reason: each for each in (Superseded, IntegrityError)}
 
 
 class ControlClient:
@@ -68,6 +68,7 @@ class ControlClient:
         self._offers: dict[str, tuple[wire.Offer, asyncio.Future[wire.CheckpointRef]]] = {}
         self._results: deque[wire.Result] = deque()
         self._url_asks: dict[str, asyncio.Future[None]] = {}
+        self._again: asyncio.Queue[str] = asyncio.Queue()
         self._released: asyncio.Future[None] | None = None
         self._refill = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -100,7 +101,9 @@ class ControlClient:
             return self._welcome
         self._loop = asyncio.get_running_loop()
         self._first = self._loop.create_future()
-        self._tasks = [asyncio.ensure_future(self._keep_connected()), asyncio.ensure_future(self._keep_filled())]
+        self._tasks = [
+            asyncio.ensure_future(each) for each in (self._keep_connected(), self._keep_filled(), self._offer_again())
+        ]
         if self._reach is not None:
             self._tasks.append(asyncio.ensure_future(self._reach.watch(lambda: not self.connected)))
         return await asyncio.shield(self._first)
@@ -180,6 +183,8 @@ class ControlClient:
         for _, future in self._offers.values():
             if not future.done():
                 future.set_exception(Unavailable("this sidecar ends"))
+        if self._blobs is not None:
+            self._blobs.close()
 
     # -- URLs, from threads (storage.presigned.UrlSource) -------------------------------------------------------------
 
@@ -301,6 +306,13 @@ class ControlClient:
         for offer, _ in list(self._offers.values()):
             await channel.send(offer)
 
+    async def _offer_again(self) -> None:
+        """Offers that the operator could not commit for reasons of the store's: the same attempt commits once."""
+        while True:
+            waiting = self._offers.get(await self._again.get())
+            if waiting is not None and not waiting[1].done():
+                await self._try_send(waiting[0])
+
     async def _beat(self, channel: Channel) -> None:
         while True:
             session, detail = self.heartbeat()
@@ -339,8 +351,11 @@ class ControlClient:
             self._orders.put_nowait(replace(self._welcome, parent=message.checkpoint))
 
     def _refuse_offer(self, refused: wire.Refused) -> None:
-        future = self._offers[refused.attempt][1]
-        if not future.done():
+        offer, future = self._offers[refused.attempt]
+        if refused.reason in _OFFER_AGAIN:
+            log.info("the commit of attempt %s must wait: %s: %s", offer.attempt, refused.reason, refused.message)
+            asyncio.get_running_loop().call_later(OFFER_AGAIN_SECONDS, self._again.put_nowait, offer.attempt)
+        elif not future.done():
             known = _ERRORS.get(refused.reason)
             future.set_exception(known(refused.message) if known else Refused(refused.message, refused.reason))
 

@@ -45,6 +45,8 @@ RELEASE_SECONDS: Final = 0.8
 """And for the release."""
 FINISH_SECONDS: Final = 300.0
 CONNECT_WAIT_SECONDS: Final = 120.0
+BASELINE_SECONDS: Final = 60.0
+BASELINE_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class Incarnation:
             await self._rebase()
             current = self.checkpointer.cut
             if current is None:
-                self._files_at_cut = False
+                await self._take_baseline(session)
                 return self._connected(session, None, ())
             left = await asyncio.to_thread(read_index, self._terms.stage, current.ref.sequence)
             first, self._files_at_cut = self._files_at_cut, False
@@ -331,6 +333,23 @@ class Incarnation:
         log.info("checkpoint %s is committed (sequence %d)", current.ref.name, sequence)
         await self._authority.prepare_reads((manifest_key(current.ref.manifest.name), *current.keys()))
 
+    async def _take_baseline(self, session: Session) -> None:
+        """Before an agent with the SDK touches its files for the first time: what a crash before its first checkpoint
+        goes back to. It waits in connect() meanwhile, so a large state is left to the first checkpoint of its own."""
+        if not self._terms.roots or self.sessions.connects > 1:
+            return
+        size = await asyncio.to_thread(self.capture.file_bytes)
+        if size > BASELINE_BYTES:
+            log.warning("no checkpoint is taken before the start: the files have %d bytes", size)
+            return
+        try:
+            attempt = await self._ordered_attempt("Agent", BASELINE_SECONDS)
+            last = Last(flush=wire.Flush(session.id, "", ()))
+            last.ended.set()
+            await self._take(attempt, session, last)
+        except (SavepointError, TimeoutError) as error:
+            log.warning("no checkpoint could be taken before the start (%s)", error or "no order came in time")
+
     async def _end_attempts(self) -> bool:
         """The last checkpoint, from the news that the pod stops to the agent's end and beyond."""
         if self._completed or self._stopped:
@@ -372,22 +391,29 @@ class Incarnation:
             log.warning("the agent did not hand over its state at the end: %s", error)
 
     async def _own_attempt(self, trigger: str, seconds: float) -> Attempt:
-        """An attempt that the authority orders, or our own when it cannot be asked."""
+        """An attempt that the authority orders, or our own when it cannot be asked; it may be left for later."""
+        try:
+            attempt = await self._ordered_attempt(trigger, seconds)
+        except (SavepointError, TimeoutError) as error:
+            log.warning("no order for the last checkpoint (%s); it is made all the same", error or "no answer")
+            ends_at = self._edges.monotonic() + seconds
+            attempt = Attempt(self._edges.random_id(), trigger, ends_at, self._edges.monotonic)
+        if self._ends_at is not None:
+            attempt.ends_at = min(attempt.ends_at, self._ends_at)
+        attempt.deferrable = True
+        return attempt
+
+    async def _ordered_attempt(self, trigger: str, seconds: float) -> Attempt:
+        """Ask for an order and wait for it; Refused, Unavailable or TimeoutError if there is none."""
         request = self._edges.random_id()
         future = self._asked[request] = asyncio.get_running_loop().create_future()
-        attempt_id = ""
         try:
             async with asyncio.timeout(min(ASK_SECONDS, seconds / 4)):
                 await self._authority.request_checkpoint(RequestCheckpoint(request, trigger))
-                attempt_id = (await future).attempt
-        except (SavepointError, TimeoutError) as error:
-            log.warning("no order for the last checkpoint (%s); it is made all the same", error or "no answer")
+                order = await future
         finally:
             self._asked.pop(request, None)
-        ends_at = self._edges.monotonic() + seconds
-        if self._ends_at is not None:
-            ends_at = min(ends_at, self._ends_at)
-        return Attempt(attempt_id or self._edges.random_id(), trigger, ends_at, self._edges.monotonic, deferrable=True)
+        return Attempt(order.attempt, trigger, self._edges.monotonic() + seconds, self._edges.monotonic)
 
     async def _load(self, welcome: Welcome) -> None:
         assert welcome.parent is not None

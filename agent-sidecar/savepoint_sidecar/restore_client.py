@@ -39,7 +39,8 @@ class RestoreClient:
         self._book = UrlBook(monotonic)
         self._backoff = Backoff(jitter)
         self._channel: Channel | None = None
-        self._connected = asyncio.Event()
+        self._open, self._connected = asyncio.Event(), asyncio.Event()
+        """Hello was said; an epoch is granted on this connection."""
         self._granted: asyncio.Future[wire.Welcome] | None = None
         self._url_asks: dict[str, asyncio.Future[None]] = {}
         self._heard: asyncio.Future[None] | None = None
@@ -71,7 +72,7 @@ class RestoreClient:
         self._heard = asyncio.get_running_loop().create_future()
         with suppress(TimeoutError, Unavailable):
             async with asyncio.timeout(ACK_SECONDS):
-                await self._connected.wait()
+                await self._open.wait()
                 if self._channel is not None:
                     await self._channel.send(outcome)
                     await self._heard
@@ -128,14 +129,17 @@ class RestoreClient:
                 continue
             try:
                 await channel.send(wire.Hello("restore", wire.PROTOCOL_VERSION, self._version, self._node))
+                self._channel = channel
+                self._open.set()
                 while True:
-                    self._handle(await channel.receive(SILENT_SECONDS), channel)
+                    self._handle(await channel.receive(SILENT_SECONDS))
             except Refused as error:
                 self._refuse(error)
             except Unavailable as error:
                 log.info("%s; dialling again", error)
             finally:
                 self._channel = None
+                self._open.clear()
                 self._connected.clear()
                 for future in self._url_asks.values():
                     if not future.done():
@@ -143,11 +147,10 @@ class RestoreClient:
                 await channel.close()
             await self._backoff.pause()
 
-    def _handle(self, message: wire.Message, channel: Channel) -> None:
+    def _handle(self, message: wire.Message) -> None:
         self._backoff.reset()
         match message:
             case wire.Grant():
-                self._channel = channel
                 self._connected.set()
                 if self._granted is not None and not self._granted.done():
                     self._granted.set_result(message.welcome)

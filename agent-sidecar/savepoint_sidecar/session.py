@@ -86,8 +86,8 @@ class Sessions:
     def __init__(self, random_id: Callable[[], str]) -> None:
         self._random_id = random_id
         self.current: Session | None = None
-        self.ever = False
-        """An SDK has connected in this container's life."""
+        self.connects = 0
+        """How many processes have connected in this container's life."""
 
     @property
     def live(self) -> Session | None:
@@ -113,7 +113,8 @@ class Sessions:
         if self.current is not before:
             raise SessionInUse("another process of this agent connected at the same time; try again")
         session = Session(self._random_id(), hello)
-        self.current, self.ever = session, True
+        self.current = session
+        self.connects += 1
         return session
 
     def find(self, session: str) -> Session:

@@ -1,0 +1,276 @@
+"""``savepoint run`` with real processes: kill -9 of the agent and of its supervisor, at random moments, and again.
+
+The agent writes down outside its state whenever a step's function really runs, so that a step that ran twice is seen.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+AGENT = """
+import json, os, pathlib, sys, time
+import savepoint
+
+calls, state = pathlib.Path(os.environ["CALLS"]), pathlib.Path(os.environ["STATE"])
+
+def note(name, value):
+    with open(calls, "a") as file:
+        file.write(json.dumps({name: value}) + "\\n")
+
+def work(item):
+    note("step", item)
+    time.sleep(float(os.environ.get("STEP_SECONDS", "0.02")))
+    return item * 7
+
+agent = savepoint.connect()
+notes = agent.document("notes", default={"items": [], "sum": 0})
+lines = (state / "log.txt").read_text().splitlines() if (state / "log.txt").exists() else []
+blob = (state / "blob").read_bytes() if (state / "blob").exists() else b""
+note("connected", {
+    "items": len(notes["items"]), "lines": len(lines), "blob": len(blob),
+    "stray": (state / "stray").exists(), "checkpoint": agent.restored.checkpoint if agent.restored else None,
+    "how": agent.restored.how if agent.restored else None, "pid": os.getpid(),
+})
+for item in agent.loop("items", range(int(os.environ.get("ITEMS", "60")))):
+    result = agent.step("work", work, item)
+    with open(state / "log.txt", "a") as file:
+        file.write(f"{item}={result}\\n")
+    (state / "blob").write_bytes(bytes([item % 251]) * (1000 * (item + 1)))
+    (state / "stray").write_text("between safe points")
+    (state / "stray").unlink()
+    notes["items"].append(item)
+    notes["sum"] += result
+agent.finish()
+note("finished", {"items": notes["items"], "sum": notes["sum"]})
+"""
+
+
+@dataclass
+class Laptop:
+    """A store, a state folder, and an agent that tells what it does."""
+
+    folder: Path
+    items: int = 60
+    step_seconds: float = 0.02
+
+    def start(self, *more: str, interval: str = "0.3", command: list[str] | None = None) -> "subprocess.Popen[bytes]":
+        """``savepoint run`` in the background."""
+        arguments = ["run", "--store", str(self.folder / "store"), "--agent", "worker", "--interval", interval, *more]
+        if command is None:
+            (self.folder / "agent.py").write_text(AGENT)
+            arguments += ["--state", str(self.folder / "state")]
+            command = [sys.executable, str(self.folder / "agent.py")]
+        with (self.folder / "stderr").open("ab") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-m", "savepoint_cli.main", *arguments, "--", *command],
+                env=self.environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
+
+    def savepoint(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Another command, to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "savepoint_cli.main", *arguments],
+            env=self.environment(),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+            "CALLS": str(self.folder / "calls"),
+            "STATE": str(self.folder / "state"),
+            "ITEMS": str(self.items),
+            "STEP_SECONDS": str(self.step_seconds),
+        }
+
+    def told(self, name: str) -> list[dict[str, object]]:
+        """What the agent wrote down under this name."""
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [each[name] for each in map(json.loads, lines) if name in each]
+
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    def agent_pid(self) -> int:
+        """Of the agent that connected last."""
+        return int(str(self.told("connected")[-1]["pid"]))
+
+    def until(self, what: str, count: int, process: "subprocess.Popen[bytes]", seconds: float = 30) -> None:
+        """Wait until the agent has told so often, or the run has ended."""
+        end = time.monotonic() + seconds
+        while len(self.told(what)) < count and process.poll() is None:
+            assert time.monotonic() < end, f"no {what} number {count}: {self.stderr()}"
+            time.sleep(0.01)
+
+    def check(self, kills: int) -> None:
+        """It finished as if nothing had happened, and nothing ran again but what was in flight at a kill."""
+        items = list(range(self.items))
+        (finished,) = self.told("finished")
+        assert finished == {"items": items, "sum": sum(items) * 7}
+        state = self.folder / "state"
+        assert (state / "log.txt").read_text() == "".join(f"{item}={item * 7}\n" for item in items)
+        assert (state / "blob").read_bytes() == bytes([items[-1] % 251]) * (1000 * (items[-1] + 1))
+        for each in self.told("connected"):
+            assert each["items"] == each["lines"], "files and documents are not of one cut"
+            assert each["blob"] == 1000 * int(str(each["items"])) and not each["stray"], each
+        calls = Counter(map(str, self.told("step")))
+        assert set(calls) == {str(item) for item in items}
+        assert sum(calls.values()) - len(items) <= kills, f"finished steps ran again: {calls}"
+        assert max(calls.values()) <= 1 + kills
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Iterator[Laptop]:
+    (tmp_path / "state").mkdir()
+    yield Laptop(tmp_path)
+
+
+def kill_and_run(laptop: Laptop, kills: int, seed: int, victim: str) -> None:
+    """Run, kill at a random moment after the agent has connected, and run again; then let it finish."""
+    chance = random.Random(seed)
+    done = 0
+    while True:
+        before = len(laptop.told("connected"))
+        process = laptop.start()
+        try:
+            laptop.until("connected", before + 1, process)
+            if done < kills:
+                time.sleep(chance.uniform(0.0, 0.8))
+                if process.poll() is None:
+                    os.kill(process.pid if victim == "supervisor" else laptop.agent_pid(), signal.SIGKILL)
+                    done += 1
+            status = process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+        if status == 0:
+            break
+        assert status in (-signal.SIGKILL, 128 + signal.SIGKILL), laptop.stderr()
+    assert done >= kills * 2 // 3, "the agent finished before it could be killed often enough: give it more items"
+    laptop.check(done)
+
+
+@pytest.mark.timeout(300)
+def test_an_agent_that_is_killed_twenty_times_repeats_no_finished_step(laptop: Laptop) -> None:
+    laptop.items = 400
+    kill_and_run(laptop, 20, 1, "agent")
+    verified = laptop.savepoint("verify", str(laptop.folder / "store"), "--all")
+    assert verified.returncode == 0, verified.stderr
+
+
+@pytest.mark.timeout(300)
+def test_an_agent_whose_supervisor_is_killed_goes_on(laptop: Laptop) -> None:
+    laptop.items = 250
+    kill_and_run(laptop, 12, 2, "supervisor")
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        "before-quiesce",
+        "after-quiesce",
+        "while-quiesced",
+        "while-storing",
+        "before-manifest",
+        "before-offer",
+        "after-commit",
+        "after-result",
+    ],
+)
+def test_a_supervisor_killed_at_a_named_step_loses_nothing(
+    laptop: Laptop, failpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVEPOINT_FAILPOINT", f"{failpoint}:2")
+    process = laptop.start()
+    assert process.wait(60) == -signal.SIGKILL, laptop.stderr()
+    monkeypatch.delenv("SAVEPOINT_FAILPOINT")
+    assert laptop.start().wait(60) == 0, laptop.stderr()
+    laptop.check(1)
+
+
+def test_the_agent_dies_with_its_supervisor(laptop: Laptop) -> None:
+    laptop.step_seconds = 5
+    process = laptop.start()
+    laptop.until("connected", 1, process)
+    pid = laptop.agent_pid()
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 5
+    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < end, "the agent outlived its supervisor"
+        time.sleep(0.01)
+
+
+def test_a_second_run_says_who_holds_the_agent(laptop: Laptop) -> None:
+    laptop.step_seconds = 5
+    process = laptop.start()
+    try:
+        laptop.until("connected", 1, process)
+        second = laptop.savepoint("run", "--store", str(laptop.folder / "store"), "--agent", "worker", "--", "true")
+        assert second.returncode == 75
+        assert f"pid {process.pid}" in second.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_answered_with_a_last_checkpoint(laptop: Laptop, number: signal.Signals) -> None:
+    process = laptop.start(interval="600")
+    laptop.until("step", 10, process)
+    process.send_signal(number)
+    assert process.wait(30) == 128 + signal.SIGTERM, laptop.stderr()
+    log = laptop.savepoint("log", str(laptop.folder / "store")).stdout
+    assert "Shutdown" in log
+    assert laptop.start().wait(60) == 0, laptop.stderr()
+    assert int(str(laptop.told("connected")[1]["items"])) >= 9
+    laptop.check(0)
+
+
+def test_the_exit_status_is_passed_on(laptop: Laptop) -> None:
+    assert laptop.start(command=["sh", "-c", "exit 7"]).wait(30) == 7
+    assert laptop.start(command=["sh", "-c", "kill -SEGV $$"]).wait(30) == 128 + signal.SIGSEGV
+    assert laptop.start(command=["no-such-command"]).wait(30) == 127
+
+
+def test_an_agent_without_the_sdk_gets_back_a_lost_folder(laptop: Laptop) -> None:
+    state = laptop.folder / "state"
+    script = f"mkdir -p {state}/deep && echo one > {state}/deep/a && ln -s a {state}/deep/l && chmod 750 {state}/deep"
+    shell = ["sh", "-c", script]
+    assert laptop.start("--state", str(state), command=shell).wait(30) == 0, laptop.stderr()
+    for each in (state / "deep" / "a", state / "deep" / "l"):
+        each.unlink()
+    (state / "deep").rmdir()
+    (state / ".savepoint" / "marker.json").unlink()
+    look = ["sh", "-c", f"cat {state}/deep/l && stat -c %a {state}/deep"]
+    assert laptop.start("--state", str(state), command=look).wait(30) == 0, laptop.stderr()
+    assert (state / "deep" / "l").readlink() == Path("a")
+    assert (state / "deep" / "a").read_text() == "one\n"
+    assert (state / "deep").stat().st_mode & 0o777 == 0o750
+
+
+def test_files_of_a_user_are_not_overwritten(laptop: Laptop) -> None:
+    state = laptop.folder / "state"
+    assert laptop.start("--state", str(state), command=["sh", "-c", f"echo one > {state}/a"]).wait(30) == 0
+    (state / ".savepoint" / "marker.json").unlink()
+    (state / "a").write_text("the user's own")
+    assert laptop.start("--state", str(state), command=["true"]).wait(30) == 1
+    assert "TargetNotEmpty" in laptop.stderr()
+    assert (state / "a").read_text() == "the user's own"
