@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from savepoint.errors import IntegrityError
+from savepoint.repository.buffer import working_memory
 from savepoint.repository.chunk import MAX_CHUNK_BYTES, OVERHEAD_BYTES, ChunkRef
 from savepoint.repository.keys import AgentKey
 from savepoint.repository.pack import ChunkOpener
@@ -43,8 +44,8 @@ class Run(Generic[For]):
 
 class _Buffers:
     def __init__(self, key: AgentKey) -> None:
-        self.sealed = memoryview(bytearray(RUN_BYTES + MAX_CHUNK_BYTES + OVERHEAD_BYTES))
-        self.plain = memoryview(bytearray(MAX_CHUNK_BYTES))
+        self.sealed = working_memory(RUN_BYTES + MAX_CHUNK_BYTES + OVERHEAD_BYTES)
+        self.plain = working_memory(MAX_CHUNK_BYTES)
         self.opener = ChunkOpener(key)
 
 

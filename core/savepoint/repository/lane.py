@@ -7,6 +7,7 @@ time. Which lane stores what, and what becomes of the references, is for ``write
 from collections.abc import Callable
 
 from savepoint.errors import StateUnstable
+from savepoint.repository.buffer import working_memory
 from savepoint.repository.chunk import MAX_CHUNK_BYTES, ChunkRef, chunk_id
 from savepoint.repository.compress import Compressor
 from savepoint.repository.content import Source
@@ -23,8 +24,8 @@ class Lane:
 
     def __init__(self, writer: BlobWriter, key: AgentKey, index: ChunkIndex, new_name: Callable[[], str]) -> None:
         self._writer, self._key, self._index, self._new_name = writer, key, index, new_name
-        self._plain = memoryview(bytearray(1 + MAX_CHUNK_BYTES))
-        self._packed = memoryview(bytearray(1 + MAX_CHUNK_BYTES))
+        self._plain = working_memory(1 + MAX_CHUNK_BYTES)
+        self._packed = working_memory(1 + MAX_CHUNK_BYTES)
         self._plain[0], self._packed[0] = RAW, ZSTD
         self._compressor = Compressor()
         self._pack = PackWriter()

@@ -4,6 +4,7 @@ It neither stores nor fetches packs, and does not decide which chunk goes where.
 """
 
 from savepoint.errors import IntegrityError
+from savepoint.repository.buffer import working_memory
 from savepoint.repository.chunk import MAX_PACK_BYTES, OVERHEAD_BYTES, PACK_HEADER, ChunkRef, chunk_id
 from savepoint.repository.compress import Decompressor
 from savepoint.repository.keys import AgentKey
@@ -17,7 +18,7 @@ class PackWriter:
     """One buffer, reused for pack after pack; not thread-safe."""
 
     def __init__(self, capacity: int = MAX_PACK_BYTES) -> None:
-        self._buffer = bytearray(capacity)
+        self._buffer = working_memory(capacity)
         self._seal: Seal | None = None
         self._filled = 0
         self.name = ""
@@ -46,14 +47,13 @@ class PackWriter:
         """Seal codec byte and payload (``plain``) of a chunk of ``length`` bytes."""
         assert self._seal is not None
         offset, stored = self._filled, len(plain) + TAG_BYTES
-        with memoryview(self._buffer) as whole:
-            self._seal.seal_into(nonce(offset), plain, identity, whole[offset : offset + stored])
+        self._seal.seal_into(nonce(offset), plain, identity, self._buffer[offset : offset + stored])
         self._filled += stored
         return ChunkRef(identity, self.name, offset, stored, length)
 
     def view(self) -> memoryview:
         """The pack's bytes; valid until the next begin."""
-        return memoryview(self._buffer)[: self._filled]
+        return self._buffer[: self._filled]
 
     def drop(self) -> None:
         """Forget the pack; the buffer stays."""
