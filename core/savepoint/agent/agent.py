@@ -104,6 +104,21 @@ class Agent:
             session.state.restored.pop(known.component, None)
             session.state.tensors[known.component] = known
 
+    def handle(self, name: str, reopen: Callable[[Any], T], describe: Callable[[T], Any]) -> T:
+        """An open thing (a connection, a session, a cursor) that cannot be saved, opened again from what can.
+
+        ``reopen(descriptor)`` is called now, with what was saved or None, and its result returned; ``describe`` gives
+        the descriptor at each checkpoint: plain values, no secrets.
+        """
+        session = self._session
+        with session.lock:
+            session.check()
+            descriptor = session.state.descriptor(checked_name(name, "handle"))
+        opened = reopen(descriptor)
+        with session.lock:
+            session.state.hold(name, lambda: describe(opened))
+        return opened
+
     # -- execution --
 
     @overload

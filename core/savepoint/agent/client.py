@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 from savepoint.agent.encoding import utf8
-from savepoint.agent.errors import RestoreFailed, from_reason
+from savepoint.agent.errors import NotEncodable, RestoreFailed, from_reason
 from savepoint.contract import agent as wire
 from savepoint.errors import SavepointError, Unavailable
 
 _ANSWER_MAX_BYTES: Final = 64 << 20
 _LINE_MAX_BYTES: Final = 1 << 20
 _CALL_SECONDS: Final = 30.0
+_HOLD_MARGIN_SECONDS: Final = 0.5  # the sidecar gives up first, so that it never reads what moves again
 _SILENCE_SECONDS: Final = 4.0 * wire.KEEPALIVE_SECONDS
 
 
@@ -151,6 +153,8 @@ class Client:
         connection = _Connection(self._path, max(timeout_seconds, 0.001))
         try:
             data = None if body is None else utf8(json.dumps(body, ensure_ascii=False, separators=(",", ":")))
+            if data is not None and len(data) > wire.BODY_MAX_BYTES:
+                raise NotEncodable(f"a message of {len(data)} bytes: use fewer documents and arrays, larger ones")
             connection.request(method, path, data, {"Content-Type": "application/json"})
             response = connection.getresponse()
             answer = response.read(_ANSWER_MAX_BYTES)
@@ -179,13 +183,16 @@ class SocketLink:
         self._client = client
         self._session = session
         self._close = close
+        self.finishing = threading.Lock()  # held while it is open whether the session is over
 
     def flush(self, flush: wire.Flush, hold_seconds: float) -> None:
-        self._client.post(wire.PATH_FLUSH, self._named(flush.to_wire()), hold_seconds)
+        self._client.post(wire.PATH_FLUSH, self._named(flush.to_wire()), hold_seconds + _HOLD_MARGIN_SECONDS)
 
     def finish(self, flush: wire.Flush, timeout_seconds: float) -> str:
-        answer = self._client.post(wire.PATH_FINISH, self._named(flush.to_wire()), timeout_seconds)
-        return str(answer.get("checkpoint", ""))
+        with self.finishing:
+            answer = self._client.post(wire.PATH_FINISH, self._named(flush.to_wire()), timeout_seconds)
+            self._close()
+            return str(answer.get("checkpoint", ""))
 
     def request(self, request: wire.CheckpointRequest) -> None:
         self._client.post(wire.PATH_CHECKPOINT, self._named(request.to_wire()))

@@ -71,6 +71,7 @@ class _Attached:
         self.session = session
         self.stream: OrderStream | None = None
         self.termination = Termination(self._signalled, session.clerk)
+        self.link = SocketLink(client, self.id, self.close)
         self._closed = False
 
     def id(self) -> str:
@@ -113,8 +114,9 @@ class _Attached:
             assert self.stream is not None
             for order in self.stream:
                 self.session.receive(order)
-            if self._closed:
-                return
+            with self.link.finishing:  # the stream ends, too, when the sidecar takes the last checkpoint
+                if self._closed:
+                    return
             gone = Unavailable("the sidecar went away; the agent goes on, and no checkpoint is taken until it is back")
             log.warning("%s", gone)
             self.session.lost(gone)
@@ -199,7 +201,7 @@ def _attach(settings: Settings, schema_version: str) -> _Attached:
         log.info("%s from %s: %d steps on record", back.how.lower(), back.checkpoint, steps)
     session = Session(connected, state, required=settings.required)
     attached = _Attached(client, _again(me), connected, session)
-    session.attach(SocketLink(client, attached.id, attached.close))
+    session.attach(attached.link)
     session.keep_alive = attached
     return attached
 

@@ -24,6 +24,7 @@ from savepoint.errors import DeadlineExceeded, SavepointError, Unavailable
 
 log: Final = logging.getLogger("savepoint")
 _LATE: Final = 0.9  # of a quiesce's timeout: then we say what keeps us
+_ORDER_SECONDS: Final = 1.0  # between SIGTERM and the sidecar's own order
 _SHUTDOWN_REASON: Final = "Shutdown"
 
 
@@ -43,7 +44,9 @@ class Session:
         self.fenced: str | None = None
         self.over: SavepointError | None = None  # why nothing works any more
         self.exit: Callable[[], None] | None = None  # ends the process after a stopping flush, where we may
-        self.stopping = False
+        self.stopping = False  # SIGTERM came
+        self.ending = False  # the last flush of this process is done
+        self._asked_to_stop = False
 
     def attach(self, link: Link) -> None:
         """From here on there is a sidecar."""
@@ -133,10 +136,10 @@ class Session:
             if error is not None:
                 failure.append(error)
 
-        if self.stopping and self.gate.pending is None:
+        if self.stopping and not self.ending and self.gate.pending is None:
             self._ask_to_stop()
         served = self.gate.park(self.position.now(), flush)
-        if (served is not None and isinstance(served.order, wire.Stopping)) or self.stopping:
+        if (served is not None and isinstance(served.order, wire.Stopping)) or self.stopping or self.ending:
             self._stop()
         if failure and self.required and failure[0].reason in ("NotEncodable", "StageFull"):
             raise failure[0]
@@ -259,28 +262,33 @@ class Session:
     def _ask_to_stop(self) -> None:
         """SIGTERM came before any order: wait a moment for the order, else ask for one."""
         link = self.link
-        if link is None:
+        with self.lock:
+            first, self._asked_to_stop = not self._asked_to_stop, True
+        if link is None or not first:
             return
         request = uuid4().hex
         waiter = self.gate.expect(request)
-        until = monotonic() + 1.0
-        with self.lock:
-            while self.gate.pending is None and monotonic() < until:
-                self.lock.wait(0.05)
-        if self.gate.pending is None:
-            try:
+        try:
+            if not self._order_within(_ORDER_SECONDS, waiter):
                 link.request(wire.CheckpointRequest("", request, _SHUTDOWN_REASON))
-                with self.lock:
-                    while self.gate.pending is None and not waiter.done and monotonic() < until + 5.0:
-                        self.lock.wait(0.05)
-            except SavepointError as error:
-                log.warning("no checkpoint before the end: %s", error)
-        self.gate.forget(request)
+                self._order_within(5 * _ORDER_SECONDS, waiter)
+        except SavepointError as error:
+            log.warning("no checkpoint before the end: %s", error)
+        finally:
+            self.gate.forget(request)
+
+    def _order_within(self, seconds: float, waiter: Waiter) -> bool:
+        """Whether an order, or a refusal of the one asked for, comes in time."""
+        with self.lock:
+            return self.lock.wait_for(lambda: self.gate.pending is not None or waiter.done, seconds)
 
     def _stop(self) -> None:
+        """After the last flush: every thread that comes to a safe point ends, where ending is ours."""
         if self.exit is not None:
+            self.ending = True
+            self.gate.alarm()
             self.exit()
-        self.stopping = False
+        self.stopping = self._asked_to_stop = False
         self.gate.calm()
 
 

@@ -5,7 +5,7 @@ the journal first and into memory second.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +18,16 @@ from savepoint.agent.scope import Scope, StepRecord
 from savepoint.agent.stage import Stage, translated
 from savepoint.agent.tensors import TensorSet
 from savepoint.contract import agent as wire
-from savepoint.errors import FormatTooNew, StateUnstable
+from savepoint.errors import FormatTooNew, SavepointError, StateUnstable
 
 VERSION: Final = 1  # of the execution and effects components
 Document = dict[str, Any] | list[Any] | bytearray
-_OWN: Final = (wire.COMPONENT_DOCUMENTS, wire.COMPONENT_EXECUTION, wire.COMPONENT_EFFECTS)
+_KINDS: Final[dict[str, wire.Kind]] = {
+    wire.COMPONENT_DOCUMENTS: "Memory",
+    wire.COMPONENT_HANDLES: "Tools",
+    wire.COMPONENT_EXECUTION: "Execution",
+    wire.COMPONENT_EFFECTS: "Tools",
+}
 
 
 @dataclass
@@ -58,7 +63,9 @@ class State:
         self.documents: dict[str, Document] = {}
         self.tensors: dict[str, TensorSet] = {}
         self.restored: dict[str, wire.Component] = {}  # tensors and foreign components nobody asked for yet
+        self.handles: dict[str, Callable[[], Any]] = {}  # give the descriptor as it is now
         self._texts: dict[str, _Value] = {}  # documents nobody asked for yet
+        self._descriptors: dict[str, _Value] = {}  # the same of handles
         self._held: dict[str, _Held] = {}
 
     # -- coming back --
@@ -69,9 +76,9 @@ class State:
         for component in components:
             match component.name:
                 case wire.COMPONENT_DOCUMENTS:
-                    self._texts = {
-                        entry.name: _Value(entry.name, entry.encoding, self._read(entry)) for entry in component.entries
-                    }
+                    self._texts = self._values(component)
+                case wire.COMPONENT_HANDLES:
+                    self._descriptors = self._values(component)
                 case wire.COMPONENT_EXECUTION:
                     plain = self._versioned(component)
                     number = int(plain.get("journal", 0))
@@ -104,6 +111,16 @@ class State:
         self.documents[name] = known
         self._texts.pop(name, None)
         return known
+
+    def descriptor(self, name: str) -> Any:
+        """What was saved of a handle; None if nothing was."""
+        saved = self._descriptors.get(name)
+        return None if saved is None else decode(saved.data, f"handle {name!r}")
+
+    def hold(self, name: str, describe: Callable[[], Any]) -> None:
+        """From here on the handle is described at each cut."""
+        self.handles[name] = describe
+        self._descriptors.pop(name, None)
 
     # -- between two cuts --
 
@@ -145,24 +162,18 @@ class State:
     def _capture(self, transaction: str) -> tuple[wire.Component, ...]:
         large = [tensors.flush(transaction) for tensors in self.tensors.values()]
         large += [self._carried(component) for component in self.restored.values()]
-        values: dict[str, list[_Value]] = {wire.COMPONENT_DOCUMENTS: list(self._texts.values())}
-        try:
-            for name, document in self.documents.items():
-                if isinstance(document, bytearray):
-                    values[wire.COMPONENT_DOCUMENTS].append(_Value(name, "bytes", bytes(document)))
-                else:
-                    values[wire.COMPONENT_DOCUMENTS].append(_Value(name, "json", utf8(encode(document, name))))
-        except RuntimeError as error:  # a container that another thread changed while it was read
-            raise StateUnstable(
-                f"document {name!r} changed while it was read: change documents inside agent.critical() in threads "
-                f"that run no loop"
-            ) from error
+        values = {wire.COMPONENT_DOCUMENTS: self._documents()}
+        handles = [
+            _Value(name, "json", utf8(encode(describe(), f"handle {name!r}")))
+            for name, describe in self.handles.items()
+        ]
+        if handles or self._descriptors:
+            values[wire.COMPONENT_HANDLES] = sorted([*handles, *self._descriptors.values()], key=_name)
         journal = self.journal.rotate()
         values[wire.COMPONENT_EXECUTION] = [
             _plain("execution", {"version": VERSION, "journal": journal, "scopes": self.root.to_plain()})
         ]
         values[wire.COMPONENT_EFFECTS] = [_plain("ledger", {"version": VERSION, "effects": self.ledger.to_plain()})]
-        values[wire.COMPONENT_DOCUMENTS].sort(key=lambda value: value.name)
         small, folder = self._placed(values)
         self._held[transaction] = _Held(journal, folder)
         return (*small, *large)
@@ -186,6 +197,24 @@ class State:
             tensors.release(None)
 
     # -- inside --
+
+    def _documents(self) -> list[_Value]:
+        values = list(self._texts.values())
+        try:
+            for name, document in self.documents.items():
+                if isinstance(document, bytearray):
+                    values.append(_Value(name, "bytes", bytes(document)))
+                else:
+                    values.append(_Value(name, "json", utf8(encode(document, name))))
+        except RuntimeError as error:  # a container that another thread changed while it was read
+            raise StateUnstable(
+                f"document {name!r} changed while it was read: change documents inside agent.critical() in threads "
+                f"that run no loop"
+            ) from error
+        return sorted(values, key=_name)
+
+    def _values(self, component: wire.Component) -> dict[str, _Value]:
+        return {entry.name: _Value(entry.name, entry.encoding, self._read(entry)) for entry in component.entries}
 
     def _know(self, effect: Effect) -> None:
         self.ledger.put(effect)
@@ -259,7 +288,6 @@ class State:
                 room -= value.inline_bytes
         folder: Path | None = None
         components = []
-        kinds: dict[str, wire.Kind] = dict(zip(_OWN, ("Memory", "Execution", "Tools"), strict=True))
         for name, group in values.items():
             entries = []
             for value in group:
@@ -270,14 +298,22 @@ class State:
                     raise StateUnstable("there is no stage for large documents")
                 folder = folder or self.stage.folder("flush")
                 path = folder / f"{name}-{len(entries)}"
-                self.stage.write(path, (value.data,))
+                try:
+                    self.stage.write(path, (value.data,))
+                except SavepointError:
+                    self.stage.remove(folder)
+                    raise
                 entries.append(wire.Entry(value.name, value.encoding, len(value.data), path=self.stage.relative(path)))
-            components.append(wire.Component(name, kinds[name], tuple(entries)))
+            components.append(wire.Component(name, _KINDS[name], tuple(entries)))
         return components, folder
 
 
 def _plain(name: str, value: Mapping[str, Any]) -> _Value:
     return _Value(name, "json", utf8(json.dumps(value, ensure_ascii=False, separators=(",", ":"))))
+
+
+def _name(value: _Value) -> str:
+    return value.name
 
 
 def _is_ours(entry: wire.Entry) -> bool:

@@ -27,6 +27,7 @@ class Termination:
         self._previous: Any = None
         self._installed = False
         self._signalled = False
+        self._left = False  # the main thread is on its way out
 
     def install(self) -> bool:
         """Take SIGTERM, if this is the main thread and Python holds the signal. Tells whether exit() may end it."""
@@ -54,7 +55,9 @@ class Termination:
 
     def exit(self) -> None:
         """End the process: here, or in the main thread if that is another one."""
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
+            self._left = True
+        elif not self._left:
             self._signalled = True
             self._kick()
         raise SystemExit(EXIT_CODE)
@@ -65,6 +68,7 @@ class Termination:
             self._previous(number, frame)
             return
         if self._signalled:
+            self._left = True
             raise SystemExit(EXIT_CODE)
         self._signalled = True
         self._alarm()
@@ -73,5 +77,5 @@ class Termination:
     def _kick(self) -> None:
         """Raise SystemExit in the main thread, out of whatever call it waits in."""
         main = threading.main_thread().ident
-        if self._installed and main is not None:
+        if self._installed and not self._left and main is not None:
             signal.pthread_kill(main, signal.SIGTERM)

@@ -108,6 +108,33 @@ def test_an_unsavable_document_fails_the_checkpoint_and_names_the_place(
     assert agent.checkpoint() == "agent-1"
 
 
+# -- handles --
+
+
+def test_a_handle_is_opened_again_from_its_descriptor(life: testing.Simulation) -> None:
+    opened: list[Any] = []
+
+    def reopen(descriptor: Any) -> dict[str, Any]:
+        opened.append(descriptor)
+        return {"cursor": descriptor["cursor"] if descriptor else 0}
+
+    def describe(cursor: dict[str, Any]) -> dict[str, Any]:
+        return {"cursor": cursor["cursor"]}
+
+    life.start().handle("search", reopen, describe)["cursor"] = 7
+    agent = life.start()
+    agent.handle("search", reopen, describe)["cursor"] = 7
+    agent.checkpoint()
+    life.crash(lose_stage=True)
+    life.start().checkpoint()  # a program that does not ask for it keeps it
+    agent = life.start()
+    assert agent.handle("search", reopen, describe) == {"cursor": 7}
+    assert opened == [None, None, {"cursor": 7}]
+    agent.handle("bad", lambda _: 1, lambda _: object())
+    with pytest.raises(savepoint.NotEncodable, match="handle 'bad'"):
+        agent.checkpoint()
+
+
 # -- loops --
 
 

@@ -478,6 +478,27 @@ def test_a_worker_thread_that_flushes_ends_the_process_too(sidecar: FakeSidecar)
     assert len(sidecar.flushes) == 1
 
 
+def test_sigterm_ends_every_thread_that_comes_to_a_safe_point(sidecar: FakeSidecar) -> None:
+    process = spawn("""if True:
+        import itertools, savepoint, threading, time
+        agent = savepoint.connect()
+        def work(name):
+            for _ in agent.loop(name, itertools.count()):
+                time.sleep(0.01)
+        for name in "ab":
+            threading.Thread(target=work, args=(name,)).start()
+        print(1, flush=True)
+        work("main")
+    """)
+    assert process.stdout is not None
+    process.stdout.readline()
+    sidecar.stopping()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (143, "")
+    assert len(sidecar.flushes) == 1
+
+
 def test_killed_in_the_middle_it_goes_on_where_it_was(sidecar: FakeSidecar, tmp_path: Path) -> None:
     """A real process, killed with SIGKILL again and again."""
     made = tmp_path / "made"
