@@ -79,6 +79,7 @@ BAD = [
     (restore("Reset", agent="A"), f"spec.source.agent {DNS}"),
     (policy(containerName="A"), "spec.containerName must be the name"),
     (policy(storeName="a/b"), "spec.storeName must be the name"),
+    (policy(state={"volumes": ["A"]}), "spec.state.volumes[] must be names"),
     (path("workspace"), "spec.state.paths[].mountPath must be absolute"),
     (path("/workspace/"), "spec.state.paths[].mountPath must be absolute and must not end"),
     (path("/a//b"), "spec.state.paths[].mountPath must not hold empty"),

@@ -70,6 +70,7 @@ class AdmissionPolicy:
     created: str = ""  # RFC 3339, as the API server writes it: sorts by time
     selector: LabelSelector = LabelSelector()
     container_name: str | None = None
+    state_volumes: tuple[str, ...] | None = None  # None: every writable one
     state_paths: tuple[StatePath, ...] = ()
     stage_size_limit: str | int | None = None
     stage_medium: str = ""  # as emptyDir.medium
@@ -80,16 +81,14 @@ class AdmissionPolicy:
     def parse(cls, raw: Mapping[str, Any]) -> "AdmissionPolicy":
         """From an AgentCheckpointPolicy as the API server has validated it."""
         metadata, spec = raw["metadata"], raw.get("spec") or {}
-        stage, injection = spec.get("stage") or {}, spec.get("injection") or {}
+        stage, injection, state = (spec.get(name) or {} for name in ("stage", "injection", "state"))
         return cls(
             name=metadata["name"],
             created=metadata.get("creationTimestamp") or "",
             selector=LabelSelector.parse(spec.get("selector") or {}),
             container_name=spec.get("containerName"),
-            state_paths=tuple(
-                StatePath(item["mountPath"], item.get("sizeLimit"))
-                for item in (spec.get("state") or {}).get("paths") or ()
-            ),
+            state_volumes=tuple(state["volumes"]) if "volumes" in state else None,
+            state_paths=tuple(StatePath(item["mountPath"], item.get("sizeLimit")) for item in state.get("paths") or ()),
             stage_size_limit=stage.get("sizeLimit"),
             stage_medium=_MEDIA.get(stage.get("medium", "Disk"), ""),
             resources=injection.get("resources"),

@@ -1,15 +1,15 @@
 """Which folders of the agent's container are state, and how the injected containers see them. Pure.
 
-Every writable volume of the agent's container is a root, and so is every path that annotation or policy names; a path
-that is no volume gets an emptyDir. ReadWriteMany claims cannot be told apart here: the operator leaves them out when
-it grants.
+Every writable volume of the agent's container is a root, or those that the policy names, and so is every path that
+annotation or policy names; a path that is no volume gets an emptyDir. A pod does not say how many may write a claim, so
+ReadWriteMany ones cannot be told apart here.
 """
 
 import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -77,7 +77,7 @@ def find_state(pod: Mapping[str, Any], container: Mapping[str, Any], policy: Adm
     if isinstance(paths, Refusal):
         return paths
     warnings: list[str] = []
-    roots = list(_volume_roots(pod, container, warnings))
+    roots = _volume_roots(pod, container, policy, warnings)
     mounts = {_normal(item["mountPath"]): item["name"] for item in container.get("volumeMounts") or ()}
     added: list[tuple[Root, StatePath]] = []
     for path in paths:
@@ -96,10 +96,15 @@ def find_state(pod: Mapping[str, Any], container: Mapping[str, Any], policy: Adm
     return State(tuple(sorted(every, key=lambda root: root.mount_path)), tuple(added), tuple(warnings))
 
 
-def _volume_roots(pod: Mapping[str, Any], container: Mapping[str, Any], warnings: list[str]) -> Iterator[Root]:
+def _volume_roots(
+    pod: Mapping[str, Any], container: Mapping[str, Any], policy: AdmissionPolicy, warnings: list[str]
+) -> list[Root]:
+    named = policy.state_volumes
     volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes") or ()}
     candidates: list[Root] = []
     for mount in container.get("volumeMounts") or ():
+        if named is not None and mount["name"] not in named:
+            continue
         where, volume = _normal(mount["mountPath"]), volumes.get(mount["name"])
         if volume is None or mount.get("readOnly") or _within(where, ("/dev",)):
             continue  # below /dev: shared memory of processes that will be gone
@@ -109,7 +114,13 @@ def _volume_roots(pod: Mapping[str, Any], container: Mapping[str, Any], warnings
             warnings.append(f"{where} (volume {mount['name']!r}) is not protected: {why_not}")
         elif kind in _PERSISTENT and not (volume[kind] or {}).get("readOnly"):
             candidates.append(Root(where, mount["name"], _PERSISTENT[kind], mount.get("subPath") or ""))
-    yield from _outermost(candidates)
+    mounted = {mount["name"] for mount in container.get("volumeMounts") or ()}
+    warnings += [
+        f"policy {policy.name!r} names volume {name!r} as state, but container {container['name']!r} does not mount it"
+        for name in named or ()
+        if name not in mounted
+    ]
+    return _outermost(candidates)
 
 
 def _why_not(kind: str, volume: Mapping[str, Any], mount: Mapping[str, Any]) -> str:

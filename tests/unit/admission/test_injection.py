@@ -171,6 +171,11 @@ def test_a_policys_path_gets_a_volume_of_its_size() -> None:
     ]
 
 
+def test_paths_and_uids_that_cannot_be_are_refused() -> None:
+    assert refused(pod(annotations={names.ANNOTATION_STATE: "workspace"})).reason == "StatePathInvalid"
+    assert refused(pod(), level="restricted").reason == "RunAsUserRequired"
+
+
 # -- tolerations and annotations ----------------------------------------------------------------------------------
 
 

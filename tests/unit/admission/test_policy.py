@@ -49,7 +49,7 @@ def test_a_policy_is_read_whole_and_with_nothing_set() -> None:
         "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {
             "containerName": "agent",
-            "state": {"paths": [{"mountPath": "/w", "sizeLimit": "1Gi"}, {"mountPath": "/x"}]},
+            "state": {"volumes": ["v"], "paths": [{"mountPath": "/w", "sizeLimit": "1Gi"}, {"mountPath": "/x"}]},
             "stage": {"sizeLimit": 5, "medium": "Memory"},
             "injection": {"resources": {"limits": {"memory": "1Gi"}}, "runAsUser": 7},
         },
@@ -58,6 +58,7 @@ def test_a_policy_is_read_whole_and_with_nothing_set() -> None:
         "p",
         created="2026-01-01T00:00:00Z",
         container_name="agent",
+        state_volumes=("v",),
         state_paths=(StatePath("/w", "1Gi"), StatePath("/x")),
         stage_size_limit=5,
         stage_medium="Memory",

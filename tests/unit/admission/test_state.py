@@ -83,6 +83,17 @@ def test_what_looks_like_state_but_is_not_is_named(volume: dict[str, Any], mount
     assert "/v" in warning
 
 
+def test_a_policy_may_name_the_volumes_that_are_state() -> None:
+    given = pod(
+        container=mounted(work="/workspace", shared="/shared"),
+        volumes=[{"name": "work", "emptyDir": {}}, {"name": "shared", "persistentVolumeClaim": {"claimName": "c"}}],
+    )
+    found = state(given, AdmissionPolicy("p", state_volumes=("work", "gone")))
+    assert paths(found) == ["/workspace"]
+    assert found.warnings == ("policy 'p' names volume 'gone' as state, but container 'agent' does not mount it",)
+    assert paths(state(given, AdmissionPolicy("p", state_volumes=()))) == []
+
+
 def test_a_sub_path_is_honoured() -> None:
     given = pod(
         container={"volumeMounts": [{"name": "v", "mountPath": "/v/", "subPath": "a/b"}]},
