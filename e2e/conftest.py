@@ -9,7 +9,7 @@ import pytest
 
 from e2e.cluster.nodes import NodeController
 from e2e.cluster.paths import default_paths
-from e2e.kube import Kubectl
+from e2e.kube import Kubectl, until
 
 
 @pytest.fixture(scope="session")
@@ -41,5 +41,8 @@ def namespace(kubectl: Kubectl) -> Iterator[Kubectl]:
     name = f"test-{uuid.uuid4().hex[:8]}"
     kubectl("create", "namespace", name)
     kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    yield kubectl.within(name)
+    here = kubectl.within(name)
+    # Controllers make it, and after a restart they first wait for their lease to run out.
+    until("default service account", lambda: here.maybe("serviceaccount", "default"), seconds=60)
+    yield here
     kubectl("delete", "namespace", name, "--wait=false")

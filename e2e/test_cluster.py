@@ -215,6 +215,17 @@ def test_frozen_worker_is_noticed_and_thaws(nodes: NodeController) -> None:
 
 
 @pytest.mark.timeout(300)
+def test_control_plane_without_power_comes_back(namespace: Kubectl, nodes: NodeController) -> None:
+    server = running(namespace, "server")["metadata"]["uid"]
+    nodes.kill(nodes.control_plane)
+    with pytest.raises(CommandFailed):
+        namespace("get", "nodes", "--request-timeout=3s")
+    nodes.start(nodes.control_plane)
+    nodes.wait_ready(nodes.control_plane, seconds=90)
+    assert namespace.get("pod", "server")["metadata"]["uid"] == server
+
+
+@pytest.mark.timeout(300)
 def test_worker_with_its_cable_pulled_runs_on_alone(namespace: Kubectl, nodes: NodeController) -> None:
     worker = nodes.workers()[0]
     running(namespace, "loner", node=worker)

@@ -23,7 +23,7 @@ from e2e.cluster.command import ClusterError, run
 from e2e.cluster.paths import Paths
 from e2e.cluster.process import alive, terminate
 
-PACKAGES = ("docker.io", "iptables", "iproute2", "nftables")
+PACKAGES = ("docker.io", "iptables", "iproute2")
 CGROUP = "savepoint-engine"
 START_SECONDS = 60.0
 CAP_SYS_RESOURCE = 24

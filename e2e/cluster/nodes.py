@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from e2e.cluster.command import ClusterError, run
 from e2e.cluster.engine import Engine, current
-from e2e.cluster.kind import NAME, kubectl
+from e2e.cluster.kind import NAME, kubectl, wait
 from e2e.cluster.paths import Paths, default_paths
 
 _TABLE = "savepoint_cut"
@@ -169,10 +169,28 @@ class NodeController:
         return self.kubectl("get", "node", node, "-o", f"jsonpath={template}") == "True"
 
     def wait_ready(self, node: str, seconds: float = 120) -> None:
-        self._wait(node, ready=True, seconds=seconds)
+        """Wait until the node is Ready and has said so anew: the API server believes an old word for some seconds."""
+        deadline = time.monotonic() + seconds
+        old = ""
+        while True:
+            try:
+                old = old or self._renewed(node)
+                if self.ready(node) and self._renewed(node) != old:
+                    return
+            except ClusterError:
+                if time.monotonic() > deadline:
+                    raise  # the API server itself does not answer
+            if time.monotonic() > deadline:
+                raise ClusterError(f"node {node} is not Ready after {seconds:.0f} s")
+            time.sleep(0.3)
 
     def wait_not_ready(self, node: str, seconds: float = 120) -> None:
-        self._wait(node, ready=False, seconds=seconds)
+        """Wait until the cluster has noticed that the node is gone."""
+        deadline = time.monotonic() + seconds
+        while self.ready(node):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"node {node} is still Ready after {seconds:.0f} s")
+            time.sleep(0.3)
 
     def heal(self, seconds: float = 120) -> None:
         """Undo every fault on every node and wait until all are Ready, for so many seconds each."""
@@ -187,19 +205,11 @@ class NodeController:
         for node in self.names():
             self.wait_ready(node, seconds)
             self.kubectl("uncordon", node)
+        wait(self.paths)
 
-    def _wait(self, node: str, *, ready: bool, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if self.ready(node) is ready:
-                    return
-            except ClusterError:
-                if time.monotonic() > deadline:
-                    raise  # the API server itself does not answer
-            if time.monotonic() > deadline:
-                raise ClusterError(f"node {node} is not {'Ready' if ready else 'NotReady'} after {seconds:.0f} s")
-            time.sleep(0.5)
+    def _renewed(self, node: str) -> str:
+        """When the node's kubelet last renewed its lease."""
+        return self.kubectl("-n", "kube-node-lease", "get", "lease", node, "-o", "jsonpath={.spec.renewTime}")
 
     def _cable(self, node: str) -> str:
         """The end of the node's network link that lies on the machine's side."""
