@@ -168,20 +168,23 @@ class NodeController:
         template = '{.status.conditions[?(@.type=="Ready")].status}'
         return self.kubectl("get", "node", node, "-o", f"jsonpath={template}") == "True"
 
-    def wait_ready(self, node: str, seconds: float = 120) -> None:
-        """Wait until the node is Ready and has said so anew: the API server believes an old word for some seconds."""
+    def wait_ready(self, *nodes: str, seconds: float = 120) -> None:
+        """Wait until the nodes are Ready and have said so anew: an old word is believed for some seconds."""
         deadline = time.monotonic() + seconds
-        old = ""
+        old: dict[str, str] = {}
+        missing = set(nodes)
         while True:
             try:
-                old = old or self._renewed(node)
-                if self.ready(node) and self._renewed(node) != old:
-                    return
+                old = old or self._leases()
+                now = self._leases()
+                missing = {node for node in nodes if now.get(node, "") == old.get(node, "") or not self.ready(node)}
             except ClusterError:
                 if time.monotonic() > deadline:
                     raise  # the API server itself does not answer
+            if not missing:
+                return
             if time.monotonic() > deadline:
-                raise ClusterError(f"node {node} is not Ready after {seconds:.0f} s")
+                raise ClusterError(f"not Ready after {seconds:.0f} s: {', '.join(sorted(missing))}")
             time.sleep(0.3)
 
     def wait_not_ready(self, node: str, seconds: float = 120) -> None:
@@ -193,7 +196,7 @@ class NodeController:
             time.sleep(0.3)
 
     def heal(self, seconds: float = 120) -> None:
-        """Undo every fault on every node and wait until all are Ready, for so many seconds each."""
+        """Undo every fault on every node and wait until all are Ready, for so many seconds."""
         for node in self.names():
             if self.state(node) == "paused":
                 self.thaw(node)
@@ -202,14 +205,15 @@ class NodeController:
             self.reconnect(node)
             self.unblock(node)
             self.start_kubelet(node)
-        for node in self.names():
-            self.wait_ready(node, seconds)
-            self.kubectl("uncordon", node)
+        self.wait_ready(*self.names(), seconds=seconds)
+        self.kubectl("uncordon", *self.names())
         wait(self.paths)
 
-    def _renewed(self, node: str) -> str:
-        """When the node's kubelet last renewed its lease."""
-        return self.kubectl("-n", "kube-node-lease", "get", "lease", node, "-o", "jsonpath={.spec.renewTime}")
+    def _leases(self) -> dict[str, str]:
+        """When each node's kubelet last renewed its lease."""
+        template = '{range .items[*]}{.metadata.name} {.spec.renewTime}{"\\n"}{end}'
+        listed = self.kubectl("-n", "kube-node-lease", "get", "leases", "-o", f"jsonpath={template}")
+        return dict(line.split() for line in listed.splitlines())
 
     def _cable(self, node: str) -> str:
         """The end of the node's network link that lies on the machine's side."""
