@@ -1,0 +1,92 @@
+"""Pause, bytes and memory of real checkpoints of 256 MiB with 1 % changed, in laptop mode: `python -m bench.checkpoint`.
+
+An agent of its own keeps weights and optimizer state, changes one of a hundred contiguous ranges of rows between two
+checkpoints, and times each of its safe points: the longest is the pause as the agent sees it. The supervisor is the
+sidecar's code; its memory is read from /proc at rest and at its peak. Prints one line a figure, with the goal.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROUNDS = 8
+MEBIBYTES = 256
+AGENT = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+import savepoint
+from state import Network
+agent = savepoint.connect()
+network = Network.fresh(int(sys.argv[2]))
+agent.tensors("weights", lambda: {"weights": network.weights}, lambda arrays: None, kind="ModelWeights")
+agent.tensors("optimizer", lambda: {"momentum": network.momentum}, lambda arrays: None, kind="OptimizerState")
+memory = agent.document("memory", default={"turn": 0})
+pauses = []
+while len(pauses) < int(sys.argv[3]):
+    began = time.perf_counter()
+    agent.safe_point()
+    took = time.perf_counter() - began
+    if took > 0.002:
+        pauses.append(took)
+        memory["turn"] += 1
+        network.train(memory["turn"], 1)
+    time.sleep(0.001)
+print(json.dumps(pauses), flush=True)
+time.sleep(6)
+"""
+
+
+def main() -> int:
+    """0 when every goal is met."""
+    with tempfile.TemporaryDirectory(prefix="savepoint-bench-") as folder:
+        room = Path(folder)
+        script = room / "agent.py"
+        script.write_text(AGENT)
+        environment = {**os.environ, "XDG_CONFIG_HOME": str(room / "config"), "OPENBLAS_NUM_THREADS": "1"}
+        tool = str(Path(sys.executable).with_name("savepoint"))
+        command = [tool, "run", "--store", str(room / "store"), "--interval", "3", "--", sys.executable, str(script)]
+        command += [str(Path(__file__).resolve().parent.parent / "e2e" / "agents" / "researcher")]
+        command += [str(MEBIBYTES), str(ROUNDS)]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            print(f"bench: the agent ended early with {process.wait()}")
+            return 1
+        pauses = [1000 * pause for pause in json.loads(line)]
+        time.sleep(2)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peak, now = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) / 1024 for name in ("VmHWM", "VmRSS"))  # type: ignore[index]
+        process.wait(60)
+        log = subprocess.run(
+            [tool, "log", str(room / "store")], env=environment, capture_output=True, text=True, check=True
+        )
+    uploads = [_bytes(line.split()[-1]) for line in log.stdout.splitlines() if " checkpoint " in line]
+    increments = [upload for upload in uploads[1:] if upload]
+    share = 100 * max(increments) / (MEBIBYTES << 20)
+    figures = (
+        ("pause seen by the agent, longest", max(pauses[1:]), "ms", 100.0),
+        ("uploaded with 1 % changed, most", share, "% of the state", 2.0),
+        ("memory of the sidecar's code between checkpoints", now, "MiB", 192.0),
+        ("memory of the sidecar's code, peak", peak, "MiB", 192.0),
+    )
+    print(
+        f"first checkpoint's pause {pauses[0]:.1f} ms; the others {', '.join(f'{pause:.1f}' for pause in pauses[1:])}"
+    )
+    for name, value, unit, goal in figures:
+        print(f"{name}: {value:.2f} {unit} (goal: at most {goal:g})")
+    return int(any(value > goal for _, value, _, goal in figures))
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+)(|Ki|Mi|Gi)", text)
+    return int(found[1]) * {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}[found[2]] if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
