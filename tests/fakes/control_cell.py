@@ -19,6 +19,7 @@ from savepoint.contract.control import (
     ObjectName,
     Offer,
     Timing,
+    Wait,
     Welcome,
     decode,
     encode,
@@ -67,6 +68,13 @@ class Pod:
     async def ask(self, message: FromPod, kind: type[T]) -> T:
         await self.send(message)
         return await self.expect(kind)
+
+    async def granted(self) -> Welcome:
+        """Wait for the grant, however long it is said to wait."""
+        while isinstance(message := await self.receive(), Wait):
+            pass
+        assert isinstance(message, Grant), message
+        return message.welcome
 
     async def closed(self) -> int:
         """The close code, once the connection has ended."""

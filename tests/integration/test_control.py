@@ -1,15 +1,19 @@
 """The control port over TLS with real S3 servers: what a pod stores by presigned URLs is committed and restored."""
 
 import asyncio
+import gc
+import json
 import os
 import secrets
 import ssl
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -39,6 +43,7 @@ from savepoint.repository.keys import AgentKey as RepositoryKey
 from savepoint.repository.keys import MasterKey
 from savepoint.repository.manifest import open_manifest
 from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.tree import TreeFile
 from savepoint.repository.writer import CheckpointWriter
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
@@ -50,6 +55,10 @@ from savepoint_operator.model.views import AgentKey
 from savepoint_sidecar.authority import Blobs
 from savepoint_sidecar.channel import Dialer
 from savepoint_sidecar.control import ControlClient
+from savepoint_sidecar.failpoint import Failpoints
+from savepoint_sidecar.init import restore
+from savepoint_sidecar.roots import Root
+from savepoint_sidecar.settings import Settings
 
 from tests.fakes.control_cell import Pod, attempt, until
 from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
@@ -144,6 +153,7 @@ class Site:
             dialer,
             pod_uid=uid,
             node="n1",
+            version="0.1.0",
             monotonic=time.monotonic,
             random_bytes=os.urandom,
             jitter=lambda: 0.0,
@@ -193,9 +203,26 @@ async def site(s3_server: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
 
 def _checkpoint(store: Blobs, welcome: Welcome, number: int = 1, random_bytes: Random = os.urandom) -> Offer:
     """What a sidecar does between the order and the offer. Blocking."""
-    key = RepositoryKey(bytes.fromhex(welcome.key))
-    writer = CheckpointWriter(store, store, key, welcome.epoch, None, random_bytes=random_bytes)
+    writer = _writer(store, welcome, random_bytes)
     writer.add_blob("notes", "Memory", MemorySource(CONTENT))
+    return _finish(writer, welcome, number)
+
+
+def _tree(store: Blobs, welcome: Welcome, random_bytes: Random) -> Offer:
+    """The same, of one file in the state folder."""
+    writer = _writer(store, welcome, random_bytes)
+    content = writer.store_bytes(CONTENT, "Files")
+    component = Root("workspace", "/workspace", Path()).component
+    writer.add_tree(component, "Files", [TreeFile("notes.bin", 0o644, 0, content)])
+    return _finish(writer, welcome, 1)
+
+
+def _writer(store: Blobs, welcome: Welcome, random_bytes: Random) -> CheckpointWriter:
+    key = RepositoryKey(bytes.fromhex(welcome.key))
+    return CheckpointWriter(store, store, key, welcome.epoch, None, random_bytes=random_bytes)
+
+
+def _finish(writer: CheckpointWriter, welcome: Welcome, number: int) -> Offer:
     made = writer.finish(
         namespace=welcome.namespace,
         agent=welcome.agent,
@@ -386,3 +413,52 @@ async def test_the_client_of_a_superseded_pod_is_stopped(site: Site) -> None:
         await asyncio.wait_for(client.welcome(), 30)
     await client.close()
     assert caught.value.code == "Fenced"
+
+
+async def test_the_init_container_itself_starts_fresh_restores_and_is_refused(site: Site, tmp_path: Path) -> None:
+    async def start(uid: str) -> tuple[int, dict[str, Any], Path]:
+        """Run the init container of a pod; its exit status, termination message and state folder."""
+        site.pod(uid)
+        token, state, stage = tmp_path / f"token-{uid}", tmp_path / f"state-{uid}", tmp_path / f"stage-{uid}"
+        token.write_text(f"token-of-{uid}")
+        for folder in (state, stage):
+            folder.mkdir(exist_ok=True)
+        settings = Settings(
+            control_url=site.url.replace("https:", "wss:"),
+            control_ca=site.authority.certificate.decode(),
+            pod_name=f"coder-{uid}",
+            pod_namespace="demo",
+            pod_uid=uid,
+            node="n1",
+            grace_seconds=30,
+            roots=(Root("workspace", "/workspace", state),),
+            token_path=token,
+            stage=stage,
+            version="0.1.0",
+        )
+        told = tmp_path / f"termination-{uid}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # its process would end here, and its sockets with it
+            status = await asyncio.wait_for(restore(settings, Failpoints(), told), 60)
+            gc.collect()
+        return status, json.loads(told.read_text()), state
+
+    status, told, _ = await start("a")
+    assert (status, told["outcome"]) == (0, "Fresh")
+
+    client = site.client("a")
+    try:
+        async with asyncio.timeout(60):
+            welcome = await client.welcome()
+            offer = await asyncio.to_thread(_tree, client.blobs, welcome, client.random_bytes)
+            await client.commit(offer)
+            await client.released(Released(1))
+    finally:
+        await _close(client)
+    status, told, state = await start("b")
+    assert (status, told["outcome"]) == (0, "Restored"), told
+    assert (state / "notes.bin").read_bytes() == CONTENT
+
+    status, told, _ = await start("a")  # its sandbox was restarted, long after another pod has taken over
+    assert (status, told["outcome"]) == (1, "Fenced")
+    assert [each.outcome for each in site.recorder.of("restored")][:2] == ["Fresh", "Restored"]

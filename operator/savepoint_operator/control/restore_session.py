@@ -32,6 +32,11 @@ from savepoint_operator.rules.takeover import PREDECESSOR_RUNNING
 SILENT_SECONDS = 3600.0
 """An init container may wait for long without a word; whether it lives is told by the socket's own pings."""
 
+REPEAT_SECONDS = 10.0
+"""How often a wait is said again: silence would look like a dead connection."""
+REPORT_SECONDS = 5.0
+"""How long a pod that was refused may take to report it on this connection."""
+
 _MAY_PASS = (StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable)
 
 
@@ -49,23 +54,27 @@ class RestoreSession:
         presence: Presence,
         recorder: Recorder,
         leading: Callable[[], bool],
+        monotonic: Callable[[], float],
         poll_seconds: float,
     ) -> None:
         self._connection, self._pod = connection, pod
         self._lineage, self._directory, self._registry = lineage, directory, registry
         self._presence, self._recorder = presence, recorder
-        self._leading, self._poll_seconds = leading, poll_seconds
+        self._leading, self._monotonic, self._poll_seconds = leading, monotonic, poll_seconds
         self._who: Incarnation | None = None
         self._tenure: Tenure | None = None
+        self._reported = False
 
     async def run(self) -> None:
         """Serve the pod until it has reported its outcome or is gone. Raises Closing where that names a code."""
         reader, asker = asyncio.ensure_future(self._read()), asyncio.ensure_future(self._ask())
         try:
             await asyncio.wait({reader, asker}, return_when=asyncio.FIRST_COMPLETED)
-            if asker.done():
-                asker.result()
-            await reader
+            refused = asker.result() if asker.done() else None
+            if refused is None:
+                await reader
+            else:
+                await self._refuse(refused, reader)
         finally:
             for task in (reader, asker):
                 task.cancel()
@@ -73,9 +82,11 @@ class RestoreSession:
             if self._who is not None:
                 self._registry.restored(self._who.agent, self._pod.uid)
 
-    async def _ask(self) -> None:
+    async def _ask(self) -> Refusal | None:
+        """Ask until the pod is granted (None) or refused for good."""
         shown: Wait | None = None
         first = True
+        again_at = self._monotonic()
         while True:
             if not self._leading():
                 raise Closing(CloseCode.NOT_LEADING, "the operator stops; dial again")
@@ -83,17 +94,15 @@ class RestoreSession:
             if isinstance(answer, Tenure):
                 break
             if isinstance(answer, Refusal) and not answer.retry:
-                await self._connection.send(Refused(answer.reason, answer.message))
-                if self._who is not None:
-                    await self._recorder.restored(self._who, Outcome(answer.reason, answer.message))
-                raise Closing(CloseCode.NOT_AN_AGENT if self._who is None else CloseCode.DONE, answer.reason)
+                return answer
             first = first and not isinstance(answer, Wait)
             wait = Wait(answer.reason, answer.message)
-            if wait != shown:
-                shown = wait
+            if wait != shown and self._who is not None:
+                await self._recorder.waiting(self._who, wait)
+            if wait != shown or self._monotonic() >= again_at:
                 await self._connection.send(wait)
-                if self._who is not None:
-                    await self._recorder.waiting(self._who, wait)
+                again_at = self._monotonic() + REPEAT_SECONDS
+            shown = wait
             await self._pause()
         assert self._who is not None
         agent = self._who.agent
@@ -101,6 +110,17 @@ class RestoreSession:
         await self._registry.hold(answer)
         self._tenure = answer
         await self._connection.send(Grant(welcome(self._who, answer, writes=False)))
+        return None
+
+    async def _refuse(self, refusal: Refusal, reader: "asyncio.Task[None]") -> None:
+        """Say so, and hear how the container reports it; one that reports nothing is reported for."""
+        await self._connection.send(Refused(refusal.reason, refusal.message))
+        if self._who is None:
+            raise Closing(CloseCode.NOT_AN_AGENT, refusal.reason)
+        await asyncio.wait({reader}, timeout=REPORT_SECONDS)
+        if not self._reported:
+            await self._recorder.restored(self._who, Outcome(refusal.reason, refusal.message))
+        raise Closing(CloseCode.DONE, refusal.reason)
 
     async def _evaluate(self, first: bool) -> Tenure | Wait | Refusal:
         try:
@@ -129,8 +149,11 @@ class RestoreSession:
                     await self._connection.send(Ack("heartbeat"))
                 case Outcome() if self._who is not None:  # also before the grant: it waited as long as it may
                     self._registry.restored(self._who.agent, self._pod.uid)
+                    self._reported = True
                     await self._recorder.restored(self._who, message)
                     await self._connection.send(Ack("outcome"))
+                    if self._tenure is None:
+                        return
                 case _ if self._who is None or self._tenure is None:
                     raise Closing(CloseCode.VERSION, "nothing can be asked before the grant")
                 case NeedUrls():

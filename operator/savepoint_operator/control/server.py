@@ -173,6 +173,7 @@ class ControlServer:
             presence=self._presence,
             recorder=self._recorder,
             leading=lambda: self._leading,
+            monotonic=self._monotonic,
             poll_seconds=self._poll_seconds,
         ).run()
 

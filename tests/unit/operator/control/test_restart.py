@@ -53,7 +53,7 @@ async def test_a_deferred_commit_is_adopted_before_the_next_grant(cell: Cell) ->
     waiting = await cell.hello("b", "restore")
     await waiting.expect(Wait)
     cell.clock.advance(15)
-    granted = (await waiting.expect(Grant)).welcome
+    granted = await waiting.granted()
     assert granted.parent is not None
     assert (granted.parent.manifest.name, granted.parent.name) == (name, "coder-1")
     assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1), ("grant", 3, 2)]
@@ -160,7 +160,7 @@ async def test_a_new_leader_counts_every_silence_anew(cell: Cell) -> None:
     await asyncio.sleep(0.05)
     assert len(cell.chain()) == 1
     cell.clock.advance(1)
-    await pod.expect(Grant)
+    await pod.granted()
 
 
 async def test_two_operators_at_once_never_grant_one_epoch_twice(cell: Cell) -> None:
@@ -336,6 +336,7 @@ async def test_a_record_that_was_swapped_is_found_by_the_pin_of_status_or_of_mem
     assert cell.directory.pins[AGENT] == pin
     asks = await cell.hello("a", "restore")
     assert (await asks.expect(Refused)).reason == "RollbackDetected"
+    await cell.leave(asks)  # without a word: it is reported for
     assert [each.outcome for each in cell.recorder.of("restored")] == ["RollbackDetected"]
     del cell.directory.pins[AGENT]  # the ProtectedAgent was deleted: what the store holds is accepted
     await cell.grant("a")

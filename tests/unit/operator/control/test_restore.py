@@ -65,7 +65,7 @@ async def test_a_successor_waits_for_a_predecessor_that_runs(cell: Cell) -> None
     cell.end("a", PodStanding.TERMINAL)
     assert "15 s" in (await pod.expect(Wait)).message
     cell.clock.advance(15)
-    assert (await pod.expect(Grant)).welcome.epoch == 2
+    assert (await pod.granted()).epoch == 2
 
 
 async def test_a_lost_node_is_waited_out(cell: Cell) -> None:
@@ -78,7 +78,7 @@ async def test_a_lost_node_is_waited_out(cell: Cell) -> None:
     await asyncio.sleep(0.05)
     assert len(cell.chain()) == 1
     cell.clock.advance(2)
-    assert (await pod.expect(Grant)).welcome.epoch == 2
+    assert (await pod.granted()).epoch == 2
 
 
 async def test_of_two_successors_one_is_granted_and_the_other_waits_for_it(cell: Cell) -> None:
@@ -103,6 +103,7 @@ async def test_a_pod_that_was_superseded_is_refused(cell: Cell) -> None:
     await cell.grant("b")
     pod = await cell.hello("a", "restore")
     assert (await pod.expect(Refused)).reason == "Fenced"
+    await pod.ask(Outcome("Fenced"), Ack)
     assert await pod.closed() == 1000
 
 
@@ -231,6 +232,24 @@ async def test_who_waits_for_a_pod_that_speaks_costs_no_call(cell: Cell) -> None
     await cell.leave(sidecar)
     cell.end("a")
     cell.clock.advance(20)
-    while not isinstance(answer := await pod.receive(), Grant):
-        pass
-    assert answer.welcome.epoch == 2
+    assert (await pod.granted()).epoch == 2
+
+
+async def test_a_pod_that_is_refused_reports_it_on_the_same_connection(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.directory.pins[AGENT] = (3, "ab" * 32)
+    pod = await cell.hello("a", "restore")
+    await pod.expect(Refused)
+    await pod.ask(Outcome("RollbackDetected", "in its own words"), Ack)
+    assert await pod.closed() == 1000
+    assert [each.message for each in cell.recorder.of("restored")] == ["in its own words"]
+
+
+async def test_a_wait_is_said_again(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.pod("b")
+    pod = await cell.hello("b", "restore")
+    first = await pod.expect(Wait)
+    cell.clock.advance(10)
+    assert await pod.expect(Wait) == first
+    assert len(cell.recorder.of("waiting")) == 1
