@@ -19,6 +19,8 @@ PENDING_PREFIX = "pending/"
 MAX_PENDING_BYTES = MAX_MANIFEST_BYTES + 16 * 1024
 
 _PENDING_MAGIC = b"SVPNTPD1"
+_ENDS_EPOCH = ("completed", "rollback")
+"""After these only a grant follows: a pod that was rolled back may not put its own state over what was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,11 @@ class Pending:
 
 
 def grant(chain: Chain, head: Head | None, pod_uid: str, node: str, time: str) -> Head:
-    """The next epoch, for this pod. A pod that holds the newest epoch of an unfinished run gets the same again.
+    """The next epoch, for this pod. A pod that holds the newest epoch gets the same again, unless that has ended.
 
     Superseded if another writer was faster: read the head again and decide anew.
     """
-    if head is not None and head.record.pod_uid == pod_uid and head.record.kind != "completed":
+    if head is not None and head.record.pod_uid == pod_uid and head.record.kind not in _ENDS_EPOCH:
         return head
     record = commit.grant(head, chain.namespace, chain.agent, pod_uid=pod_uid, node=node, time=time)
     return chain.append(record)
@@ -176,8 +178,7 @@ def adopt_pending(repository: Repository, chain: Chain, head: Head, pending_key:
         return None
     pending = pending_of(content, pending_key)
     adopted: Head | None = None
-    record = head.record
-    if (record.epoch, record.pod_uid) == (pending.epoch, pending.pod_uid):
+    if _still_counts(chain, head, pending):
         if pending.manifest:
             name = manifest_name(pending.manifest)
             open_manifest(pending.manifest, repository.key, repository.namespace, repository.agent, name)
@@ -199,13 +200,19 @@ def adopt_pending(repository: Repository, chain: Chain, head: Head, pending_key:
     return adopted
 
 
+def _still_counts(chain: Chain, head: Head, pending: Pending) -> bool:
+    if (head.record.epoch, head.record.pod_uid) != (pending.epoch, pending.pod_uid):
+        return False
+    return head.record.kind not in _ENDS_EPOCH or chain.find_attempt(pending.attempt, head) is not None
+
+
 def _check_holder(head: Head, epoch: int, pod_uid: str) -> None:
     record = head.record
     who = f"{record.namespace}/{record.agent}"
     if (record.epoch, record.pod_uid) != (epoch, pod_uid):
         raise Superseded(f"epoch {epoch} of {who} is superseded: epoch {record.epoch} belongs to pod {record.pod_uid}")
-    if record.kind == "completed":
-        raise Superseded(f"the run of {who} in epoch {epoch} is completed: nothing follows it")
+    if record.kind in _ENDS_EPOCH:
+        raise Superseded(f"epoch {epoch} of {who} has ended with a record of kind {record.kind}: nothing follows it")
 
 
 def _committed(chain: Chain, head: Head, attempt: str, manifest: Manifest) -> Head | None:

@@ -121,6 +121,13 @@ class TestCommit:
                 trigger="Interval",
             )
 
+    def test_a_pod_that_was_rolled_back_commits_nothing(self, world: World) -> None:
+        world.checkpoint(fill())
+        offer = world.offer(fill("two"))
+        world.head = lineage.rollback(world.chain, world.head, None, TIME)
+        with pytest.raises(Superseded, match="rollback"):
+            world.commit(offer)
+
     def test_nothing_follows_a_completion(self, world: World) -> None:
         world.commit(world.offer(fill()), completed=True)
         offer = world.offer(fill("two"))
@@ -258,6 +265,10 @@ class TestCompleteAndRollback:
         head = lineage.rollback(world.chain, world.head, chosen, TIME, attempt="r-1")
         assert (head.record.manifest, head.record.number) == (chosen, 2)
         assert lineage.rollback(world.chain, head, chosen, TIME, attempt="r-1") == head
+        with pytest.raises(Superseded, match="rollback"):
+            lineage.complete(world.chain, head, 1, "pod-1", TIME)
+        assert lineage.grant(world.chain, head, "pod-1", "node", TIME).record.epoch == 2
+        world.repository.store.delete("commits/" + "5".zfill(20))
         reset = lineage.rollback(world.chain, head, None, TIME)
         assert reset.record.manifest is None
         world.head = reset
@@ -306,6 +317,14 @@ class TestPending:
     @pytest.mark.parametrize("change", [{"epoch": 7}, {"pod_uid": "pod-x"}])
     def test_what_does_not_count_is_removed(self, world: World, change: dict[str, Any]) -> None:
         self.leave(world, **change)
+        assert self.adopt(world) is None
+        assert keys(world.repository.store, "pending/") == []
+        assert world.chain.head() == world.head
+
+    def test_after_a_rollback_it_does_not_count(self, world: World) -> None:
+        world.checkpoint(fill())
+        self.leave(world)
+        world.head = lineage.rollback(world.chain, world.head, None, TIME)
         assert self.adopt(world) is None
         assert keys(world.repository.store, "pending/") == []
         assert world.chain.head() == world.head
