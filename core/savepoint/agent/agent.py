@@ -20,6 +20,7 @@ from savepoint.agent.scope import Scope, StepRecord
 from savepoint.agent.session import Session
 from savepoint.agent.stage import Stage
 from savepoint.agent.tensors import Load, Save, TensorSet, restored
+from savepoint.agent.turns import Turns
 from savepoint.contract.agent import KINDS, TENSORS_PREFIX, Kind, Restored
 from savepoint.errors import StageFull, Unavailable
 
@@ -34,6 +35,7 @@ class Agent:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._turns = Turns(session)
         self._warned: set[str] = set()
 
     # -- who, and from where --
@@ -133,7 +135,7 @@ class Agent:
         """
         session = self._session
         session.check()
-        return Loop(self, session.position, checked_name(name, "loop"), items, key)
+        return Loop(self._turns, session.position, checked_name(name, "loop"), items, key)
 
     def step(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``function`` once: its result is journaled before it is returned, and replayed after a restart.
@@ -281,38 +283,6 @@ class Agent:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # -- what loops ask --
-
-    def loop_opened(self, loop: Loop[Any]) -> None:
-        """See LoopHost."""
-        with self._session.lock:
-            self._session.check()
-            for other in list(self._session.activity.loops):
-                if other is not loop and other.record is loop.record:
-                    other.taken_over = True
-                    other.turn = None
-                    self._session.activity.loops.discard(other)
-            if loop.record.finished:
-                loop.scope.used.take(f"loop {loop.name}")
-            else:
-                self._session.activity.loops.add(loop)
-
-    def turn_finished(self, loop: Loop[Any], key: str) -> None:
-        """See LoopHost."""
-        with self._session.lock:
-            self._session.state.ledger.collapse(loop.scope.finish_turn(loop.label, key))
-
-    def loop_finished(self, loop: Loop[Any]) -> None:
-        """See LoopHost."""
-        with self._session.lock:
-            self._session.state.ledger.collapse(loop.scope.finish_loop(loop.name, loop.label))
-            self._session.activity.loops.discard(loop)
-
-    def turn_point(self) -> None:
-        """See LoopHost."""
-        if self._session.gate.attention:
-            self._session.point()
 
     # -- inside --
 

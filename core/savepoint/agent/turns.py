@@ -1,0 +1,47 @@
+"""What a loop asks of its session: the record of its turns, and the safe point between them.
+
+The iterator itself is loop.py's.
+"""
+
+from typing import Any
+
+from savepoint.agent.loop import Loop
+from savepoint.agent.session import Session
+
+
+class Turns:
+    """The LoopHost of one session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def loop_opened(self, loop: Loop[Any]) -> None:
+        """The loop runs; an older iterator over the same loop, left by an exception, is taken over."""
+        session = self._session
+        with session.lock:
+            session.check()
+            for other in list(session.activity.loops):
+                if other is not loop and other.record is loop.record:
+                    other.taken_over = True
+                    other.turn = None
+                    session.activity.loops.discard(other)
+            if loop.record.finished:
+                loop.scope.used.take(f"loop {loop.name}")
+            else:
+                session.activity.loops.add(loop)
+
+    def turn_finished(self, loop: Loop[Any], key: str) -> None:
+        """The key's turn is done; what was recorded below it is dropped."""
+        with self._session.lock:
+            self._session.state.ledger.collapse(loop.scope.finish_turn(loop.label, key))
+
+    def loop_finished(self, loop: Loop[Any]) -> None:
+        """No key is left; the loop collapses to one mark."""
+        with self._session.lock:
+            self._session.state.ledger.collapse(loop.scope.finish_loop(loop.name, loop.label))
+            self._session.activity.loops.discard(loop)
+
+    def turn_point(self) -> None:
+        """The safe point between two turns."""
+        if self._session.gate.attention:
+            self._session.point()

@@ -1,0 +1,37 @@
+"""Every example of docs/guides/sdk.md runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import savepoint
+
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "sdk.md"
+EXAMPLES = re.findall(r"^## (\w+)\n.*?^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "code"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_the_example_runs(name: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("SAVEPOINT_SOCKET", "SAVEPOINT_REQUIRED"):
+        monkeypatch.delenv(variable, raising=False)
+    exec(compile(code, f"sdk.md: {name}", "exec"), {"__name__": "example"})
+
+
+def test_every_method_and_error_has_its_place() -> None:
+    text = GUIDE.read_text()
+    methods = {name for name in vars(savepoint.Agent) if not name.startswith("_")}
+    for name in methods:
+        assert f"agent.{name}" in text, f"agent.{name} is not in the guide"
+    for name in savepoint.__all__:
+        value = getattr(savepoint, name)
+        if isinstance(value, type) and issubclass(value, savepoint.SavepointError):
+            assert f"`{name}`" in text or f"savepoint.{name}" in text, f"{name} is not in the guide"
+
+
+def test_an_example_stands_alone() -> None:
+    """One of them in a process of its own: nothing is left over from this one."""
+    code = dict(EXAMPLES)["loop"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "not managed by Savepoint" in done.stderr
