@@ -10,7 +10,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,23 +92,8 @@ def webhook(apiserver: ApiServer, kubectl: Kubectl, tmp_path_factory: pytest.Tem
     for kind, name in ours:
         kubectl("apply", "-f", "-", given=one(chart, kind, name))
     token = kubectl("create", "token", "savepoint-webhook", "-n", NAMESPACE).strip()
-    review_port, health_port = free_ports(2)
-    environment = {
-        "KUBECONFIG": str(apiserver.kubeconfig_with_token("savepoint-webhook", token)),
-        "SAVEPOINT_SIDECAR_IMAGE": "savepoint-sidecar:test",
-        "SAVEPOINT_CONTROL_URL": f"wss://savepoint-operator.{NAMESPACE}.svc:8443/v1/control",
-        "SAVEPOINT_TLS_DIRECTORY": str(room / "tls"),
-        "SAVEPOINT_WEBHOOK_PORT": str(review_port),
-        "SAVEPOINT_HEALTH_PORT": str(health_port),
-    }
-    health = f"http://{HOST}:{health_port}"
-    command = [sys.executable, "-W", "error", "-m", "savepoint_operator.webhook_main"]
     with ExitStack() as stack:
-        ready = _alive(f"{health}/healthz")
-        process = stack.enter_context(running("webhook", command, room, ready, environment=environment))
-        result = Webhook(
-            process, f"https://{HOST}:{review_port}/mutate-pods", health, room / "tls", apiserver.authority
-        )
+        result = stack.enter_context(started(apiserver, room, token))
         status, text = result.get("/readyz")
         assert (status, "no serving certificate yet" in text) == (503, True)
         result.tls.mkdir()
@@ -125,6 +110,25 @@ def webhook(apiserver: ApiServer, kubectl: Kubectl, tmp_path_factory: pytest.Tem
             lambda: injected(kubectl.create(pod(), "-n", "open", "--dry-run=server")),
         )
         yield result
+
+
+@contextmanager
+def started(apiserver: ApiServer, room: Path, token: str) -> Iterator[Webhook]:
+    """The process, alive but without a certificate."""
+    review_port, health_port = free_ports(2)
+    environment = {
+        "KUBECONFIG": str(apiserver.kubeconfig_with_token(room.name, token)),
+        "SAVEPOINT_SIDECAR_IMAGE": "savepoint-sidecar:test",
+        "SAVEPOINT_CONTROL_URL": f"wss://savepoint-operator.{NAMESPACE}.svc:8443/v1/control",
+        "SAVEPOINT_TLS_DIRECTORY": str(room / "tls"),
+        "SAVEPOINT_WEBHOOK_PORT": str(review_port),
+        "SAVEPOINT_HEALTH_PORT": str(health_port),
+    }
+    health = f"http://{HOST}:{health_port}"
+    command = [sys.executable, "-W", "error", "-m", "savepoint_operator.webhook_main"]
+    with running("webhook", command, room, _alive(f"{health}/healthz"), environment=environment) as process:
+        url = f"https://{HOST}:{review_port}/mutate-pods"
+        yield Webhook(process, url, health, room / "tls", apiserver.authority)
 
 
 def _alive(url: str) -> Callable[[], bool]:
@@ -329,6 +333,17 @@ def test_it_has_the_rights_it_needs_and_no_more(kubectl: Kubectl, webhook: Webho
         assert not may("update", what)
     for what in ("secrets", "pods", "configmaps", "agentcheckpoints.savepoint.dev", "mutatingwebhookconfigurations"):
         assert not may("get", what)
+
+
+def test_reviews_are_refused_until_policies_and_namespaces_are_known(apiserver: ApiServer, tmp_path: Path) -> None:
+    with started(apiserver, tmp_path, "no token of this cluster") as blind:
+        blind.tls.mkdir()
+        blind.renew()
+        until("it has its certificate", lambda: "not indexed yet" in blind.get("/readyz")[1])
+        with urllib3.PoolManager(ca_certs=str(blind.tls / "ca.crt"), retries=False, timeout=5) as pool:
+            assert pool.request("POST", blind.url, body=b"{}").status == 503
+        assert blind.get("/readyz")[0] == 503
+        assert "the API server answered 401" in blind.process.log.read_text()
 
 
 def test_without_it_opted_in_pods_wait_and_others_do_not(kubectl: Kubectl, webhook: Webhook) -> None:

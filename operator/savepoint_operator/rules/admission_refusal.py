@@ -11,6 +11,7 @@ from savepoint.contract import names
 
 from savepoint_operator.model.views import Refusal
 
+MIRROR: Final = "kubernetes.io/config.mirror"
 INJECTED_CONTAINERS: Final = frozenset({names.CONTAINER_RESTORE, names.CONTAINER_SIDECAR})
 _VOLUMES: Final = frozenset({names.VOLUME_SOCKET, names.VOLUME_STAGE, names.VOLUME_TOKEN, names.VOLUME_NO_API_TOKEN})
 _OWN_FOLDERS: Final = ("/run/savepoint", "/savepoint")
@@ -37,8 +38,13 @@ def find_refusal(pod: Mapping[str, Any], agent: str) -> Refusal | None:
             f"spec.{field} would let the agent read the sidecar's keys through /proc: remove it, or the label "
             f"{names.LABEL_AGENT}",
         )
-    if (spec.get("os") or {}).get("name") == "windows":
-        return Refusal("PlatformUnsupported", f"Windows pods cannot be protected: remove the label {names.LABEL_AGENT}")
+    for kind, is_it in (
+        ("Windows", (spec.get("os") or {}).get("name") == "windows"),
+        ("static", MIRROR in (pod["metadata"].get("annotations") or {})),  # their kubelet never sees what we add
+    ):
+        if is_it:
+            message = f"{kind} pods cannot be protected: remove the label {names.LABEL_AGENT}"
+            return Refusal("PlatformUnsupported", message)
     forbidden = {volume["name"] for volume in spec.get("volumes") or () if _bears_token(volume)} | {names.VOLUME_TOKEN}
     for container in _own_containers(spec):
         for mount in container.get("volumeMounts") or ():

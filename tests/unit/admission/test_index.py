@@ -27,6 +27,9 @@ def test_policies_change_and_go() -> None:
     index.put(policy("a", "p"))
     index.put(policy("a", "p", containerName="x"))
     assert [item.container_name for item in index.of("a")] == ["x"]
+    index.put(policy("a", "q"))
+    index.remove(policy("a", "q"))
+    assert [item.name for item in index.of("a")] == ["p"]
     index.remove(policy("a", "p"))
     index.remove(policy("a", "p"))
     assert index.of("a") == ()

@@ -278,6 +278,12 @@ def test_windows_is_refused() -> None:
     assert refused(pod(os={"name": "windows"})).reason == "PlatformUnsupported"
 
 
+def test_static_pods_are_refused() -> None:
+    refusal = refused(pod(annotations={"kubernetes.io/config.mirror": "x"}))
+    assert refusal.reason == "PlatformUnsupported"
+    assert "static pods" in refusal.message
+
+
 @pytest.mark.parametrize("agent", ["", "Coder", "a_b", "-a", "a-", "a.b", "a" * 53])
 def test_names_that_are_no_dns_label_of_52_are_refused(agent: str) -> None:
     refusal = refused(pod(agent=agent))
