@@ -69,6 +69,7 @@ class Settings:
             default_store=_default_store(environment.get("SAVEPOINT_DEFAULT_STORE", "")),
             control_port=_port(environment, "SAVEPOINT_CONTROL_PORT", CONTROL_PORT),
             health_port=_port(environment, "SAVEPOINT_HEALTH_PORT", HEALTH_PORT),
+            not_running_seconds=_seconds(environment, "SAVEPOINT_NOT_RUNNING_SECONDS", cls.not_running_seconds),
             environment=dict(environment),
             tls_secret=environment.get("SAVEPOINT_TLS_SECRET") or cls.tls_secret,
             ca_secret=environment.get("SAVEPOINT_CA_SECRET") or cls.ca_secret,
@@ -85,6 +86,19 @@ def _port(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdigit() or int(text) > 65535:
         raise SettingsError(f"{name} must be a port, not {text!r}")
     return int(text)
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, "")
+    if not text:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError as error:
+        raise SettingsError(f"{name} must be a number of seconds, not {text!r}") from error
+    if not 1 <= seconds <= 3600:
+        raise SettingsError(f"{name} must be from 1 to 3600 seconds, not {text}")
+    return seconds
 
 
 def _default_store(text: str) -> DefaultStore | None:

@@ -23,7 +23,7 @@ Seen = Callable[[Kind, bool, dict[str, Any]], None]
 
 REQUEST_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 10.0
-SERVER_SECONDS: Final = 240.0
+SERVER_SECONDS: Final = 240
 INACTIVE_SECONDS: Final = 70.0
 STOP_SECONDS: Final = 15.0
 
@@ -80,7 +80,7 @@ def settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = REQUEST_SECONDS
     settings.networking.connect_timeout = CONNECT_SECONDS
     settings.watching.connect_timeout = CONNECT_SECONDS
-    settings.watching.server_timeout = SERVER_SECONDS
+    settings.watching.server_timeout = SERVER_SECONDS  # the API server takes whole numbers only
     settings.watching.client_timeout = SERVER_SECONDS + INACTIVE_SECONDS
     settings.watching.inactivity_timeout = INACTIVE_SECONDS
     settings.queueing.worker_limit = 64

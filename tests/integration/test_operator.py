@@ -1,0 +1,238 @@
+"""The operator as a process: what users see by kubectl when pods start, checkpoint, fail, move and are rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import aiohttp
+import pytest
+from savepoint.contract.control import Ack, Hello, Refused, Result
+
+from tests.integration.operator_rig import Rig, make_rig, soon, until
+from tests.servers.apiserver import ApiServer
+from tests.servers.s3 import S3Server
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def rig(apiserver: ApiServer, s3_minio: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    rig = make_rig(apiserver, s3_minio, tmp_path_factory.mktemp("operator"))
+    rig.settings["SAVEPOINT_NOT_RUNNING_SECONDS"] = "4"
+    with rig.operator():
+        yield rig
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def test_the_default_store_is_made_and_becomes_ready(rig: Rig) -> None:
+    until("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
+    store = rig.get("agentcheckpointstore", rig.prefix)
+    conditions = {each["type"]: each["status"] for each in store["status"]["conditions"]}
+    assert conditions == {"Available": "True", "ConditionalWrites": "True", "Ready": "True"}
+    assert store["status"]["observedGeneration"] == store["metadata"]["generation"]
+
+
+async def test_a_user_asks_for_a_checkpoint(rig: Rig, session: aiohttp.ClientSession) -> None:
+    await soon("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
+    pod, sidecar = await rig.start(session, "writer")
+    asked = {
+        "apiVersion": "savepoint.dev/v1alpha1",
+        "kind": "AgentCheckpoint",
+        "metadata": {"generateName": "writer-"},
+        "spec": {"agent": "writer"},
+    }
+    made = await asyncio.to_thread(rig.kubectl.create, asked, "-n", rig.namespace)
+    name = made["metadata"]["name"]
+    order = await sidecar.order()
+    assert (order.attempt, order.trigger) == (made["metadata"]["uid"].replace("-", ""), "Manual")
+    committed = await sidecar.commit(order, b"x" * 5000)
+    assert committed.checkpoint.name == name
+    await soon("it is Ready", lambda: rig.reason("agentcheckpoint", name) == "Ready")
+    columns = await asyncio.to_thread(rig.kubectl.columns, f"agentcheckpoint/{name}", "-n", rig.namespace)
+    wanted = {"NAME": name, "AGENT": "writer", "TRIGGER": "Manual", "STATUS": "Ready", "PROGRESS": "100%"}
+    assert columns | wanted == columns
+    assert (columns["SIZE"], columns["PAUSE"]) == ("4.9Ki", "38ms")
+    agent = await soon(
+        "the ProtectedAgent tells it",
+        lambda: (
+            (found := rig.get("protectedagent", "writer"))["status"].get("latest", {}).get("checkpointName") == name
+            and found
+        ),
+    )
+    status = agent["status"]
+    assert (status["reason"], status["epoch"], status["podRef"]["name"]) == ("Protected", 1, pod["metadata"]["name"])
+    assert status["head"]["sequence"] == 2
+    await sidecar.release()
+
+
+async def test_every_start_of_a_pod_is_a_restore(rig: Rig, session: aiohttp.ClientSession) -> None:
+    first, sidecar = await rig.start(session, "mover")
+    order_task = asyncio.create_task(sidecar.order())
+    await asyncio.to_thread(
+        rig.kubectl, "annotate", "pod", first["metadata"]["name"], "-n", rig.namespace, "savepoint.dev/checkpoint-now=1"
+    )
+    order = await order_task
+    await sidecar.commit(order)
+    await sidecar.release()
+    await asyncio.to_thread(rig.delete_pod, first["metadata"]["name"])
+    second = await asyncio.to_thread(rig.pod, "mover")
+    welcome = await rig.restore(session, second, message="")
+    assert welcome.epoch == 2
+    assert welcome.parent is not None
+    restores = await soon(
+        "both starts are told",
+        lambda: (
+            (found := [each for each in rig.items("agentrestores") if each["status"].get("agent") == "mover"])
+            and len(found) == 2
+            and all(each["status"].get("completionTime") for each in found)
+            and found
+        ),
+    )
+    by_epoch = {each["status"]["epoch"]: each["status"] for each in restores}
+    assert by_epoch[1]["reason"] == "Fresh"
+    assert by_epoch[2]["reason"] == "Restored"
+    assert by_epoch[2]["resolved"]["checkpointName"] == welcome.parent.name == "mover-1"
+    assert by_epoch[2]["summary"]["took"] == "3.1s"
+    (event,) = await soon("the pod's Event", lambda: rig.events("Restored"))
+    assert event["message"] == "Agent mover resumed at step docs 42 of 90 from mover-1, 3.1s."
+    assert event["involvedObject"]["uid"] == second["metadata"]["uid"]
+    checkpoint = await asyncio.to_thread(rig.get, "agentcheckpoint", "mover-1")
+    assert checkpoint["status"]["trigger"] == {
+        "type": "Manual",
+        "requestedBy": f"pod/{first['metadata']['name']}",
+    }
+
+
+async def test_a_failure_names_what_to_do(rig: Rig, session: aiohttp.ClientSession) -> None:
+    _, sidecar = await rig.start(session, "stuck")
+    made = await asyncio.to_thread(rig.kubectl.create, _asked("stuck"), "-n", rig.namespace)
+    order = await sidecar.order()
+    text = 'Agent did not reach a safe point within 10s (in tool "crawl" for 94s); it was resumed.'
+    await sidecar.socket.ask(Result(order.attempt, "Failed", "QuiesceTimeout", text), Ack)
+    name = made["metadata"]["name"]
+    await soon("it has failed", lambda: rig.reason("agentcheckpoint", name) == "QuiesceTimeout")
+    status = (await asyncio.to_thread(rig.get, "agentcheckpoint", name))["status"]
+    assert status["conditions"][0]["message"].startswith(text)
+    assert "agent.safe_point()" in status["conditions"][0]["message"]
+    await soon("the agent is at risk", lambda: rig.reason("protectedagent", "stuck") == "AtRisk")
+    assert await soon("an Event tells it", lambda: rig.events("CheckpointFailed"))
+    await sidecar.release()
+
+
+async def test_many_requests_at_once_are_all_answered(rig: Rig, session: aiohttp.ClientSession) -> None:
+    _, sidecar = await rig.start(session, "busy")
+    names = []
+    for _ in range(5):
+        made = await asyncio.to_thread(rig.kubectl.create, _asked("busy"), "-n", rig.namespace)
+        names.append(made["metadata"]["name"])
+    attempts = []
+    for _ in names:
+        order = await asyncio.wait_for(sidecar.order(), 30)
+        attempts.append(order.attempt)
+        await sidecar.commit(order)
+    assert len(set(attempts)) == 5
+    for name in names:
+        await soon(f"{name} is Ready", lambda name=name: rig.reason("agentcheckpoint", name) == "Ready")
+    statuses = [(await asyncio.to_thread(rig.get, "agentcheckpoint", name))["status"] for name in names]
+    assert sorted(each["number"] for each in statuses) == [1, 2, 3, 4, 5]
+    await sidecar.release()
+
+
+def test_a_request_that_nobody_can_answer_ends(rig: Rig) -> None:
+    made = rig.kubectl.create(_asked("nobody"), "-n", rig.namespace)
+    name = made["metadata"]["name"]
+    until("it has ended", lambda: rig.reason("agentcheckpoint", name) == "AgentNotRunning")
+
+
+def test_a_pod_that_was_not_injected_is_unprotected(rig: Rig) -> None:
+    rig.pod("bare", injected=False)
+    until("it is told", lambda: rig.reason("protectedagent", "bare") == "Unprotected")
+    until("an Event tells it", lambda: rig.events("Unprotected"))
+
+
+async def test_two_pods_of_different_owners_are_ambiguous(rig: Rig, session: aiohttp.ClientSession) -> None:
+    await asyncio.to_thread(rig.pod, "twin")
+    second = await asyncio.to_thread(rig.pod, "twin")
+    socket = await rig.dial(session, second)
+    refused = await socket.ask(Hello("restore", 1, "0.1.0", "n1"), Refused)
+    assert refused.reason == "AmbiguousAgent"
+
+
+async def test_a_rollback_goes_back_and_evicts(rig: Rig, session: aiohttp.ClientSession) -> None:
+    pod, sidecar = await rig.start(session, "regret")
+    names = []
+    for content in (b"good", b"bad"):
+        made = await asyncio.to_thread(rig.kubectl.create, _asked("regret"), "-n", rig.namespace)
+        names.append(made["metadata"]["name"])
+        await sidecar.commit(await sidecar.order(), content)
+        await soon("Ready", lambda: rig.reason("agentcheckpoint", names[-1]) == "Ready")
+    rollback = {
+        "apiVersion": "savepoint.dev/v1alpha1",
+        "kind": "AgentRestore",
+        "metadata": {"generateName": "regret-"},
+        "spec": {"mode": "Rollback", "source": {"checkpointName": names[0]}},
+    }
+    made = await asyncio.to_thread(rig.kubectl.create, rollback, "-n", rig.namespace)
+    order = await sidecar.order()
+    assert order.trigger == "Rollback"
+    await sidecar.commit(order, b"last")
+    name = made["metadata"]["name"]
+    await soon("it is done", lambda: rig.reason("agentrestore", name) == "Succeeded")
+    assert await soon("the pod was evicted", lambda: not rig.get("pod", pod["metadata"]["name"]))
+    successor = await asyncio.to_thread(rig.pod, "regret")
+    welcome = await rig.restore(session, successor)
+    assert welcome.parent is not None
+    assert welcome.parent.name == names[0]
+    agent = await soon(
+        "the agent stands at what was chosen",
+        lambda: (
+            (found := rig.get("protectedagent", "regret"))["status"]["latest"]["checkpointName"] == names[0] and found
+        ),
+    )
+    assert agent["status"]["epoch"] == 2
+    assert {wait.reason for wait in rig.waits} == {"PredecessorRunning"}
+
+
+async def test_a_failed_restore_is_told(rig: Rig, session: aiohttp.ClientSession) -> None:
+    pod = await asyncio.to_thread(rig.pod, "broken")
+    await rig.restore(session, pod, "IntegrityError", message="packs/1-ab is damaged", object_key="packs/1-ab")
+    restore = await soon(
+        "it is told",
+        lambda: next((each for each in rig.items("agentrestores") if each["status"].get("agent") == "broken"), None),
+    )
+    name = restore["metadata"]["name"]
+    await soon("with its reason", lambda: rig.reason("agentrestore", name) == "IntegrityError")
+    status = (await asyncio.to_thread(rig.get, "agentrestore", name))["status"]
+    assert "packs/1-ab" in status["conditions"][0]["message"]
+    assert status["conditions"][0]["status"] == "False"
+
+
+def test_metrics_and_health(rig: Rig) -> None:
+    assert rig.health("/healthz") == (200, "ok\n")
+    status, text = rig.health("/metrics")
+    assert status == 200
+    assert "savepoint_leading 1.0" in text
+    assert 'savepoint_store_ready{store="' in text
+
+
+def test_kopf_writes_nothing_into_objects(rig: Rig) -> None:
+    for kind in ("agentcheckpoints", "protectedagents", "agentrestores", "pods"):
+        for item in rig.items(kind):
+            assert not item["metadata"].get("finalizers"), item["metadata"]
+            annotations = item["metadata"].get("annotations") or {}
+            assert not [name for name in annotations if "operator.savepoint.dev" in name or "kopf" in name]
+
+
+def _asked(agent: str) -> dict[str, object]:
+    return {
+        "apiVersion": "savepoint.dev/v1alpha1",
+        "kind": "AgentCheckpoint",
+        "metadata": {"generateName": f"{agent}-"},
+        "spec": {"agent": agent},
+    }
