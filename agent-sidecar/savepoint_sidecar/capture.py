@@ -29,6 +29,10 @@ TRIES: Final = 3
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK
 
 
+def unchecked() -> None:
+    """Nothing ends the work early."""
+
+
 @dataclass
 class Draft:
     """One root as it is being captured."""
@@ -51,7 +55,7 @@ class Capture:
         roots: Sequence[Root],
         exclude: Sequence[str],
         clock_ns: Callable[[], int],
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = unchecked,
     ) -> None:
         """``check`` may raise to end whatever is under way; it is called between files."""
         self.roots = tuple(roots)

@@ -26,7 +26,7 @@ from savepoint.repository.writer import CheckpointWriter
 
 from savepoint_sidecar.attempt import Attempt, in_thread
 from savepoint_sidecar.authority import Authority
-from savepoint_sidecar.capture import Capture, Draft
+from savepoint_sidecar.capture import Capture, Draft, unchecked
 from savepoint_sidecar.components import sdk_components, store_components
 from savepoint_sidecar.cut import Cut
 from savepoint_sidecar.failpoint import Failpoints
@@ -70,10 +70,24 @@ class Checkpointer:
         self._now, self._failpoints = now, failpoints
         self._index: ChunkIndex | None = None
         self.cut: Cut | None = None
+        self.sdk = False
+        """The agent of this run has connected once: its files alone are no cut any more."""
 
     def rebase(self, cut: Cut | None) -> None:
         """The lineage goes on from another cut than this process made: nothing remembered holds any more."""
         self.cut, self._index = cut, None
+
+    def require_values(self, at_hand: bool) -> None:
+        """Unavailable if files alone would not be a cut: the agent has the SDK, and it has handed over no values."""
+        if at_hand:
+            return
+        if self.sdk or (self.cut is not None and sdk_components(self.cut.manifest)):
+            raise Unavailable(
+                "The agent has the SDK and has handed over no values: files alone would not be one cut. The last "
+                "checkpoint stays; the next one follows the agent's connect()."
+            )
+        if not self._capture.roots:
+            raise Unavailable("There is nothing to capture: the agent has no state path, and no SDK is connected.")
 
     async def take(self, attempt: Attempt, session: Session | None, last: "Last | None" = None) -> Taken:
         """Take a checkpoint, of a running agent or, with ``last``, of one that ends.
@@ -98,6 +112,7 @@ class Checkpointer:
             raise error from problem
         finally:
             telling.cancel()
+            self._capture.check = unchecked
         name = self.cut.ref.name if self.cut and taken != "Deferred" else ""
         if taken == "Unchanged":
             await self._authority.result(Result(attempt.id, taken, pause_milliseconds=attempt.pause_milliseconds))
@@ -108,7 +123,7 @@ class Checkpointer:
 
     async def _take(self, attempt: Attempt, session: Session | None, last: "Last | None") -> Taken:
         if last is None:
-            require_session(session is not None, self._capture, self.cut)
+            self.require_values(session is not None)
         writer = await in_thread(attempt, lambda: self._open_writer(attempt))
         committed = False
         try:
@@ -193,7 +208,7 @@ class Checkpointer:
         attempt.stage = "Capturing"
         before = await in_thread(attempt, lambda: self._capture.precopy(writer))
         await last.ended.wait()
-        require_session(last.flush is not None, self._capture, self.cut)
+        self.require_values(last.flush is not None)
         return last.flush, await in_thread(attempt, lambda: self._read_running(writer, before))
 
     def _open_writer(self, attempt: Attempt) -> CheckpointWriter:
@@ -254,19 +269,6 @@ class Checkpointer:
 
     def _time(self) -> str:
         return time_text(self._now())
-
-
-def require_session(has_values: bool, capture: Capture, cut: Cut | None) -> None:
-    """Unavailable if files alone would not be a cut: the last one holds values of an SDK, and none are at hand."""
-    if has_values:
-        return
-    if cut is not None and sdk_components(cut.manifest):
-        raise Unavailable(
-            f"Checkpoint {cut.ref.name} holds values of an agent with the SDK, and the agent has handed over none: "
-            "files alone would not be one cut. The last checkpoint stays; the next one follows the agent's connect()."
-        )
-    if not capture.roots:
-        raise Unavailable("There is nothing to capture: the agent has no state path, and no SDK is connected.")
 
 
 def session_gone_on(transaction: Transaction) -> SavepointError:

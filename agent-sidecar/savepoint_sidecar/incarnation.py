@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from savepoint.contract import agent as wire
-from savepoint.contract.control import Checkpoint, Refused, Released, RequestCheckpoint, Stop, Welcome
+from savepoint.contract.control import Checkpoint, CheckpointRef, Refused, Released, RequestCheckpoint, Stop, Welcome
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Unavailable
 from savepoint.repository.keys import AgentKey
@@ -25,8 +25,8 @@ from savepoint_sidecar import barrier, cut
 from savepoint_sidecar.attempt import Attempt, in_thread
 from savepoint_sidecar.authority import Authority
 from savepoint_sidecar.capture import Capture
-from savepoint_sidecar.checkpoint import Checkpointer, Last, Taken, require_session
-from savepoint_sidecar.components import prepare_stage, read_index, restore_components
+from savepoint_sidecar.checkpoint import Checkpointer, Last, Taken
+from savepoint_sidecar.components import prepare_stage, read_index, restore_components, sdk_components
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.quiesce import Transaction
 from savepoint_sidecar.roots import Marker, Root, write_marker
@@ -47,6 +47,7 @@ FINISH_SECONDS: Final = 300.0
 CONNECT_WAIT_SECONDS: Final = 120.0
 BASELINE_SECONDS: Final = 60.0
 BASELINE_BYTES: Final = 256 << 20
+SDK_NAME: Final = "sdk"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Incarnation:
             now=self._edges.now,
             failpoints=self._failpoints,
         )
+        self.checkpointer.sdk = await asyncio.to_thread(self._knows_sdk, welcome.run)
         if welcome.parent is not None:
             await self._load(welcome)
             self._files_at_cut = welcome.parent.sequence == self._terms.cut_sequence
@@ -181,25 +183,29 @@ class Incarnation:
         await self._wait_for_attempt()
         async with self._lock:
             await self._rebase()
+            known = self.checkpointer.sdk
+            await asyncio.to_thread(self._know_sdk, welcome.run)
             current = self.checkpointer.cut
-            if current is None:
+            if not known and (current is None or not sdk_components(current.manifest)):
+                came_back = welcome.parent if self.sessions.connects == 1 else None
                 await self._take_baseline(session)
+                return self._connected(session, restored_of(came_back, "Restored"), ())
+            if current is None:
+                log.warning("there was no checkpoint before the crash: files are as the crash left them")
                 return self._connected(session, None, ())
-            left = await asyncio.to_thread(read_index, self._terms.stage, current.ref.sequence)
-            first, self._files_at_cut = self._files_at_cut, False
-            how = "Restored" if first and left is not None else "Restarted"
+            at_cut, self._files_at_cut = self._files_at_cut, False
+            left = await asyncio.to_thread(read_index, self._terms.stage, current.ref.sequence) if at_cut else None
             with current.reader(self._authority.blobs, self._key) as reader:
-                if not first:
+                if not at_cut:
                     mended = await in_thread(None, lambda: barrier.bring_back(reader, self.capture))
                     log.info("files are at %s: %s", current.ref.name, mended)
                 label = str(current.ref.sequence)
-                components = left if first else None
+                components = left
                 if components is None:
                     components = await in_thread(None, lambda: restore_components(reader, self._terms.stage, label))
             log.info("agent connected (pid %d): epoch %d, at %s", session.hello.pid, welcome.epoch, current.ref.name)
-            ref = current.ref
-            restored = wire.Restored(ref.name, ref.number, ref.sequence, ref.time, how)
-            return self._connected(session, restored, components)
+            how = "Restarted" if left is None else "Restored"
+            return self._connected(session, restored_of(current.ref, how), components)
 
     def asked(self, session: Session, request: wire.CheckpointRequest) -> None:
         """The agent wants a checkpoint."""
@@ -336,7 +342,7 @@ class Incarnation:
     async def _take_baseline(self, session: Session) -> None:
         """Before an agent with the SDK touches its files for the first time: what a crash before its first checkpoint
         goes back to. It waits in connect() meanwhile, so a large state is left to the first checkpoint of its own."""
-        if not self._terms.roots or self.sessions.connects > 1:
+        if not self._terms.roots:
             return
         size = await asyncio.to_thread(self.capture.file_bytes)
         if size > BASELINE_BYTES:
@@ -357,7 +363,7 @@ class Incarnation:
         session = self.sessions.live
         try:
             if session is None:
-                require_session(False, self.capture, self.checkpointer.cut)
+                self.checkpointer.require_values(False)
         except Unavailable as error:
             log.info("no last checkpoint: %s", error)
             return False
@@ -444,7 +450,7 @@ class Incarnation:
     async def _wait_for_attempt(self) -> None:
         """An attempt that had not captured everything dies with the process it captured; a sealed one may commit."""
         if self._attempt is not None and not self._attempt.sealed:
-            self._interrupt("the agent's process ended while it was captured")
+            self._interrupt("the agent has connected anew while it was captured")
         try:
             async with asyncio.timeout(CONNECT_WAIT_SECONDS):
                 async with self._lock:
@@ -477,6 +483,17 @@ class Incarnation:
         if self.sessions.live is not None:
             self.sessions.live.send(wire.Fenced(message))
 
+    def _knows_sdk(self, run: int) -> bool:
+        """Whether an agent with the SDK has connected in this run, here: told by a file that outlives the sidecar."""
+        try:
+            return (self._terms.stage / wire.STAGE_SIDECAR / SDK_NAME).read_text() == str(run)
+        except OSError:
+            return False
+
+    def _know_sdk(self, run: int) -> None:
+        self.checkpointer.sdk = True
+        (self._terms.stage / wire.STAGE_SIDECAR / SDK_NAME).write_text(str(run))
+
     def _connected(
         self, session: Session, restored: wire.Restored | None, components: tuple[wire.Component, ...]
     ) -> wire.Connected:
@@ -499,6 +516,11 @@ class Incarnation:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def restored_of(ref: CheckpointRef | None, how: str) -> wire.Restored | None:
+    """What came back, as the agent is told."""
+    return None if ref is None else wire.Restored(ref.name, ref.number, ref.sequence, ref.time, how)
 
 
 def _trim() -> None:
