@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ import yaml
 from tests.integration.helm import BUCKET, CHART, NAMESPACE, HelmFailed, helm, one, options, render
 from tests.integration.kubectl import CRDS, Kubectl, Refused
 from tests.servers.apiserver import ApiServer
+from tests.servers.process import HOST, answers, free_ports, running
+from tests.servers.s3 import S3Server
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:savepoint-operator"
 
@@ -296,6 +300,42 @@ def test_the_operators_rights(kubectl: Kubectl, may: bool, verb: str, what: str,
     assert (answer.strip() == "yes") is may
 
 
+def test_the_operator_comes_up_with_the_charts_environment_under_its_own_account(
+    apiserver: ApiServer, kubectl: Kubectl, s3_versitygw: S3Server, tmp_path: Path
+) -> None:
+    s3_versitygw.client().make_bucket("chart")
+    keys = {"accessKey": s3_versitygw.access_key, "secretKey": s3_versitygw.secret_key}
+    kubectl(
+        "create", "secret", "generic", "s3-keys", "-n", NAMESPACE, *(f"--from-literal={k}={v}" for k, v in keys.items())
+    )
+    values = BUCKET | {"store.s3.endpoint": s3_versitygw.endpoint, "store.s3.bucket": "chart"}
+    values["store.s3.region"] = s3_versitygw.region
+    told = environment(one(render(values), "Deployment", "savepoint-operator"))
+    control, health = free_ports(2)
+    token = kubectl("create", "token", "savepoint-operator", "-n", NAMESPACE).strip()
+    own = {
+        "KUBECONFIG": str(apiserver.kubeconfig_with_token("operator", token)),
+        "SAVEPOINT_NAMESPACE": NAMESPACE,
+        "SAVEPOINT_POD_NAME": "operator-1",
+        "SAVEPOINT_CONTROL_PORT": str(control),
+        "SAVEPOINT_HEALTH_PORT": str(health),
+    }
+    command = [sys.executable, "-m", "savepoint_operator.main"]
+    ready = answers(f"http://{HOST}:{health}/readyz")
+    with running("operator", command, tmp_path, ready, environment={**told, **own}) as process:
+        kubectl("wait", "--for=condition=Ready", "ackptstore/default", "--timeout=30s")
+        (webhook,) = json.loads(kubectl("get", "mutatingwebhookconfiguration", "savepoint", "-o", "json"))["webhooks"]
+        secret = json.loads(kubectl("get", "secret", "savepoint-tls", "-n", NAMESPACE, "-o", "json"))
+        assert webhook["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]
+        assert set(secret["data"]) == {"tls.crt", "tls.key", "ca.crt"}
+        assert kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "name")
+        process.popen.terminate()
+        assert process.popen.wait(30) == 0
+    log = (tmp_path / "operator.log").read_text().lower()
+    assert "forbidden" not in log
+    assert "traceback" not in log
+
+
 def test_users_roles_are_added_to_the_clusters_own(kubectl: Kubectl) -> None:
     for name, aggregated in (("savepoint-view", "view"), ("savepoint-edit", "edit")):
         role = json.loads(kubectl("get", "clusterrole", name, "-o", "json"))
@@ -318,7 +358,8 @@ def test_an_upgrade_keeps_the_ca_bundle(apiserver: ApiServer, kubectl: Kubectl) 
 def test_uninstalling_keeps_kinds_objects_and_the_key_and_a_new_release_takes_them_over(
     apiserver: ApiServer, kubectl: Kubectl
 ) -> None:
-    kubectl("create", "secret", "generic", "savepoint-master-key", "-n", NAMESPACE, "--from-literal=key=k")
+    made_by_the_operator = {"name": "savepoint-made", "namespace": NAMESPACE}
+    kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "Secret", "metadata": made_by_the_operator})
     kubectl.create(
         {
             "apiVersion": "savepoint.dev/v1alpha1",
@@ -331,7 +372,7 @@ def test_uninstalling_keeps_kinds_objects_and_the_key_and_a_new_release_takes_th
     )
     helm("uninstall", "savepoint", "-n", NAMESPACE, kubeconfig=apiserver.kubeconfig)
     assert kubectl("get", "ackpt/kept-1", "-n", "default", "-o", "name")
-    assert kubectl("get", "secret/savepoint-master-key", "-n", NAMESPACE, "-o", "name")
+    assert kubectl("get", "secret/savepoint-made", "-n", NAMESPACE, "-o", "name")
     with pytest.raises(Refused, match=r"not found"):
         kubectl("get", "mutatingwebhookconfiguration", "savepoint")
     helm("install", "savepoint", str(CHART), "-n", NAMESPACE, *options(BUCKET), kubeconfig=apiserver.kubeconfig)
