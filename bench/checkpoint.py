@@ -1,4 +1,4 @@
-"""Pause, bytes and memory of real checkpoints of 256 MiB with 1 % changed, in laptop mode: `python -m bench.checkpoint`.
+"""Pause, bytes and memory of real checkpoints of 256 MiB, 1 % changed, in laptop mode: `python -m bench.checkpoint`.
 
 An agent of its own keeps weights and optimizer state, changes one of a hundred contiguous ranges of rows between two
 checkpoints, and times each of its safe points: the longest is the pause as the agent sees it. The supervisor is the
