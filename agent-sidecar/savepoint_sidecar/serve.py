@@ -22,10 +22,11 @@ from savepoint_sidecar.channel import Dialer
 from savepoint_sidecar.components import index_sequence
 from savepoint_sidecar.control import ControlClient
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.incarnation import Edges, Incarnation, Terms
+from savepoint_sidecar.incarnation import Incarnation
 from savepoint_sidecar.probe import PRIVATE_SOCKET
 from savepoint_sidecar.reach import Reach
 from savepoint_sidecar.settings import Settings
+from savepoint_sidecar.terms import Edges, Terms
 
 EXIT_USAGE = 2
 

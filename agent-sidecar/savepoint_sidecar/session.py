@@ -56,6 +56,8 @@ class Session:
         self.past[transaction.id] = transaction
         while len(self.past) > REMEMBERED:
             del self.past[next(iter(self.past))]
+        if not self.alive:
+            transaction.fail(Unavailable("the agent's process has ended"))
 
     def cancel(self, transaction: Transaction, error: SavepointError) -> None:
         """Tell the agent that nobody waits for its flush any more."""

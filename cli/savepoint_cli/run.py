@@ -32,11 +32,12 @@ from savepoint.storage.directory import DirectoryStore
 from savepoint_sidecar import cut
 from savepoint_sidecar.components import prepare_stage
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.incarnation import Edges, Incarnation, Terms
+from savepoint_sidecar.incarnation import Incarnation
 from savepoint_sidecar.local import LocalAuthority, LocalTerms
 from savepoint_sidecar.restore import marker_of, plan, restore_files
 from savepoint_sidecar.roots import Root
 from savepoint_sidecar.settings import failpoint_of, log_level_of
+from savepoint_sidecar.terms import Edges, Terms
 
 from savepoint_cli import child
 from savepoint_cli.key import key_path, master_key

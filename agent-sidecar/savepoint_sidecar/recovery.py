@@ -1,0 +1,127 @@
+"""What an agent that connects gets back: files and values at one cut, or the knowledge that nothing is to be brought.
+
+It knows the last cut and whether this run's agent has the SDK. It takes no checkpoint; whoever calls holds the
+incarnation's lock.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Final
+
+from savepoint.contract import agent as wire
+from savepoint.contract.control import CheckpointRef, Welcome
+from savepoint.repository.keys import AgentKey
+from savepoint.repository.repository import manifest_key
+
+from savepoint_sidecar import barrier, cut
+from savepoint_sidecar.attempt import in_thread
+from savepoint_sidecar.authority import Authority
+from savepoint_sidecar.capture import Capture
+from savepoint_sidecar.checkpoint import Checkpointer
+from savepoint_sidecar.components import read_index, restore_components, sdk_components
+from savepoint_sidecar.filetable import FileTable
+from savepoint_sidecar.terms import Terms
+
+log = logging.getLogger(__name__)
+
+SDK_NAME: Final = "sdk"
+"""In the sidecar's part of the stage: the run in which an agent with the SDK has connected here."""
+
+
+class Recovery:
+    """Of one incarnation."""
+
+    def __init__(
+        self, authority: Authority, welcome: Welcome, terms: Terms, capture: Capture, checkpointer: Checkpointer
+    ) -> None:
+        self._authority, self._welcome, self._terms = authority, welcome, terms
+        self._capture, self._checkpointer = capture, checkpointer
+        self._key = AgentKey(bytes.fromhex(welcome.key))
+        self._at_cut = False
+        self._newer: Welcome | None = None
+
+    async def begin(self) -> None:
+        """Know the cut that the authority names, and what stands in the roots if they are known to be there."""
+        parent = self._welcome.parent
+        self._checkpointer.sdk = await asyncio.to_thread(self._knows_sdk)
+        if parent is None:
+            return
+        await self._load(parent)
+        self._at_cut = parent.sequence == self._terms.cut_sequence
+        current = self._checkpointer.cut
+        if self._at_cut and current is not None:
+            with current.reader(self._authority.blobs, self._key) as reader:
+                await in_thread(None, lambda: barrier.learn(reader, self._capture))
+
+    def heard(self, newer: Welcome) -> None:
+        """The authority said again where the lineage stands."""
+        self._newer = newer
+
+    async def rebase(self) -> None:
+        """Go on from what the authority last said is the newest checkpoint, if that is not ours."""
+        newer, self._newer = self._newer, None
+        current = self._checkpointer.cut
+        if newer is None or newer.parent is None:
+            return
+        if current is None or newer.parent.sequence > current.ref.sequence:
+            log.info("the lineage has come to %s without us: going on from there", newer.parent.name)
+            await self._load(newer.parent)
+            self._capture.tables = {root.name: FileTable() for root in self._terms.roots}
+
+    async def is_first(self) -> bool:
+        """Whether the agent connects for the first time in its run, so that nothing of it can be brought back."""
+        known = self._checkpointer.sdk
+        await asyncio.to_thread(self._know_sdk)
+        current = self._checkpointer.cut
+        return not known and (current is None or not sdk_components(current.manifest))
+
+    async def bring_back(self) -> tuple[wire.Restored | None, tuple[wire.Component, ...]]:
+        """Let the files stand at the last cut, and hand over its values. Raises what the store says."""
+        current = self._checkpointer.cut
+        if current is None:
+            log.warning("the agent crashed before its first checkpoint: files are as the crash left them")
+            return None, ()
+        at_cut, self._at_cut = self._at_cut, False
+        stage, sequence = self._terms.stage, current.ref.sequence
+        left = await asyncio.to_thread(read_index, stage, sequence) if at_cut else None
+        with current.reader(self._authority.blobs, self._key) as reader:
+            if not at_cut:
+                mended = await in_thread(None, lambda: barrier.bring_back(reader, self._capture))
+                log.info("files are at %s: %s", current.ref.name, mended)
+            components = left
+            if components is None:
+                components = await in_thread(None, lambda: restore_components(reader, stage, str(sequence)))
+        return restored(current.ref, "Restarted" if left is None else "Restored"), components
+
+    async def expect_reads(self) -> None:
+        """Be able to read the last cut even when the authority is away: a crash in place may come at any time."""
+        current = self._checkpointer.cut
+        if current is not None:
+            await self._authority.prepare_reads((manifest_key(current.ref.manifest.name), *current.keys()))
+
+    async def _load(self, parent: CheckpointRef) -> None:
+        await self._authority.prepare_reads((manifest_key(parent.manifest.name),))
+        blobs, welcome = self._authority.blobs, self._welcome
+        loaded = await asyncio.to_thread(lambda: cut.load(blobs, self._key, welcome.namespace, welcome.agent, parent))
+        self._checkpointer.rebase(loaded)
+        await self.expect_reads()
+
+    def _knows_sdk(self) -> bool:
+        try:
+            return self._sdk_file.read_text() == str(self._welcome.run)
+        except OSError:
+            return False
+
+    def _know_sdk(self) -> None:
+        self._checkpointer.sdk = True
+        self._sdk_file.write_text(str(self._welcome.run))
+
+    @property
+    def _sdk_file(self) -> Path:
+        return self._terms.stage / wire.STAGE_SIDECAR / SDK_NAME
+
+
+def restored(ref: CheckpointRef | None, how: str) -> wire.Restored | None:
+    """What came back, as the agent is told."""
+    return None if ref is None else wire.Restored(ref.name, ref.number, ref.sequence, ref.time, how)

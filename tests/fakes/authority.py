@@ -1,0 +1,194 @@
+"""An authority for tests: a real chain over a store in memory, moved by hand, that can be away, refuse, or say stop."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from random import Random
+
+from savepoint.contract.control import (
+    Checkpoint,
+    CheckpointRef,
+    Offer,
+    PolicyTerms,
+    Progress,
+    Refused,
+    Released,
+    RequestCheckpoint,
+    Result,
+    Stop,
+    Welcome,
+)
+from savepoint.errors import SavepointError, Unavailable
+from savepoint.repository import lineage
+from savepoint.repository.canonical import time_text
+from savepoint.repository.chain import Chain
+from savepoint.repository.keys import MasterKey
+from savepoint.repository.manifest import Manifest
+from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.repository import Repository
+from savepoint.storage import ObjectStore
+from savepoint_sidecar.authority import Blobs, Order
+from savepoint_sidecar.local import parent_of, reference
+
+MASTER = MasterKey(bytes(range(32)))
+
+
+class FakeAuthority:
+    """Grants an epoch when it is made. What it was told is in its lists."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        agent: str = "coder",
+        pod_uid: str = "pod-1",
+        policy: PolicyTerms | None = None,
+        seed: int = 1,
+    ) -> None:
+        self._random = Random(seed)
+        self.store, self.pod_uid = store, pod_uid
+        self.policy = policy or PolicyTerms()
+        self.repository = Repository.open_or_create(
+            store, "demo", agent, MASTER, now=_now(), random_bytes=self._random.randbytes
+        )
+        self.chain = Chain(self.repository.store, "demo", agent)
+        self.head = lineage.grant(self.chain, self.chain.head(), pod_uid, "n1", time_text(_now()))
+        self.queue: asyncio.Queue[Order | None] = asyncio.Queue()
+        self.up = asyncio.Event()
+        self.up.set()
+        self.silent = 0.0
+        self.answers_requests = True
+        self.refuse_requests: list[Refused] = []
+        self.commit_error: SavepointError | None = None
+        self.before_commit: Callable[[Offer], None] = lambda offer: None
+        self.offers: list[Offer] = []
+        self.results: list[Result] = []
+        self.requests: list[RequestCheckpoint] = []
+        self.releases: list[Released] = []
+        self.pending: list[lineage.Pending] = []
+        self.expected: tuple[str, ...] = ()
+        self.events: list[str] = []
+
+    # -- by hand ------------------------------------------------------------------------------------------------------
+
+    def order(self, trigger: str = "Interval", seconds: int = 30, request: str = "") -> str:
+        """Order a checkpoint; the attempt's id."""
+        attempt = self._random.randbytes(16).hex()
+        self.queue.put_nowait(Checkpoint(attempt, trigger, seconds, request=request))
+        return attempt
+
+    def stop(self, reason: str = "Fenced") -> None:
+        """Say that this incarnation may do nothing more."""
+        self.queue.put_nowait(Stop(reason, "another pod holds a newer epoch"))
+
+    async def ended(self, count: int = 1) -> None:
+        """Wait until so many attempts have been committed, left, or reported."""
+        async with asyncio.timeout(20):
+            while len(self.offers) + len(self.results) + len(self.pending) < count:  # noqa: ASYNC110 - a test's wait
+                await asyncio.sleep(0.005)
+
+    def manifest(self) -> Manifest:
+        """Of the newest checkpoint."""
+        name = self.head.record.manifest
+        assert name is not None
+        return self.repository.read_manifest(name.name, name.size)
+
+    def reader(self) -> CheckpointReader:
+        """Of the newest checkpoint; the caller closes it."""
+        return CheckpointReader(self.repository.store, self.repository.key, self.manifest())
+
+    def objects(self, prefix: str) -> list[str]:
+        """Keys of the agent's repository."""
+        return [info.key for info in self.repository.store.list(prefix)]
+
+    # -- Authority ------------------------------------------------------------------------------------------------------
+
+    @property
+    def blobs(self) -> Blobs:
+        return self.repository.store
+
+    @property
+    def connected(self) -> bool:
+        return self.up.is_set()
+
+    @property
+    def silent_seconds(self) -> float:
+        return self.silent
+
+    async def welcome(self) -> Welcome:
+        record = self.head.record
+        return Welcome(
+            agent=record.agent,
+            namespace=record.namespace,
+            epoch=record.epoch,
+            run=record.run,
+            key=self.repository.key.expose().hex(),
+            config_hash="",
+            policy=self.policy,
+            parent=parent_of(self.chain, self.head),
+        )
+
+    async def orders(self) -> AsyncIterator[Order]:
+        while (order := await self.queue.get()) is not None:
+            yield order
+
+    def random_bytes(self, count: int) -> bytes:
+        return self._random.randbytes(count)
+
+    async def prepare_reads(self, keys: tuple[str, ...]) -> None:
+        self.expected = keys
+
+    async def progress(self, progress: Progress) -> None:
+        self.events.append(f"progress {progress.stage}")
+
+    async def commit(self, offer: Offer) -> CheckpointRef:
+        await self.up.wait()
+        self.before_commit(offer)
+        if self.commit_error is not None:
+            raise self.commit_error
+        told = lineage.Offer(offer.attempt, offer.manifest.name, offer.manifest.size)
+        self.head = lineage.commit_checkpoint(
+            self.repository,
+            self.chain,
+            self.head,
+            told,
+            epoch=self.head.record.epoch,
+            pod_uid=self.pod_uid,
+            time=time_text(_now()),
+            trigger=offer.trigger,
+            completed=offer.completed,
+        )
+        self.offers.append(offer)
+        made = self.chain.find_attempt(offer.attempt, self.head)
+        assert made is not None
+        return reference(made)
+
+    async def result(self, result: Result) -> None:
+        self.results.append(result)
+
+    async def request_checkpoint(self, request: RequestCheckpoint) -> None:
+        await self.up.wait()
+        self.requests.append(request)
+        if self.refuse_requests:
+            refused = self.refuse_requests.pop(0)
+            self.queue.put_nowait(Refused(refused.reason, refused.message, request=request.request))
+        elif self.answers_requests:
+            self.order(request.trigger, request=request.request)
+
+    async def leave_pending(self, attempt: str, trigger: str, completed: bool, manifest: bytes) -> None:
+        if self.connected and self.commit_error is None:
+            raise Unavailable("nothing is left for an operator that is there")
+        self.pending.append(
+            lineage.Pending(attempt, self.head.record.epoch, self.pod_uid, trigger, completed, manifest)
+        )
+
+    async def released(self, released: Released) -> None:
+        await self.up.wait()
+        self.releases.append(released)
+
+    async def close(self) -> None:
+        self.queue.put_nowait(None)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
