@@ -188,7 +188,7 @@ def _translate(error: OSError, key: str, root: Path) -> SavepointError:
         return NoSpace(f"no space left for {what}; free some, or choose another store")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return StoreDenied(f"not permitted: {what}; check owner and mode of the directory")
-    if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR}:
+    if error.errno in {errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR}:
         return StoreMisconfigured(f"the directory is not usable as a store: {what}")
     return StoreUnavailable(f"the disk failed: {what}")
 
