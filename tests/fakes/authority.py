@@ -69,7 +69,7 @@ class FakeAuthority:
         self.expected: tuple[str, ...] = ()
         self.events: list[str] = []
 
-    # -- by hand ------------------------------------------------------------------------------------------------------
+    # -- by hand ------------------------------------------------------------------------------------------------
 
     def order(self, trigger: str = "Interval", seconds: int = 30, request: str = "") -> str:
         """Order a checkpoint; the attempt's id."""
@@ -84,7 +84,7 @@ class FakeAuthority:
     async def ended(self, count: int = 1) -> None:
         """Wait until so many attempts have been committed, left, or reported."""
         async with asyncio.timeout(20):
-            while len(self.offers) + len(self.results) + len(self.pending) < count:  # noqa: ASYNC110 - a test's wait
+            while len(self.offers) + len(self.results) + len(self.pending) < count:
                 await asyncio.sleep(0.005)
 
     def manifest(self) -> Manifest:
@@ -101,7 +101,7 @@ class FakeAuthority:
         """Keys of the agent's repository."""
         return [info.key for info in self.repository.store.list(prefix)]
 
-    # -- Authority ------------------------------------------------------------------------------------------------------
+    # -- Authority -----------------------------------------------------------------------------------------------
 
     @property
     def blobs(self) -> Blobs:

@@ -1,0 +1,181 @@
+"""An incarnation over a fake authority, and an agent that speaks the socket protocol to it by hand."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+from savepoint.contract import agent as wire
+from savepoint.contract.control import PolicyTerms
+from savepoint.storage import ObjectStore
+from savepoint_sidecar.failpoint import Failpoints
+from savepoint_sidecar.incarnation import Incarnation
+from savepoint_sidecar.roots import Root
+from savepoint_sidecar.terms import Edges, Terms
+
+from tests.fakes.authority import FakeAuthority
+from tests.fakes.store import MemoryStore
+
+
+class Agent:
+    """One process of an agent, as far as the socket sees it."""
+
+    def __init__(self, socket: Path, instance: str) -> None:
+        self._http = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), base_url="http://agent")
+        self.instance = instance
+        self.session = ""
+        self.connected: wire.Connected | None = None
+        self.orders: asyncio.Queue[wire.Order] = asyncio.Queue()
+        self._reading: asyncio.Task[None] | None = None
+        self.documents: dict[str, Any] = {}
+        self.journal = 1
+
+    async def connect(self, *, reattach: bool = False, listen: bool = True) -> wire.Connected:
+        """Connect; AssertionError with the problem if it is refused."""
+        hello = wire.Connect(1, self.instance, "test", dependencies={"dep": "1"}, reattach=reattach)
+        self.connected = wire.Connected.from_wire(await self.post(wire.PATH_CONNECT, hello.to_wire()))
+        self.session = self.connected.session
+        for component in self.connected.components:
+            if component.name == wire.COMPONENT_DOCUMENTS:
+                self.documents = {each.name: json.loads(each.inline or "null") for each in component.entries}
+        if listen:
+            response = await self._http.get(f"{wire.PATH_ORDERS}?session={self.session}")
+            self._reading = asyncio.ensure_future(self._read(response))
+        return self.connected
+
+    async def _read(self, response: aiohttp.ClientResponse) -> None:
+        async for line in response.content:
+            order = wire.order_from_wire(json.loads(line))
+            if order is not None:
+                self.orders.put_nowait(order)
+
+    async def post(self, path: str, body: Mapping[str, Any], status: int = 200) -> Any:
+        async with self._http.post(path, json=body) as response:
+            text = await response.text()
+            assert response.status == status, f"{response.status}: {text}"
+            return json.loads(text)
+
+    async def get(self, path: str) -> Any:
+        async with self._http.get(path) as response:
+            return await response.json()
+
+    async def next(self, kind: type[Any], seconds: float = 10) -> Any:
+        """The next order of this kind; others are passed over."""
+        async with asyncio.timeout(seconds):
+            while True:
+                order = await self.orders.get()
+                if isinstance(order, kind):
+                    return order
+
+    def components(self, **more: wire.Component) -> tuple[wire.Component, ...]:
+        """The documents and the execution state as they are."""
+        entries = tuple(
+            wire.Entry(name, "json", len(json.dumps(value)), inline=json.dumps(value))
+            for name, value in sorted(self.documents.items())
+        )
+        execution = json.dumps({"journal": self.journal})
+        return (
+            wire.Component(wire.COMPONENT_DOCUMENTS, "Memory", entries),
+            wire.Component(
+                wire.COMPONENT_EXECUTION,
+                "Execution",
+                (wire.Entry("position", "json", len(execution), inline=execution),),
+            ),
+            *more.values(),
+        )
+
+    def flush_of(self, transaction: str, *extra: wire.Component) -> dict[str, Any]:
+        execution = wire.Execution("items 3 of 9", uncertain=("e1",), detail="in step work")
+        return wire.Flush(self.session, transaction, (*self.components(), *extra), execution).to_wire()
+
+    async def flush(self, *extra: wire.Component, status: int = 200) -> str:
+        """Wait for a quiesce and answer it; the transaction."""
+        order = await self.next(wire.Quiesce | wire.Stopping)
+        await self.post(wire.PATH_FLUSH, self.flush_of(order.transaction, *extra), status)
+        return str(order.transaction)
+
+    async def result(self) -> wire.Result:
+        found: wire.Result = await self.next(wire.Result)
+        return found
+
+    async def die(self) -> None:
+        """End as a killed process does: every connection is gone."""
+        if self._reading is not None:
+            self._reading.cancel()
+        await self._http.close()
+
+
+class Cell:
+    """One incarnation with its folders."""
+
+    def __init__(self, folder: Path, store: ObjectStore, authority: FakeAuthority, **terms: Any) -> None:
+        self.folder, self.store, self.authority = folder, store, authority
+        self.files = folder / "files"
+        self.files.mkdir(exist_ok=True)
+        self.root = Root("files", "/data", self.files, persistent=True)
+        self.stage = folder / "stage"
+        self.random = Random(5)
+        self.agents: list[Agent] = []
+        defaults: dict[str, Any] = {
+            "roots": (self.root,),
+            "stage": self.stage,
+            "socket_path": folder / "agent.sock",
+            "pod_uid": authority.pod_uid,
+            "grace_seconds": 5.0,
+        }
+        edges = Edges(
+            lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: self.random.randbytes(16).hex()
+        )
+        self.failpoints = Failpoints()
+        self.incarnation = Incarnation(authority, Terms(**{**defaults, **terms}), edges, self.failpoints)
+
+    def agent(self, instance: str = "one") -> Agent:
+        agent = Agent(self.folder / "agent.sock", instance)
+        self.agents.append(agent)
+        return agent
+
+    async def connected(self, instance: str = "one") -> Agent:
+        """An agent that is connected."""
+        agent = self.agent(instance)
+        await agent.connect()
+        return agent
+
+    async def close(self) -> None:
+        for agent in self.agents:
+            await agent.die()
+        await self.incarnation.close()
+
+    def tree(self) -> dict[str, bytes]:
+        """Files of the root, markers left out."""
+        found = {}
+        for path in sorted(self.files.rglob("*")):
+            name = str(path.relative_to(self.files))
+            if path.is_file() and not path.is_symlink() and not name.startswith(".savepoint"):
+                found[name] = path.read_bytes()
+        return found
+
+
+@asynccontextmanager
+async def running(
+    folder: Path,
+    store: ObjectStore | None = None,
+    *,
+    policy: PolicyTerms | None = None,
+    pod_uid: str = "pod-1",
+    **terms: Any,
+) -> AsyncIterator[Cell]:
+    """A started incarnation."""
+    objects = store if store is not None else MemoryStore(lambda: datetime.now(UTC))
+    authority = FakeAuthority(objects, policy=policy, pod_uid=pod_uid)
+    cell = Cell(folder, objects, authority, **terms)
+    await cell.incarnation.start()
+    try:
+        yield cell
+    finally:
+        await cell.close()
