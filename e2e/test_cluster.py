@@ -70,14 +70,14 @@ def test_three_nodes_are_ready_and_run_one_version(kubectl: Kubectl) -> None:
 
 
 def test_init_container_native_sidecar_and_main_share_a_volume(namespace: Kubectl) -> None:
-    mounts = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    mounts = {"volumeMounts": [{"name": "work", "mountPath": "/data"}]}
     running(
         namespace,
         "trio",
-        container("main", "cat /work/words && sleep 600", **mounts),
+        container("main", "cat /data/words && sleep 600", **mounts),
         initContainers=[
-            container("init", "echo init >/work/words", **mounts),
-            container("sidecar", "echo sidecar >>/work/words && sleep 600", restartPolicy="Always", **mounts),
+            container("init", "echo init >/data/words", **mounts),
+            container("sidecar", "echo sidecar >>/data/words && sleep 600", restartPolicy="Always", **mounts),
         ],
         volumes=[{"name": "work", "emptyDir": {}}],
         securityContext={"fsGroup": 1000},
@@ -126,12 +126,12 @@ def test_claim_keeps_its_content_from_pod_to_pod(namespace: Kubectl) -> None:
 
 
 def test_killed_container_restarts_in_place(namespace: Kubectl, nodes: NodeController) -> None:
-    mounts = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    mounts = {"volumeMounts": [{"name": "work", "mountPath": "/data"}]}
     before = running(
         namespace,
         "victim",
         container("main", "sleep 600", **mounts),
-        initContainers=[container("init", "echo ran >>/work/inits", **mounts)],
+        initContainers=[container("init", "echo ran >>/data/inits", **mounts)],
         volumes=[{"name": "work", "emptyDir": {}}],
         securityContext={"fsGroup": 1000},
     )
@@ -145,7 +145,7 @@ def test_killed_container_restarts_in_place(namespace: Kubectl, nodes: NodeContr
     after = until("restart", restarted, seconds=60)
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     assert after["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137
-    assert namespace("exec", "victim", "-c", "main", "--", "cat", "/work/inits").split() == ["ran"]
+    assert namespace("exec", "victim", "-c", "main", "--", "cat", "/data/inits").split() == ["ran"]
 
 
 def test_frozen_container_stops_and_goes_on(namespace: Kubectl, nodes: NodeController) -> None:

@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster import kind, rootfs, system_images, wheels
-from e2e.cluster.command import ClusterError, run
+from e2e.cluster import loader, rootfs, system_images, wheels
+from e2e.cluster.command import ClusterError
 from e2e.cluster.engine import Engine
 from e2e.cluster.nodes import NodeController
 from e2e.cluster.paths import Paths
-from e2e.cluster.programs import program
 from e2e.cluster.steps import Steps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,22 +124,7 @@ def load(engine: Engine, paths: Paths, steps: Steps, names: tuple[str, ...] = ()
     servers = tuple(name for name in wanted if name in _SERVERS)
     rest = tuple(name for name in wanted if name not in _SERVERS)
     for names_there, nodes in ((servers, (controller.control_plane,)), (rest, controller.workers())):
-        if names_there:
-            with steps.step(f"load {' '.join(names_there)}"):  # together: what they share travels once
-                run(
-                    [
-                        program("kind"),
-                        "load",
-                        "docker-image",
-                        *names_there,
-                        "--name",
-                        kind.NAME,
-                        "--nodes",
-                        ",".join(nodes),
-                    ],
-                    env=engine.env,
-                    timeout=900,
-                )
+        loader.load(engine, steps, names_there, nodes)
 
 
 def _import_base(engine: Engine, paths: Paths, steps: Steps, base: str) -> None:
