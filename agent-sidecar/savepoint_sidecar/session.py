@@ -15,6 +15,8 @@ from savepoint_sidecar.quiesce import Transaction
 
 OPEN_SECONDS: Final = 10.0
 """A session whose orders stream is not opened so soon after connect is dead."""
+PATIENCE_SECONDS: Final = 2.0
+"""How much later than its successor's connect the end of a killed process' stream may be seen."""
 REMEMBERED: Final = 8
 
 
@@ -97,15 +99,15 @@ class Sessions:
         session = self.current
         return session if session is not None and session.alive and not session.finished else None
 
-    async def admit(self, hello: wire.Connect, patience_seconds: float = 2.0) -> Session:
+    async def admit(self, hello: wire.Connect) -> Session:
         """A session for this process. SessionInUse while another process is alive."""
         before = self.current
         if before is not None and before.alive:
             if before.hello.instance == hello.instance or before.finished:
                 before.end()
             else:
-                try:  # the end of a killed process' stream may be seen later than its successor's connect
-                    async with asyncio.timeout(patience_seconds if before.streaming else OPEN_SECONDS):
+                try:
+                    async with asyncio.timeout(PATIENCE_SECONDS if before.streaming else OPEN_SECONDS):
                         await before.ended.wait()
                 except TimeoutError as error:
                     raise SessionInUse(

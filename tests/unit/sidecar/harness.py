@@ -129,9 +129,7 @@ class Cell:
             "pod_uid": authority.pod_uid,
             "grace_seconds": 5.0,
         }
-        edges = Edges(
-            lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: self.random.randbytes(16).hex()
-        )
+        edges = Edges(lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: self.random.randbytes(16).hex())
         self.failpoints = Failpoints()
         self.incarnation = Incarnation(authority, Terms(**{**defaults, **terms}), edges, self.failpoints)
 
