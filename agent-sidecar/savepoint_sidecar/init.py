@@ -10,7 +10,7 @@ import logging
 import random
 import secrets
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,7 @@ STARTED: Final = "started"
 GOOD: Final = frozenset({"Restored", "Fresh", "KeptLocal"})
 
 
-async def restore(settings: Settings, failpoints: Failpoints, termination_log: Path) -> int:
+async def restore(settings: Settings, failpoints: Failpoints, termination_log: Path | None) -> int:
     """Run the init container; its exit status."""
     began = time.monotonic()
     client = RestoreClient(
@@ -57,7 +57,8 @@ async def restore(settings: Settings, failpoints: Failpoints, termination_log: P
     outcome = Outcome(**{**asdict(outcome), "milliseconds": round((time.monotonic() - began) * 1000)})
     level = logging.INFO if outcome.outcome in GOOD else logging.ERROR
     log.log(level, "%s: %s", outcome.outcome, outcome.message)
-    _write_termination(termination_log, outcome)
+    if termination_log is not None:
+        _write_termination(termination_log, outcome)
     await client.outcome(outcome)
     await client.close()
     return 0 if outcome.outcome in GOOD else 1
@@ -73,9 +74,13 @@ async def _outcome(settings: Settings, client: RestoreClient, failpoints: Failpo
         return Outcome(reason, f"{waited.message} (waited {BOUND_SECONDS:.0f} s; the container starts again)")
     except SavepointError as error:
         return _failed(error)
-    store = PresignedStore(client, ca_pem=welcome.store_ca or None)
+    with closing(PresignedStore(client, ca_pem=welcome.store_ca or None)) as store:
+        return await _tries(_Restore(settings, client, store, welcome, failpoints), ends_at)
+
+
+async def _tries(work: "_Restore", ends_at: float) -> Outcome:
+    """Until it has ended: a store or an operator that is away is waited for, within the bound."""
     while True:
-        work = _Restore(settings, client, store, welcome, failpoints)
         try:
             return await work.run()
         except (StoreUnavailable, Unavailable) as error:

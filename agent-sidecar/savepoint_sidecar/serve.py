@@ -41,7 +41,8 @@ def run_sidecar() -> int:
 def run_restore() -> int:
     """The init container; its exit status."""
     failpoints = Failpoints(settings.failpoint_of())
-    return asyncio.run(init.restore(_configured(), failpoints, settings.TERMINATION_LOG))
+    told = settings.TERMINATION_LOG if settings.TERMINATION_LOG.exists() else None  # kubelet makes it
+    return asyncio.run(init.restore(_configured(), failpoints, told))
 
 
 def _configured() -> Settings:

@@ -144,7 +144,7 @@ async def test_a_second_live_process_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path) as cell:
         await cell.connected()
         second = cell.agent("two")
-        with pytest.raises(AssertionError, match="409.*SessionInUse"):
+        with pytest.raises(AssertionError, match=r"409.*SessionInUse"):
             await second.connect()
 
 

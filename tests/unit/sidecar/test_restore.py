@@ -1,6 +1,5 @@
 """What becomes of a root before an agent starts, and a restore that is killed at every step."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -158,4 +157,4 @@ def test_the_marker_of_a_fresh_start(tmp_path: Path) -> None:
     write_marker(root, marker_of(welcome(None), "uid", None))
     found = read_marker(root)
     assert found is not None and (found.sequence, found.state, found.epoch) == (0, "ready", 3)
-    assert os.listdir(tmp_path) == [".savepoint"]
+    assert [each.name for each in tmp_path.iterdir()] == [".savepoint"]
