@@ -178,10 +178,9 @@ class _Restorer:
                 descriptor = self._own_target().create(file.path)
                 try:
                     write_at(descriptor, 0, content)
-                except BaseException:
+                    finish(descriptor, file.mode, file.mtime_ns)
+                finally:
                     os.close(descriptor)
-                    raise
-                self._end(descriptor, file)
         if self._progress is not None:
             with self._lock:
                 self._done += len(content)

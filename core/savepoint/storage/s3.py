@@ -55,6 +55,10 @@ class S3Store:
 
     def close(self) -> None:
         """Close idle connections."""
+        for key in self._http.pools.keys():  # noqa: SIM118 - this container cannot be iterated
+            pool = self._http.pools.get(key)
+            if pool is not None:
+                pool.close()
         self._http.clear()
 
     def put_new(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
@@ -171,7 +175,7 @@ def _translated(key: str, doing: str) -> Iterator[None]:
             raise _BeyondEnd from error
         raise fault(status, error.code or "", key, doing) from error
     except InvalidResponseError as error:
-        raise fault(error._code, "", key, doing) from error
+        raise fault(error._code, code_of((error._body or "").encode()), key, doing) from error
     except ServerError as error:
         raise fault(error.status_code, "", key, doing) from error
     except urllib3.exceptions.SSLError as error:
