@@ -16,6 +16,8 @@ from savepoint.contract.names import GROUP, LABEL_AGENT
 from savepoint_operator.cluster.access import Access
 from savepoint_operator.cluster.kinds import PODS, WATCHED, WORKLOADS, Kind
 
+_NOBODY: Any = "savepoint"
+"""kopf's identity among peers: there are none, but without it kopf asks for a user's name, which a bare uid lacks."""
 log = logging.getLogger(__name__)
 
 Seen = Callable[[Kind, bool, dict[str, Any]], None]
@@ -38,11 +40,18 @@ class Watching:
         self._thread: threading.Thread | None = None
         self.failed = asyncio.Event()
 
+    async def restart(self) -> None:
+        """End the watches and begin them anew: one that died in silence would leave the operator blind."""
+        await self.stop()
+        self._stop, self._ready = threading.Event(), threading.Event()
+        await self.start()
+
     async def start(self) -> None:
         """Begin to watch."""
         loop = asyncio.get_running_loop()
         registry = registry_for(self._access, lambda *told: loop.call_soon_threadsafe(self._seen, *told))
-        self._thread = threading.Thread(target=self._run, args=(registry, loop), name="kopf", daemon=True)
+        arguments = (registry, loop, self._stop, self._ready)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="kopf", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
@@ -51,22 +60,29 @@ class Watching:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, STOP_SECONDS)
 
-    def _run(self, registry: kopf.OperatorRegistry, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(
+        self,
+        registry: kopf.OperatorRegistry,
+        loop: asyncio.AbstractEventLoop,
+        stop: threading.Event,
+        ready: threading.Event,
+    ) -> None:
         try:
             asyncio.run(
                 kopf.operator(
                     registry=registry,
                     settings=settings(),
                     standalone=True,
+                    identity=_NOBODY,
                     clusterwide=True,
-                    stop_flag=self._stop,
-                    ready_flag=self._ready,
+                    stop_flag=stop,
+                    ready_flag=ready,
                 )
             )
         except Exception:
             log.exception("watching has failed")
         finally:
-            if not self._stop.is_set():
+            if not stop.is_set():
                 loop.call_soon_threadsafe(self.failed.set)
 
 
