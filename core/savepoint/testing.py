@@ -108,7 +108,7 @@ class Simulation:
     # -- what a test of this project may replace --
 
     def _journal(self, directory: Path) -> Journal:
-        return FileJournal(directory)
+        return FileJournal(directory, durable=False)
 
     def _link(self, session: Session) -> Link:
         return SimulatedLink(self, session)

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
-from weakref import WeakSet
 
 from savepoint.agent.ledger import Ledger
 from savepoint.agent.loop import Loop
@@ -16,7 +15,7 @@ class Activity:
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self.loops: WeakSet[Loop[Any]] = WeakSet()
+        self.loops: dict[int, Loop[Any]] = {}  # by identity; changed without a lock, read by a copy
         self._running: dict[int, list[tuple[str, float]]] = {}  # thread -> what it runs, innermost last
 
     def begin(self, what: str) -> None:
@@ -33,7 +32,7 @@ class Activity:
 
     def execution(self, ledger: Ledger) -> Execution:
         """For a flush; the caller holds the lock."""
-        loops = sorted(self.loops, key=lambda loop: loop.scope.path.count("/"))
+        loops = sorted(self.loops.copy().values(), key=lambda loop: loop.scope.path.count("/"))
         step = loops[0].describe() if loops else None
         parts = [loop.describe() for loop in loops]
         parts += [self._line(running[-1]) for running in list(self._running.values()) if running]

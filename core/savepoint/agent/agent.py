@@ -135,7 +135,7 @@ class Agent:
         """
         session = self._session
         session.check()
-        return Loop(self._turns, session.position, checked_name(name, "loop"), items, key)
+        return Loop(self._turns, session.position, checked_name(name, "loop"), items, key).turns()
 
     def step(self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``function`` once: its result is journaled before it is returned, and replayed after a restart.
@@ -177,6 +177,7 @@ class Agent:
                 log.warning("step %r is not journaled and would run again after a crash: %s", name, error)
                 scope.steps[label] = record
             session.state.ledger.collapse(scope.drop(f"{label}()"))
+            session.state.moved_on()
         return result
 
     @contextmanager
@@ -190,14 +191,15 @@ class Agent:
             ordinal = outer.used.take(f"scope {name}")
             inner = outer.child(numbered(name, ordinal))
         try:
-            self._inside(outer, inner)
+            inner.begin_pass()
+            session.position.move(inner)
             yield
         except BaseException:
             with session.lock:
                 outer.used.give_back(f"scope {name}", ordinal)
             raise
         finally:
-            inner.holder = None
+            inner.open = False
             session.position.move(outer)
 
     @overload
@@ -248,9 +250,10 @@ class Agent:
 
     def safe_point(self) -> None:
         """The state is whole here: a checkpoint that is due is taken. Costs next to nothing if none is."""
-        self._session.position.now().points += 1
-        if self._session.gate.attention:
-            self._session.point()
+        session = self._session
+        at = session.explicit_point()
+        if session.gate.attention or session.state.catching_up is not None:
+            session.point(at)
 
     @contextmanager
     def critical(self) -> Iterator[None]:
@@ -290,17 +293,13 @@ class Agent:
         """The program's own code, in a scope of its own and known as what the agent is at."""
         self._session.activity.begin(what)
         try:
-            self._inside(outer, inner)
+            inner.begin_pass()
+            self._session.position.move(inner)
             return body()
         finally:
-            inner.holder = None
+            inner.open = False
             self._session.position.move(outer)
             self._session.activity.end()
-
-    def _inside(self, outer: Scope, inner: Scope) -> None:
-        inner.begin_pass()
-        inner.holder = lambda: outer
-        self._session.position.move(inner)
 
     def _warn_if_ambiguous(self, scope: Scope, name: str, ordinal: int, *, recorded: bool) -> None:
         if ordinal and not recorded and scope.pauses.get(name) != scope.points and name not in self._warned:

@@ -207,6 +207,14 @@ class Gate:
         """Whether this thread is inside ``critical()``."""
         return bool(self._critical.get(get_ident()))
 
+    def alone(self) -> bool:
+        """Whether no other thread is parked and no other runs a turn: the cut is at one point of the program."""
+        me = get_ident()
+        with self.condition:
+            return set(self._parked) <= {me} and all(
+                turn.thread == me for turn in self._turns() if turn.turn is not None
+            )
+
     def obstacles(self) -> list[int]:
         """Threads that keep a flush from happening."""
         with self.condition:

@@ -65,10 +65,11 @@ class NoJournal:
 
 
 class FileJournal:
-    """The journal of one run, in ``directory``."""
+    """The journal of one run, in ``directory``. ``durable=False``: nothing needs to survive the machine."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = True) -> None:
         self._directory = directory
+        self._durable = durable
         self._number = 0
         self._descriptor = -1
         self._end = 0
@@ -101,7 +102,7 @@ class FileJournal:
         try:
             while written < len(data):
                 written += os.write(self._descriptor, data[written:])
-            if durable:
+            if durable and self._durable:
                 _sync(self._descriptor)
                 if not self._entered:
                     _sync_directory(self._directory)

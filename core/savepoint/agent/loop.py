@@ -3,7 +3,6 @@
 The iterator knows its place in the tree of scopes; locking, safe points and the current scope are the agent's.
 """
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextvars import ContextVar
 from threading import get_ident
@@ -28,7 +27,13 @@ class LoopHost(Protocol):
     def loop_finished(self, loop: "Loop[T]") -> None:
         """Note that no key is left."""
 
-    def turn_point(self) -> None:
+    def loop_left(self, loop: "Loop[T]") -> None:
+        """Finished, or left by break or by an exception."""
+
+    def turn_entered(self, loop: "Loop[T]") -> None:
+        """A turn begins."""
+
+    def turn_point(self, loop: "Loop[T]") -> None:
         """The safe point between two turns."""
 
 
@@ -42,7 +47,7 @@ class Position:
     def now(self) -> Scope:
         """The innermost scope that is still open: a loop that was left by break or by an exception is not."""
         scope = self._variable.get()
-        while scope.parent is not None and (scope.holder is None or scope.holder() is None):
+        while scope.parent is not None and not scope.open:
             scope = scope.parent
         return scope
 
@@ -52,7 +57,7 @@ class Position:
 
 
 class Loop(Generic[T]):
-    """The iterator that ``Agent.loop`` returns."""
+    """One pass over a durable loop; ``turns`` is the iterator that ``Agent.loop`` returns."""
 
     def __init__(
         self,
@@ -69,63 +74,71 @@ class Loop(Generic[T]):
         self.thread = get_ident()
         self.taken_over = False
         self.total = len(items) if isinstance(items, Sized) else None
-        self.turns = 0  # finished, in all passes
         self._host = host
         self._position = position
         self._items = items
-        self._iterator: Iterator[T] | None = None
         self._key = key
-        self._turn_key = ""
         self._seen = KeySet()
 
-    def __iter__(self) -> "Loop[T]":
-        return self
-
-    def __next__(self) -> T:
-        if self.taken_over:
-            raise RuntimeError(
-                f"loop {self.name!r} was entered a second time in one scope while this iterator was in use: "
-                f"give the loops different names"
-            )
-        self.thread = get_ident()
-        if self._iterator is None:
+    def turns(self) -> Iterator[T]:
+        """The items whose turns are to run. A generator: that it is left is known the moment it is dropped."""
+        try:
             self._host.loop_opened(self)
             if self.record.finished:
-                raise StopIteration
-            self._iterator = iter(self._items)
-        elif self.turn is not None:
-            self._leave()
-        else:
-            raise StopIteration
-        self._host.turn_point()
-        for item in self._iterator:
-            text = key_text(item if self._key is None else self._key(item), f"loop {self.name!r}")
-            if text in self._seen:
-                raise LoopKeyRepeated(
-                    f"loop {self.name!r} met the key {text} twice: give each item a key of its own with key="
-                )
-            self._seen.add(text)
-            if text not in self.record.done:
-                self._enter(text)
-                return item
-        self._host.loop_finished(self)
-        raise StopIteration
+                return
+            self._host.turn_point(self)
+            for item in self._items:
+                key = self._new_key(item)
+                if key in self.record.done:
+                    continue
+                self._enter(key)
+                yield item
+                self._leave(key)
+                self._host.turn_point(self)
+            self._host.loop_finished(self)
+        finally:
+            self._close_turn()
+            self._host.loop_left(self)
+
+    def take_over(self) -> None:
+        """Another pass over the same loop begins: this one is out of the game."""
+        self.taken_over = True
+        self._close_turn()
 
     def describe(self) -> str:
         """``docs 42 of 90``."""
         done = len(self.record.done) + (self.turn is not None)
         return f"{self.name} {done}" + (f" of {self.total}" if self.total is not None else "")
 
-    def _enter(self, key: str) -> None:
-        turn = self.scope.child(turn_segment(self.label, key))
-        turn.begin_pass()
-        turn.holder = weakref.ref(self)
-        self.turn, self._turn_key = turn, key
-        self._position.move(turn)
+    def _close_turn(self) -> None:
+        if self.turn is not None:
+            self.turn.open = False
+            self.turn = None
 
-    def _leave(self) -> None:
-        assert self.turn is not None
-        self.turn.holder = None
-        self._host.turn_finished(self, self._turn_key)
+    def _new_key(self, item: T) -> str:
+        key = key_text(item if self._key is None else self._key(item), f"loop {self.name!r}")
+        if key in self._seen:
+            raise LoopKeyRepeated(
+                f"loop {self.name!r} met the key {key} twice: give each item a key of its own with key="
+            )
+        self._seen.add(key)
+        return key
+
+    def _enter(self, key: str) -> None:
+        self.thread = get_ident()
+        self._host.turn_entered(self)
+        self.turn = self.scope.child(turn_segment(self.label, key))
+        self.turn.begin_pass()
+        self._position.move(self.turn)
+
+    def _leave(self, key: str) -> None:
+        self.thread = get_ident()
+        if self.taken_over or self.turn is None:
+            raise RuntimeError(
+                f"loop {self.name!r} was entered a second time in one scope while this iterator was in use: "
+                f"give the loops different names"
+            )
+        self.turn.open = False
+        self._host.turn_finished(self, key)
         self.turn = None
         self._position.move(self.scope)

@@ -6,7 +6,7 @@ runs no code of the agent.
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,7 @@ class Ordinals:
 class Scope:
     """One node of the tree: the root, a turn of a loop, or a named scope."""
 
-    __slots__ = ("children", "effects", "holder", "loops", "parent", "path", "pauses", "points", "steps", "used")
+    __slots__ = ("children", "effects", "loops", "open", "parent", "path", "pauses", "points", "steps", "used")
 
     def __init__(self, path: str, parent: "Scope | None") -> None:
         self.path = path
@@ -74,7 +74,7 @@ class Scope:
         self.children: dict[str, Scope] = {}
         self.effects: dict[str, None] = {}  # ids of effects that were begun here, in order
         self.used = Ordinals()  # of this pass: names are prefixed by their sort
-        self.holder: Callable[[], object | None] | None = None  # gives None once nothing keeps the scope open
+        self.open = False  # code runs in it
         self.points = 0  # explicit safe points passed in this pass
         self.pauses: dict[str, int] = {}  # step name -> points when it ran last
 
@@ -94,7 +94,8 @@ class Scope:
         return scope
 
     def begin_pass(self) -> None:
-        """The code of this scope runs from its start again."""
+        """The code of this scope runs, from its start."""
+        self.open = True
         self.used = Ordinals()
         self.points = 0
         self.pauses = {}

@@ -12,6 +12,7 @@ from typing import Final
 from uuid import uuid4
 
 from savepoint.agent.activity import Activity
+from savepoint.agent.catchup import Point
 from savepoint.agent.clerk import Clerk
 from savepoint.agent.client import Link
 from savepoint.agent.errors import NotAtSafePoint, from_reason
@@ -39,7 +40,7 @@ class Session:
         self.required = required
         self.position = Position(state.root)
         self.activity = Activity()
-        self.gate = Gate(lambda: list(self.activity.loops))
+        self.gate = Gate(lambda: self.activity.loops.copy().values())
         self.clerk = Clerk()
         self.fenced: str | None = None
         self.over: SavepointError | None = None  # why nothing works any more
@@ -124,15 +125,24 @@ class Session:
 
     # -- safe points --
 
-    def point(self) -> SavepointError | None:
+    def explicit_point(self) -> Point | None:
+        """The program calls for a safe point. None where none runs again: outside of turns."""
+        scope = self.position.now()
+        number, scope.points = scope.points, scope.points + 1
+        return Point(scope.path, number=number) if "[" in scope.path else None
+
+    def point(self, at: Point | None) -> SavepointError | None:
         """A safe point at which something is to be done. Returns why a flush failed, if one did here."""
         self.check()
+        if self.state.catching_up is not None:
+            with self.lock:
+                self.state.reached(at)
         if self.gate.in_critical():
             return None
         failure: list[SavepointError] = []
 
         def flush(pending: Pending) -> None:
-            error = self._flush(pending)
+            error = self._flush(pending, at)
             if error is not None:
                 failure.append(error)
 
@@ -152,11 +162,15 @@ class Session:
             return ""
         if self.gate.in_critical():
             raise NotAtSafePoint("checkpoint() inside critical(): ask for it before or after the block")
+        at = self.explicit_point()
+        if self.state.catching_up is not None:
+            with self.lock:
+                self.state.reached(at)
         request, until = uuid4().hex, monotonic() + timeout
         waiter = self.gate.expect(request)
         try:
             self.link.request(wire.CheckpointRequest("", request, reason))
-            error = self._serve(waiter, until)
+            error = self._serve(waiter, at, until)
         finally:
             self.gate.forget(request)
         if waiter.error is not None:
@@ -205,19 +219,19 @@ class Session:
 
     # -- inside --
 
-    def _serve(self, waiter: Waiter, until: float) -> SavepointError | None:
+    def _serve(self, waiter: Waiter, at: Point | None, until: float) -> SavepointError | None:
         """Flush whatever is ordered until the waiter has its result. Returns why a flush failed here."""
         error = None
         while not waiter.done and monotonic() < until:
             if self.gate.pending is not None:
-                error = self.point() or error
+                error = self.point(at) or error
             with self.lock:
                 if not waiter.done and self.gate.pending is None:
                     self.lock.wait(min(max(until - monotonic(), 0.0), 1.0))
             self.check()
         return error
 
-    def _flush(self, pending: Pending) -> SavepointError | None:
+    def _flush(self, pending: Pending, at: Point | None) -> SavepointError | None:
         """Capture, hand over, wait, go on. Whatever fails is said and logged, and the agent goes on."""
         transaction, link = pending.order.transaction, self.link
         if link is None:
@@ -225,7 +239,7 @@ class Session:
         began = monotonic()
         try:
             with self.lock:
-                components = self.state.capture(transaction)
+                components = self.state.capture(transaction, at if self.gate.alone() else None)
                 execution = self.activity.execution(self.state.ledger)
         except SavepointError as error:
             log.warning("no checkpoint: %s; the agent goes on", error)

@@ -5,11 +5,13 @@ the journal first and into memory second.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from savepoint.agent.catchup import Point, become
 from savepoint.agent.encoding import decode, encode, utf8
 from savepoint.agent.errors import RestoreFailed
 from savepoint.agent.journal import Journal
@@ -20,6 +22,7 @@ from savepoint.agent.tensors import TensorSet
 from savepoint.contract import agent as wire
 from savepoint.errors import FormatTooNew, SavepointError, StateUnstable
 
+log: Final = logging.getLogger("savepoint")
 VERSION: Final = 1  # of the execution and effects components
 Document = dict[str, Any] | list[Any] | bytearray
 _KINDS: Final[dict[str, wire.Kind]] = {
@@ -64,6 +67,8 @@ class State:
         self.tensors: dict[str, TensorSet] = {}
         self.restored: dict[str, wire.Component] = {}  # tensors and foreign components nobody asked for yet
         self.handles: dict[str, Callable[[], Any]] = {}  # give the descriptor as it is now
+        self.catching_up: Point | None = None  # where the restored cut was taken, until the program comes there
+        self._set_back: list[_Value] | None = None  # what documents become then
         self._texts: dict[str, _Value] = {}  # documents nobody asked for yet
         self._descriptors: dict[str, _Value] = {}  # the same of handles
         self._held: dict[str, _Held] = {}
@@ -83,6 +88,7 @@ class State:
                     plain = self._versioned(component)
                     number = int(plain.get("journal", 0))
                     self.root.load(plain.get("scopes", {}))
+                    self.catching_up = Point.from_plain(plain.get("at"))
                 case wire.COMPONENT_EFFECTS:
                     for effect, raw in self._versioned(component).get("effects", {}).items():
                         self._know(Effect.from_plain(effect, raw))
@@ -122,6 +128,33 @@ class State:
         self.handles[name] = describe
         self._descriptors.pop(name, None)
 
+    # -- catching up --
+
+    def turn_entered(self) -> None:
+        """A turn runs; if that is before the program came to where the cut was taken, it runs again."""
+        if self.catching_up is not None and self._set_back is None:
+            self._set_back = self._document_values()
+
+    def reached(self, point: Point | None) -> None:
+        """The program is at a point; documents are set back if it is the one where the cut was taken."""
+        if self.catching_up is None or point != self.catching_up:
+            return
+        for value in self._set_back or ():
+            document = self.documents.get(value.name)
+            if document is not None:
+                become(document, decode(value.data, value.name) if value.encoding == "json" else value.data)
+        self.catching_up = self._set_back = None
+
+    def moved_on(self) -> None:
+        """Something new was done; if that is before the cut's point, the program took another way than before."""
+        if self._set_back is not None:
+            log.warning(
+                "the program did not come to where its checkpoint was taken (%s) and goes on: what the turns that ran "
+                "again did to documents is in them twice",
+                self.catching_up,
+            )
+            self.catching_up = self._set_back = None
+
     # -- between two cuts --
 
     def record_step(self, scope: Scope, label: str, record: StepRecord) -> None:
@@ -148,21 +181,24 @@ class State:
 
     # -- a cut --
 
-    def capture(self, transaction: str) -> tuple[wire.Component, ...]:
-        """The state as it is now. Raises NotEncodable, StageFull, StateUnstable, Unavailable.
+    def capture(self, transaction: str, at: Point | None = None) -> tuple[wire.Component, ...]:
+        """The state as it is now, at this point of the program.
 
-        Large arrays come first: what changes fastest is read last.
+        Raises NotEncodable, StageFull, StateUnstable, Unavailable. Large arrays come first: what changes fastest is
+        read last.
         """
         try:
-            return self._capture(transaction)
+            return self._capture(transaction, at)
         except BaseException:
             self.release(transaction, committed=False)
             raise
 
-    def _capture(self, transaction: str) -> tuple[wire.Component, ...]:
+    def _capture(self, transaction: str, at: Point | None) -> tuple[wire.Component, ...]:
         large = [tensors.flush(transaction) for tensors in self.tensors.values()]
         large += [self._carried(component) for component in self.restored.values()]
-        values = {wire.COMPONENT_DOCUMENTS: self._documents()}
+        if self.catching_up is not None:
+            at = self.catching_up
+        values = {wire.COMPONENT_DOCUMENTS: self._document_values() if self._set_back is None else list(self._set_back)}
         handles = [
             _Value(name, "json", utf8(encode(describe(), f"handle {name!r}")))
             for name, describe in self.handles.items()
@@ -171,7 +207,15 @@ class State:
             values[wire.COMPONENT_HANDLES] = sorted([*handles, *self._descriptors.values()], key=_name)
         journal = self.journal.rotate()
         values[wire.COMPONENT_EXECUTION] = [
-            _plain("execution", {"version": VERSION, "journal": journal, "scopes": self.root.to_plain()})
+            _plain(
+                "execution",
+                {
+                    "version": VERSION,
+                    "journal": journal,
+                    "scopes": self.root.to_plain(),
+                    "at": None if at is None else at.to_plain(),
+                },
+            )
         ]
         values[wire.COMPONENT_EFFECTS] = [_plain("ledger", {"version": VERSION, "effects": self.ledger.to_plain()})]
         small, folder = self._placed(values)
@@ -198,7 +242,7 @@ class State:
 
     # -- inside --
 
-    def _documents(self) -> list[_Value]:
+    def _document_values(self) -> list[_Value]:
         values = list(self._texts.values())
         try:
             for name, document in self.documents.items():

@@ -5,6 +5,7 @@ The iterator itself is loop.py's.
 
 from typing import Any
 
+from savepoint.agent.catchup import Point
 from savepoint.agent.loop import Loop
 from savepoint.agent.session import Session
 
@@ -20,28 +21,41 @@ class Turns:
         session = self._session
         with session.lock:
             session.check()
-            for other in list(session.activity.loops):
-                if other is not loop and other.record is loop.record:
-                    other.taken_over = True
-                    other.turn = None
-                    session.activity.loops.discard(other)
+            for other in list(session.activity.loops.values()):
+                if other.record is loop.record:
+                    other.take_over()
+                    self.loop_left(other)
             if loop.record.finished:
                 loop.scope.used.take(f"loop {loop.name}")
             else:
-                session.activity.loops.add(loop)
+                session.activity.loops[id(loop)] = loop
+                session.state.reached(_between_turns(loop))
+
+    def loop_left(self, loop: Loop[Any]) -> None:
+        """Nothing runs in it any more. Takes no lock: a garbage collection may call it anywhere."""
+        self._session.activity.loops.pop(id(loop), None)
+
+    def turn_entered(self, loop: Loop[Any]) -> None:
+        """A turn begins."""
+        with self._session.lock:
+            self._session.state.turn_entered()
 
     def turn_finished(self, loop: Loop[Any], key: str) -> None:
         """The key's turn is done; what was recorded below it is dropped."""
         with self._session.lock:
             self._session.state.ledger.collapse(loop.scope.finish_turn(loop.label, key))
+            self._session.state.moved_on()
 
     def loop_finished(self, loop: Loop[Any]) -> None:
         """No key is left; the loop collapses to one mark."""
         with self._session.lock:
             self._session.state.ledger.collapse(loop.scope.finish_loop(loop.name, loop.label))
-            self._session.activity.loops.discard(loop)
 
-    def turn_point(self) -> None:
+    def turn_point(self, loop: Loop[Any]) -> None:
         """The safe point between two turns."""
         if self._session.gate.attention:
-            self._session.point()
+            self._session.point(_between_turns(loop))
+
+
+def _between_turns(loop: Loop[Any]) -> Point:
+    return Point(loop.scope.path, loop.label)

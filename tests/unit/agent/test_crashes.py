@@ -32,6 +32,7 @@ class Program:
     widths: tuple[int, ...]
     steps: int
     effects: bool
+    searches: bool
     due: frozenset[int]
     loses: frozenset[int]  # commits whose result never arrives
     late: frozenset[int]  # commits whose result arrives after the next cut was taken
@@ -68,7 +69,7 @@ class DyingJournal:
     """The real journal in a process that may die around each write."""
 
     def __init__(self, directory: Path, world: World) -> None:
-        self.inner: Journal = FileJournal(directory)
+        self.inner: Journal = FileJournal(directory, durable=False)
         self.directory = directory
         self.world = world
 
@@ -153,7 +154,7 @@ class Life(Simulation):
 
 
 def run(agent: savepoint.Agent, life: Life) -> dict[str, Any]:
-    """The program: each innermost turn does steps and effects and then edits the documents."""
+    """The program: it changes documents wherever a program may, before, between and after loops, steps and effects."""
     world, program = life.world, life.world.program
     log = agent.document("log", [])
     count = agent.document("count", {"turns": 0})
@@ -183,26 +184,56 @@ def run(agent: savepoint.Agent, life: Life) -> dict[str, Any]:
             result = agent.effect("send", send)
         assert result == f"sent {path}"
 
+    def due() -> None:
+        world.points += 1
+        if world.points in program.due:
+            life.checkpoint_soon()
+        world.boundary()
+
+    def search(here: tuple[int, ...]) -> int:
+        """A loop that is left by break, with what it found in a local variable."""
+        found = -1
+        for index in agent.loop("search", range(4)):
+            due()
+            log.append(["search", here, index])
+            found = agent.step("try", body(f"{scope()}/try#0")) and index
+            if index == 1:
+                break
+        return found
+
     def level(depth: int, path: tuple[int, ...]) -> None:
         for index in agent.loop(f"level{depth}", range(program.widths[depth])):
             here = (*path, index)
+            count.setdefault("seen", {}).setdefault(str(depth), []).append(here)
+            mine = count["seen"][str(depth)]
             if depth + 1 < len(program.widths):
                 agent.step("outer", body(scope() + "/outer#0"))
+                log.append(["before", here])
                 level(depth + 1, here)
+                log.append(["between", here])
+                if program.searches:
+                    log.append(["found", search(here)])
+                level(depth + 1, here)
+                log.append(["after", here])
             else:
                 results = [agent.step("work", body(f"{scope()}/work#{n}")) for n in range(program.steps)]
+                log.append(["half", here])
+                due()
+                agent.safe_point()
                 if program.effects:
-                    effect(str(here))
-                log.append([list(here), results])
+                    effect(agent._session.position.now().path)
+                log.append([here, results])
                 count["turns"] += 1
-            world.points += 1
-            if world.points in program.due:
-                life.checkpoint_soon()
-            world.boundary()
+                due()
+                agent.safe_point()
+            mine.append("end")
+            due()
 
     def scope() -> str:
         return agent._session.position.now().path
 
+    if program.searches:
+        log.append(["found", search(())])
     level(0, ())
     return {"log": list(log), "count": dict(count)}
 
@@ -222,13 +253,14 @@ def live(world: World) -> tuple[dict[str, Any], World]:
 
 programs = st.builds(
     Program,
-    widths=st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple),
+    widths=st.lists(st.integers(1, 2), min_size=1, max_size=3).map(tuple),
     steps=st.integers(0, 2),
     effects=st.booleans(),
-    due=st.frozensets(st.integers(1, 30)),
-    loses=st.frozensets(st.integers(1, 6)),
-    late=st.frozensets(st.integers(1, 6)),
-    refuses=st.frozensets(st.integers(1, 6)),
+    searches=st.booleans(),
+    due=st.frozensets(st.integers(1, 60)),
+    loses=st.frozensets(st.integers(1, 9)),
+    late=st.frozensets(st.integers(1, 9)),
+    refuses=st.frozensets(st.integers(1, 9)),
 )
 
 
@@ -242,7 +274,7 @@ def check(program: Program, kills: frozenset[int], node_dies: bool) -> World:
 
 
 @settings(max_examples=150, deadline=None)
-@given(programs, st.frozensets(st.integers(1, 150), max_size=12), st.booleans())
+@given(programs, st.frozensets(st.integers(1, 400), max_size=12), st.booleans())
 def test_any_program_killed_anywhere_ends_as_if_nothing_had_happened(
     program: Program, kills: frozenset[int], node_dies: bool
 ) -> None:
@@ -250,7 +282,7 @@ def test_any_program_killed_anywhere_ends_as_if_nothing_had_happened(
 
 
 def test_one_program_killed_once_at_every_boundary() -> None:
-    program = Program((2, 2), 2, True, frozenset({1, 3, 4}), frozenset({2}), frozenset({1}), frozenset({3}))
+    program = Program((2, 2), 1, True, True, frozenset(range(1, 40, 4)), frozenset({2}), frozenset({1}), frozenset({3}))
     whole = check(program, frozenset(), False).boundaries
     assert whole > 50
     for node_dies in (False, True):
@@ -260,7 +292,7 @@ def test_one_program_killed_once_at_every_boundary() -> None:
 
 def test_in_place_no_step_runs_twice_once_its_result_is_journaled() -> None:
     """Only a death between a step's start and the end of its record repeats it, and then once a death."""
-    program = Program((3,), 2, False, frozenset({2}), frozenset(), frozenset(), frozenset())
+    program = Program((3,), 2, False, False, frozenset({2}), frozenset(), frozenset(), frozenset())
     whole = check(program, frozenset(), False).boundaries
     for kill in range(1, whole + 1):
         world = check(program, frozenset({kill}), False)

@@ -108,6 +108,87 @@ def test_an_unsavable_document_fails_the_checkpoint_and_names_the_place(
     assert agent.checkpoint() == "agent-1"
 
 
+# -- catching up: turns that run again change documents once --
+
+
+def test_a_checkpoint_in_the_middle_of_a_turn_is_no_trap(life: testing.Simulation) -> None:
+    def program(agent: savepoint.Agent, until: str) -> list[str]:
+        notes = agent.document("notes", [])
+        for item in agent.loop("loop", "ab"):
+            notes.append(item)
+            mine = agent.document("mine", {"items": []})["items"]
+            mine.append(item)
+            agent.checkpoint()
+            mine.append("later")
+            if item == until:
+                raise StopAsyncIteration
+        return [*notes, *agent.document("mine", {})["items"]]
+
+    with pytest.raises(StopAsyncIteration):
+        program(life.start(), "b")
+    life.crash(lose_stage=True)
+    assert program(life.start(), "-") == ["a", "b", "a", "later", "b", "later"]
+
+
+def test_what_the_program_does_before_its_first_loop_is_kept(life: testing.Simulation) -> None:
+    def program(agent: savepoint.Agent, until: int) -> dict[str, Any]:
+        state = agent.document("state", {"starts": 0, "turns": []})
+        state["starts"] += 1
+        for outer in agent.loop("outer", range(2)):
+            state["turns"].append([outer])
+            for inner in agent.loop("inner", range(3)):
+                state["turns"][-1].append(inner)
+                life.checkpoint_soon()
+                if inner == until:
+                    raise StopAsyncIteration
+        return state
+
+    for until in (1, 2):
+        with pytest.raises(StopAsyncIteration):
+            program(life.start(), until)
+        life.crash(lose_stage=True)
+    assert program(life.start(), -1) == {"starts": 3, "turns": [[0, 0, 1, 2], [1, 0, 1, 2]]}
+
+
+def test_a_loop_left_by_break_is_left_again_without_a_trace(life: testing.Simulation) -> None:
+    def program(agent: savepoint.Agent, fails: bool) -> tuple[list[Any], Any]:
+        notes, found = agent.document("notes", []), None
+        for number in agent.loop("search", range(9)):
+            notes.append(number)
+            if number == 2:
+                found = number
+                break
+        for item in agent.loop("rest", "ab"):
+            notes.append(item)
+            if fails:
+                life.checkpoint_soon()
+        return notes, found
+
+    program(life.start(), True)
+    life.crash(lose_stage=True)
+    assert program(life.start(), False) == ([0, 1, 2, "a", "b"], 2)
+
+
+def test_a_program_that_takes_another_way_is_warned_and_goes_on(
+    life: testing.Simulation, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = life.start()
+    notes = agent.document("notes", [])
+    for _ in agent.loop("loop", [1]):
+        notes.append("first")
+        agent.checkpoint()
+        break
+    life.crash(lose_stage=True)
+    agent = life.start()  # a newer version, without the checkpoint in the turn
+    notes = agent.document("notes", [])
+    for _ in agent.loop("loop", [1]):
+        notes.append("again")
+    assert notes == ["first", "again"]
+    assert "did not come to where its checkpoint was taken" in caplog.text
+    agent.checkpoint()
+    assert life.checkpoints[-1].documents["notes"] == '["first","again"]'
+
+
 # -- handles --
 
 
