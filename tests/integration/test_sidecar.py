@@ -1,0 +1,366 @@
+"""A pod's life with its real processes: init container, native sidecar and an agent with the SDK, over TLS and S3.
+
+Only kubelet and the API server are missing: the test starts and ends the processes as kubelet would.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from savepoint.repository.keys import MasterKey
+from savepoint.storage.s3 import S3Store
+from savepoint.storage.signature import Presigner, S3Config
+from savepoint_operator.control.server import PATH, ControlServer
+from savepoint_operator.model.ports import OpenStore
+from savepoint_operator.model.views import AgentKey, NodeStanding, PodStanding, Standing
+
+from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
+from tests.servers.pki import Authority
+from tests.servers.s3 import S3Server
+
+BUCKET = "savepoint-sidecar-tests"
+AGENT = AgentKey("demo", "coder")
+IDLE_BYTES = 64 << 20
+WORK_BYTES = 192 << 20
+
+AGENT_PROGRAM = """
+import json, os, pathlib, sys, time
+import savepoint
+
+out, state = pathlib.Path(os.environ["TOLD"]), pathlib.Path(os.environ["STATE"])
+
+def tell(**what):
+    with open(out, "a") as file:
+        file.write(json.dumps(what) + "\\n")
+
+def work(item):
+    tell(step=item)
+    time.sleep(0.02)
+    return item
+
+agent = savepoint.connect()
+notes = agent.document("notes", default={"n": 0})
+lines = (state / "log").read_text().splitlines() if (state / "log").exists() else []
+restored = agent.restored
+tell(connected=notes["n"], lines=len(lines), at=restored.checkpoint if restored else None,
+     how=restored.how if restored else None)
+for item in agent.loop("items", range(100000)):
+    agent.step("work", work, item)
+    with open(state / "log", "a") as file:
+        file.write(f"{item}\\n")
+    notes["n"] = item + 1
+"""
+
+
+@dataclass
+class Site:
+    """An operator's control side over a real S3 server."""
+
+    folder: Path
+    stores: Stores
+    served: ssl.SSLContext
+    authority: Authority
+    directory: Directory = field(default_factory=Directory)
+    reviewer: Reviewer = field(default_factory=Reviewer)
+    port: int = 0
+    server: ControlServer | None = None
+    pods: "list[Pod]" = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.recorder = Recorder(self.directory)
+
+    async def start(self) -> None:
+        self.server = ControlServer(
+            reviewer=self.reviewer,
+            directory=self.directory,
+            stores=self.stores,
+            recorder=self.recorder,
+            now=lambda: datetime.now(UTC),
+            monotonic=time.monotonic,
+            random_bytes=os.urandom,
+            poll_seconds=0.05,
+        )
+        self.port = await self.server.start(self.served, "127.0.0.1", self.port)
+
+    async def stop(self) -> None:
+        assert self.server is not None
+        await self.server.drain(5)
+        await self.server.stop()
+
+    async def checkpoint(self) -> str:
+        """Order a checkpoint; the name under which it was committed."""
+        assert self.server is not None
+        attempt = secrets.token_hex(16)
+        await self.server.orders.checkpoint(AGENT, attempt, "Interval", 60)
+        await until(lambda: attempt in self.ended(), what=f"attempt {attempt}")
+        return self.ended()[attempt]
+
+    def ended(self) -> dict[str, str]:
+        """Attempts that have ended: the checkpoint's name, or the reason why there is none."""
+        committed = {head.record.attempt: head.record.name for head in self.recorder.of("committed")}
+        failed = {result.attempt: result.reason for result in self.recorder.of("failed")}
+        return {**failed, **committed}
+
+    def pod(self, uid: str) -> "Pod":
+        """A pod with empty volumes on a node of its own."""
+        who = incarnation(AGENT, uid)
+        self.reviewer.pods[uid], self.directory.incarnations[uid] = who.pod, who
+        pod = Pod(self, uid, self.folder / uid)
+        self.pods.append(pod)
+        return pod
+
+
+@dataclass
+class Pod:
+    """Volumes and processes of one pod."""
+
+    site: Site
+    uid: str
+    folder: Path
+    processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("state", "stage", "socket"):
+            (self.folder / name).mkdir(parents=True)
+        (self.folder / "token").write_text(f"token-of-{self.uid}\n")
+        (self.folder / "agent.py").write_text(AGENT_PROGRAM)
+
+    def environment(self) -> dict[str, str]:
+        roots = [{"name": "data", "mountPath": "/data", "path": str(self.folder / "state"), "persistent": False}]
+        return {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("SAVEPOINT_", "KUBERNETES_"))},
+            "SAVEPOINT_CONTROL_URL": f"wss://localhost:{self.site.port}{PATH}",
+            "SAVEPOINT_CONTROL_CA": self.site.authority.certificate.decode(),
+            "SAVEPOINT_TOKEN": str(self.folder / "token"),
+            "SAVEPOINT_ROOTS": json.dumps(roots),
+            "SAVEPOINT_POD_UID": self.uid,
+            "SAVEPOINT_NODE_NAME": "n1",
+            "SAVEPOINT_GRACE_SECONDS": "20",
+            "SAVEPOINT_SOCKET": str(self.folder / "socket" / "agent.sock"),
+            "SAVEPOINT_STAGE": str(self.folder / "stage"),
+            "MALLOC_ARENA_MAX": "2",
+        }
+
+    def start(self, *command: str, **more: str) -> "subprocess.Popen[bytes]":
+        with (self.folder / "log").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command], env={**self.environment(), **more}, stdout=output, stderr=output
+            )
+        self.processes.append(process)
+        return process
+
+    async def restore(self) -> int:
+        """The init container, to its end."""
+        process = self.start("-c", "import sys; from savepoint_sidecar.main import restore; sys.exit(restore())")
+        return await exit_of(process)
+
+    async def sidecar(self) -> "subprocess.Popen[bytes]":
+        """The native sidecar, once its startup probe succeeds."""
+        process = self.start("-m", "savepoint_sidecar.main")
+        async with asyncio.timeout(30):
+            while await exit_of(self.start("-m", "savepoint_sidecar.main", "ready")) != 0:
+                assert process.poll() is None, self.log()
+        return process
+
+    def agent(self) -> "subprocess.Popen[bytes]":
+        told = {"TOLD": str(self.folder / "told"), "STATE": str(self.folder / "state"), "SAVEPOINT_REQUIRED": "1"}
+        return self.start(str(self.folder / "agent.py"), **told)
+
+    def told(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / "told"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [each for each in map(json.loads, lines) if name in each]
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    async def turns(self, more: int) -> None:
+        """Until the agent has run so many more steps."""
+        begin = len(self.told("step"))
+        await until(lambda: len(self.told("step")) >= begin + more, what=self.log)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+async def exit_of(process: "subprocess.Popen[bytes]", seconds: float = 60) -> int:
+    async with asyncio.timeout(seconds):
+        while process.poll() is None:
+            await asyncio.sleep(0.02)
+    return int(process.returncode)
+
+
+async def until(condition: Callable[[], object], what: Any, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what() if callable(what) else what
+        await asyncio.sleep(0.02)
+
+
+def rss(process: "subprocess.Popen[bytes]", field_name: str) -> int:
+    """VmRSS or VmHWM in bytes."""
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith(field_name):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(field_name)
+
+
+@pytest.fixture
+async def site(s3_versitygw: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
+    server = s3_versitygw
+    client = server.client()
+    if not client.bucket_exists(BUCKET):
+        client.make_bucket(BUCKET)
+    config = S3Config(
+        endpoint=server.endpoint,
+        bucket=BUCKET,
+        access_key=server.access_key,
+        secret_key=server.secret_key,
+        region=server.region,
+        prefix=f"{secrets.token_hex(8)}/",
+    )
+    authority = Authority()
+    pair = authority.server(["localhost", "127.0.0.1"])
+    (tmp_path / "tls.crt").write_bytes(pair.certificate)
+    (tmp_path / "tls.key").write_bytes(pair.key)
+    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    served.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    with closing(S3Store(config)) as objects:
+        stores = Stores(objects, MasterKey(bytes(range(32))))
+        stores.store = OpenStore("default", objects, Presigner(config, lambda: datetime.now(UTC)), stores.store.master)
+        made = Site(tmp_path, stores, served, authority)
+        await made.start()
+        try:
+            yield made
+        finally:
+            for pod in made.pods:
+                pod.kill()
+            await made.stop()
+
+
+async def terminate(pod: Pod, agent: "subprocess.Popen[bytes]", sidecar: "subprocess.Popen[bytes]") -> None:
+    """As kubelet does: the sidecar's preStop hook and the agent's SIGTERM at once, the sidecar's after the agent."""
+    hook = pod.start("-m", "savepoint_sidecar.main", "prestop")
+    agent.send_signal(signal.SIGTERM)
+    assert await exit_of(hook) == 0
+    assert await exit_of(agent) == 128 + signal.SIGTERM, pod.log()
+    sidecar.send_signal(signal.SIGTERM)
+    assert await exit_of(sidecar) == 0, pod.log()
+
+
+@pytest.mark.timeout(180)
+async def test_a_pod_lives_crashes_ends_and_comes_back_elsewhere(site: Site) -> None:
+    pod = site.pod("a")
+    assert await pod.restore() == 0, pod.log()
+    sidecar = await pod.sidecar()
+    agent = pod.agent()
+    await pod.turns(5)
+    assert (await site.checkpoint()).startswith("coder-"), pod.log()
+
+    agent.kill()  # the agent's container crashes in place
+    await exit_of(agent)
+    agent = pod.agent()
+    await pod.turns(5)
+    first, second = pod.told("connected")
+    assert (first["connected"], first["at"]) == (0, None)
+    assert second["how"] == "Restarted" and second["connected"] == second["lines"] > 0
+
+    sidecar.kill()  # the sidecar's container crashes; the agent lives on
+    await exit_of(sidecar)
+    sidecar = await pod.sidecar()
+    await until(lambda: (pod.log().count("agent connected")) >= 3, what=pod.log)
+    await pod.turns(5)
+    await asyncio.sleep(0.3)
+    name = await site.checkpoint()
+    assert name.startswith("coder-"), f"{name}: {pod.log()}"
+    assert len(pod.told("connected")) == 2
+
+    await terminate(pod, agent, sidecar)
+    assert site.recorder.of("released")[-1] == ("a", False), pod.log()
+    steps = [each["step"] for each in pod.told("step")]
+    assert len(steps) - len(set(steps)) <= 1, "only the step in flight at the crash may run again"
+
+    successor = site.pod("b")
+    assert await successor.restore() == 0, successor.log()
+    log_before = (pod.folder / "state" / "log").read_text()
+    assert (successor.folder / "state" / "log").read_text() == log_before
+    sidecar = await successor.sidecar()
+    agent = successor.agent()
+    await successor.turns(3)
+    (third,) = successor.told("connected")
+    assert third["how"] == "Restored" and third["connected"] == third["lines"] == len(log_before.splitlines())
+    assert successor.told("step")[0]["step"] == len(steps) - (len(steps) - len(set(steps)))
+    await terminate(successor, agent, sidecar)
+    assert [each.outcome for each in site.recorder.of("restored")] == ["Fresh", "Restored"]
+
+
+@pytest.mark.timeout(180)
+async def test_an_end_without_operator_is_committed_before_the_successor_starts(site: Site) -> None:
+    pod = site.pod("a")
+    assert await pod.restore() == 0, pod.log()
+    sidecar = await pod.sidecar()
+    agent = pod.agent()
+    await pod.turns(5)
+    assert (await site.checkpoint()).startswith("coder-")
+    await asyncio.sleep(0.5)  # the reserve of URLs is filled again
+    await pod.turns(5)
+    await site.stop()
+    await terminate(pod, agent, sidecar)
+    done = len({each["step"] for each in pod.told("step")})
+    await site.start()
+
+    successor = site.pod("b")
+    site.recorder.told.clear()
+    site.directory.standings["a"] = Standing(PodStanding.GONE, NodeStanding.READY)
+    waiting = asyncio.ensure_future(successor.restore())
+    assert await waiting == 0, successor.log()
+    assert len((successor.folder / "state" / "log").read_text().splitlines()) == done
+    sidecar, agent = await successor.sidecar(), successor.agent()
+    await successor.turns(3)
+    assert successor.told("connected")[0]["connected"] == done
+    await terminate(successor, agent, sidecar)
+
+
+@pytest.mark.timeout(180)
+async def test_memory_at_rest_and_at_work(site: Site) -> None:
+    pod = site.pod("a")
+    assert await pod.restore() == 0, pod.log()
+    sidecar = await pod.sidecar()
+    await asyncio.sleep(1)
+    idle = rss(sidecar, "VmRSS")
+    assert idle < IDLE_BYTES
+    for number in range(6):
+        (pod.folder / "state" / f"weights{number}").write_bytes(os.urandom(64 << 20))
+    for number in range(3000):
+        (pod.folder / "state" / f"small{number}").write_bytes(os.urandom(500))
+    name = await site.checkpoint()
+    assert name.startswith("coder-"), f"{name} {pod.log()}"
+    peak = rss(sidecar, "VmHWM")
+    assert peak < WORK_BYTES
+    await asyncio.sleep(0.5)
+    at_rest = rss(sidecar, "VmRSS")
+    sidecar.terminate()
+    assert await exit_of(sidecar) == 0
+    assert at_rest < IDLE_BYTES, f"{at_rest >> 20} MiB after the work"
+    print(f"at rest {idle >> 20} MiB, at work {peak >> 20} MiB, afterwards {at_rest >> 20} MiB")
+
+    successor = site.pod("b")
+    assert await successor.restore() == 0, successor.log()
+    for each in (pod.folder / "state").iterdir():
+        if each.is_file():
+            assert (successor.folder / "state" / each.name).read_bytes() == each.read_bytes()
