@@ -131,10 +131,10 @@ class Operator:
         )
         self._missing = "listing"
         await _until_it_works(certificates.ensure, stop)
-        await _until_it_works(parts.reconciler.list_all, stop)
         if settings.default_store is not None:
             name, spec = settings.default_store.name, dict(settings.default_store.spec)
             await _until_it_works(lambda: parts.stores.make_default(name, spec), stop)
+        await _until_it_works(parts.reconciler.list_all, stop)
         if stop.is_set():
             return
         await self._serve(api, parts, certificates, keeping, stop)
@@ -154,7 +154,7 @@ class Operator:
         )
         watching = Watching(self._access, parts.reconciler.observe)
         await watching.start()
-        looks = asyncio.create_task(parts.reconciler.run(control.orders))
+        looks = asyncio.create_task(parts.reconciler.run(control.orders, watching.restart))
         fresh = asyncio.create_task(certificates.keep_fresh())
         blind = asyncio.create_task(watching.failed.wait())
         asked = asyncio.create_task(stop.wait())
@@ -200,7 +200,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
         await asyncio.gather(task, asked, return_exceptions=True)
 
 
-async def _until_it_works(work: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+async def _until_it_works(work: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:
     """Try again until it works, or ``stop``."""
     while not stop.is_set():
         try:
@@ -229,6 +229,9 @@ def main() -> int:
         print(f"savepoint-operator: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
         return 2
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("kopf", "aiohttp.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns that signals are ours
     try:
         asyncio.run(_run(settings))
     except (LeadershipLost, SavepointError) as error:

@@ -48,6 +48,7 @@ class Metrics:
         self._faults = Counter(
             "savepoint_reconcile_faults", "Looks that failed, by reason.", ("reason",), registry=registry
         )
+        self._missed = Counter("savepoint_watch_missed", "Changes that no watch told.", registry=registry)
         self._collected = Counter("savepoint_collected_bytes", "Bytes removed from stores.", registry=registry)
         self._leading = Gauge("savepoint_leading", "1 while this process leads.", registry=registry)
 
@@ -79,6 +80,10 @@ class Metrics:
     def collected(self, count: int) -> None:
         """Bytes removed from a store."""
         self._collected.inc(count)
+
+    def missed(self, count: int) -> None:
+        """Changes that a listing found and no watch had told."""
+        self._missed.inc(count)
 
     def fault(self, reason: str) -> None:
         """A look failed and comes again."""

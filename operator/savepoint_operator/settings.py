@@ -7,6 +7,8 @@ from typing import Any
 
 from savepoint.contract.names import CONTROL_PORT, HEALTH_PORT
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
 
 class SettingsError(ValueError):
     """A variable is missing or wrong; the message names it and says what it should be."""
@@ -75,8 +77,14 @@ class Settings:
             ca_secret=environment.get("SAVEPOINT_CA_SECRET") or cls.ca_secret,
             master_key_secret=environment.get("SAVEPOINT_MASTER_KEY_SECRET") or cls.master_key_secret,
             webhook_configuration=environment.get("SAVEPOINT_WEBHOOK_CONFIGURATION") or "",
-            log_level=environment.get("SAVEPOINT_LOG_LEVEL") or cls.log_level,
+            log_level=_log_level(environment.get("SAVEPOINT_LOG_LEVEL") or cls.log_level),
         )
+
+
+def _log_level(text: str) -> str:
+    if text not in LOG_LEVELS:
+        raise SettingsError(f"SAVEPOINT_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}, not {text!r}")
+    return text
 
 
 def _port(environment: Mapping[str, str], name: str, default: int) -> int:

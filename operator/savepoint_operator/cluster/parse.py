@@ -66,6 +66,7 @@ def pod_of(raw: Raw) -> Pod:
         owner=owner_of(raw),
         injected=any(each.get("name") == CONTAINER_SIDECAR for each in spec.get("initContainers") or ()),
         ready=_condition(status, "Ready") == "True",
+        disruption=_disruption(status),
     )
 
 
@@ -186,6 +187,13 @@ def agent_of(raw: Raw) -> AgentObject:
     return AgentObject(
         meta=meta_of(raw), reason=status.get("reason") or "", epoch=status.get("epoch") or 0, pin=pin, status=status
     )
+
+
+def _disruption(status: Raw) -> str:
+    for condition in status.get("conditions") or ():
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            return str(condition.get("reason", ""))
+    return ""
 
 
 def _condition(status: Raw, kind: str) -> str:

@@ -77,6 +77,8 @@ class Pod:
     injected: bool
     """The webhook has added its containers."""
     ready: bool = False
+    disruption: str = ""
+    """Why something outside ends it: the reason of its condition DisruptionTarget."""
 
     @property
     def live(self) -> bool:

@@ -50,9 +50,10 @@ class Agents:
         await self._attempts.follow_annotation(line, pod)
         again = [await self._chronicle.repair(line, store, orders)]
         again.append(await self._attempts.write_notes(line))
+        again.append(await self._attempts.order_requests(line, policy, orders))
         if line.chain_read:
-            again.append(await self._attempts.order_requests(line, policy, orders))
             again.append(await self._attempts.take_due(line, policy, orders))
+        again.append(await self._restores.end_lost(line))
         await self._restores.write_notes(line)
         await self._restores.expire(line)
         await self._retention.expire(line, policy)

@@ -118,7 +118,7 @@ def assemble(
             not_running_seconds=not_running_seconds,
         ),
         restores=Restores(cluster, world, events, now),
-        retention=Retention(cluster, objects, metrics, monotonic),
+        retention=Retention(cluster, objects, metrics, collected=stores.collected, monotonic=monotonic),
         protected=ProtectedAgents(
             cluster, world, objects, events, now=now, monotonic=monotonic, leader_since=leader_since
         ),
@@ -139,7 +139,7 @@ def assemble(
         world=world,
         lines=lines,
         queue=queue,
-        directory=ClusterDirectory(cluster, world, lines, monotonic),
+        directory=ClusterDirectory(cluster, world, lines, events, monotonic),
         recorder=recorder,
         stores=stores,
         agents=agents,

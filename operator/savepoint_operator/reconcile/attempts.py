@@ -21,7 +21,7 @@ from savepoint_operator.reconcile.line import AttemptNote, Line
 from savepoint_operator.reconcile.recorder import QueueingRecorder
 from savepoint_operator.reconcile.world import World
 from savepoint_operator.rules import checkpoint_status, schedule
-from savepoint_operator.rules.conditions import Condition
+from savepoint_operator.rules.conditions import Condition, parsed_time
 from savepoint_operator.rules.texts import ago, with_next_step
 
 ATTEMPT_SECONDS: Final = 600
@@ -80,26 +80,31 @@ class Attempts:
                 return None
             item = await self._objects.ensure(line, note, line.head.record.number if line.head else 0)
         if not note.over:
-            return await self._write_progress(note, item)
+            return await self._write_progress(line, note, item)
+        told = (note.head, note.result)  # more may come while this is being written
         patch, condition = self._ending(line, note, item)
-        begun = checkpoint_status.started(note.id, note.trigger, note.requested_by, note.why, note.pod)
-        await self._objects.write(item, {**_without_known(begun, item), **patch}, condition)
+        await self._objects.write(item, {**self._begun(line, note, item), **patch}, condition)
         if note.result is not None and not note.unchanged:
             await self._say_failure(line, note, item)
-        if line.attempts.get(note.id) is note:
+        if line.attempts.get(note.id) is note and (note.head, note.result) == told:
             del line.attempts[note.id]
         return None
 
-    async def _write_progress(self, note: AttemptNote, item: CheckpointObject) -> float | None:
+    async def _write_progress(self, line: Line, note: AttemptNote, item: CheckpointObject) -> float | None:
         now = self._monotonic()
         same_stage = item.reason == note.stage
         if same_stage and note.written_at is not None and now - note.written_at < PROGRESS_SECONDS:
             return PROGRESS_SECONDS - (now - note.written_at)
         patch, condition = checkpoint_status.running(note.stage, note.progress)
-        begun = checkpoint_status.started(note.id, note.trigger, note.requested_by, note.why, note.pod)
-        await self._objects.write(item, {**_without_known(begun, item), **patch}, condition)
+        await self._objects.write(item, {**self._begun(line, note, item), **patch}, condition)
         note.written_at = now
         return None
+
+    def _begun(self, line: Line, note: AttemptNote, item: CheckpointObject) -> checkpoint_status.Patch:
+        pod = self._world.pod_by_uid(line.agent.namespace, note.pod[1])
+        trigger, why = checkpoint_status.trigger_of(note.trigger, pod.disruption if pod is not None else "")
+        begun = checkpoint_status.started(note.id, trigger, note.requested_by, note.why or why, note.pod)
+        return _without_known(begun, item)
 
     def _ending(
         self, line: Line, note: AttemptNote, item: CheckpointObject
@@ -127,7 +132,10 @@ class Attempts:
     # -- what is asked for ------------------------------------------------------------------------------------------
 
     async def order_requests(self, line: Line, policy: Policy | None, orders: Orders) -> float | None:
-        """One order at a time, the oldest request first; those that nobody can answer end within a bound."""
+        """One order at a time, the oldest request first; those that nobody can answer end within a bound.
+
+        While the chain has not been read nothing is ordered: what is asked for may have been committed long ago.
+        """
         again: list[float] = []
         for item in self._objects.of(line.agent):
             if item.meta.deleting or not checkpoint_status.open_ended(item.reason):
@@ -145,6 +153,8 @@ class Attempts:
 
     async def _order(self, line: Line, policy: Policy | None, orders: Orders, item: CheckpointObject) -> float | None:
         session = orders.session(line.agent)
+        if not line.chain_read:
+            return await self._wait_or_end(line, policy, item, store_silent=True)
         busy = line.in_flight is not None or (session is not None and session.attempt not in (None, item.own_attempt))
         if session is None:
             return await self._wait_or_end(line, policy, item)
@@ -161,25 +171,32 @@ class Attempts:
         note.requested_by = (item.status.get("trigger") or {}).get("requestedBy", "")
         if not note.over and note.stage == "Pending":
             note.stage = "Quiescing"
-            await self._write_progress(note, item)
+            await self._write_progress(line, note, item)
         return None
 
-    async def _wait_or_end(self, line: Line, policy: Policy | None, item: CheckpointObject) -> float | None:
+    async def _wait_or_end(
+        self, line: Line, policy: Policy | None, item: CheckpointObject, *, store_silent: bool = False
+    ) -> float | None:
         """A new leader gives sidecars as long to connect as a request is given."""
         waited = min((self._now() - item.meta.created).total_seconds(), self._monotonic() - self._leader_since())
         if waited < self._not_running:
-            text = f"The sidecar of agent {line.agent.name} is not connected; it is waited for."
-            await self._pending(item, text)
+            missing = f"The sidecar of agent {line.agent.name} is not connected"
+            if store_silent:
+                missing = f"The store of agent {line.agent.name} cannot be read"
+            await self._pending(item, f"{missing}; it is waited for.")
             return min(self._not_running - waited + 0.1, AGAIN_SECONDS * 5)
-        if not [pod for pod in self._world.pods.of(line.agent) if pod.live]:
+        reason = "StoreUnavailable" if store_silent else "AgentNotRunning"
+        if store_silent:
+            text = f"The store of agent {line.agent.name} could not be read for {self._not_running:.0f} s."
+        elif not [pod for pod in self._world.pods.of(line.agent) if pod.live]:
             text = f"No pod of agent {line.agent.name} runs in namespace {line.agent.namespace}."
         else:
             text = f"The sidecar of agent {line.agent.name} has not been connected for {self._not_running:.0f} s."
-        message = with_next_step("AgentNotRunning", text, policy.meta.name if policy else None)
-        patch, condition = checkpoint_status.failed("AgentNotRunning", message)
+        message = with_next_step(reason, text, policy.meta.name if policy else None)
+        patch, condition = checkpoint_status.failed(reason, message)
         begun = checkpoint_status.started(item.own_attempt, item.trigger or "Manual", "", "", ("", "", ""))
         await self._objects.write(item, {**_without_known(begun, item), **patch}, condition)
-        await self._events.warning(About.of(CHECKPOINTS, item.meta), "CheckpointFailed", f"AgentNotRunning: {message}")
+        await self._events.warning(About.of(CHECKPOINTS, item.meta), "CheckpointFailed", f"{reason}: {message}")
         return None
 
     async def _pending(self, item: CheckpointObject, message: str) -> float:
@@ -192,7 +209,7 @@ class Attempts:
         """An attempt of an earlier leader: its sidecar restates it, or the chain has it, or it has ended unheard."""
         since = self._monotonic() - self._leader_since()
         session = orders.session(line.agent)
-        if since < OPEN_SECONDS or (session is not None and session.attempt == item.attempt):
+        if since < OPEN_SECONDS or not line.chain_read or (session is not None and session.attempt == item.attempt):
             return OPEN_SECONDS
         text = "The operator was restarted while this was under way, and the sidecar says nothing of it any more."
         message = with_next_step("DeadlineExceeded", text, None)
@@ -207,6 +224,8 @@ class Attempts:
         session = orders.session(line.agent)
         if interval is None or (policy is not None and policy.suspend) or session is None or line.connected_at is None:
             return None
+        if line.last_start is None:
+            line.last_start = self._last_start(line, interval)
         due = schedule.due_at(
             interval,
             line.random_part,
@@ -229,6 +248,13 @@ class Attempts:
             note.stage = "Quiescing"
         line.random_part = self._random_bytes(1)[0] / 255
         return schedule.wait_seconds(interval, line.random_part)
+
+    def _last_start(self, line: Line, interval: Interval) -> float | None:
+        """Of an attempt under an earlier leader, as far as the recovery point tells it."""
+        holder = self._world.agents.get(ObjectKey(*line.agent))
+        point = parsed_time(holder.status.get("recoveryPointTime")) if holder is not None else None
+        ago_seconds = schedule.seconds_since(point, self._now(), interval.period_seconds * 2.0)
+        return None if ago_seconds is None else self._monotonic() - ago_seconds
 
     # -- what a pod's annotation asks for ---------------------------------------------------------------------------
 

@@ -95,8 +95,7 @@ class CheckpointObjects:
                     name = f"{line.agent.name}-{number}"
                     continue
             note.name, note.number = item.meta.name, number
-            patch = checkpoint_status.started(note.id, note.trigger, note.requested_by, note.why, note.pod)
-            return await self._patch(item, {**patch, "number": number})
+            return await self._patch(item, {"attempt": note.id, "number": number})
         raise Unavailable(f"no free name for a checkpoint of agent {line.agent}: {name} and those before it are taken")
 
     async def number(self, line: Line, note: AttemptNote, item: CheckpointObject, head_number: int) -> int:

@@ -12,6 +12,7 @@ from savepoint.errors import Unavailable
 
 from savepoint_operator.cluster import parse
 from savepoint_operator.cluster.errors import Denied
+from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import NAMESPACES, NODES, OWNER_KINDS, PODS
 from savepoint_operator.model.objects import ObjectKey, Pod, Policy, Store, Workload
 from savepoint_operator.model.views import (
@@ -36,8 +37,11 @@ TERMINAL: Final = ("Succeeded", "Failed")
 class ClusterDirectory:
     """Implements ``Directory``."""
 
-    def __init__(self, cluster: Cluster, world: World, lines: Lines, monotonic: Callable[[], float]) -> None:
-        self._cluster, self._world, self._lines, self._monotonic = cluster, world, lines, monotonic
+    def __init__(
+        self, cluster: Cluster, world: World, lines: Lines, events: Events, monotonic: Callable[[], float]
+    ) -> None:
+        self._cluster, self._world, self._lines, self._events = cluster, world, lines, events
+        self._monotonic = monotonic
         self._known: dict[str, tuple[float, Incarnation]] = {}
 
     async def incarnation(self, pod: PodIdentity) -> Incarnation | Refusal:
@@ -51,6 +55,8 @@ class ClusterDirectory:
             raise Unavailable(f"the operator may not read what it needs: {error}") from error
         if isinstance(found, Incarnation):
             self._remember(found)
+        elif not found.retry:
+            await self._events.warning(About(PODS, pod.namespace, pod.name, pod.uid), found.reason, found.message)
         return found
 
     async def standing(self, agent: AgentKey, pod_uid: str, node: str) -> Standing:

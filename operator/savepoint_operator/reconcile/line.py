@@ -67,6 +67,9 @@ class RestoreNote:
     wait: Wait | None = None
     progress: Progress | None = None
     outcome: Outcome | None = None
+    discarded_since: datetime | None = None
+    discarded_seconds: float | None = None
+    """How long the predecessor was at work after the checkpoint that is restored."""
     ended: datetime | None = None
 
 
@@ -89,6 +92,8 @@ class Line:
     connected_at: float | None = None
     """Monotonic seconds."""
     disconnected_at: float | None = None
+    last_heard: datetime | None = None
+    """When the predecessor's connection ended."""
     head: Head | None = None
     latest: Head | None = None
     """The record of the checkpoint that a restart now would restore, where this leader has seen it."""

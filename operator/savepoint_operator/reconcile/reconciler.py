@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 WORKERS: Final = 8
 LIST_SECONDS: Final = 300.0
+BEHIND_SECONDS: Final = 10.0
 NUMBERS_SECONDS: Final = 15.0
 SELECTORS: Final = {kind.kind: LABEL_AGENT for kind in (PODS, *WORKLOADS)}
 """Which of the foreign kinds' objects are of interest."""
@@ -75,7 +76,7 @@ class Reconciler:
         self._cluster, self._world, self._lines, self._queue, self._metrics = cluster, world, lines, queue, metrics
         self._stores, self._agents, self._rollbacks, self._surroundings = stores, agents, rollbacks, surroundings
         self._now = now
-        self._orders: Orders | None = None
+        self._rewatch: Callable[[], Awaitable[None]] = _nothing
 
     # -- what comes in --------------------------------------------------------------------------------------------
 
@@ -86,22 +87,29 @@ class Reconciler:
             before, now = shelf.remove(raw), None
         else:
             before, now = shelf.put(raw)
-        if before is not None and before is now:
+        if before is now or (isinstance(before, Node) and isinstance(now, Node) and before.lost == now.lost):
             return
         for item in (before, now):
             if item is not None:
                 self._add_for(item, gone=now is None)
 
-    async def list_all(self) -> None:
-        """Replace what is known by what there is, and look at everything. Raises Unavailable, Denied."""
-        for kind in WATCHED:
-            raws = await self._cluster.list(kind, selector=SELECTORS.get(kind.kind, ""))
+    async def list_all(self, behind_seconds: float = 0.0) -> int:
+        """Replace what is known by what there is, and look at everything. Raises Unavailable, Denied.
+
+        Watches are given ``behind_seconds`` to tell by themselves what the listings say; how much they did not tell.
+        """
+        listed = {kind: await self._cluster.list(kind, selector=SELECTORS.get(kind.kind, "")) for kind in WATCHED}
+        await asyncio.sleep(behind_seconds)
+        missed = 0
+        for kind, raws in listed.items():
             shelf = self._world.shelf(kind)
+            missed += sum(shelf.lacks(raw) for raw in raws)
             lost = shelf.replace([{"kind": kind.kind, **raw} for raw in raws])
             for item in lost:
                 self._add_for(item, gone=True)
             for item in shelf:
                 self._add_for(item, gone=False)
+        return missed
 
     def _add_for(self, item: object, *, gone: bool) -> None:  # noqa: PLR0912 - one branch per kind
         add = self._queue.add
@@ -147,9 +155,9 @@ class Reconciler:
 
     # -- what goes on ---------------------------------------------------------------------------------------------
 
-    async def run(self, orders: Orders) -> None:
-        """Until cancelled."""
-        self._orders = orders
+    async def run(self, orders: Orders, rewatch: Callable[[], Awaitable[None]]) -> None:
+        """Until cancelled. ``rewatch`` begins the watches anew."""
+        self._rewatch = rewatch
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
                 group.create_task(self._work(orders))
@@ -200,10 +208,14 @@ class Reconciler:
 
     async def _list_again(self) -> None:
         try:
-            await self.list_all()
+            missed = await self.list_all(BEHIND_SECONDS)
         except SavepointError as error:
             log.warning("the listing failed: %s", error)
             return
+        if missed:
+            log.error("watches have missed %d changes: they are begun anew", missed)
+            self._metrics.missed(missed)
+            await self._rewatch()
         for line in self._lines.all():
             line.chain_read = line.chain_read and line.session is not None  # without a session only the chain tells
 
@@ -220,3 +232,7 @@ class Reconciler:
         while True:
             await asyncio.sleep(seconds)
             await work()
+
+
+async def _nothing() -> None:
+    return

@@ -52,9 +52,11 @@ class QueueingRecorder:
         """See ``Recorder``."""
         line = self._lines[who.agent]
         line.learn(head)
+        note = self._restore(who, head.record.epoch)
+        if note.discarded_seconds is None and restores is not None and line.who is not None:
+            note.discarded_since, note.discarded_seconds = self._discarded(line, who)
         line.who, line.released_pod = who, ""
         line.completed = False
-        note = self._restore(who, head.record.epoch)
         note.epoch, note.head, note.restores, note.wait = head.record.epoch, head, restores, None
         self._look(who.agent)
 
@@ -94,7 +96,7 @@ class QueueingRecorder:
     async def disconnected(self, agent: AgentKey, pod: PodIdentity) -> None:
         """See ``Recorder``."""
         line = self._lines[agent]
-        line.session, line.disconnected_at = None, self._monotonic()
+        line.session, line.disconnected_at, line.last_heard = None, self._monotonic(), self.now()
         self._look(agent)
 
     async def released(self, agent: AgentKey, pod: PodIdentity, completed: bool, message: str) -> None:
@@ -213,6 +215,15 @@ class QueueingRecorder:
         if not note.pod[0] and line.who is not None:
             note.pod = (line.who.pod.name, line.who.pod.uid, line.who.node)
         return note
+
+    def _discarded(self, line: Line, who: Incarnation) -> tuple[datetime | None, float | None]:
+        """Nothing where the predecessor released its epoch, or where it is the same pod."""
+        assert line.who is not None
+        if line.who.pod.uid in (line.released_pod, who.pod.uid):
+            return None, 0.0
+        if line.recovery_point is None or line.last_heard is None:
+            return None, None
+        return line.recovery_point, max((line.last_heard - line.recovery_point).total_seconds(), 0.0)
 
     def _advance(self, line: Line, note: AttemptNote, committed_at: str) -> None:
         """The recovery point is when the state was cut; where nobody says that, or a clock is wrong, the commit."""

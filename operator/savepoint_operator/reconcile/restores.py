@@ -6,11 +6,12 @@ They report; what is granted and restored is decided by ``lineage``. Ten are kep
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
+from savepoint.contract.control import Outcome
 from savepoint.contract.names import LABEL_AGENT
 
-from savepoint_operator.cluster.errors import Conflict
+from savepoint_operator.cluster.errors import Conflict, Missing
 from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import DEPLOYMENTS, PODS, RESTORES
 from savepoint_operator.model.objects import ObjectKey, RestoreObject
@@ -19,10 +20,11 @@ from savepoint_operator.reconcile.door import Cluster
 from savepoint_operator.reconcile.line import Line, RestoreNote
 from savepoint_operator.reconcile.world import World
 from savepoint_operator.rules import restore_status
-from savepoint_operator.rules.conditions import Condition, changed
+from savepoint_operator.rules.conditions import Condition, changed, stamp
 from savepoint_operator.rules.texts import duration_text, with_next_step
 
 KEPT: Final = 10
+GONE_SECONDS: Final = 15.0
 _LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
 
 
@@ -36,19 +38,36 @@ class Restores:
         """Bring the objects in line with what was told."""
         for uid, note in list(line.restores.items()):
             item = await self._ensure(line.agent, note)
+            told = note.outcome  # more may come while this is being written
             patch, condition = self._told(line, note)
-            status = restore_status.status(item.status, patch, condition, item.meta.generation, self._now())
-            difference = changed(item.status, status)
-            news = difference and item.reason != status["reason"]
-            if difference:
-                raw = await self._cluster.patch(
-                    RESTORES, item.meta.namespace, item.meta.name, {"status": difference}, subresource="status"
-                )
-                self._world.restores.put(raw)
-            if news:
+            if await self._write(item, patch, condition) and item.reason != patch["reason"]:
                 await self._say(line, note)
-            if note.outcome is not None and line.restores.get(uid) is note:
+            if told is not None and line.restores.get(uid) is note:
                 del line.restores[uid]
+
+    async def end_lost(self, line: Line) -> float | None:
+        """A start whose pod is gone has ended, though nobody could say how."""
+        again: float | None = None
+        for note in line.restores.values():
+            if note.outcome is None and self._gone(note.who.pod.namespace, note.who.pod.uid):
+                if (self._now() - note.started).total_seconds() < GONE_SECONDS:
+                    again = GONE_SECONDS  # a watch may be behind the pod's own connection
+                    continue
+                note.outcome = Outcome("PodGone", f"Pod {note.who.pod.name} ended before it had restored.")
+                note.ended = self._now()
+        for item in self._world.restores.of(line.agent):
+            known = any(note.who.pod.uid == item.pod_uid for note in line.restores.values())
+            if item.mode != "Resume" or item.finished or known or not self._gone(item.meta.namespace, item.pod_uid):
+                continue
+            if (self._now() - item.meta.created).total_seconds() < GONE_SECONDS:
+                again = GONE_SECONDS
+                continue
+            await self._write(item, *restore_status.lost(item.status, self._now()))
+        return again
+
+    def _gone(self, namespace: str, uid: str) -> bool:
+        pod = self._world.pod_by_uid(namespace, uid)
+        return pod is None or pod.phase in ("Succeeded", "Failed")
 
     async def expire(self, line: Line) -> None:
         """Delete the oldest ones beyond the limit."""
@@ -62,29 +81,40 @@ class Restores:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
+    async def _write(self, item: RestoreObject, patch: restore_status.Patch, condition: Condition) -> bool:
+        """Whether there was anything to write."""
+        status = restore_status.status(item.status, patch, condition, item.meta.generation, self._now())
+        difference = changed(item.status, status)
+        if difference:
+            try:
+                raw = await self._cluster.patch(
+                    RESTORES, item.meta.namespace, item.meta.name, {"status": difference}, subresource="status"
+                )
+            except Missing:
+                return False
+            self._world.restores.put(raw)
+        return bool(difference)
+
     def _told(self, line: Line, note: RestoreNote) -> tuple[restore_status.Patch, Condition]:
         resolved = self._resolved(line, note)
         if note.outcome is not None:
-            return restore_status.ended(
-                note.who,
-                note.epoch,
-                resolved,
-                self._with_step(note),
-                started=note.started,
-                now=note.ended or self._now(),
+            told = self._with_step(note)
+            ended = note.ended or self._now()
+            return _discarded(
+                note, restore_status.ended(note.who, note.epoch, resolved, told, started=note.started, now=ended)
             )
         if note.epoch:
-            return restore_status.granted(note.who, note.epoch, resolved, note.progress, note.started)
+            return _discarded(note, restore_status.granted(note.who, note.epoch, resolved, note.progress, note.started))
         assert note.wait is not None
         return restore_status.waiting(note.who, note.wait, note.started)
 
-    def _with_step(self, note: RestoreNote) -> Any:
+    def _with_step(self, note: RestoreNote) -> Outcome:
         outcome = note.outcome
         assert outcome is not None
         if outcome.outcome in restore_status.GOOD:
             return outcome
         message = with_next_step(outcome.outcome, outcome.message, note.who.policy_name)
-        return type(outcome)(outcome.outcome, message, outcome.object_key, outcome.bytes_restored, outcome.milliseconds)
+        return Outcome(outcome.outcome, message, outcome.object_key, outcome.bytes_restored, outcome.milliseconds)
 
     def _resolved(self, line: Line, note: RestoreNote) -> restore_status.Patch | None:
         if note.restores is None or note.head is None:
@@ -165,6 +195,18 @@ class Restores:
             "The rollout waits: the new pod may not start before the old one has ended, and RollingUpdate ends the "
             "old one only after the new one has started. Set `strategy: {type: Recreate, rollingUpdate: null}`.",
         )
+
+
+def _discarded(
+    note: RestoreNote, told: tuple[restore_status.Patch, Condition]
+) -> tuple[restore_status.Patch, Condition]:
+    """What the predecessor had done after the checkpoint, where that is known."""
+    patch, condition = told
+    if note.discarded_seconds is not None:
+        patch.setdefault("summary", {})["discarded"] = duration_text(note.discarded_seconds * 1000)
+    if note.discarded_since is not None and note.discarded_seconds:
+        patch["discarded"] = {"since": stamp(note.discarded_since)}
+    return patch, condition
 
 
 def _suffix(pod_uid: str, epoch: int) -> str:

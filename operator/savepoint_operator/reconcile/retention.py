@@ -28,8 +28,16 @@ class Retention:
     """The step of an agent's look that is about what goes."""
 
     def __init__(
-        self, cluster: Cluster, objects: CheckpointObjects, metrics: Metrics, monotonic: Callable[[], float]
+        self,
+        cluster: Cluster,
+        objects: CheckpointObjects,
+        metrics: Metrics,
+        *,
+        collected: Callable[[str], None],
+        monotonic: Callable[[], float],
     ) -> None:
+        """``collected`` is told the name of a store of which something was collected."""
+        self._collected = collected
         self._cluster, self._objects, self._metrics, self._monotonic = cluster, objects, metrics, monotonic
 
     async def expire(self, line: Line, policy: Policy | None) -> None:
@@ -66,4 +74,5 @@ class Retention:
             return RETRY_SECONDS
         line.collected_at = now
         self._metrics.collected(freed)
+        self._collected(store_name)
         return COLLECT_SECONDS

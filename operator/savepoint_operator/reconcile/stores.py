@@ -29,12 +29,14 @@ from savepoint.storage.wrapper import Retrying
 
 from savepoint_operator.cluster.errors import Conflict
 from savepoint_operator.cluster.kinds import STORES
+from savepoint_operator.cluster.parse import store_of
 from savepoint_operator.model.objects import ObjectKey, Store
 from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.reconcile.door import Cluster
 from savepoint_operator.reconcile.keyring import Keyring
 from savepoint_operator.reconcile.world import World
 from savepoint_operator.rules.conditions import Condition, changed, merged, stamp
+from savepoint_operator.rules.texts import size_text
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class _Kept:
     opened: OpenStore
     plain: ObjectStore
     probed_at: float | None = None
+    probed: datetime | None = None
     error: SavepointError | None = field(default=None)
 
 
@@ -79,6 +82,7 @@ class StoreBook:
         self._cluster, self._world, self._keyring, self._owner = cluster, world, keyring, owner
         self._now, self._monotonic, self._random_bytes, self._build = now, monotonic, random_bytes, build
         self._kept: dict[str, _Kept] = {}
+        self._collected: dict[str, datetime] = {}
 
     # -- Stores ---------------------------------------------------------------------------------------------------
 
@@ -99,6 +103,10 @@ class StoreBook:
         """Whether ``open`` would succeed."""
         kept = self._kept.get(name)
         return kept is not None and kept.error is None and kept.probed_at is not None
+
+    def collected(self, name: str) -> None:
+        """Something of the store was collected just now."""
+        self._collected[name] = self._now()
 
     # -- reconcile ------------------------------------------------------------------------------------------------
 
@@ -123,17 +131,18 @@ class StoreBook:
 
     async def make_default(self, name: str, spec: dict[str, Any]) -> None:
         """The store of the installation's values. Whoever removes its label takes it over: it is then left alone."""
-        existing = self._world.stores.get(ObjectKey("", name))
-        if existing is None:
+        raw = await self._cluster.get(STORES, "", name)
+        if raw is None:
             body = {"metadata": {"name": name, "labels": DEFAULT_LABEL}, "spec": spec}
             try:
-                self._world.stores.put(await self._cluster.create(STORES, body))
+                await self._cluster.create(STORES, body)
             except Conflict:
                 log.info("store %s exists already", name)
             return
+        existing = store_of(raw)
         difference = changed(existing.spec, spec)
         if difference and existing.meta.labels.items() >= DEFAULT_LABEL.items():
-            self._world.stores.put(await self._cluster.patch(STORES, "", name, {"spec": difference}))
+            await self._cluster.patch(STORES, "", name, {"spec": difference})
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -190,21 +199,27 @@ class StoreBook:
         random_hex = self._random_bytes(16).hex()
         await asyncio.to_thread(probe, kept.plain, random_hex)
         await asyncio.to_thread(open_store, kept.opened.objects, self._owner, kept.opened.master)
-        kept.probed_at, kept.error = now, None
+        kept.probed_at, kept.probed, kept.error = now, self._now(), None
         log.info("store %s is ready", name)
 
     async def _tell(self, store: Store, error: SavepointError | None) -> None:
         now = self._now()
         wanted = conditions(error)
-        agents = {item.agent for item in self._world.agents if item.status.get("storeName") == store.meta.name}
+        agents = [item for item in self._world.agents if item.status.get("storeName") == store.meta.name]
+        stored = sum(int(item.status.get("storedSize") or 0) for item in agents)
+        kept = self._kept.get(store.meta.name)
         patch: dict[str, Any] = {
             "observedGeneration": store.meta.generation,
             "reason": wanted[-1].reason,
             "repositories": len(agents),
             "conditions": merged(store.status.get("conditions") or (), wanted, store.meta.generation, now),
         }
-        if error is None and not store.status.get("lastProbeTime"):
-            patch["lastProbeTime"] = stamp(now)
+        if stored:
+            patch |= {"storedSize": stored, "summary": {"size": size_text(stored)}}
+        if error is None and kept is not None and kept.probed is not None:
+            patch["lastProbeTime"] = stamp(kept.probed)
+        if store.meta.name in self._collected:
+            patch["lastCollectionTime"] = stamp(self._collected[store.meta.name])
         difference = changed(store.status, patch)
         if difference:
             raw = await self._cluster.patch(STORES, "", store.meta.name, {"status": difference}, subresource="status")

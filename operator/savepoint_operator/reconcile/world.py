@@ -88,6 +88,14 @@ class Shelf(Generic[V]):
         self._forget(before)
         return before
 
+    def lacks(self, raw: Mapping[str, Any]) -> bool:
+        """Whether what is known is older than this."""
+        meta = parse.meta_of(raw)
+        known = self._by_key.get(meta.key)
+        if known is None or known.meta.uid != meta.uid:
+            return meta.uid not in self._gone and known is None
+        return known.meta.version < meta.version
+
     def replace(self, raws: Iterable[Mapping[str, Any]]) -> list[V]:
         """Everything there is now. Those that had been known and are there no more."""
         listed = list(raws)

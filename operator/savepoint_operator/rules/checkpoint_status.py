@@ -28,6 +28,15 @@ def open_ended(reason: str) -> bool:
     return reason == "" or reason in RUNNING
 
 
+def trigger_of(trigger: str, disruption: str) -> tuple[str, str]:
+    """(type, reason) as users read it: a shutdown says who ended the pod, where the cluster tells."""
+    if trigger == "Finish":
+        return "Agent", "the agent has finished its run"
+    if trigger == "Shutdown" and disruption:
+        return ("Drain" if disruption == "EvictionByEvictionAPI" else "Shutdown"), disruption
+    return trigger or "Agent", ""
+
+
 def started(attempt: str, trigger: str, requested_by: str, why: str, pod: tuple[str, str, str]) -> Patch:
     """What is known from the beginning. ``pod``: name, uid, node."""
     patch: Patch = {"attempt": attempt, "trigger": {"type": trigger or "Agent"}}

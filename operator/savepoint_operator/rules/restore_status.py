@@ -56,6 +56,7 @@ def granted(
         "reason": state,
         "epoch": epoch,
         "startTime": stamp(started),
+        "completionTime": None,  # the container may have been started again after it had reported
         "targets": [target(who, state, None, done)],
     }
     if resolved is not None:
@@ -88,6 +89,14 @@ def ended(
     if resolved is not None:
         patch["resolved"] = resolved
     return patch, Condition.of("Succeeded", good, outcome.outcome, message)
+
+
+def lost(current: Mapping[str, Any], now: datetime) -> tuple[Patch, Condition]:
+    """Its pod is gone, and an earlier leader heard the last of it."""
+    message = "The pod ended before it had told how its restore ended."
+    targets = [{**each, "state": "PodGone", "message": message} for each in current.get("targets") or ()]
+    patch: Patch = {"reason": "PodGone", "completionTime": stamp(now), "targets": targets}
+    return patch, Condition.of("Succeeded", False, "PodGone", message)
 
 
 def status(current: Mapping[str, Any], patch: Patch, condition: Condition, generation: int, now: datetime) -> Patch:

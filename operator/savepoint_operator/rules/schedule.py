@@ -7,6 +7,7 @@ from savepoint_operator.model.objects import Interval
 FIRST_SECONDS = 30.0
 """An agent that has no checkpoint at all gets its first one so soon, whatever its period."""
 JITTER_PART = 0.1
+SPREAD_SECONDS = 30.0
 
 
 def wait_seconds(interval: Interval, random_part: float) -> float:
@@ -26,7 +27,10 @@ def due_at(
     """Counted from the start of the last attempt; without one from when the sidecar connected."""
     wait = wait_seconds(interval, random_part)
     if last_start is not None:
-        return last_start + wait
+        # After a pause of the operator many are overdue at once: they do not all begin in the same second.
+        return max(
+            last_start + wait, connected_at + min(interval.period_seconds * JITTER_PART, SPREAD_SECONDS) * random_part
+        )
     return connected_at + (wait if has_checkpoint else min(wait, FIRST_SECONDS))
 
 
