@@ -90,23 +90,23 @@ class Kubectl:
 def forwarded(kubectl: Kubectl, target: str, port: int) -> Iterator[str]:
     """A port-forward to ``target`` ("service/world") for as long as the block runs; yields "127.0.0.1:PORT"."""
     command = [str(program("kubectl")), "--kubeconfig", str(kubectl.kubeconfig), "-n", kubectl.namespace or "default"]
-    process = subprocess.Popen(
-        [*command, "port-forward", "--address", "127.0.0.1", target, f":{port}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
+    command += ["port-forward", "--address", "127.0.0.1", target, f":{port}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        match = re.search(r"127\.0\.0\.1:(\d+)", line)
-        if not match:
-            raise CommandFailed(f"kubectl port-forward {target}: {line.strip()}")
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield f"127.0.0.1:{match[1]}"
-    finally:
-        process.terminate()
-        process.wait(10)
+        reader = threading.Thread(
+            target=process.stdout.read, daemon=True
+        )  # what it prints later must not fill the pipe
+        try:
+            line = process.stdout.readline()
+            match = re.search(r"127\.0\.0\.1:(\d+)", line)
+            if not match:
+                raise CommandFailed(f"kubectl port-forward {target}: {line.strip()}")
+            reader.start()
+            yield f"127.0.0.1:{match[1]}"
+        finally:
+            process.terminate()
+            if reader.ident:
+                reader.join(10)
 
 
 @dataclass(frozen=True)

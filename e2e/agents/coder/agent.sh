@@ -2,7 +2,8 @@
 # Sample agent without SDK and not in Python: edits a git workspace, runs its hooks, keeps a log and an SQLite database under write.
 # It knows nothing of Savepoint. After each turn it reports where it is to $WORLD_URL/reports.
 set -u
-cd "${WORKSPACE:-/workspace}" || exit 1
+project=${WORKSPACE:-/workspace}/project # git wants to own the folder that it works in
+mkdir -p "$project" && cd "$project" || exit 1
 agent=${AGENT:-coder} pause=${TURN_SECONDS:-0.5} files=${FILES:-300}
 export HOME=$PWD/.home GIT_AUTHOR_NAME=coder GIT_AUTHOR_EMAIL=coder@localhost GIT_COMMITTER_NAME=coder GIT_COMMITTER_EMAIL=coder@localhost
 stop=0
@@ -22,7 +23,7 @@ sql() { sqlite3 -cmd '.timeout 5000' work.db "$@"; }
 start() {
   if [ ! -d .git ]; then
     mkdir -p .home src
-    git init -q -b main .
+    git init -q -b main . || return 1
     git config gc.auto 0
     printf '.home/\nwork.db*\nagent.log\n.savepoint/\n' >.gitignore
     printf '#!/bin/sh\necho "hook $(git rev-parse --short HEAD)" >>agent.log\n' >.git/hooks/post-commit
@@ -33,7 +34,7 @@ start() {
     done
     ln -s src/1 latest
     ln -s /nowhere/at/all dangling
-    git add -A && git commit -q -m "Begin"
+    git add -A && git commit -q -m "Begin" || return 1
   fi
   rm -f .git/index.lock .git/HEAD.lock .git/refs/heads/main.lock # left by a kill in the middle of a commit
   sql 'PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS turns(n INTEGER PRIMARY KEY, head TEXT);' >/dev/null
@@ -49,7 +50,7 @@ facts() { # the state in short: what must be the same after a restore
     "$(git ls-files -s | sha256sum | cut -c1-16)" "$(wc -l <agent.log 2>/dev/null || echo 0)" "$(sha256sum <agent.log | cut -c1-16)"
 }
 
-start
+start || { echo "the workspace cannot be made" >&2; exit 1; }
 turn=$(sql 'SELECT coalesce(max(n),0) FROM turns')
 report "{\"agent\":\"$agent\",\"pod\":\"${HOSTNAME:-}\",\"event\":\"start\",$(facts "$turn")}"
 while [ $stop = 0 ]; do
