@@ -26,7 +26,7 @@ class Stage:
         self._own = root / STAGE_AGENT
         self._folders = 0
         try:
-            self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._own.mkdir(mode=0o755, parents=True, exist_ok=True)  # the sidecar reads here
             for left in self._own.iterdir():  # removed, never overwritten: a reader may still hold the old files
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         except OSError as error:
@@ -37,7 +37,7 @@ class Stage:
         self._folders += 1
         path = self._own / f"{stem}-{self._folders}"
         try:
-            path.mkdir(mode=0o700)
+            path.mkdir(mode=0o755)
         except OSError as error:
             raise translated(error, path) from error
         return path
@@ -76,7 +76,7 @@ def mapped_new(path: Path, size: int) -> mmap.mmap:
     """
     descriptor = -1
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
         else:

@@ -76,7 +76,13 @@ class State:
     # -- coming back --
 
     def restore(self, components: Iterable[wire.Component]) -> int:
-        """Take over a cut, then the journal behind it. Returns how many steps are on record."""
+        """Take over a cut, then the journal behind it. Returns how many steps are on record. Raises RestoreFailed."""
+        try:
+            return self._restore(components)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise RestoreFailed("the saved execution state or the journal cannot be read") from error
+
+    def _restore(self, components: Iterable[wire.Component]) -> int:
         number = 0
         for component in components:
             match component.name:

@@ -48,10 +48,10 @@ class Termination:
 
     def uninstall(self) -> None:
         """Give SIGTERM back, if it is still ours."""
-        if self._installed and threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGTERM) == self._handle:
-                signal.signal(signal.SIGTERM, self._previous)
-            self._installed = False
+        ours = self._installed and threading.current_thread() is threading.main_thread()
+        if ours and signal.getsignal(signal.SIGTERM) == self._handle:
+            signal.signal(signal.SIGTERM, self._previous)
+        self._installed = False
 
     def exit(self) -> None:
         """End the process: here, or in the main thread if that is another one."""
@@ -63,6 +63,10 @@ class Termination:
         raise SystemExit(EXIT_CODE)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._installed:  # the session was closed by another thread, which cannot set handlers
+            signal.signal(signal.SIGTERM, self._previous)
+            signal.raise_signal(signal.SIGTERM)
+            return
         if callable(self._previous):
             self._alarm()
             self._previous(number, frame)

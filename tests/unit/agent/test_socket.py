@@ -459,6 +459,23 @@ def test_a_call_that_never_returns_is_ended_by_the_second_sigterm(sidecar: FakeS
     assert process.returncode == 143, errors
 
 
+def test_sigterm_after_the_session_was_closed_elsewhere_is_as_ever(sidecar: FakeSidecar) -> None:
+    process = spawn("""if True:
+        import savepoint, threading, time
+        agent = savepoint.connect()
+        worker = threading.Thread(target=agent.finish)
+        worker.start()
+        worker.join()
+        print(1, flush=True)
+        time.sleep(600)
+    """)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
+
+
 def test_a_worker_thread_that_flushes_ends_the_process_too(sidecar: FakeSidecar) -> None:
     process = spawn("""if True:
         import itertools, savepoint, threading, time
