@@ -29,7 +29,7 @@ from savepoint_sidecar.authority import Authority
 from savepoint_sidecar.capture import Capture, Draft, unchecked
 from savepoint_sidecar.components import sdk_components, store_components
 from savepoint_sidecar.cut import Cut
-from savepoint_sidecar.failpoint import Failpoints
+from savepoint_sidecar.failpoint import Failpoints, WatchedWriter
 from savepoint_sidecar.pool import Pool
 from savepoint_sidecar.quiesce import Transaction
 from savepoint_sidecar.session import Session
@@ -220,7 +220,7 @@ class Checkpointer:
         blobs = self._authority.blobs
         parent = self.cut.manifest if self.cut else None
         return CheckpointWriter(
-            blobs, blobs, self._key, self._welcome.epoch, parent,
+            blobs, WatchedWriter(blobs, self._failpoints), self._key, self._welcome.epoch, parent,
             index=index, progress=progress, random_bytes=self._authority.random_bytes,
         )  # fmt: skip
 

@@ -5,7 +5,10 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from typing import Final
+
+from savepoint.storage import BlobWriter, Buffer
 
 NAMES: Final = (
     "before-quiesce",
@@ -42,3 +45,15 @@ class Failpoints:
         self._left -= 1
         if self._left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class WatchedWriter:
+    """A writer that passes the failpoint ``between-puts`` before each object."""
+
+    def __init__(self, writer: BlobWriter, failpoints: Failpoints) -> None:
+        self._writer, self._failpoints = writer, failpoints
+
+    def put_new(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
+        """Create the object."""
+        self._failpoints.reach("between-puts")
+        self._writer.put_new(key, data)

@@ -188,6 +188,7 @@ def test_an_agent_whose_supervisor_is_killed_goes_on(laptop: Laptop) -> None:
         "after-quiesce",
         "while-quiesced",
         "while-storing",
+        "between-puts",
         "before-manifest",
         "before-offer",
         "after-commit",

@@ -144,6 +144,12 @@ class Cell:
         await agent.connect()
         return agent
 
+    async def idle(self) -> None:
+        """Until nothing is being done to the state any more."""
+        async with asyncio.timeout(10):
+            async with self.incarnation._lock:
+                pass
+
     async def close(self) -> None:
         for agent in self.agents:
             await agent.die()

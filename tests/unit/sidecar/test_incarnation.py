@@ -28,7 +28,9 @@ async def checkpoint(cell: Cell, agent_flushes: bool = True) -> wire.Result | No
         return None
     agent = cell.agents[-1]
     await agent.flush()
-    return await agent.result()
+    result = await agent.result()
+    await cell.idle()
+    return result
 
 
 async def until(what: Callable[[], object], seconds: float = 10) -> None:

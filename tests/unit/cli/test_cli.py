@@ -1,0 +1,131 @@
+"""The command line without any process of its own: names, the key, log and verify."""
+
+import os
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from savepoint.contract.control import ObjectName, Offer, Timing
+from savepoint.errors import KeyMismatch
+from savepoint.repository.content import MemorySource
+from savepoint.repository.keys import AgentKey
+from savepoint.repository.writer import CheckpointWriter
+from savepoint.storage.directory import DirectoryStore
+from savepoint_cli.key import master_key
+from savepoint_cli.log import human
+from savepoint_cli.main import main
+from savepoint_cli.run import agent_name, plain_name, roots_of
+from savepoint_sidecar.local import LocalAuthority, LocalTerms
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["python", "agent.py"], "agent"),
+        (["python", "-u", "/srv/My_Agent v2.py", "--x"], "my-agent-v2"),
+        (["./run.sh"], "run"),
+        (["node", "index.js"], "node"),
+        (["--"], "agent"),
+    ],
+)
+def test_an_agent_is_named_after_its_script(command: list[str], name: str) -> None:
+    assert agent_name(command) == name
+
+
+def test_a_name_is_a_label() -> None:
+    assert plain_name("Ärger--" + "x" * 80) == "rger-" + "x" * 47
+
+
+def test_state_folders_are_named_after_their_last_element(tmp_path: Path) -> None:
+    roots = roots_of((tmp_path / "work", tmp_path / "other" / "work", Path()))
+    assert [root.name for root in roots][:2] == ["work", "work-2"]
+    assert all(root.path.is_absolute() and root.persistent for root in roots)
+
+
+def test_the_key_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "config" / "savepoint" / "master.key"
+    with pytest.raises(KeyMismatch, match="expected at"):
+        master_key(path, create=False)
+    first = master_key(path, create=True)
+    assert master_key(path, create=True).check == first.check == master_key(path, create=False).check
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text().strip() not in repr(first)
+    assert [each.name for each in path.parent.iterdir()] == ["master.key"]
+    path.write_text("not a key")
+    with pytest.raises(KeyMismatch, match="holds no key"):
+        master_key(path, create=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0B"), (1023, "1023B"), (1024, "1Ki"), (5 << 20, "5120Ki"), (1 << 40, "1024Gi")]
+)
+def test_sizes(size: int, text: str) -> None:
+    assert human(size) == text
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with one checkpoint of one agent."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path = tmp_path / "store"
+    authority = LocalAuthority.open(
+        DirectoryStore(path, create=True),
+        "coder",
+        master_key(tmp_path / "config" / "savepoint" / "master.key", create=True),
+        LocalTerms(),
+        incarnation="one",
+        node="here",
+        now=lambda: datetime.now(UTC),
+        random_bytes=os.urandom,
+    )
+    blobs = authority.blobs
+    key: AgentKey = authority._repository.key
+    writer = CheckpointWriter(blobs, blobs, key, 1, None)
+    writer.add_blob("notes", "Memory", MemorySource(b"n" * 5000))
+    made = writer.finish(
+        namespace="local", agent="coder", attempt="0" * 32, created="2026-01-01T00:00:00.000000Z",
+        consistency="Fuzzy", parent=None,
+    )  # fmt: skip
+    writer.commit()
+    authority._commit(
+        Offer(made.attempt, ObjectName(made.name, made.size), (), "Interval", "Fuzzy", 0, 0, 0, Timing(""))
+    )
+    return path
+
+
+def test_log_tells_the_line_of_life(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["log", str(store)]) == 0
+    agent, header, start, checkpoint = capsys.readouterr().out.splitlines()
+    assert agent == "agent coder" and header.split()[:4] == ["TIME", "SEQ", "RUN", "EPOCH"]
+    assert "start" in start
+    assert checkpoint.split()[5:8] == ["checkpoint", "coder-1", "Interval"] and "5Ki" in checkpoint
+
+
+def test_log_of_an_agent_that_is_not_there_says_which_are(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["log", str(store), "--agent", "mailer"]) == 1
+    assert "it holds: coder" in capsys.readouterr().err
+    assert main(["log", str(store / "nowhere")]) == 1
+    assert "holds no store" in capsys.readouterr().err
+
+
+def test_log_under_another_key_is_refused(store: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config" / "savepoint" / "master.key").write_text("11" * 32)
+    assert main(["log", str(store)]) == 1
+    assert "KeyMismatch" in capsys.readouterr().err
+
+
+def test_verify_names_the_damaged_object(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(store)]) == 0
+    assert "coder-1: 5Ki" in capsys.readouterr().out
+    (pack,) = (store / "local" / "coder" / "packs").iterdir()
+    content = bytearray(pack.read_bytes())
+    content[20] ^= 1
+    pack.write_bytes(content)
+    assert main(["verify", str(store), "--all"]) == 1
+    assert f"packs/{pack.name}" in capsys.readouterr().err
+
+
+def test_no_command_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--store", str(tmp_path)]) == 2
+    assert "no command" in capsys.readouterr().err
