@@ -15,6 +15,7 @@ from savepoint.errors import FormatTooNew, IntegrityError
 FORMAT = 1
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_HEXADECIMAL = re.compile(r"[0-9a-f]*")
 _MAX_INTEGER = 2**63
 
 
@@ -166,7 +167,7 @@ def is_integer(value: object) -> bool:
 
 def is_hexadecimal(value: str, digits: int) -> bool:
     """Whether it is so many lower-case hexadecimal digits."""
-    return len(value) == digits and all(c in "0123456789abcdef" for c in value)
+    return len(value) == digits and _HEXADECIMAL.fullmatch(value) is not None
 
 
 def time_text(moment: datetime) -> str:

@@ -1,7 +1,7 @@
-"""One worker's way from plain bytes to a stored chunk: read, hash, known?, compress, seal, pack, put.
+"""One worker's way from plain bytes to a sealed chunk: read, hash, known?, compress, seal into a pack.
 
-A lane has one read buffer, one buffer for what was compressed and one pack, all reused; it is used by one thread at a
-time. Which lane stores what, and what becomes of the references, is for ``writer``.
+A lane has one read buffer and one buffer for what was compressed, both reused; it is used by one thread at a time.
+Which lane stores what is for ``lanes``, what becomes of full packs for ``packing``.
 """
 
 from collections.abc import Callable
@@ -12,25 +12,20 @@ from savepoint.repository.chunk import MAX_CHUNK_BYTES, ChunkRef, chunk_id
 from savepoint.repository.compress import Compressor
 from savepoint.repository.content import Source
 from savepoint.repository.index import ChunkIndex
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.manifest import Pack
 from savepoint.repository.pack import RAW, ZSTD, PackWriter
-from savepoint.repository.repository import pack_key
-from savepoint.storage.store import BlobWriter
+from savepoint.repository.packing import Packing
 
 
 class Lane:
     """Stores chunks one after the other."""
 
-    def __init__(self, writer: BlobWriter, key: AgentKey, index: ChunkIndex, new_name: Callable[[], str]) -> None:
-        self._writer, self._key, self._index, self._new_name = writer, key, index, new_name
+    def __init__(self, packing: Packing, index: ChunkIndex) -> None:
+        self._packing, self._index = packing, index
         self._plain = working_memory(1 + MAX_CHUNK_BYTES)
         self._packed = working_memory(1 + MAX_CHUNK_BYTES)
         self._plain[0], self._packed[0] = RAW, ZSTD
         self._compressor = Compressor()
-        self._pack = PackWriter()
-        self.written: list[Pack] = []
-        """The packs this lane has put."""
+        self._pack: PackWriter | None = None
 
     def store(self, source: Source, offset: int, length: int, *, exact: bool) -> ChunkRef | None:
         """Store the chunk at ``offset``; None, or a shorter one, if the source ended early and need not be exact."""
@@ -44,10 +39,13 @@ class Lane:
         return self._index.find(identity) or self._store_new(identity, content)
 
     def flush(self, needed: Callable[[str], bool]) -> None:
-        """Put the pack at hand, unless nothing needs it."""
-        if self._pack.open and needed(self._pack.name):
-            self._put()
-        self._pack.drop()
+        """Begin to put the pack at hand, unless nothing needs it."""
+        pack, self._pack = self._pack, None
+        if pack is not None:
+            if needed(pack.name):
+                self._packing.put(pack)
+            else:
+                self._packing.drop(pack)
 
     def _store_new(self, identity: bytes, content: memoryview) -> ChunkRef:
         frame = self._compressor.compress(content)
@@ -56,15 +54,11 @@ class Lane:
         else:
             self._packed[1 : 1 + len(frame)] = frame
             plain = self._packed[: 1 + len(frame)]
-        if self._pack.open and not self._pack.fits(len(plain)):
-            self._put()
-        if not self._pack.open:
-            self._pack.begin(self._new_name(), self._key)
-        return self._index.add(self._pack.append(identity, plain, len(content)))
-
-    def _put(self) -> None:
-        pack = Pack(self._pack.name, self._pack.size)
-        self._writer.put_new(pack_key(pack.name), self._pack.view())
-        self._index.wrote(pack)
-        self.written.append(pack)
-        self._pack.drop()
+        pack = self._pack
+        if pack is not None and not pack.fits(len(plain)):
+            self._pack = None
+            self._packing.put(pack)
+            pack = None
+        if pack is None:
+            pack = self._pack = self._packing.take()
+        return self._index.add(pack.append(identity, plain, len(content)))

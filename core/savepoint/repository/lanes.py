@@ -4,39 +4,42 @@ It knows sources, blocks and stripes; components and manifests are for ``writer`
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from queue import LifoQueue
 from typing import TypeVar
 
 from savepoint.errors import DeadlineExceeded
 from savepoint.repository.chunk import ChunkRef, block_bytes
 from savepoint.repository.content import Content, MemorySource, Source
+from savepoint.repository.index import ChunkIndex
 from savepoint.repository.lane import Lane
 from savepoint.repository.manifest import Pack
+from savepoint.repository.packing import ABORTED, Packing
 from savepoint.repository.segment import REFS_PER_LINE, REFS_PER_SEGMENT, blob_segment
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-STRIPE_CHUNKS = 16
-_AHEAD = 64
-_ABORTED = "the checkpoint was aborted while its content was stored"
+STRIPE_BYTES = 1 << 20
+WINDOW_ITEMS = 64
+PARALLEL_BYTES = 32 << 10
+"""Below so many bytes an item threads cost more than they bring: Python's lock changes hands at every system call."""
 
 
 class Lanes:
     """As many lanes as threads. Every method may be called from any thread, those of ``map`` included."""
 
-    def __init__(self, make: Callable[[], Lane], threads: int, progress: Callable[[int], None] | None) -> None:
+    def __init__(
+        self, packing: Packing, index: ChunkIndex, threads: int, progress: Callable[[int], None] | None
+    ) -> None:
         """``progress`` is told the plain bytes done so far."""
-        self._lanes = [make() for _ in range(threads)]
-        self._free: LifoQueue[Lane | None] = LifoQueue()
-        for lane in self._lanes:
-            self._free.put(lane)
+        self._packing = packing
+        self._lanes = [Lane(packing, index) for _ in range(threads)]
+        self._free = list(self._lanes)
+        self._freed = threading.Condition()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="savepoint-writer")
         self._progress, self._done, self._lock = progress, 0, threading.Lock()
         self._stopped = False
@@ -65,9 +68,13 @@ class Lanes:
 
     def store_blocks(self, source: Source, start: int, length: int, block: int, *, exact: bool) -> list[ChunkRef]:
         """The chunks of a range; idle threads of the pool help with a long one, the caller's does what they do not."""
-        count = -(-length // block)
+        if length <= block:
+            with self._lane() as lane:
+                ref = self._store_at(lane, source, start, length, exact) if length else None
+            return [] if ref is None else [ref]
+        count, stripe = -(-length // block), max(1, STRIPE_BYTES // block)
         refs: list[ChunkRef | None] = [None] * count
-        stripes = iter(range(0, count, STRIPE_CHUNKS))
+        stripes = iter(range(0, count, stripe))
         failed = False
 
         def work() -> None:
@@ -79,14 +86,14 @@ class Lanes:
                     if first is None:
                         return
                     with self._lane() as lane:
-                        for number in range(first, min(first + STRIPE_CHUNKS, count)):
+                        for number in range(first, min(first + stripe, count)):
                             at = number * block
                             refs[number] = self._store_at(lane, source, start + at, min(block, length - at), exact)
             except BaseException:
                 failed = True
                 raise
 
-        helpers = [self._submit(work) for _ in range(min(len(self._lanes), -(-count // STRIPE_CHUNKS)) - 1)]
+        helpers = [self._submit(work) for _ in range(min(len(self._lanes), -(-count // stripe)) - 1)]
         try:
             work()
         finally:
@@ -105,58 +112,76 @@ class Lanes:
         return ref
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """The function's answers in order, worked out by the writer's threads, a bounded number ahead."""
-        waiting: deque[Future[Result]] = deque()
+        """The function's answers in order. As long as items are large they are worked out by the writer's threads."""
         source = iter(items)
-        try:
-            waiting.extend(self._submit(partial(function, item)) for item in islice(source, _AHEAD))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(self._submit(partial(function, item)) for item in islice(source, 1))
-        finally:
-            for future in waiting:
-                future.cancel()
+        parallel = False
+        while window := list(islice(source, WINDOW_ITEMS)):
+            if self._stopped:
+                raise DeadlineExceeded(ABORTED)
+            before = self._done
+            if parallel:
+                yield from self._in_threads(function, window)
+            else:
+                yield from (function(item) for item in window)
+            parallel = self._done - before >= PARALLEL_BYTES * len(window)
 
     def flush(self, needed: Callable[[str], bool]) -> tuple[Pack, ...]:
         """Put the packs at hand that are needed; every pack that was put since the beginning."""
-        list(self._pool.map(lambda lane: lane.flush(needed), self._lanes))
-        return tuple(sorted((pack for lane in self._lanes for pack in lane.written), key=lambda pack: pack.name))
+        for lane in self._lanes:
+            lane.flush(needed)
+        return self._packing.wait()
 
     def close(self) -> None:
         """End the threads, at their next chunk if they still store something, and let the buffers go."""
         self._stopped = True
+        self._packing.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._lanes.clear()
-        while not self._free.empty():
-            self._free.get_nowait()
-        self._free.put(None)
+        with self._freed:
+            self._free.clear()
+            self._freed.notify_all()
+
+    def _in_threads(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        futures = [self._submit(partial(function, item)) for item in items]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
     def _submit(self, work: Callable[[], Result]) -> Future[Result]:
         if self._stopped:
-            raise DeadlineExceeded(_ABORTED)
+            raise DeadlineExceeded(ABORTED)
         return self._pool.submit(work)
 
     def _store_at(self, lane: Lane, source: Source, offset: int, length: int, exact: bool) -> ChunkRef | None:
         if self._stopped:
-            raise DeadlineExceeded(_ABORTED)
+            raise DeadlineExceeded(ABORTED)
         ref = lane.store(source, offset, length, exact=exact)
-        if self._progress is not None and ref is not None:
+        if ref is not None:
             with self._lock:
                 self._done += ref.length
                 done = self._done
-            self._progress(done)
+            if self._progress is not None:
+                self._progress(done)
         return ref
 
     @contextmanager
     def _lane(self) -> Iterator[Lane]:
-        lane = self._free.get()
-        if lane is None:
-            self._free.put(None)  # for whoever waits beside us
-            raise DeadlineExceeded(_ABORTED)
+        with self._freed:
+            while not self._free:
+                if self._stopped:
+                    raise DeadlineExceeded(ABORTED)
+                self._freed.wait()
+            lane = self._free.pop()  # the one used last, so that a small checkpoint fills one pack
         try:
             yield lane
         finally:
-            self._free.put(lane)
+            with self._freed:
+                if not self._stopped:
+                    self._free.append(lane)
+                self._freed.notify()
 
 
 def _contiguous(refs: Sequence[ChunkRef | None], block: int) -> list[ChunkRef]:

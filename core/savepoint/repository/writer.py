@@ -15,7 +15,6 @@ from savepoint.repository.content import Content, FileSource, MemorySource, Sour
 from savepoint.repository.entry import Entry, EntryRecord
 from savepoint.repository.index import ChunkIndex
 from savepoint.repository.keys import AgentKey
-from savepoint.repository.lane import Lane
 from savepoint.repository.lanes import Lanes
 from savepoint.repository.lineage import Offer
 from savepoint.repository.manifest import (
@@ -30,6 +29,7 @@ from savepoint.repository.manifest import (
     manifest_name,
     seal_manifest,
 )
+from savepoint.repository.packing import Packing
 from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.repository import manifest_key
 from savepoint.repository.rewrite import packs_to_retire
@@ -70,7 +70,8 @@ class CheckpointWriter:
         def new_name() -> str:
             return f"{epoch}-{random_bytes(16).hex()}"
 
-        self._lanes = Lanes(lambda: Lane(writer, key, self._index, new_name), threads, progress)
+        packing = Packing(writer, key, self._index, new_name=new_name, buffers=max(2, threads))
+        self._lanes = Lanes(packing, self._index, threads, progress)
         self._components: list[ComponentRecord] = []
 
     def known(self, identity: bytes) -> ChunkRef | None:
@@ -94,7 +95,7 @@ class CheckpointWriter:
         return self._lanes.store(FileSource(descriptor, size), kind, exact=False)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """The function's answers in order, worked out by the writer's threads, a bounded number ahead."""
+        """The function's answers in order. As long as items are large they are worked out by the writer's threads."""
         return self._lanes.map(function, items)
 
     def add_blob(self, name: str, kind: str, source: Source, *, architecture_bound: bool = False) -> ComponentRecord:

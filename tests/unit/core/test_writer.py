@@ -17,7 +17,7 @@ from savepoint.repository.verify import verify
 from savepoint.repository.writer import CheckpointWriter, load_index
 from savepoint.storage.wrapper import Metered
 
-from tests.fakes.store import Fault, FaultyStore, MemoryStore, always
+from tests.fakes.store import Call, Fault, FaultyStore, MemoryStore, always
 from tests.fakes.world import World, content, finish, keys, pieces
 
 MIB = 1 << 20
@@ -346,23 +346,29 @@ class TestFiles:
         finally:
             os.close(handle)
 
-    def test_map_keeps_the_order_and_stores_in_threads(self, world: World) -> None:
+    @pytest.mark.parametrize(("size", "in_threads"), [(100, False), (200_000, True)])
+    def test_map_keeps_the_order(self, world: World, size: int, in_threads: bool) -> None:
+        """Small items are dearer in several threads than in one."""
         threads: set[int] = set()
 
         def one(number: int) -> Content:
             threads.add(threading.get_ident())
-            return writer.store_bytes(b"%d" % number * 1000, "Files")
+            return writer.store_bytes(b"%04d" % number * (size // 4), "Files")
 
         writer = world.writer(2)
         found = list(writer.map(one, range(300)))
         writer.abort()
-        assert [each.size for each in found] == [len(b"%d" % number) * 1000 for number in range(300)]
-        assert threading.get_ident() not in threads
+        assert [each.chunks[0].id for each in found] == [
+            hashlib.sha256(b"%04d" % number * (size // 4)).digest() for number in range(300)
+        ]
+        assert (len(threads) > 1) is in_threads
 
     def test_map_passes_errors_on(self, world: World) -> None:
         writer = world.writer(2)
         with pytest.raises(ZeroDivisionError):
             list(writer.map(lambda number: 1 // (5 - number), range(300)))
+        with pytest.raises(ZeroDivisionError):
+            list(writer.map(lambda number: writer.store_bytes(bytes(100_000 // (150 - number)), "Files"), range(300)))
         writer.abort()
 
     def test_large_files_within_map_do_not_lock_up(self, world: World) -> None:
@@ -371,6 +377,64 @@ class TestFiles:
         found = list(writer.map(lambda _: writer.store_bytes(data, "Files"), range(4)))
         writer.abort()
         assert {each.size for each in found} == {len(data)}
+
+
+class TestPuts:
+    def test_storing_goes_on_while_a_pack_is_put(self, world: World, store: FaultyStore) -> None:
+        """The first pack is let through only when a second one is being filled."""
+        filled = threading.Event()
+
+        def slow(call: Call) -> None:
+            if call.method == "put_new":
+                assert filled.wait(20)
+
+        writer = world.writer(1)
+        store.script = slow
+        writer.store_bytes(content("one", 33 * MIB), "Files")
+        writer.store_bytes(content("two", 20 * MIB), "Files")
+        filled.set()
+        writer.abort()
+        assert len(store.calls) > 1
+
+    def test_a_failed_put_is_told_to_everyone_who_stores(self, world: World, store: FaultyStore) -> None:
+        writer = world.writer(2)
+        store.script = always("put_new", Fault(NoSpace("full")))
+        with pytest.raises(NoSpace):
+            writer.store_bytes(content("x", 150 * MIB), "Files")
+        with pytest.raises(NoSpace):
+            writer.store_bytes(content("y", 100 * MIB), "Files")
+        with pytest.raises(NoSpace):
+            finish(writer, 1)
+        writer.abort()
+
+    def test_an_abort_while_no_buffer_is_free(self, world: World, store: FaultyStore) -> None:
+        """Both buffers are being put and stuck; the abort waits for the puts, and who waits for a buffer is told."""
+        stuck, let_go, told = threading.Event(), threading.Event(), []
+
+        def slow(call: Call) -> None:
+            if call.method == "put_new":
+                stuck.set()
+                assert let_go.wait(20)
+
+        writer = world.writer(1)
+        store.script = slow
+
+        def work() -> None:
+            try:
+                writer.store_bytes(content("z", 150 * MIB), "Files")
+            except DeadlineExceeded as error:
+                told.append(error)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        assert stuck.wait(20)
+        aborting = threading.Thread(target=writer.abort)
+        aborting.start()
+        worker.join(20)
+        assert told
+        let_go.set()
+        aborting.join(20)
+        assert not aborting.is_alive()
 
 
 class TestEnd:
