@@ -4,47 +4,27 @@ It holds no lock (the caller does) and knows neither threads nor the socket. Wha
 the journal first and into memory second.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from savepoint.agent import parts
 from savepoint.agent.catchup import Point, become
-from savepoint.agent.encoding import decode, encode, utf8
+from savepoint.agent.encoding import decode, encode
 from savepoint.agent.errors import RestoreFailed
 from savepoint.agent.journal import Journal
 from savepoint.agent.ledger import Effect, Ledger
+from savepoint.agent.parts import Value
 from savepoint.agent.scope import Scope, StepRecord
-from savepoint.agent.stage import Stage, translated
+from savepoint.agent.stage import Stage
 from savepoint.agent.tensors import TensorSet
 from savepoint.contract import agent as wire
-from savepoint.errors import FormatTooNew, SavepointError, StateUnstable
+from savepoint.errors import StateUnstable
 
 log: Final = logging.getLogger("savepoint")
-VERSION: Final = 1  # of the execution and effects components
 Document = dict[str, Any] | list[Any] | bytearray
-_KINDS: Final[dict[str, wire.Kind]] = {
-    wire.COMPONENT_DOCUMENTS: "Memory",
-    wire.COMPONENT_HANDLES: "Tools",
-    wire.COMPONENT_EXECUTION: "Execution",
-    wire.COMPONENT_EFFECTS: "Tools",
-}
-
-
-@dataclass
-class _Value:
-    """An entry before it is known whether it goes inline."""
-
-    name: str
-    encoding: wire.Encoding
-    data: bytes = field(repr=False)
-
-    @property
-    def inline_bytes(self) -> int:
-        """What it takes inside a JSON string."""
-        return len(self.data) + self.data.count(b'"') + self.data.count(b"\\")
 
 
 @dataclass
@@ -68,9 +48,9 @@ class State:
         self.restored: dict[str, wire.Component] = {}  # tensors and foreign components nobody asked for yet
         self.handles: dict[str, Callable[[], Any]] = {}  # give the descriptor as it is now
         self.catching_up: Point | None = None  # where the restored cut was taken, until the program comes there
-        self._set_back: list[_Value] | None = None  # what documents become then
-        self._texts: dict[str, _Value] = {}  # documents nobody asked for yet
-        self._descriptors: dict[str, _Value] = {}  # the same of handles
+        self._set_back: list[Value] | None = None  # what documents become then
+        self._texts: dict[str, Value] = {}  # documents nobody asked for yet
+        self._descriptors: dict[str, Value] = {}  # the same of handles
         self._held: dict[str, _Held] = {}
 
     # -- coming back --
@@ -87,16 +67,16 @@ class State:
         for component in components:
             match component.name:
                 case wire.COMPONENT_DOCUMENTS:
-                    self._texts = self._values(component)
+                    self._texts = parts.read(component, self.stage)
                 case wire.COMPONENT_HANDLES:
-                    self._descriptors = self._values(component)
+                    self._descriptors = parts.read(component, self.stage)
                 case wire.COMPONENT_EXECUTION:
-                    plain = self._versioned(component)
+                    plain = parts.read_versioned(component, self.stage)
                     number = int(plain.get("journal", 0))
                     self.root.load(plain.get("scopes", {}))
                     self.catching_up = Point.from_plain(plain.get("at"))
                 case wire.COMPONENT_EFFECTS:
-                    for effect, raw in self._versioned(component).get("effects", {}).items():
+                    for effect, raw in parts.read_versioned(component, self.stage).get("effects", {}).items():
                         self._know(Effect.from_plain(effect, raw))
                 case _:
                     self.restored[component.name] = component
@@ -201,32 +181,20 @@ class State:
 
     def _capture(self, transaction: str, at: Point | None) -> tuple[wire.Component, ...]:
         large = [tensors.flush(transaction) for tensors in self.tensors.values()]
-        large += [self._carried(component) for component in self.restored.values()]
-        if self.catching_up is not None:
-            at = self.catching_up
+        for name, component in self.restored.items():
+            self.restored[name] = parts.carried(component, self.stage)
         values = {wire.COMPONENT_DOCUMENTS: self._document_values() if self._set_back is None else list(self._set_back)}
-        handles = [
-            _Value(name, "json", utf8(encode(describe(), f"handle {name!r}")))
-            for name, describe in self.handles.items()
-        ]
+        handles = [Value.of(name, describe(), f"handle {name!r}") for name, describe in self.handles.items()]
         if handles or self._descriptors:
-            values[wire.COMPONENT_HANDLES] = sorted([*handles, *self._descriptors.values()], key=_name)
+            values[wire.COMPONENT_HANDLES] = parts.by_name([*handles, *self._descriptors.values()])
         journal = self.journal.rotate()
-        values[wire.COMPONENT_EXECUTION] = [
-            _plain(
-                "execution",
-                {
-                    "version": VERSION,
-                    "journal": journal,
-                    "scopes": self.root.to_plain(),
-                    "at": None if at is None else at.to_plain(),
-                },
-            )
-        ]
-        values[wire.COMPONENT_EFFECTS] = [_plain("ledger", {"version": VERSION, "effects": self.ledger.to_plain()})]
-        small, folder = self._placed(values)
+        point = self.catching_up or at
+        execution = {"scopes": self.root.to_plain(), "at": None if point is None else point.to_plain()}
+        values[wire.COMPONENT_EXECUTION] = [Value.versioned("execution", journal=journal, **execution)]
+        values[wire.COMPONENT_EFFECTS] = [Value.versioned("ledger", effects=self.ledger.to_plain())]
+        small, folder = parts.placed(values, self.stage)
         self._held[transaction] = _Held(journal, folder)
-        return (*small, *large)
+        return (*small, *large, *self.restored.values())
 
     def release(self, transaction: str, *, committed: bool) -> None:
         """The transaction has its result, or never will have one."""
@@ -248,23 +216,17 @@ class State:
 
     # -- inside --
 
-    def _document_values(self) -> list[_Value]:
+    def _document_values(self) -> list[Value]:
         values = list(self._texts.values())
         try:
             for name, document in self.documents.items():
-                if isinstance(document, bytearray):
-                    values.append(_Value(name, "bytes", bytes(document)))
-                else:
-                    values.append(_Value(name, "json", utf8(encode(document, name))))
+                values.append(Value.of(name, document, name))
         except RuntimeError as error:  # a container that another thread changed while it was read
             raise StateUnstable(
                 f"document {name!r} changed while it was read: change documents inside agent.critical() in threads "
                 f"that run no loop"
             ) from error
-        return sorted(values, key=_name)
-
-    def _values(self, component: wire.Component) -> dict[str, _Value]:
-        return {entry.name: _Value(entry.name, entry.encoding, self._read(entry)) for entry in component.entries}
+        return parts.by_name(values)
 
     def _know(self, effect: Effect) -> None:
         self.ledger.put(effect)
@@ -281,93 +243,6 @@ class State:
                 self.ledger.confirm(record["id"], str(record["r"]))
             case "open" if self.ledger.get(record["id"]) is not None:
                 self.ledger.reopen(record["id"])
-
-    def _read(self, entry: wire.Entry) -> bytes:
-        if entry.inline is not None:
-            return utf8(entry.inline)
-        if self.stage is None or entry.path is None:
-            raise RestoreFailed(f"{entry.name!r} came back as a file, and there is no stage to read it from")
-        path = self.stage.root / entry.path
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise translated(error, path) from error
-        if len(data) != entry.size:
-            raise RestoreFailed(f"{entry.name!r}: the restored file is not {entry.size} bytes long")
-        return data
-
-    def _versioned(self, component: wire.Component) -> Mapping[str, Any]:
-        for entry in component.entries:
-            try:
-                plain = json.loads(self._read(entry))
-                version = int(plain["version"])
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise RestoreFailed(f"component {component.name!r} cannot be read") from error
-            if version > VERSION:
-                raise FormatTooNew(
-                    f"component {component.name!r} has version {version}, this SDK reads up to {VERSION}: "
-                    f"install a newer savepoint-agents"
-                )
-            return plain if isinstance(plain, dict) else {}
-        return {}
-
-    def _carried(self, component: wire.Component) -> wire.Component:
-        """A restored component that the program has not asked for: its files, as ours, so that it is not lost."""
-        if self.stage is None or all(entry.path is None or _is_ours(entry) for entry in component.entries):
-            return component
-        folder = self.stage.folder("carried")
-        entries = []
-        for index, entry in enumerate(component.entries):
-            if entry.path is None:
-                entries.append(entry)
-                continue
-            self.stage.adopt(self.stage.root / entry.path, folder / str(index))
-            path = self.stage.relative(folder / str(index))
-            entries.append(wire.Entry(entry.name, entry.encoding, entry.size, path=path, meta=entry.meta))
-        carried = wire.Component(component.name, component.kind, tuple(entries))
-        self.restored[component.name] = carried
-        return carried
-
-    def _placed(self, values: Mapping[str, list[_Value]]) -> tuple[list[wire.Component], Path | None]:
-        """Small values inline, smallest first, up to the protocol's bound; the rest into files."""
-        inline: set[int] = set()
-        room = wire.INLINE_MAX_BYTES
-        for value in sorted((item for group in values.values() for item in group), key=lambda item: len(item.data)):
-            if value.encoding == "json" and value.inline_bytes <= room:
-                inline.add(id(value))
-                room -= value.inline_bytes
-        folder: Path | None = None
-        components = []
-        for name, group in values.items():
-            entries = []
-            for value in group:
-                if id(value) in inline:
-                    entries.append(wire.Entry(value.name, value.encoding, len(value.data), inline=value.data.decode()))
-                    continue
-                if self.stage is None:
-                    raise StateUnstable("there is no stage for large documents")
-                folder = folder or self.stage.folder("flush")
-                path = folder / f"{name}-{len(entries)}"
-                try:
-                    self.stage.write(path, (value.data,))
-                except SavepointError:
-                    self.stage.remove(folder)
-                    raise
-                entries.append(wire.Entry(value.name, value.encoding, len(value.data), path=self.stage.relative(path)))
-            components.append(wire.Component(name, _KINDS[name], tuple(entries)))
-        return components, folder
-
-
-def _plain(name: str, value: Mapping[str, Any]) -> _Value:
-    return _Value(name, "json", utf8(json.dumps(value, ensure_ascii=False, separators=(",", ":"))))
-
-
-def _name(value: _Value) -> str:
-    return value.name
-
-
-def _is_ours(entry: wire.Entry) -> bool:
-    return entry.path is not None and entry.path.startswith(f"{wire.STAGE_AGENT}/")
 
 
 def _count(scope: Scope) -> int:
