@@ -100,7 +100,7 @@ class CheckpointObjects:
 
     async def number(self, line: Line, note: AttemptNote, item: CheckpointObject, head_number: int) -> int:
         """The number of an object that has none yet. Raises Unavailable."""
-        note.number = item.number or self._next(line.agent, head_number)
+        note.number = item.number or self._number_for(item, head_number)
         await self._patch(item, {"number": note.number, "attempt": note.id})
         return note.number
 
@@ -141,14 +141,14 @@ class CheckpointObjects:
         item = self._world.agents.get(ObjectKey(*line.agent))
         return (item.status.get("latest") or {}) if item is not None else {}
 
-    def _next(self, agent: AgentKey, head_number: int) -> int:
+    def _next(self, agent: AgentKey, head_number: int, but: str = "") -> int:
         """Above every number that is known; names count as well, since users choose theirs."""
-        ours = re.compile(re.escape(agent.name) + r"-([0-9]{1,9})")
-        numbers = [head_number]
-        for item in self.of(agent):
-            named = ours.fullmatch(item.meta.name)
-            numbers += [item.number, int(named[1]) if named else 0]
-        return max(numbers) + 1
+        others = [item for item in self.of(agent) if item.meta.name != but]
+        return max([head_number, *(max(item.number, _named(item)) for item in others)]) + 1
+
+    def _number_for(self, item: CheckpointObject, head_number: int) -> int:
+        """The one in its own name, where that is above all others."""
+        return max(_named(item), self._next(item.agent, head_number, but=item.meta.name))
 
     async def _create(self, agent: AgentKey, name: str, annotations: Mapping[str, str]) -> CheckpointObject:
         body = {
@@ -185,6 +185,12 @@ class CheckpointObjects:
         found = self._world.checkpoints.get(ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["name"]))
         assert found is not None
         return found
+
+
+def _named(item: CheckpointObject) -> int:
+    """7 for coder-7, 0 for a name of another form."""
+    named = re.fullmatch(re.escape(item.agent.name) + r"-([0-9]{1,9})", item.meta.name)
+    return int(named[1]) if named else 0
 
 
 def _identity(item: CheckpointObject) -> dict[str, str]:

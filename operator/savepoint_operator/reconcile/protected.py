@@ -70,7 +70,7 @@ class ProtectedAgents:
         except Missing:
             return
         self._world.agents.put(raw)
-        if item.reason and item.reason != protection.reason and protection.reason in ("AtRisk", "Unprotected"):
+        if item.reason in ("Protected", "Completed") and protection.reason in ("AtRisk", "Unprotected"):
             await self._events.warning(About.of(AGENTS, item.meta), protection.reason, protection.message)
 
     # -- inside ---------------------------------------------------------------------------------------------------

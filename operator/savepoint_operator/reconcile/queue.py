@@ -62,6 +62,12 @@ class KeyedQueue(Generic[K]):
         self.add(key, pause)
         return pause
 
+    @property
+    def due(self) -> bool:
+        """Whether ``take`` would return at once."""
+        now = self._monotonic()
+        return any(at <= now and key not in self._working for key, at in self._due.items())
+
     def __len__(self) -> int:
         return len(self._due) + len(self._working)
 

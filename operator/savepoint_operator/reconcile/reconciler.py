@@ -166,19 +166,23 @@ class Reconciler:
 
     async def _work(self, orders: Orders) -> None:
         while True:
-            key = await self._queue.take()
-            try:
-                again = await self._look(key, orders)
-            except SavepointError as error:
-                pause = self._queue.failed(key)
-                self._metrics.fault(error.reason)
-                log.warning("%s: %s: %s; again in %.1f s", key, error.reason, error, pause)
-            except Exception as error:
-                pause = self._queue.failed(key)
-                self._metrics.fault(type(error).__name__)
-                log.exception("%s: a fault of the operator's own; again in %.1f s", key, pause)
-            else:
-                self._queue.done(key, again_seconds=again)
+            await self.work_one(orders)
+
+    async def work_one(self, orders: Orders) -> None:
+        """Wait for a key that is due, and look at it."""
+        key = await self._queue.take()
+        try:
+            again = await self._look(key, orders)
+        except SavepointError as error:
+            pause = self._queue.failed(key)
+            self._metrics.fault(error.reason)
+            log.warning("%s: %s: %s; again in %.1f s", key, error.reason, error, pause)
+        except Exception as error:
+            pause = self._queue.failed(key)
+            self._metrics.fault(type(error).__name__)
+            log.exception("%s: a fault of the operator's own; again in %.1f s", key, pause)
+        else:
+            self._queue.done(key, again_seconds=again)
 
     async def _look(self, key: Work, orders: Orders) -> float | None:
         match key:

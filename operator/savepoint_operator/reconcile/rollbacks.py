@@ -4,6 +4,7 @@ Each step is found again in status after a restart; the record itself is idempot
 The successor's AgentRestore (mode Resume) tells how it went on from there.
 """
 
+import hashlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
@@ -132,7 +133,7 @@ class Rollbacks:
         return await self._write(item, patch, Condition.of("Succeeded", None, item.reason or "Waiting", text))
 
     async def _checkpoint_first(self, item: RestoreObject, agent: AgentKey, orders: Orders) -> float | None:
-        """None: go on. Its attempt id is the object's with the last digit changed, so it is taken once."""
+        """None: go on. Its attempt id is derived from the object's, so it is taken once."""
         line = self._lines[agent]
         attempt = _sibling(item.own_attempt)
         session = orders.session(agent)
@@ -222,7 +223,8 @@ class Rollbacks:
 
 
 def _sibling(attempt: str) -> str:
-    return attempt[:-1] + f"{int(attempt[-1], 16) ^ 1:x}"
+    """The id of the checkpoint that comes before this rollback, always the same."""
+    return hashlib.sha256(f"before:{attempt}".encode()).hexdigest()[:32]
 
 
 def _time_of(checkpoint: CheckpointObject | None) -> datetime | None:

@@ -1,0 +1,239 @@
+"""Starts of pods, as AgentRestores and Events tell them; rollbacks and resets that users ask for."""
+
+from typing import Any
+
+import pytest
+from savepoint.contract.control import Outcome, Progress, Wait
+from savepoint.contract.names import LABEL_AGENT
+from savepoint_operator.cluster.kinds import DEPLOYMENTS, PODS, RESTORES
+from savepoint_operator.reconcile.restores import KEPT
+
+from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench
+
+
+async def ready(bench: Bench, who: Any, name: str) -> None:
+    bench.ask(name)
+    await bench.settle()
+    await bench.commit(who)
+
+
+async def test_the_first_start_is_fresh(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    (status,) = bench.restores()
+    assert (status["reason"], status["epoch"], status["agent"]) == ("Fresh", 1, "coder")
+    assert status["targets"][0] | {"podName": who.pod.name, "state": "Fresh"} == status["targets"][0]
+    assert bench.cluster.events("Fresh") == ["Agent coder starts fresh in epoch 1: there is no checkpoint."]
+    (item,) = bench.cluster.every(RESTORES)
+    assert item["spec"] == {"mode": "Resume", "source": {"agent": "coder"}}
+    assert item["metadata"]["labels"] == {LABEL_AGENT: "coder"}
+
+
+async def test_a_successor_resumes_and_says_from_where(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-41")
+    await bench.disconnect(who, released=True)
+    bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
+    await bench.start(bench.pod())
+    status = bench.restores()[-1]
+    assert (status["reason"], status["epoch"]) == ("Restored", 2)
+    assert status["resolved"]["checkpointName"] == "coder-41"
+    assert status["summary"] == {"took": "3.1s", "discarded": "0ms"}
+    assert bench.cluster.events("Restored") == ["Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."]
+
+
+async def test_what_was_lost_with_a_crash_is_told(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-41")
+    await bench.pass_time(120, step=10)
+    await bench.disconnect(who)
+    bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
+    await bench.pass_time(60, step=10)
+    await bench.start(bench.pod())
+    status = bench.restores()[-1]
+    assert status["summary"]["discarded"] == "2m"
+    assert status["discarded"]["since"] == bench.agent()["recoveryPointTime"]
+
+
+async def test_a_pod_that_waits_says_for_what(bench: Bench) -> None:
+    bench.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, spec={"replicas": 1, "strategy": {"type": "RollingUpdate"}})
+    owner = {"kind": "ReplicaSet", "name": "coder-7f", "uid": "rs", "controller": True}
+    who = await bench.who(bench.pod(ownerReferences=[owner]))
+    await bench.now_leading.recorder.waiting(who, Wait("PredecessorRunning", "Pod coder-1 holds epoch 1."))
+    await bench.settle()
+    (status,) = bench.restores()
+    assert status["reason"] == "PredecessorRunning"
+    assert status["conditions"][0]["status"] == "Unknown"
+    assert bench.agent()["reason"] == "Restoring"
+    told = bench.cluster.events("PredecessorRunning")
+    assert told[0] == "Pod coder-1 holds epoch 1."
+    assert "Recreate" in told[1]
+    await bench.start(who.pod)
+    (status,) = bench.restores()
+    assert (status["reason"], status["epoch"]) == ("Fresh", 1)
+
+
+async def test_progress_and_a_failure_with_its_object(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-41")
+    await bench.disconnect(who)
+    recorder, successor = bench.now_leading.recorder, who
+    head = bench.head()
+    assert head is not None
+    await recorder.granted(successor, head, "coder-41")
+    await recorder.restore_progress(successor, Progress("", "Verifying", 40))
+    await bench.settle()
+    status = bench.restores()[-1]
+    assert (status["reason"], status["targets"][0]["message"]) == ("Verifying", "40% of coder-41")
+    await recorder.restored(successor, Outcome("IntegrityError", "It is damaged.", "packs/1-ab", 0, 20))
+    await bench.settle()
+    status = bench.restores()[-1]
+    assert status["reason"] == "IntegrityError"
+    assert status["conditions"][0]["status"] == "False"
+    assert "packs/1-ab" in status["conditions"][0]["message"]
+
+
+async def test_a_start_whose_pod_is_gone_ends(bench: Bench) -> None:
+    pod = bench.pod()
+    who = await bench.who(pod)
+    await bench.now_leading.recorder.waiting(who, Wait("PredecessorRunning", "…"))
+    await bench.settle()
+    bench.cluster.remove(PODS, pod.name, NAMESPACE)
+    await bench.pass_time(40)
+    (status,) = bench.restores()
+    assert status["reason"] == "PodGone"
+    assert status["completionTime"]
+
+
+async def test_a_start_that_an_earlier_leader_saw_ends_too(bench: Bench) -> None:
+    pod = bench.pod()
+    who = await bench.who(pod)
+    await bench.now_leading.recorder.waiting(who, Wait("PredecessorRunning", "…"))
+    await bench.settle()
+    bench.cluster.remove(PODS, pod.name, NAMESPACE)
+    await bench.lead()
+    await bench.pass_time(40)
+    (status,) = bench.restores()
+    assert status["reason"] == "PodGone"
+
+
+async def test_an_init_container_that_runs_again_is_the_same_start(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    head = bench.head()
+    assert head is not None
+    await bench.now_leading.recorder.granted(who, head, None)
+    await bench.settle()
+    (status,) = bench.restores()
+    assert status["reason"] == "Fetching"
+    assert "completionTime" not in status
+    await bench.now_leading.recorder.restored(who, Outcome("KeptLocal"))
+    await bench.settle()
+    assert [each["reason"] for each in bench.restores()] == ["KeptLocal"]
+
+
+async def test_ten_are_kept(bench: Bench) -> None:
+    for _ in range(KEPT + 3):
+        pod = bench.pod()
+        who = await bench.start(pod)
+        await bench.disconnect(who, released=True)
+        bench.cluster.remove(PODS, pod.name, NAMESPACE)
+        await bench.pass_time(2)
+    assert len(bench.restores()) == KEPT
+
+
+async def test_a_completed_run_is_told(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-41")
+    await bench.disconnect(who, released=True, completed=True)
+    assert bench.agent()["reason"] == "Completed"
+
+
+# -- rollback and reset -------------------------------------------------------------------------------------------
+
+
+def rollback(bench: Bench, name: str = "back", **source: str) -> None:
+    mode = "Rollback" if "checkpointName" in source else "Reset"
+    bench.cluster.put(RESTORES, name, NAMESPACE, spec={"mode": mode, "source": source})
+
+
+def restore(bench: Bench, name: str = "back") -> dict[str, Any]:
+    status: dict[str, Any] = bench.cluster.object(RESTORES, name, NAMESPACE)["status"]
+    return status
+
+
+async def test_a_rollback_checkpoints_first_then_commits_then_evicts(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-1")
+    await bench.pass_time(60)
+    await ready(bench, who, "coder-2")
+    rollback(bench, checkpointName="coder-1")
+    await bench.settle()
+    assert bench.orders.ordered[-1][2] == "Rollback"
+    assert restore(bench)["reason"] == "Checkpointing"
+    assert bench.orders.rolled_back == []
+    await bench.commit(who)
+    await bench.pass_time(5)
+    assert bench.orders.rolled_back == [(CODER, 2)]
+    assert ("evict", "Pod", who.pod.name) in bench.cluster.calls
+    status = restore(bench)
+    assert (status["reason"], status["resolved"]["checkpointName"]) == ("Succeeded", "coder-1")
+    assert status["conditions"][0]["status"] == "True"
+    assert status["summary"]["discarded"] == "60s"
+    assert bench.checkpoint("coder-3")["trigger"] == {"type": "Rollback", "reason": "before AgentRestore back"}
+    assert bench.agent()["latest"]["checkpointName"] == "coder-1"
+    await bench.pass_time(100)
+    assert len(bench.orders.rolled_back) == 1
+    await bench.start(bench.pod())
+    resume = next(each for each in bench.restores() if each.get("epoch") == 2)
+    assert resume["resolved"]["checkpointName"] == "coder-1"
+
+
+async def test_without_a_pod_it_is_only_the_record(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-1")
+    await bench.disconnect(who, released=True)
+    bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
+    rollback(bench, agent="coder")
+    await bench.pass_time(5)
+    assert bench.orders.rolled_back == [(CODER, None)]
+    assert restore(bench)["reason"] == "Succeeded"
+    assert "latest" not in bench.agent()
+
+
+async def test_a_new_leader_finishes_what_the_old_one_began(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-1")
+    bench.cluster.blocked.add(who.pod.name)
+    rollback(bench, checkpointName="coder-1")
+    await bench.settle()
+    await bench.end(who, "Unchanged")
+    await bench.pass_time(5)
+    assert restore(bench)["reason"] == "EvictionBlocked"
+    before = bench.head()
+    await bench.lead()
+    bench.cluster.blocked.clear()
+    await bench.pass_time(15)
+    assert restore(bench)["reason"] == "Succeeded"
+    assert bench.head() == before
+    assert bench.orders.rolled_back == []
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [({"checkpointName": "never"}, "CheckpointNotFound"), ({"agent": "never"}, "AgentNotFound")],
+)
+async def test_what_cannot_be_done_ends_at_once(bench: Bench, source: dict[str, str], reason: str) -> None:
+    rollback(bench, **source)
+    await bench.settle()
+    status = restore(bench)
+    assert (status["reason"], status["conditions"][0]["status"]) == (reason, "False")
+    assert status["completionTime"]
+    assert bench.cluster.events(reason)
+
+
+async def test_a_checkpoint_that_is_not_ready_is_no_goal(bench: Bench) -> None:
+    await bench.start(bench.pod())
+    bench.ask("slow")
+    await bench.settle()
+    rollback(bench, checkpointName="slow")
+    await bench.settle()
+    assert restore(bench)["reason"] == "CheckpointNotReady"

@@ -1,0 +1,254 @@
+"""Agents' states, policies, stores, labels in vain: what users see of what is around a checkpoint."""
+
+from typing import Any
+
+import pytest
+from savepoint.contract.names import LABEL_AGENT
+from savepoint.errors import KeyMismatch, StoreMisconfigured, StoreUnavailable
+from savepoint.repository.repository import open_store
+from savepoint_operator.cluster.kinds import AGENTS, DEPLOYMENTS, PODS, POLICIES, REPLICASETS, SECRETS, STORES
+from savepoint_operator.model.views import NodeStanding, PodIdentity, PodStanding, Refusal, Standing
+from savepoint_operator.reconcile.keyring import MASTER_KEY_FIELD
+from savepoint_operator.reconcile.stores import DEFAULT_LABEL
+
+from tests.fakes.reconcile_bench import CODER, NAMESPACE, STORE, Bench
+
+
+def store(bench: Bench, name: str = STORE) -> dict[str, Any]:
+    status: dict[str, Any] = bench.cluster.object(STORES, name)["status"]
+    return status
+
+
+def conditions(status: dict[str, Any]) -> dict[str, str]:
+    return {each["type"]: each["status"] for each in status["conditions"]}
+
+
+# -- ProtectedAgent -----------------------------------------------------------------------------------------------
+
+
+async def test_a_pod_that_was_not_injected_is_told_on_both(bench: Bench) -> None:
+    bench.pod("bare", injected=False)
+    await bench.settle()
+    assert bench.agent("bare")["reason"] == "Unprotected"
+    assert any("was not injected" in message for message in bench.cluster.events("Unprotected"))
+
+
+async def test_an_agent_on_a_lost_node_is_at_risk(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    bench.ask()
+    await bench.settle()
+    await bench.commit(who)
+    assert bench.agent()["reason"] == "Protected"
+    bench.node("n1", ready=False)
+    await bench.settle()
+    assert bench.agent()["reason"] == "AtRisk"
+    assert bench.cluster.events("AtRisk") == ["Node n1 is lost. Last checkpoint: asked-1."]
+
+
+async def test_a_recovery_point_that_grows_old_is_a_risk(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    bench.ask()
+    await bench.settle()
+    await bench.commit(who)
+    bench.orders.in_flight[CODER] = "somebody else's"
+    await bench.pass_time(1200, step=20)
+    assert bench.agent()["reason"] == "AtRisk"
+
+
+async def test_the_pin_rises_and_is_read_back(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    bench.ask()
+    await bench.settle()
+    head = await bench.commit(who)
+    assert bench.agent()["head"] == {"sequence": 2, "recordDigest": head.digest}
+    await bench.lead()
+    assert await bench.now_leading.directory.pinned(CODER) == (2, head.digest)
+
+
+async def test_whoever_deletes_it_accepts_what_the_store_holds(bench: Bench) -> None:
+    await bench.start(bench.pod())
+    assert await bench.now_leading.directory.pinned(CODER) is not None
+    bench.cluster.remove(AGENTS, "coder", NAMESPACE)
+    assert await bench.now_leading.directory.pinned(CODER) is None
+
+
+async def test_a_store_that_was_put_back_is_noticed(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    bench.ask()
+    await bench.settle()
+    await bench.commit(who)
+    status = bench.cluster.object(AGENTS, "coder", NAMESPACE)["status"]
+    status["head"] = {"sequence": 2, "recordDigest": "ab" * 32}
+    bench.cluster.put(AGENTS, "coder", NAMESPACE, status=status)
+    await bench.lead()
+    assert bench.agent()["reason"] == "Protected"
+
+
+# -- policies and labels ------------------------------------------------------------------------------------------
+
+
+async def test_a_policy_counts_its_pods_and_its_rivals(bench: Bench) -> None:
+    bench.cluster.put(POLICIES, "wide", NAMESPACE, spec={})
+    await bench.pass_time(3)
+    bench.cluster.put(POLICIES, "narrow", NAMESPACE, spec={"selector": {"matchLabels": {"team": "coding"}}})
+    bench.pod()
+    bench.pod("mailer", labels={"team": "coding"})
+    await bench.pass_time(5)
+    wide, narrow = (bench.cluster.object(POLICIES, name, NAMESPACE)["status"] for name in ("wide", "narrow"))
+    assert (wide["matchedPods"], wide["protectedAgents"]) == (2, 2)
+    assert (narrow["matchedPods"], narrow["protectedAgents"]) == (1, 0)
+    assert conditions(wide) == conditions(narrow) == {"Ready": "True", "Conflicting": "True"}
+
+
+async def test_a_label_on_the_deployment_only_is_told_there(bench: Bench) -> None:
+    labels = {"labels": {LABEL_AGENT: "coder"}}
+    bench.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, metadata=labels, spec={"template": {"metadata": {}}})
+    bench.cluster.put(DEPLOYMENTS, "good", NAMESPACE, metadata=labels, spec={"template": {"metadata": labels}})
+    await bench.settle()
+    (message,) = bench.cluster.events("LabelNotOnTemplate")
+    assert "spec.template.metadata.labels" in message
+
+
+async def test_the_same_words_are_one_event(bench: Bench) -> None:
+    pod = bench.pod("Coder!", injected=False)
+    await bench.settle()
+    for step in range(3):
+        bench.cluster.put(PODS, pod.name, NAMESPACE, metadata={"annotations": {"touched": str(step)}})
+        await bench.settle()
+    assert len(bench.cluster.events("InvalidAgentName")) == 1
+
+
+# -- the directory ------------------------------------------------------------------------------------------------
+
+
+async def test_a_deployment_of_two_is_refused_with_an_event(bench: Bench) -> None:
+    bench.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, metadata={"uid": "d"}, spec={"replicas": 2})
+    owner = {"kind": "Deployment", "name": "coder", "uid": "d", "controller": True}
+    bench.cluster.put(REPLICASETS, "coder-7f", NAMESPACE, metadata={"uid": "rs", "ownerReferences": [owner]}, spec={})
+    held = {"kind": "ReplicaSet", "name": "coder-7f", "uid": "rs", "controller": True}
+    pod = bench.pod(ownerReferences=[held])
+    refused = await bench.now_leading.directory.incarnation(pod)
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.retry) == ("AmbiguousAgent", False)
+    assert bench.cluster.events("AmbiguousAgent") == [refused.message]
+    bench.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, spec={"replicas": 1})
+    who = await bench.start(pod)
+    bench.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, spec={"replicas": 2})
+    await bench.pass_time(10)
+    assert await bench.who(pod) == who  # it holds the epoch: only the others are too many
+
+
+async def test_a_pod_of_another_uid_is_gone(bench: Bench) -> None:
+    pod = bench.pod()
+    refused = await bench.now_leading.directory.incarnation(PodIdentity(NAMESPACE, pod.name, "another"))
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "PodGone"
+
+
+async def test_without_a_store_a_pod_waits(bench: Bench) -> None:
+    bench.cluster.put(POLICIES, "far", NAMESPACE, spec={"storeName": "far"})
+    await bench.settle()
+    refused = await bench.now_leading.directory.incarnation(bench.pod())
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.retry) == ("NoStore", True)
+
+
+async def test_how_a_predecessor_stands_is_read_afresh(bench: Bench) -> None:
+    directory = bench.now_leading.directory
+    pod = bench.pod()
+    running = Standing(PodStanding.RUNNING, NodeStanding.READY)
+    assert await directory.standing(CODER, pod.uid, "n1") == running
+    bench.cluster.watcher = lambda *_: None  # a blind watch must not decide a grant
+    bench.cluster.put(PODS, pod.name, NAMESPACE, status={"phase": "Failed"})
+    assert (await directory.standing(CODER, pod.uid, "n1")).pod is PodStanding.TERMINAL
+    bench.cluster.remove(PODS, pod.name, NAMESPACE)
+    assert (await directory.standing(CODER, pod.uid, "n1")).pod is PodStanding.GONE
+    bench.node("n1", ready=False)
+    assert (await directory.standing(CODER, pod.uid, "n1")).node is NodeStanding.LOST
+    assert (await directory.standing(CODER, pod.uid, "n9")).node is NodeStanding.LOST
+    assert (await directory.standing(CODER, pod.uid, "")).node is NodeStanding.READY
+
+
+async def test_a_pod_that_lost_its_label_is_not_taken_for_gone(bench: Bench) -> None:
+    pod = bench.pod()
+    bench.cluster.watcher(PODS, True, bench.cluster.object(PODS, pod.name, NAMESPACE))
+    standing = await bench.now_leading.directory.standing(CODER, pod.uid, "n1")
+    assert standing.pod is PodStanding.RUNNING
+
+
+# -- stores -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_good_store_is_ready(bench: Bench) -> None:
+    status = store(bench)
+    assert conditions(status) == {"Available": "True", "ConditionalWrites": "True", "Ready": "True"}
+    assert status["reason"] == "Ready"
+    assert status["lastProbeTime"]
+    opened = await bench.now_leading.stores.open(STORE)
+    assert await bench.now_leading.stores.open(STORE) is opened
+
+
+async def test_the_master_key_is_made_once(bench: Bench) -> None:
+    before = bench.master()
+    await bench.lead()
+    assert bench.master().check == before.check
+    assert len(bench.cluster.object(SECRETS, "savepoint-master-key", "savepoint-system")["data"]) == 1
+
+
+async def test_a_store_of_another_cluster_is_not_taken(bench: Bench) -> None:
+    bench.objects.delete("savepoint.json")
+    open_store(bench.objects, "another-cluster", bench.master())
+    await bench.lead()
+    status = store(bench)
+    assert status["reason"] == "NotAdopted"
+    assert conditions(status)["Available"] == "True"
+
+
+async def test_another_key_is_a_mismatch_and_never_regenerated(bench: Bench) -> None:
+    data = {MASTER_KEY_FIELD: "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE="}
+    bench.cluster.put(SECRETS, "savepoint-master-key", "savepoint-system", data=data)
+    await bench.pass_time(61)
+    assert store(bench)["reason"] == "KeyMismatch"
+    with pytest.raises(KeyMismatch):
+        await bench.now_leading.stores.open(STORE)
+    assert bench.cluster.object(SECRETS, "savepoint-master-key", "savepoint-system")["data"] == data
+
+
+@pytest.mark.parametrize(
+    ("data", "word"), [(None, "does not exist"), ({"accessKey": "YQ=="}, "accessKey and secretKey")]
+)
+async def test_missing_credentials_are_named(bench: Bench, data: dict[str, str] | None, word: str) -> None:
+    bench.cluster.remove(SECRETS, "s3-keys", "savepoint-system")
+    if data is not None:
+        bench.cluster.put(SECRETS, "s3-keys", "savepoint-system", data=data)
+    await bench.pass_time(61)
+    status = store(bench)
+    assert status["reason"] == "StoreMisconfigured"
+    assert word in status["conditions"][-1]["message"]
+    assert "YQ==" not in str(status)
+    with pytest.raises(StoreMisconfigured):
+        await bench.now_leading.stores.open(STORE)
+    bench.cluster.put(SECRETS, "s3-keys", "savepoint-system", data={"accessKey": "YQ==", "secretKey": "Yg=="})
+    await bench.pass_time(16)
+    assert store(bench)["reason"] == "Ready"
+
+
+async def test_a_store_that_is_not_opened_yet_may_pass(bench: Bench) -> None:
+    with pytest.raises(StoreMisconfigured):
+        await bench.now_leading.stores.open("never")
+    s3 = {"endpoint": "https://s3.test", "bucket": "b", "credentialsSecretName": "s3-keys"}
+    bench.cluster.put(STORES, "new", spec={"s3": s3})
+    with pytest.raises(StoreUnavailable):
+        await bench.now_leading.stores.open("new")
+
+
+async def test_the_default_store_follows_the_values_until_somebody_takes_it_over(bench: Bench) -> None:
+    make = bench.now_leading.stores.make_default
+    spec = {"s3": {"endpoint": "https://s3.test", "bucket": "b"}, "default": True}
+    await make("chart", spec)
+    assert bench.cluster.object(STORES, "chart")["metadata"]["labels"] == DEFAULT_LABEL
+    await make("chart", {**spec, "s3": {"endpoint": "https://other.test", "bucket": "b"}})
+    assert bench.cluster.object(STORES, "chart")["spec"]["s3"]["endpoint"] == "https://other.test"
+    bench.cluster.put(STORES, "chart", metadata={"labels": {}})
+    await make("chart", spec)
+    assert bench.cluster.object(STORES, "chart")["spec"]["s3"]["endpoint"] == "https://other.test"

@@ -1,0 +1,59 @@
+"""How an agent stands, the gravest first."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from savepoint_operator.model.objects import Interval, Meta, Pod
+from savepoint_operator.rules.protection import Facts, judge
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+
+
+def pod(injected: bool = True, phase: str = "Running") -> Pod:
+    return Pod(Meta("demo", "coder-1", "u1", 1, 1, NOW, False), "n1", phase, None, injected)
+
+
+GOOD = Facts(
+    pods=(pod(),),
+    connected=True,
+    restoring="",
+    completed=False,
+    latest_name="coder-41",
+    recovery_point=NOW - timedelta(minutes=2),
+    failure=None,
+    lost_node="",
+    interval=Interval(300),
+    silent_seconds=0.0,
+    now=NOW,
+)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (GOOD, "Protected"),
+        (replace(GOOD, pods=(pod(injected=False),)), "Unprotected"),
+        (replace(GOOD, restoring="Pod coder-1 restores coder-41."), "Restoring"),
+        (replace(GOOD, completed=True, connected=False, pods=()), "Completed"),
+        (replace(GOOD, completed=True), "Protected"),
+        (replace(GOOD, pods=(), connected=False), "Protected"),
+        (replace(GOOD, pods=(pod(phase="Failed"),), connected=False), "Protected"),
+        (replace(GOOD, pods=(), connected=False, latest_name=""), "Unprotected"),
+        (replace(GOOD, lost_node="n1"), "AtRisk"),
+        (replace(GOOD, connected=False, silent_seconds=30), "Protected"),
+        (replace(GOOD, connected=False, silent_seconds=61), "AtRisk"),
+        (replace(GOOD, connected=False, silent_seconds=61, latest_name=""), "Unprotected"),
+        (replace(GOOD, failure=("QuiesceTimeout", "It was resumed.")), "AtRisk"),
+        (replace(GOOD, latest_name="", recovery_point=None), "AtRisk"),
+        (replace(GOOD, recovery_point=NOW - timedelta(seconds=959)), "Protected"),
+        (replace(GOOD, recovery_point=NOW - timedelta(seconds=961)), "AtRisk"),
+        (replace(GOOD, recovery_point=NOW - timedelta(days=9), interval=None), "Protected"),
+        (replace(GOOD, recovery_point=None), "Protected"),
+    ],
+)
+def test_states(facts: Facts, reason: str) -> None:
+    protection = judge(facts)
+    assert protection.reason == reason
+    assert protection.message
+    assert protection.holds == (reason in ("Protected", "Completed"))

@@ -1,0 +1,94 @@
+"""Conditions, sizes, durations, and what to do next."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from savepoint_operator.rules import texts
+from savepoint_operator.rules.conditions import Condition, changed, merged, parsed_time, stamp
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=5)
+
+
+def test_the_time_of_transition_moves_only_with_the_status() -> None:
+    first = merged((), (Condition.of("Ready", False, "Pending"),), 1, NOW)
+    second = merged(first, (Condition.of("Ready", False, "Uploading", "63%"),), 2, LATER)
+    assert second == [
+        {
+            "type": "Ready",
+            "status": "False",
+            "observedGeneration": 2,
+            "lastTransitionTime": "2026-11-24T12:00:00Z",
+            "reason": "Uploading",
+            "message": "63%",
+        }
+    ]
+    third = merged(second, (Condition.of("Ready", True, "Ready"),), 2, LATER)
+    assert third[0]["lastTransitionTime"] == "2026-11-24T12:05:00Z"
+
+
+def test_other_conditions_are_left_as_they_are() -> None:
+    before = merged((), (Condition.of("Verified", None, "NotYet"),), 1, NOW)
+    after = merged(before, (Condition.of("Ready", True, "Ready"),), 1, LATER)
+    assert [each["type"] for each in after] == ["Verified", "Ready"]
+    assert after[0] == before[0]
+    assert after[0]["status"] == "Unknown"
+
+
+def test_only_what_is_different_is_written() -> None:
+    current = {"a": 1, "b": {"c": 2, "d": 3}, "e": [1], "f": "x"}
+    assert changed(current, {"a": 1, "b": {"c": 2}, "e": [1], "f": "x"}) == {}
+    assert changed(current, {"a": 2, "b": {"c": 2, "d": 4}, "e": [1, 2], "g": None}) == {
+        "a": 2,
+        "b": {"d": 4},
+        "e": [1, 2],
+    }
+    assert changed(current, {"b": None, "h": {}}) == {"b": None, "h": {}}
+
+
+@pytest.mark.parametrize("text", ["", None, "yesterday", "2026-13-01T00:00:00Z"])
+def test_a_time_that_is_none_is_none(text: str | None) -> None:
+    assert parsed_time(text) is None
+
+
+def test_times_are_read_and_written() -> None:
+    assert parsed_time("2026-11-24T12:00:00.123456Z") == NOW + timedelta(microseconds=123456)
+    assert parsed_time("2026-11-24T12:00:00") == NOW
+    assert stamp(NOW + timedelta(microseconds=5)) == "2026-11-24T12:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (1023, "1023"),
+        (1024, "1Ki"),
+        (5000, "4.9Ki"),
+        (3 << 20, "3Mi"),
+        (410 << 20, "410Mi"),
+        (1 << 60, "1024Pi"),
+    ],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert texts.size_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [(0, "0ms"), (38, "38ms"), (3100, "3.1s"), (45_000, "45s"), (300_000, "5m"), (7_300_000, "2h"), (9e8, "10d")],
+)
+def test_durations(milliseconds: float, text: str) -> None:
+    assert texts.duration_text(milliseconds) == text
+
+
+def test_a_failure_says_what_to_do_once() -> None:
+    said = texts.with_next_step("QuiesceTimeout", "It was resumed", "mail")
+    assert said == 'It was resumed. Add agent.safe_point() or raise spec.quiesce.timeoutSeconds in policy "mail".'
+    assert texts.with_next_step("QuiesceTimeout", said, "mail") == said
+    assert texts.with_next_step("Strange", "What happened.", None) == "What happened."
+    assert texts.with_next_step("StageFull", "", None).startswith("StageFull. Raise spec.stage.sizeLimit")
+
+
+def test_how_long_ago() -> None:
+    assert texts.ago(NOW - timedelta(minutes=41), NOW) == "41m ago"
+    assert texts.ago(LATER, NOW) == "0ms ago"
