@@ -5,9 +5,8 @@ It neither knows what a chunk means nor writes it anywhere: whoever asks is hand
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from savepoint.errors import IntegrityError
@@ -50,20 +49,12 @@ class _Buffers:
 
 
 class Fetcher:
-    """Reads chunks of the packs with these sizes. A context manager: leaving it ends its threads."""
+    """Reads chunks of the packs with these sizes, with threads of its own until it is closed."""
 
     def __init__(self, reader: BlobReader, key: AgentKey, packs: Mapping[str, int], *, threads: int = 2) -> None:
         self._reader, self._key, self._packs = reader, key, packs
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="savepoint-reader")
-
-    def __enter__(self) -> "Fetcher":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the threads."""
@@ -92,11 +83,8 @@ class Fetcher:
             for future in futures:
                 future.result()
         finally:
-            for future in futures:
-                future.cancel()
-            for future in futures:
-                if not future.cancelled():
-                    future.exception()
+            running = [future for future in futures if not future.cancel()]
+            wait(running)
 
     def ordered(self, refs: Sequence[ChunkRef]) -> list[bytes]:
         """These chunks in their order, in memory."""

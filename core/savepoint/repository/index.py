@@ -19,7 +19,7 @@ _ID_BYTES = 32
 _MIN_SLOTS = 1024
 _GONE_PACKS = 256
 
-_GONE, _PARENT, _OWN, _RETIRED = range(4)
+_GONE, _PARENT, _OWN, _RETIRED, _SPARE = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +146,16 @@ class ChunkIndex:
             self._begin_idle()
             self._compact_if_worth_it()
 
-    def abandon(self) -> None:
-        """Forget the attempt; the parent is as before."""
+    def abandon(self, *, keep_stored: bool = False) -> None:
+        """Forget the attempt; the parent is as before. ``keep_stored``: packs that it has put may be referred to."""
         with self._lock:
             for record, place in self._undo.items():
                 at = record * _RECORD.size + _ID_BYTES
                 self._records[at : at + _PLACE.size] = place
-            back = {_OWN: _GONE, _RETIRED: _PARENT}
-            self._states = [back.get(state, state) for state in self._states]
+            self._states = [
+                self._after_abandon(state, keep_stored and size > 0)
+                for state, size in zip(self._states, self._sizes, strict=True)
+            ]
             self._begin_idle()
             self._compact_if_worth_it()
 
@@ -237,19 +239,29 @@ class ChunkIndex:
         ref = self._ref(record)
         return ref if self._is_usable(self._states[self._numbers[ref.pack]]) else None
 
+    @staticmethod
+    def _after_abandon(state: int, kept: bool) -> int:
+        if state in {_OWN, _SPARE}:
+            return _SPARE if kept else _GONE
+        return _PARENT if state == _RETIRED else state
+
     def _is_usable(self, state: int) -> bool:
-        return state in {_PARENT, _OWN} or (state == _RETIRED and not self._retiring)
+        return state in {_PARENT, _OWN, _SPARE} or (state == _RETIRED and not self._retiring)
 
     def _compact_if_worth_it(self) -> None:
         gone = self._states.count(_GONE)
         if gone <= max(_GONE_PACKS, len(self._states) // 2):
             return
         refs = [ref for ref in map(self._ref, range(self._count)) if self._states[self._numbers[ref.pack]] != _GONE]
-        kept = [(self._names[n], self._sizes[n], self._live[n]) for n, s in enumerate(self._states) if s != _GONE]
+        kept = [
+            (self._names[n], self._sizes[n], self._live[n], state)
+            for n, state in enumerate(self._states)
+            if state != _GONE
+        ]
         self._reset()
-        for name, size, live in kept:
+        for name, size, live, state in kept:
             number = self._number(name)
-            self._sizes[number], self._live[number], self._states[number] = size, live, _PARENT
+            self._sizes[number], self._live[number], self._states[number] = size, live, state
         for ref in refs:
             self._add(ref)
         self._begin_idle()

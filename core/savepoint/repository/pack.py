@@ -5,7 +5,7 @@ It neither stores nor fetches packs, and does not decide which chunk goes where.
 
 from savepoint.errors import IntegrityError
 from savepoint.repository.buffer import working_memory
-from savepoint.repository.chunk import MAX_PACK_BYTES, OVERHEAD_BYTES, PACK_HEADER, ChunkRef, chunk_id
+from savepoint.repository.chunk import MAX_PACK_BYTES, PACK_HEADER, ChunkRef, chunk_id
 from savepoint.repository.compress import Decompressor
 from savepoint.repository.keys import AgentKey
 from savepoint.repository.seal import NONCE_BYTES, TAG_BYTES, Seal
@@ -102,8 +102,3 @@ class ChunkOpener:
 def nonce(offset: int) -> bytes:
     """The nonce of the chunk at this offset."""
     return offset.to_bytes(NONCE_BYTES, "big")
-
-
-def stored_bytes(payload: int) -> int:
-    """Length of a sealed chunk with a payload of this length."""
-    return payload + OVERHEAD_BYTES

@@ -217,10 +217,15 @@ class CheckpointWriter:
         self._index.commit()
         return self._index
 
-    def abort(self) -> ChunkIndex:
-        """The attempt is over: threads stop at their next chunk; the index for the next writer, on the old parent."""
+    def abort(self, *, keep_stored: bool = False) -> ChunkIndex:
+        """The attempt is over: threads stop at their next chunk; the index for the next writer, on the old parent.
+
+        ``keep_stored`` lets the next attempt refer to packs that this one has put: for attempts that ran out of time
+        or lost the store, so that a large state is stored in several. Never after an offer was refused: a pack that
+        is not there would then be missing again. Whoever commits looks at every pack that the parent does not name.
+        """
         self._lanes.close()
-        self._index.abandon()
+        self._index.abandon(keep_stored=keep_stored)
         return self._index
 
     def _store_segment(self, content: bytes) -> ChunkRef:

@@ -70,6 +70,36 @@ def test_an_abandoned_attempt_leaves_nothing() -> None:
     assert index.find(again.id) == again
 
 
+def test_packs_of_an_abandoned_attempt_may_be_kept() -> None:
+    index = committed([ref(1)])
+    index.begin()
+    index.add(ref(2, "put"))
+    index.wrote(Pack("put", 500))
+    index.add(ref(3, "lost"))
+    index.abandon(keep_stored=True)
+    assert index.find(ref(2).id) == ref(2, "put")
+    assert index.find(ref(3).id) is None
+    assert index.uses() == [PackUse("p1", 1000, 100)], "only the parent's packs can be retired"
+    index.begin()
+    index.abandon(keep_stored=True)
+    index.begin()
+    index.mark(ref(2, "put"))
+    assert index.needed() == [Pack("put", 500)]
+    index.commit()
+    assert index.uses() == [PackUse("put", 500, 100)]
+
+
+def test_kept_packs_go_with_the_next_attempt_that_keeps_none() -> None:
+    index = committed([ref(1)])
+    index.begin()
+    index.add(ref(2, "put"))
+    index.wrote(Pack("put", 500))
+    index.abandon(keep_stored=True)
+    index.begin()
+    index.abandon()
+    assert index.find(ref(2).id) is None
+
+
 def test_the_first_of_two_threads_wins() -> None:
     index = ChunkIndex()
     index.begin()

@@ -505,6 +505,27 @@ class TestEnd:
         assert read_blob(world) == content("two", 3 * MIB)
         kept_index(world)
 
+    def test_a_large_state_is_stored_in_several_attempts(self, world: World, store: FaultyStore) -> None:
+        """F5: what the first attempt has put need not be put again, and only that."""
+        data = content("large", 150 * MIB)
+        puts: list[Call] = []
+
+        def third_is_lost(call: Call) -> Fault | None:
+            if call.method == "put_new":
+                puts.append(call)
+            return Fault(StoreUnavailable("down")) if len(puts) > 2 else None
+
+        store.script = third_is_lost
+        writer = world.writer(2)
+        with pytest.raises(StoreUnavailable):
+            blob(data)(writer)
+        world.index = writer.abort(keep_stored=True)
+        store.script = lambda call: None
+        offer = world.checkpoint(blob(data), 2)
+        assert 70 * MIB < offer.uploaded_bytes < 90 * MIB
+        assert read_blob(world) == data
+        kept_index(world)
+
     def test_packs_nobody_refers_to_are_not_put(self, world: World, store: FaultyStore) -> None:
         writer = world.writer()
         writer.store_bytes(b"superseded before the cut", "Files")
