@@ -1,0 +1,44 @@
+"""The memory of a writer, in a process of its own: bounded, whatever the size of the state."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import hashlib, resource, sys
+from savepoint.repository.keys import AgentKey
+from savepoint.repository.writer import CheckpointWriter
+
+class Sink:
+    put = 0
+    def put_new(self, key, data):
+        self.put += len(data)
+    def get(self, key, *, max_bytes): raise AssertionError
+    def get_into(self, key, offset, target): raise AssertionError
+    def head(self, key): raise AssertionError
+
+class Random:
+    def __init__(self, length): self.length = length
+    def read_into(self, offset, target):
+        target[:] = hashlib.shake_256(offset.to_bytes(8, "big")).digest(len(target))
+        return len(target)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+sink = Sink()
+before = peak()
+writer = CheckpointWriter(sink, sink, AgentKey(bytes(32)), 1, None)
+writer.add_blob("weights", "ModelWeights", Random(int(sys.argv[1]) << 20))
+writer.commit()
+print(peak() - before, sink.put >> 20)
+"""
+
+
+@pytest.mark.parametrize("size_mib", [256])
+def test_a_writer_stays_within_its_bound(size_mib: int) -> None:
+    result = subprocess.run([sys.executable, "-c", PROGRAM, str(size_mib)], check=True, capture_output=True, text=True)
+    grown_mib, put_mib = map(int, result.stdout.split())
+    assert put_mib >= size_mib - 64, "all but the packs at hand went to the store"
+    assert grown_mib <= 100
