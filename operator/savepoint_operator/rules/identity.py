@@ -28,7 +28,7 @@ def agent_of(pod: Pod) -> AgentKey | Refusal:
         name = f"{name}-{index}"
     if len(name) > AGENT_NAME_MAX or not _DNS_LABEL.fullmatch(name):
         return Refusal(
-            "InvalidAgentName",
+            "AgentNameInvalid",
             f"Agent name {name!r} of pod {pod.meta.key} is no DNS label of at most {AGENT_NAME_MAX} characters: use "
             f"lower-case letters, digits and '-' in label {LABEL_AGENT}.",
         )

@@ -115,7 +115,7 @@ async def test_the_same_words_are_one_event(bench: Bench) -> None:
     for step in range(3):
         bench.cluster.put(PODS, pod.name, NAMESPACE, metadata={"annotations": {"touched": str(step)}})
         await bench.settle()
-    assert len(bench.cluster.events("InvalidAgentName")) == 1
+    assert len(bench.cluster.events("AgentNameInvalid")) == 1
 
 
 # -- the directory ------------------------------------------------------------------------------------------------

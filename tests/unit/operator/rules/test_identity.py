@@ -49,7 +49,7 @@ def test_the_agent_is_the_label_and_an_index_where_there_is_one(made: Pod, agent
 def test_a_name_that_is_no_dns_label_is_refused(name: str) -> None:
     refused = identity.agent_of(pod(agent=name))
     assert isinstance(refused, Refusal)
-    assert refused.reason == "InvalidAgentName"
+    assert refused.reason == "AgentNameInvalid"
 
 
 def test_an_index_may_make_a_name_too_long() -> None:

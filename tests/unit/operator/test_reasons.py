@@ -1,0 +1,69 @@
+"""Every reason in the code has a page that says what it means and what to do, and every page a reason."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from savepoint.errors import SavepointError
+from savepoint_operator.rules import checkpoint_status, restore_status, texts
+
+ROOT = Path(__file__).parents[3]
+PAGES = {path.stem: path.read_text() for path in (ROOT / "docs" / "reasons").glob("*.md") if path.stem != "README"}
+ROOMS = ("operator/savepoint_operator", "agent-sidecar/savepoint_sidecar")
+NAME = r'"([A-Z][A-Za-z]+)"'
+SAID = (
+    rf"Refusal\(\s*{NAME}",
+    rf"Refused\(\s*{NAME}",
+    rf'Condition\.of\("[A-Za-z]+", [A-Za-z.]+, {NAME}',
+    rf"events\.(?:normal|warning)\([^\"]*{NAME}",
+    rf"Outcome\(\s*{NAME}",
+    rf'"Failed", {NAME}',
+    rf'RefusedError\([^"]*"[^"]*", {NAME}',
+    rf"checkpoint_status\.failed\({NAME}",
+    rf"Protection\(\s*{NAME}",
+)
+
+
+def _classes(root: type[SavepointError]) -> set[type[SavepointError]]:
+    return {root}.union(*(_classes(each) for each in root.__subclasses__()))
+
+
+def _reasons() -> set[str]:
+    for module in ("savepoint.agent.errors", "savepoint_operator.cluster.errors", "savepoint_sidecar.session"):
+        importlib.import_module(module)
+    found = {each.reason for each in _classes(SavepointError)}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            source = path.read_text()
+            for pattern in SAID:
+                for match in re.finditer(pattern, source):
+                    found.update(group for group in match.groups() if group)
+    found |= checkpoint_status.RUNNING | restore_status.GOOD | set(texts.NEXT_STEP)
+    found |= {"Protected", "AtRisk", "Unprotected", "Restoring", "Completed", "Fetching", "Verifying", "Writing"}
+    return found
+
+
+REASONS = sorted(_reasons())
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_reason_has_a_page(reason: str) -> None:
+    assert reason in PAGES, f"docs/reasons/{reason}.md is missing"
+
+
+def test_every_page_is_of_a_reason_and_in_the_list() -> None:
+    source = "".join(path.read_text() for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    for reason in PAGES:
+        assert reason in REASONS or f'"{reason}"' in source, f"nothing says {reason}"
+    listed = set(re.findall(r"\[([A-Za-z]+)\]\(", (ROOT / "docs" / "reasons" / "README.md").read_text()))
+    assert listed == set(PAGES)
+
+
+@pytest.mark.parametrize("reason", sorted(PAGES))
+def test_a_page_says_what_it_means_and_what_to_do(reason: str) -> None:
+    page = PAGES[reason]
+    assert page.startswith(f"# {reason}\n\nSeen in: ")
+    meaning = page.partition("## What it means\n\n")[2].partition("\n\n## What to do\n\n")
+    assert len(meaning[0]) > 10
+    assert meaning[2].strip()
