@@ -89,6 +89,10 @@ class Attempt:
         if now >= self.ends_at:
             raise DeadlineExceeded("the attempt did not end within its bound; the next one goes on from what is stored")
 
+    def plan(self, size: int) -> None:
+        """So many bytes more will be read."""
+        self.planned_bytes += size
+
     def stored(self, done: int) -> None:
         """Told by the writer; from any thread."""
         self.done_bytes = done

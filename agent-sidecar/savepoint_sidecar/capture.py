@@ -6,7 +6,7 @@ in a thread. Files are opened below their root, and no link is followed anywhere
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,10 @@ _READ: Final = os.O_RDONLY | os.O_NONBLOCK
 
 def unchecked() -> None:
     """Nothing ends the work early."""
+
+
+def unplanned(size: int) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass
@@ -61,6 +65,8 @@ class Capture:
         self.roots = tuple(roots)
         self._excluded = {root.name: Excluded(exclude, root.mount_path) for root in roots}
         self.clock_ns, self.check = clock_ns, check
+        self.plan: Callable[[int], None] = unplanned
+        """Told the bytes that are going to be read, as soon as that is known."""
         self.tables: dict[str, FileTable] = {root.name: FileTable() for root in roots}
 
     def excluded(self, root: Root) -> Excluded:
@@ -79,22 +85,24 @@ class Capture:
             drafts.append(draft)
             self._store_changed(writer, draft, self.tables[root.name])
         for draft in drafts:  # what was stored may have ended the use of wasteful packs: read their files again now
-            known, draft.table = draft.table, FileTable()
-            self._store_changed(writer, draft, known, only_known=True)
+            outworn = draft.table.outworn(writer.reuse)
+            if outworn:
+                self._store_changed(writer, draft, draft.table, only=outworn)
         return drafts
 
     def _store_changed(
-        self, writer: CheckpointWriter, draft: Draft, known: FileTable, *, only_known: bool = False
+        self, writer: CheckpointWriter, draft: Draft, known: FileTable, *, only: Collection[str] | None = None
     ) -> None:
         root = draft.root
         changed = self._carry(writer, known, draft)
+        wanted = [node for node in changed if only is None or node.path in only]
+        self.plan(sum(node.signature.size for node in wanted))
         with directory(root.path) as top:
 
             def store(node: Node) -> tuple[Node, Content | None, int]:
                 self.check()
                 return self._store_once(writer, top, root, node)
 
-            wanted = (node for node in changed if not only_known or node.path in known)
             for node, content, read_at in writer.map(store, wanted):
                 if content is not None:
                     draft.table.put(node.path, node.signature, content, racy=is_racy(node.signature, read_at))
@@ -110,7 +118,9 @@ class Capture:
             draft = Draft(root, self._walk(root), FileTable())
             finals.append(draft)
             changed = self._carry(writer, before.get(root.name, self.tables[root.name]), draft)
-            pool.require(sum(node.signature.size for node in changed))
+            size = sum(node.signature.size for node in changed)
+            pool.require(size)
+            self.plan(size)
             with directory(root.path) as top:
                 for node in changed:
                     self.check()
@@ -135,6 +145,8 @@ class Capture:
                 self._read_links(top, draft)
                 reader = _FuzzyReader(self, writer, draft, top=top, scratch=scratch, known=known[root.name])
                 files = [node for node in draft.walk.nodes if node.is_file]
+                table = known[root.name]
+                self.plan(sum(n.signature.size for n in files if not table.matches(n.path, n.signature)))
                 gone = {path for paths in writer.map(reader.read, files) for path in paths}
             draft.walk.nodes = [node for node in draft.walk.nodes if node.path not in gone]
         return drafts
@@ -157,6 +169,8 @@ class Capture:
     def committed(self, drafts: list[Draft]) -> None:
         """The drafts are the cut now: later attempts compare with them."""
         self.tables = {draft.root.name: draft.table for draft in drafts}
+        for draft in drafts:
+            draft.table.keep({node.path for node in draft.walk.nodes})
 
     def _walk(self, root: Root) -> Walk:
         return walk(root, self._excluded[root.name], self.check)
@@ -164,17 +178,13 @@ class Capture:
     @staticmethod
     def _carry(writer: CheckpointWriter, known: FileTable, draft: Draft) -> list[Node]:
         """Take over the files that are as they are known; the others."""
-        contents = known.contents()
-        changed = []
-        for node in draft.walk.nodes:
-            if not node.is_file:
-                continue
-            content = contents.find(node.path) if known.matches(node.path, node.signature) else None
-            if content is not None and writer.reuse(content):
-                draft.table.put(node.path, node.signature, content, racy=False)
-            else:
-                changed.append(node)
-        return changed
+        outworn = known.outworn(writer.reuse)
+        draft.table = known.copy()
+        return [
+            node
+            for node in draft.walk.nodes
+            if node.is_file and (node.path in outworn or not known.matches(node.path, node.signature))
+        ]
 
     def _store_once(
         self, writer: CheckpointWriter, top: int, root: Root, node: Node

@@ -26,7 +26,7 @@ from savepoint.repository.writer import CheckpointWriter
 
 from savepoint_sidecar.attempt import Attempt, in_thread
 from savepoint_sidecar.authority import Authority
-from savepoint_sidecar.capture import Capture, Draft, unchecked
+from savepoint_sidecar.capture import Capture, Draft, unchecked, unplanned
 from savepoint_sidecar.components import sdk_components, store_components
 from savepoint_sidecar.cut import Cut
 from savepoint_sidecar.failpoint import Failpoints, WatchedWriter
@@ -112,7 +112,7 @@ class Checkpointer:
             raise error from problem
         finally:
             telling.cancel()
-            self._capture.check = unchecked
+            self._capture.check, self._capture.plan = unchecked, unplanned
         name = self.cut.ref.name if self.cut and taken != "Deferred" else ""
         if taken == "Unchanged":
             await self._authority.result(Result(attempt.id, taken, pause_milliseconds=attempt.pause_milliseconds))
@@ -128,7 +128,7 @@ class Checkpointer:
         committed = False
         try:
             with Pool(self._stage / wire.STAGE_SIDECAR) as pool:
-                self._capture.check = attempt.check
+                self._capture.check, self._capture.plan = attempt.check, attempt.plan
                 flush: wire.Flush | None = None
                 if last is not None:
                     flush, drafts = await self._await_end(attempt, last, writer)
@@ -234,6 +234,7 @@ class Checkpointer:
         for warning in (text for draft in drafts for text in (*draft.walk.skipped, *draft.warnings)):
             log.warning("not as it stands in checkpoint %s: %s", attempt.id, warning)
         if flush is not None:
+            attempt.plan(sum(entry.size for component in flush.components for entry in component.entries))
             store_components(writer, self._stage, flush.components)
         self._capture.store(writer, drafts, pool)
         if attempt.completed or self.cut is None:

@@ -62,7 +62,7 @@ def _element(element: str) -> str:
         elif char == "?":
             result += "[^/]"
         elif char == "[" and (end := element.find("]", position + 1)) > 0:
-            inside = element[position:end].replace("\\", "\\\\")
+            inside = element[position:end].replace("\\", "\\\\").replace("[", "\\[")
             result += "[" + ("^" + inside[1:] if inside[:1] in "!^" else inside) + "]"
             position = end + 1
         else:

@@ -202,7 +202,7 @@ class Incarnation:
                     again = self._requests.refused(order)
                     if again is not None:
                         self._spawn(self._requests.forward(*again, after=self._lock))
-                case Stop():
+                case Stop() if self._stopped is None:
                     log.error("this incarnation is stopped: %s: %s", order.reason, order.message)
                     self._stopped = RefusedError(order.message, order.reason)
                     self._interrupt(order.message)
@@ -289,9 +289,8 @@ class Incarnation:
             async with self._lock:
                 await self._recovery.rebase()
                 seconds = self._terms.grace_seconds
-                if session is None and not self._last.ended.is_set() and self._terms.roots:
-                    with contextlib.suppress(SavepointError):  # the one after the end counts
-                        await self._take(await self._last_attempt("Shutdown", seconds), None)
+                if session is None and not self._last.ended.is_set() and self._authority.connected:
+                    await self._take_while_it_ends(seconds)
                 await self._take(await self._last_attempt("Shutdown", seconds), session, self._last)
         except SavepointError as error:
             if not self._completed:
@@ -301,6 +300,17 @@ class Incarnation:
             if flushing is not None:
                 flushing.cancel()
         return True
+
+    async def _take_while_it_ends(self, seconds: float) -> None:
+        """An agent without the SDK, told to stop and not gone yet: what it has done so far, in case it takes too long.
+
+        It is never left for later: there is one place for that, and it belongs to the checkpoint after the end.
+        """
+        try:
+            order = await self._requests.order("Shutdown", seconds)
+            await self._take(self._attempt_of(order.attempt, "Shutdown", seconds / 2), None)
+        except (SavepointError, TimeoutError) as error:
+            log.warning("no checkpoint while the agent ends: %s", error or "no order came in time")
 
     async def _last_flush(self, session: Session) -> None:
         transaction = Transaction(self._edges.random_id(), self._terms.grace_seconds)

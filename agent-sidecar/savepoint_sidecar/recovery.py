@@ -11,6 +11,7 @@ from typing import Final
 
 from savepoint.contract import agent as wire
 from savepoint.contract.control import CheckpointRef, Welcome
+from savepoint.errors import StoreUnavailable, Unavailable
 from savepoint.repository.keys import AgentKey
 from savepoint.repository.repository import manifest_key
 
@@ -25,6 +26,8 @@ from savepoint_sidecar.terms import Terms
 
 log = logging.getLogger(__name__)
 
+LOAD_TRIES: Final = 20
+LOAD_AGAIN_SECONDS: Final = 3.0
 SDK_NAME: Final = "sdk"
 """In the sidecar's part of the stage: the run in which an agent with the SDK has connected here."""
 
@@ -47,7 +50,7 @@ class Recovery:
         self._checkpointer.sdk = await asyncio.to_thread(self._knows_sdk)
         if parent is None:
             return
-        await self._load(parent)
+        await self._load_patiently(parent)
         self._at_cut = parent.sequence == self._terms.cut_sequence
         current = self._checkpointer.cut
         if self._at_cut and current is not None:
@@ -99,6 +102,16 @@ class Recovery:
         current = self._checkpointer.cut
         if current is not None:
             await self._authority.prepare_reads((manifest_key(current.ref.manifest.name), *current.keys()))
+
+    async def _load_patiently(self, parent: CheckpointRef) -> None:
+        """A store that is away for a moment must not cost the container a restart and its back-off."""
+        for _ in range(LOAD_TRIES - 1):
+            try:
+                return await self._load(parent)
+            except (StoreUnavailable, Unavailable) as error:
+                log.warning("%s: %s; trying again", error.reason, error)
+                await asyncio.sleep(LOAD_AGAIN_SECONDS)
+        await self._load(parent)
 
     async def _load(self, parent: CheckpointRef) -> None:
         await self._authority.prepare_reads((manifest_key(parent.manifest.name),))

@@ -6,16 +6,21 @@ It reads no content and remembers nothing between walks (``filetable`` does).
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 from savepoint.contract.names import ANNOTATION_RUN_AS_USER
 from savepoint.errors import RunAsUserRequired
-from savepoint.repository.tree import path_problem
+from savepoint.repository.tree import path_bytes, path_problem
 
 from savepoint_sidecar.exclude import Excluded
 from savepoint_sidecar.roots import Root, directory
+
+_PATH = attrgetter("path")
+_KIND = 0o170000
+_FIT = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
 
 
 class Signature(NamedTuple):
@@ -84,16 +89,19 @@ def walk(root: Root, excluded: Excluded, check: Callable[[], None] = lambda: Non
             check()
             folder = pending.pop()
             for node in _entries(top, folder, root):
-                if excluded(node.path):
+                path, kind = node.path, node.mode & _KIND
+                if excluded(path):
                     continue
-                reason = path_problem(node.path) or _unfit(node.mode)
-                if reason:
-                    found.skipped.append(f"{node.path!r} {reason}")
-                    continue
+                if kind not in _FIT or len(path) > 1024 or not path.isascii():
+                    reason = _unfit(kind) or path_problem(path)
+                    if reason:
+                        found.skipped.append(f"{path!r} {reason}")
+                        continue
                 found.nodes.append(node)
-                if node.is_directory:
-                    pending.append(node.path)
-    found.nodes.sort(key=_order)
+                if kind == stat.S_IFDIR:
+                    pending.append(path)
+    plain = all(node.path.isascii() for node in found.nodes)
+    found.nodes.sort(key=_PATH if plain else _bytes_of)
     return found
 
 
@@ -128,37 +136,40 @@ def denied(root: Root, path: str, uid: int, mode: int) -> RunAsUserRequired:
     )
 
 
-def _entries(top: int, folder: str, root: Root) -> Iterator[Node]:
+def _entries(top: int, folder: str, root: Root) -> list[Node]:
     try:
         handle = open_below(top, folder, os.O_RDONLY | os.O_DIRECTORY) if folder else os.dup(top)
     except FileNotFoundError:
-        return
+        return []
     except OSError as error:
         if error.errno == errno.EACCES:
             status = os.stat(folder, dir_fd=top, follow_symlinks=False)
             raise denied(root, folder, status.st_uid, status.st_mode) from error
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            return
+            return []
         raise
     prefix = f"{folder}/" if folder else ""
+    nodes = []
     try:
         with os.scandir(handle) as entries:
-            for entry in entries:
+            for entry in entries:  # a pause may wait for this loop
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                yield Node(prefix + entry.name, status.st_mode, signature_of(status), status.st_uid)
+                signature = Signature(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+                nodes.append(Node(prefix + entry.name, status.st_mode, signature, status.st_uid))
     finally:
         os.close(handle)
+    return nodes
 
 
-def _unfit(mode: int) -> str:
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
+def _unfit(kind: int) -> str:
+    if kind in _FIT:
         return ""
     kinds = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "named pipe", stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
-    return f"is a {kinds.get(stat.S_IFMT(mode), 'special file')}, which no checkpoint can hold"
+    return f"is a {kinds.get(kind, 'special file')}, which no checkpoint can hold"
 
 
-def _order(node: Node) -> bytes:
-    return node.path.encode("utf-8", "surrogateescape")
+def _bytes_of(node: Node) -> bytes:
+    return path_bytes(node.path)

@@ -5,6 +5,7 @@ It starts the command once and passes its exit status on; whoever wants it start
 
 import asyncio
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -86,7 +87,8 @@ def run(options: RunOptions) -> int:
         if holder is not None:
             _say(f"agent {agent} is being run already by {holder}; stop it, or name another with --agent")
             return EXIT_HELD
-        terms = LocalTerms(options.interval_seconds, PolicyTerms(exclude=options.exclude))
+        exclude = (*options.exclude, *own_paths(options))
+        terms = LocalTerms(options.interval_seconds, PolicyTerms(exclude=exclude))
         authority = LocalAuthority.open(
             store,
             agent,
@@ -206,6 +208,17 @@ def roots_of(states: tuple[Path, ...]) -> tuple[Root, ...]:
         name = next(each for each in (base, *(f"{base}-{n}" for n in range(2, 1000))) if each not in taken)
         roots.append(Root(name, str(whole), whole.resolve(), persistent=True))
     return tuple(roots)
+
+
+def own_paths(options: RunOptions) -> tuple[str, ...]:
+    """Patterns that keep the store and its key out of a state folder that they happen to lie in."""
+    ours = (options.store.resolve(), key_path().parent.resolve())
+    return tuple(
+        f"{root.mount_path.rstrip('/')}/{glob.escape(str(path.relative_to(root.path)))}"
+        for root in roots_of(options.states)
+        for path in ours
+        if path.is_relative_to(root.path) and path != root.path
+    )
 
 
 def _greeting(welcome: Welcome) -> str:

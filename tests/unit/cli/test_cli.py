@@ -15,7 +15,8 @@ from savepoint.storage.directory import DirectoryStore
 from savepoint_cli.key import master_key
 from savepoint_cli.log import human
 from savepoint_cli.main import main
-from savepoint_cli.run import agent_name, plain_name, roots_of
+from savepoint_cli.run import RunOptions, agent_name, own_paths, plain_name, roots_of
+from savepoint_sidecar.exclude import Excluded
 from savepoint_sidecar.local import LocalAuthority, LocalTerms
 
 
@@ -129,3 +130,11 @@ def test_verify_names_the_damaged_object(store: Path, capsys: pytest.CaptureFixt
 def test_no_command_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--store", str(tmp_path)]) == 2
     assert "no command" in capsys.readouterr().err
+
+
+def test_store_and_key_are_never_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    options = RunOptions(tmp_path / "work" / "store", "a", ("true",), states=(tmp_path, tmp_path / "work" / "data"))
+    assert own_paths(options) == (f"{tmp_path}/work/store", f"{tmp_path}/config/savepoint")
+    excluded = Excluded(own_paths(options), str(tmp_path))
+    assert excluded.covers("work/store/local/a") and not excluded.covers("work/data/x")

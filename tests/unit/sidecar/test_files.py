@@ -54,6 +54,7 @@ def root_of(path: Path) -> Root:
         ("x[!0-9]?", "x12", False),
         ("a+b(c", "a+b(c", True),
         ("trailing/", "trailing", True),
+        ("/data/a[[]1]/b", "a[1]/b", True),
     ],
 )
 def test_patterns(pattern: str, path: str, matches: bool) -> None:
