@@ -151,13 +151,12 @@ class Lanes:
                 future.cancel()
 
     def _submit(self, work: Callable[[], Result]) -> Future[Result]:
-        if self._stopped:
-            raise DeadlineExceeded(ABORTED)
-        return self._pool.submit(work)
+        try:
+            return self._pool.submit(work)
+        except RuntimeError as error:
+            raise DeadlineExceeded(ABORTED) from error
 
     def _store_at(self, lane: Lane, source: Source, offset: int, length: int, exact: bool) -> ChunkRef | None:
-        if self._stopped:
-            raise DeadlineExceeded(ABORTED)
         ref = lane.store(source, offset, length, exact=exact)
         if ref is not None:
             with self._lock:

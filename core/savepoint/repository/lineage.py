@@ -112,13 +112,13 @@ def commit_checkpoint(
         head = chain.append(record)
     except Superseded:
         head = _own_record(chain, head, offer.attempt)
-    return _complete_once(chain, head, time) if completed else head
+    return chain.append(commit.completed(head, time=time)) if completed else head
 
 
 def complete(chain: Chain, head: Head, epoch: int, pod_uid: str, time: str) -> Head:
     """End the run: the next grant starts fresh. Superseded if the epoch is not this pod's any more."""
     _check_holder(head, epoch, pod_uid)
-    return _complete_once(chain, head, time)
+    return chain.append(commit.completed(head, time=time))
 
 
 def rollback(chain: Chain, head: Head, manifest: ManifestName | None, time: str, attempt: str | None = None) -> Head:
@@ -195,7 +195,7 @@ def adopt_pending(repository: Repository, chain: Chain, head: Head, pending_key:
                 completed=pending.completed,
             )
         elif pending.completed:
-            adopted = _complete_once(chain, head, time)
+            adopted = complete(chain, head, pending.epoch, pending.pod_uid, time)
     repository.store.delete(pending_key)
     return adopted
 
@@ -261,9 +261,3 @@ def _own_record(chain: Chain, head: Head, attempt: str) -> Head:
     if found is None:
         raise Superseded(f"another writer was faster than attempt {attempt} of {chain.namespace}/{chain.agent}")
     return found
-
-
-def _complete_once(chain: Chain, head: Head, time: str) -> Head:
-    if head.record.kind == "completed":
-        return head
-    return chain.append(commit.completed(head, time=time))

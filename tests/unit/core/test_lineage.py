@@ -191,6 +191,36 @@ class TestCommit:
         world.repository.store.delete(manifest_key(first.name))
         world.commit(offer)
 
+    def test_the_same_attempt_asked_twice_at_once(self, world: World, store: FaultyStore) -> None:
+        """Both read the same head; the later one finds the record of its own attempt, with another time in it."""
+        offer = world.offer(fill())
+
+        def commit_at(time: str) -> Any:
+            return lineage.commit_checkpoint(
+                world.repository, world.chain, world.head, offer, epoch=1, pod_uid="pod-1", time=time, trigger="t"
+            )
+
+        first: list[Any] = []
+
+        def meanwhile(call: Call) -> None:
+            if call.method == "put_new" and not first:
+                first.append(None)
+                first[0] = commit_at("2027-01-01T00:00:00.000000Z")
+
+        store.script = meanwhile
+        assert commit_at(TIME) == first[0]
+
+    def test_an_attempt_is_looked_for_within_bounds(self, world: World, store: FaultyStore) -> None:
+        world.grant("pod-2")
+        first = world.offer(fill())
+        world.commit(first)
+        for number in range(70):
+            world.checkpoint(fill(str(number % 2)))
+        store.calls.clear()
+        with pytest.raises(IntegrityError, match="another attempt"):
+            world.commit(replace(first, attempt=attempt(999)))
+        assert len(store.calls) < 70
+
     def test_a_lost_sequence(self, world: World) -> None:
         before = world.head
         one, two = world.offer(fill("one")), world.offer(fill("two"))

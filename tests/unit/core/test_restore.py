@@ -22,7 +22,7 @@ from savepoint.repository import restore as restore_module
 from savepoint.repository.manifest import component_digest
 from savepoint.repository.repository import pack_key
 from savepoint.repository.restore import RestoreReport, restore_tree, survey
-from savepoint.repository.target import Target, _translate, translated, write_at
+from savepoint.repository.target import Target, _translate, sync_file_system, translated, write_at
 from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink, path_bytes
 from savepoint.repository.writer import CheckpointWriter
 
@@ -371,6 +371,13 @@ class TestTarget:
                 write_at(full, 0, memoryview(b"x"))
         finally:
             os.close(full)
+
+    def test_a_file_system_that_cannot_be_synced(self, target: Path) -> None:
+        handle = os.open(target, os.O_RDONLY)
+        sync_file_system(handle)
+        os.close(handle)
+        with pytest.raises(TargetUnusable):
+            sync_file_system(handle)
 
     def test_few_descriptors_are_kept(self, target: Path) -> None:
         root = os.open(target, os.O_RDONLY)

@@ -363,6 +363,14 @@ class TestFiles:
         ]
         assert (len(threads) > 1) is in_threads
 
+    def test_what_is_known(self, world: World) -> None:
+        writer = world.writer()
+        stored = writer.store_bytes(b"once", "Files")
+        assert writer.known(hashlib.sha256(b"once").digest()) == stored.chunks[0]
+        assert writer.known(hashlib.sha256(b"never").digest()) is None
+        assert list(stored.chunk_ids()) == [stored.chunks[0].id]
+        writer.abort()
+
     def test_map_passes_errors_on(self, world: World) -> None:
         writer = world.writer(2)
         with pytest.raises(ZeroDivisionError):
@@ -406,6 +414,37 @@ class TestPuts:
         with pytest.raises(NoSpace):
             finish(writer, 1)
         writer.abort()
+
+    def test_an_abort_while_no_lane_is_free(self, world: World, store: FaultyStore) -> None:
+        stuck, let_go, told = threading.Event(), threading.Event(), []
+
+        class Slow:
+            length = 10
+
+            def read_into(self, offset: int, target: memoryview) -> int:
+                stuck.set()
+                assert let_go.wait(20)
+                return len(target)
+
+        def work(source: Any) -> None:
+            try:
+                writer.store(source, "Files")
+            except DeadlineExceeded as error:
+                told.append(error)
+
+        writer = world.writer(1)
+        holder = threading.Thread(target=work, args=(Slow(),))
+        holder.start()
+        assert stuck.wait(20)
+        waiter = threading.Thread(target=work, args=(MemorySource(b"x"),))
+        waiter.start()
+        while not writer._lanes._freed._waiters:  # type: ignore[attr-defined]
+            pass
+        writer.abort()
+        waiter.join(20)
+        assert told
+        let_go.set()
+        holder.join(20)
 
     def test_an_abort_while_no_buffer_is_free(self, world: World, store: FaultyStore) -> None:
         """Both buffers are being put and stuck; the abort waits for the puts, and who waits for a buffer is told."""
@@ -457,6 +496,10 @@ class TestEnd:
             writer.store_bytes(bytes(40 * MIB), "Files")
         with pytest.raises(DeadlineExceeded):
             list(writer.map(len, ["a"]))
+        with pytest.raises(DeadlineExceeded):
+            writer._lanes._submit(list)
+        with pytest.raises(DeadlineExceeded):
+            writer.add_blob("after", "Files", MemorySource(b"after"))
 
     def test_abort_stops_threads_that_store(self, world: World) -> None:
         started, errors = threading.Event(), []
