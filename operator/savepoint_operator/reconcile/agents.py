@@ -72,11 +72,10 @@ class Agents:
         await self._protected.write(line, policy, self._store(line, policy))
 
     def _spoken_of(self, agent: AgentKey) -> bool:
-        line = self._lines.get(agent)
-        known = line is not None and (line.session or line.attempts or line.restores or line.head)
-        world = self._world
+        """Once its objects, its pods and its session are gone, as with a namespace, what was noted has no place."""
+        line, world = self._lines.get(agent), self._world
         return bool(
-            known
+            (line is not None and line.session)
             or world.agents.get(ObjectKey(*agent))
             or world.pods.of(agent)
             or world.checkpoints.of(agent)

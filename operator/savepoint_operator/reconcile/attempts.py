@@ -155,18 +155,14 @@ class Attempts:
         session = orders.session(line.agent)
         if not line.chain_read:
             return await self._wait_or_end(line, policy, item, store_silent=True)
-        busy = line.in_flight is not None or (session is not None and session.attempt not in (None, item.own_attempt))
         if session is None:
             return await self._wait_or_end(line, policy, item)
-        if busy:
-            return await self._pending(item, "Another checkpoint of this agent is under way; this one comes after it.")
         try:
-            await orders.checkpoint(line.agent, item.own_attempt, "Manual", ATTEMPT_SECONDS)
+            note = await self._begin(line, orders, item.own_attempt, "Manual")
         except Refused:
             return await self._pending(item, "Another checkpoint of this agent is under way; this one comes after it.")
         except Unavailable as error:
             return await self._pending(item, str(error))
-        note = self._recorder.note(line, item.own_attempt, "Manual")
         note.name, note.number = item.meta.name, item.number
         note.requested_by = (item.status.get("trigger") or {}).get("requestedBy", "")
         if not note.over and note.stage == "Pending":
@@ -236,18 +232,28 @@ class Attempts:
         left = due - self._monotonic()
         if left > 0:
             return left
-        if line.in_flight is not None or session.attempt is not None:
+        if session.attempt is not None:
             return AGAIN_SECONDS
-        attempt = self._random_bytes(16).hex()
         try:
-            await orders.checkpoint(line.agent, attempt, "Interval", ATTEMPT_SECONDS)
+            note = await self._begin(line, orders, self._random_bytes(16).hex(), "Interval")
         except (Refused, Unavailable):
             return AGAIN_SECONDS
-        note = self._recorder.note(line, attempt, "Interval")
         if note.stage == "Pending":
             note.stage = "Quiescing"
         line.random_part = self._random_bytes(1)[0] / 255
         return schedule.wait_seconds(interval, line.random_part)
+
+    async def _begin(self, line: Line, orders: Orders, attempt: str, trigger: str) -> AttemptNote:
+        """Note the attempt, then order it: its end may be told before this returns. Raises Refused, Unavailable."""
+        last_start = line.last_start
+        note = self._recorder.note(line, attempt, trigger)
+        try:
+            await orders.checkpoint(line.agent, attempt, trigger, ATTEMPT_SECONDS)
+        except (Refused, Unavailable):
+            line.last_start = last_start
+            line.attempts.pop(attempt, None)
+            raise
+        return note
 
     def _last_start(self, line: Line, interval: Interval) -> float | None:
         """Of an attempt under an earlier leader, as far as the recovery point tells it."""

@@ -82,6 +82,15 @@ class Failure:
     time: datetime
 
 
+@dataclass(frozen=True)
+class Request:
+    """A checkpoint that a pod asked for."""
+
+    attempt: str
+    trigger: str
+    why: str
+
+
 @dataclass
 class Line:
     """One agent."""
@@ -114,13 +123,8 @@ class Line:
     chain_read: bool = False
     """This leader has compared the objects with the chain."""
     collected_at: float | None = None
-    requests: dict[str, str] = field(default_factory=dict)
-    """Attempt id by the request of a pod, which may come twice."""
-
-    @property
-    def in_flight(self) -> AttemptNote | None:
-        """The attempt that was ordered and has not ended."""
-        return next((each for each in self.attempts.values() if not each.over), None)
+    requests: dict[str, Request] = field(default_factory=dict)
+    """What pods have asked for, by the request's id: it may come twice, and may never be begun."""
 
     def learn(self, head: Head) -> None:
         """A record was seen: the head only moves up."""

@@ -15,7 +15,7 @@ from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.views import AgentKey, CheckpointName, Incarnation, PodIdentity, Refusal, SessionView
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.keys import AgentWork, Work
-from savepoint_operator.reconcile.line import AttemptNote, Failure, Line, Lines, RestoreNote
+from savepoint_operator.reconcile.line import AttemptNote, Failure, Line, Lines, Request, RestoreNote
 from savepoint_operator.reconcile.queue import KeyedQueue
 from savepoint_operator.rules.conditions import parsed_time
 from savepoint_operator.rules.texts import with_next_step
@@ -111,15 +111,13 @@ class QueueingRecorder:
     async def requested(self, agent: AgentKey, request: RequestCheckpoint) -> str | Refusal:
         """See ``Recorder``."""
         line = self._lines[agent]
-        attempt = line.requests.get(request.request)
-        if attempt is None:
-            attempt = self._random_bytes(16).hex()
-            line.requests[request.request] = attempt
+        known = line.requests.get(request.request)
+        if known is None:
+            known = Request(self._random_bytes(16).hex(), request.trigger, request.reason)
+            line.requests[request.request] = known
             while len(line.requests) > REQUESTS_KEPT:
                 del line.requests[next(iter(line.requests))]
-            note = self.note(line, attempt, request.trigger)
-            note.why = request.reason
-        return attempt
+        return known.attempt
 
     async def progressed(self, agent: AgentKey, progress: Progress) -> None:
         """See ``Recorder``."""
@@ -205,7 +203,10 @@ class QueueingRecorder:
         note = line.attempts.get(attempt)
         if note is None:
             known = self._objects.find(line.agent, attempt)
+            asked = next((each for each in line.requests.values() if each.attempt == attempt), None)
             note = AttemptNote(attempt, trigger or (known.trigger if known else ""), self.now())
+            if asked is not None:
+                note.trigger, note.why = asked.trigger, asked.why
             if known is not None:
                 note.name, note.number = known.meta.name, known.number
             line.attempts[attempt] = note

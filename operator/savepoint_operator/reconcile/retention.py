@@ -61,7 +61,7 @@ class Retention:
         left = line.collected_at + COLLECT_SECONDS - now
         if left > 0:
             return left
-        if line.in_flight is not None or line.restores:
+        if line.restores:
             return RETRY_SECONDS
         raws = await self._cluster.list(CHECKPOINTS, line.agent.namespace)
         items = [each for each in map(parse.checkpoint_of, raws) if each.agent == line.agent]

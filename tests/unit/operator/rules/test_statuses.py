@@ -10,6 +10,7 @@ from savepoint_operator.model.views import AgentKey, Incarnation, PodIdentity
 from savepoint_operator.rules import checkpoint_status, restore_status
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
+MANIFEST = ManifestName("ab" * 32, 10)
 WHO = Incarnation(
     AgentKey("demo", "coder"), PodIdentity("demo", "coder-1", "u1"), "n1", "", PolicyTerms(), None, "default"
 )
