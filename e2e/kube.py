@@ -135,6 +135,10 @@ class World:
         reports = self.reports(agent)
         return int(reports[-1]["turn"]) if reports else 0
 
+    def turns(self, agent: str) -> int:
+        """How many turns were reported, over all lives of the agent."""
+        return sum(report.get("event") == "turn" for report in self.reports(agent))
+
     def _get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=20) as answer:
             return json.loads(answer.read())

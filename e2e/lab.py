@@ -102,11 +102,10 @@ class Lab:
         return until(f"{app} runs", lambda: self.running(app), seconds=seconds)
 
     def wait_turns(self, agent: str, more: int, seconds: float = 120) -> int:
-        """Until the agent has done ``more`` further turns; the turn it is at."""
-        begin = self.world.turn(agent)
-        return until(
-            f"{agent} does {more} turns", lambda: _at_least(self.world.turn(agent), begin + more), seconds=seconds
-        )
+        """Until the agent has reported ``more`` further turns; the turn it is at then."""
+        begin = self.world.turns(agent)
+        until(f"{agent} does {more} turns", lambda: self.world.turns(agent) >= begin + more, seconds=seconds)
+        return self.world.turn(agent)
 
     def wait_checkpoint(self, agent: str, after: int, seconds: float = 120) -> dict[str, Any]:
         """A Ready checkpoint with a higher sequence than ``after``."""
@@ -161,10 +160,6 @@ def agent_state(pod: dict[str, Any]) -> dict[str, Any]:
     """The state of the pod's agent container."""
     found = pod.get("status", {}).get("containerStatuses", [])
     return next((dict(entry.get("state", {})) for entry in found if entry["name"] == "agent"), {})
-
-
-def _at_least(value: int, bound: int) -> int:
-    return value if value >= bound else 0
 
 
 def helm(kubeconfig: Path, *arguments: str) -> str:

@@ -70,14 +70,10 @@ class Laptop:
         return until("the agent's process", found, seconds=20)
 
     def wait_turns(self, more: int, seconds: float = 60) -> int:
-        """Until that many more turns have been reported."""
-        begin = self.world.turn("researcher")
-
-        def enough() -> int:
-            turn = self.world.turn("researcher")
-            return turn if turn >= begin + more else 0
-
-        return until(f"{more} more turns", enough, seconds=seconds)
+        """Until that many more turns have been reported; the turn it is at then."""
+        begin = self.world.turns("researcher")
+        until(f"{more} more turns", lambda: self.world.turns("researcher") >= begin + more, seconds=seconds)
+        return self.world.turn("researcher")
 
     def kill(self, pid: int, process: subprocess.Popen[bytes]) -> None:
         """kill -9, and wait until the whole of it is gone."""
