@@ -1,0 +1,123 @@
+"""The plugin over a scripted kubectl: what it asks for, how it waits, and with which status it ends."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from savepoint.errors import Unavailable
+from savepoint_cli import kubectl
+from savepoint_cli.kubectl import Kubectl, Waiter
+
+
+class Cluster:
+    """Answers kubectl's commands; the status of an object moves on with every get."""
+
+    def __init__(self, *statuses: dict[str, Any]) -> None:
+        self.calls: list[list[str]] = []
+        self.created: list[dict[str, Any]] = []
+        self.statuses = list(statuses)
+
+    def run(self, arguments: Sequence[str], stdin: str) -> str:
+        self.calls.append(list(arguments))
+        if arguments[0] == "create":
+            body = json.loads(stdin)
+            self.created.append(body)
+            return json.dumps({"metadata": {"name": body["metadata"]["generateName"] + "x1"}})
+        if "--output=json" in arguments:
+            status = self.statuses.pop(0) if len(self.statuses) > 1 else (self.statuses or [{}])[0]
+            return json.dumps({"spec": {"agent": "coder"}, "status": status})
+        return "a table\n"
+
+
+def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, Any]:
+    return {"conditions": [{"type": kind, "status": status, "reason": reason, "message": message}]}
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, *arguments: str) -> int:
+    monkeypatch.setattr(kubectl, "_run", cluster.run)
+    monkeypatch.setattr(kubectl, "POLL_SECONDS", 0)
+    return kubectl.main(arguments)
+
+
+def test_a_checkpoint_is_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = Cluster(
+        {},
+        {**condition("Ready", "False", "Uploading"), "summary": {"progress": "63%"}},
+        condition("Ready", "True", "Ready"),
+    )
+    assert invoke(monkeypatch, cluster, "checkpoint", "coder", "--wait", "-n", "demo") == 0
+    out, err = capsys.readouterr()
+    assert out == "agentcheckpoint/coder-x1\n" and "coder-x1 Uploading 63%" in err
+    assert cluster.created[0]["spec"] == {"agent": "coder"}
+    assert all(call[-2:] == ["--namespace", "demo"] for call in cluster.calls)
+
+
+def test_a_failure_is_said_and_ends_with_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = Cluster(condition("Ready", "False", "QuiesceTimeout", "in step crawl for 94s"))
+    assert invoke(monkeypatch, cluster, "checkpoint", "coder", "--wait") == 1
+    assert "in step crawl for 94s" in capsys.readouterr().err
+
+
+def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(condition("Succeeded", "Unknown", "Waiting"))
+    assert invoke(monkeypatch, cluster, "reset", "coder", "--wait", "--timeout", "0.01") == 3
+
+
+def test_a_rollback_names_the_agent_of_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(condition("Succeeded", "True", "Restored"))
+    assert invoke(monkeypatch, cluster, "rollback", "coder-41", "--wait") == 0
+    (made,) = cluster.created
+    assert made["metadata"] == {"generateName": "coder-"}
+    assert made["spec"] == {"mode": "Rollback", "source": {"checkpointName": "coder-41"}}
+
+
+def test_protect_patches_the_template(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = Cluster()
+    arguments = ["protect", "deployment/coder", "--state", "/workspace", "--state", "/home/node/.agent"]
+    assert invoke(monkeypatch, cluster, *arguments, "--dry-run") == 0
+    assert cluster.calls == [] and "kubectl patch deployment/coder" in capsys.readouterr().out
+    assert invoke(monkeypatch, cluster, *arguments) == 0
+    patch = json.loads(cluster.calls[0][4])
+    assert patch["spec"]["strategy"] == {"type": "Recreate", "rollingUpdate": None}
+    assert patch["spec"]["template"]["metadata"] == {
+        "labels": {"savepoint.dev/agent": "coder"},
+        "annotations": {"savepoint.dev/state": "/workspace,/home/node/.agent"},
+    }
+    assert invoke(monkeypatch, cluster, "protect", "statefulset/db") == 0
+    assert "strategy" not in json.loads(cluster.calls[1][4])["spec"]
+
+
+def test_get_shows_one_agent_or_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = Cluster()
+    assert invoke(monkeypatch, cluster, "get") == 0
+    assert invoke(monkeypatch, cluster, "get", "coder") == 0
+    assert len(cluster.calls) == 4 and "savepoint.dev/agent=coder" in cluster.calls[2]
+    assert "a table" in capsys.readouterr().out
+
+
+def test_what_kubectl_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(arguments: Sequence[str], stdin: str) -> str:
+        raise Unavailable("Error from server (Forbidden)")
+
+    monkeypatch.setattr(kubectl, "_run", fail)
+    assert kubectl.main(["get"]) == 1
+    assert "Forbidden" in capsys.readouterr().err
+
+
+def test_no_kubectl_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(Unavailable, match="no kubectl"):
+        kubectl._run(["version"], "")
+
+
+def test_each_stage_is_shown_once() -> None:
+    lines: list[str] = []
+    cluster = Cluster(*[condition("Ready", "False", "Capturing")] * 3, condition("Ready", "True", "Ready"))
+    waiter = Waiter(sleep=lambda _: None, show=lines.append)
+    status = waiter.until_ended(
+        Kubectl(cluster.run), "x", "coder-1", condition="Ready", under_way=frozenset({"Capturing"}), seconds=60
+    )
+    assert status == 0 and lines == ["coder-1 Capturing", "coder-1 Ready"]
