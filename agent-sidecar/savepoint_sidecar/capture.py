@@ -63,11 +63,15 @@ class Capture:
     ) -> None:
         """``check`` may raise to end whatever is under way; it is called between files."""
         self.roots = tuple(roots)
-        self._excluded = {root.name: Excluded(exclude, root.mount_path) for root in roots}
+        self.exclude(exclude)
         self.clock_ns, self.check = clock_ns, check
         self.plan: Callable[[int], None] = unplanned
         """Told the bytes that are going to be read, as soon as that is known."""
         self.tables: dict[str, FileTable] = {root.name: FileTable() for root in roots}
+
+    def exclude(self, patterns: Sequence[str]) -> None:
+        """Leave this out from now on."""
+        self._excluded = {root.name: Excluded(patterns, root.mount_path) for root in self.roots}
 
     def excluded(self, root: Root) -> Excluded:
         """What the policy leaves out of this root."""

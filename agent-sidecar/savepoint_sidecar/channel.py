@@ -1,6 +1,7 @@
 """One WebSocket to the operator: dialled with the token of the moment, messages in and out; it knows no meaning."""
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Final
 import aiohttp
 from savepoint.contract.control import MESSAGE_MAX_BYTES, FromPod, Message, ProtocolError, decode, encode
 from savepoint.errors import Refused, Unavailable
+
+log = logging.getLogger(__name__)
 
 DIAL_SECONDS: Final = 10.0
 SEND_SECONDS: Final = 10.0
@@ -32,16 +35,21 @@ class Channel:
             raise Unavailable("the control connection to the operator is lost") from error
 
     async def receive(self, seconds: float) -> Message:
-        """The next message. Unavailable when it ends or stays silent, Refused for a close code that is final."""
-        try:
-            frame = await self._socket.receive(seconds)
-        except (TimeoutError, aiohttp.ClientError) as error:
-            raise Unavailable(f"the operator was silent for {seconds:.0f} s") from error
-        if frame.type is aiohttp.WSMsgType.TEXT:
+        """The next message. Unavailable when it ends or stays silent, Refused for a close code that is final.
+
+        What a newer operator says in words that we do not know is passed over.
+        """
+        while True:
+            try:
+                frame = await self._socket.receive(seconds)
+            except (TimeoutError, aiohttp.ClientError) as error:
+                raise Unavailable(f"the operator was silent for {seconds:.0f} s") from error
+            if frame.type is not aiohttp.WSMsgType.TEXT:
+                break
             try:
                 return decode(frame.data)
             except ProtocolError as error:
-                raise Unavailable(f"the operator sent what is no message: {error}") from error
+                log.warning("a message of the operator was passed over: %s", error)
         code = self._socket.close_code or 0
         if code in _FINAL:
             raise Refused(f"the operator closed the connection ({code}): {frame.extra or ''}", _FINAL[code])

@@ -69,6 +69,7 @@ class Checkpointer:
         self._key = AgentKey(bytes.fromhex(welcome.key))
         self._now, self._failpoints = now, failpoints
         self._index: ChunkIndex | None = None
+        self.policy = welcome.policy
         self.cut: Cut | None = None
         self.sdk = False
         """The agent of this run has connected once: its files alone are no cut any more."""
@@ -176,7 +177,7 @@ class Checkpointer:
         self, attempt: Attempt, session: Session, writer: CheckpointWriter, pool: Pool
     ) -> tuple[wire.Flush, list[Draft]]:
         """Pre-copy, quiesce, final pass, resume: the only part in which the agent waits."""
-        policy = self._welcome.policy
+        policy = self.policy
         transaction = Transaction(attempt.id, float(policy.hold_seconds), attempt.request or None)
         attempt.transaction = transaction
         session.begin(transaction)

@@ -110,14 +110,17 @@ def index_sequence(stage: Path) -> int | None:
     return sequence if isinstance(sequence, int) and sequence > 0 else None
 
 
-def prepare_stage(stage: Path) -> None:
-    """Make the stage's folders; both sides can write where the protocol says so."""
+def prepare_stage(stage: Path, run: int) -> None:
+    """Make the stage's folders; both sides can write where the protocol says so. Journals of other runs are removed."""
     for name, mode in ((wire.STAGE_AGENT, 0o777), (wire.STAGE_JOURNAL, 0o777), (wire.STAGE_RESTORED, 0o755)):
         _folder(stage / name, mode)
     own = stage / wire.STAGE_SIDECAR
     _folder(own, 0o700)
     for each in list(_leftovers(own)):
         each.unlink(missing_ok=True)
+    for each in (stage / wire.STAGE_JOURNAL).iterdir():
+        if each.name != str(run) and each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def _folder(path: Path, mode: int) -> None:

@@ -42,6 +42,8 @@ FINISH_SECONDS: Final = 300.0
 CONNECT_WAIT_SECONDS: Final = 120.0
 BASELINE_SECONDS: Final = 60.0
 BASELINE_BYTES: Final = 256 << 20
+AGENT_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 0.05
 REMEMBERED_ATTEMPTS: Final = 64
 
 
@@ -72,7 +74,7 @@ class Incarnation:
     async def start(self) -> Welcome:
         """Learn who we are, know the cut, and serve the agent's socket. Raises what the authority or the store says."""
         welcome = self._welcome = await self._authority.welcome()
-        await asyncio.to_thread(prepare_stage, self._terms.stage)
+        await asyncio.to_thread(prepare_stage, self._terms.stage, welcome.run)
         self.capture = Capture(self._terms.roots, welcome.policy.exclude, self._edges.clock_ns)
         self.checkpointer = Checkpointer(
             self._authority,
@@ -221,11 +223,20 @@ class Incarnation:
     async def _obey_checkpoint(self, order: Checkpoint) -> None:
         ends_at = self._edges.monotonic() + order.deadline_seconds
         attempt = Attempt(order.attempt, order.trigger, ends_at, self._edges.monotonic, request=order.request)
+        await self._await_agent()
         with contextlib.suppress(SavepointError):
             async with self._lock:
                 if not self._completed:
                     await self._recovery.rebase()
                     await self._take(attempt, self.sessions.live)
+
+    async def _await_agent(self) -> None:
+        """Give an agent with the SDK a moment to connect (again): a sidecar that was restarted is sooner here."""
+        ends_at = self._edges.monotonic() + AGENT_SECONDS
+        while self.checkpointer.sdk and self.sessions.live is None and self._ending is None:
+            if self._completed or self._edges.monotonic() >= ends_at:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
     # -- parts ----------------------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ class _Restore:
     def _work(self) -> Outcome:
         settings, welcome = self._settings, self._welcome
         roots, stage, parent = settings.roots, settings.stage, welcome.parent
-        prepare_stage(stage)
+        prepare_stage(stage, welcome.run)
         with suppress(FileNotFoundError):
             (stage / agent_wire.STAGE_SIDECAR / STARTED).unlink()
         write_index(stage, -1, ())

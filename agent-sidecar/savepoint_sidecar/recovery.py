@@ -62,10 +62,14 @@ class Recovery:
         self._newer = newer
 
     async def rebase(self) -> None:
-        """Go on from what the authority last said is the newest checkpoint, if that is not ours."""
+        """Go on from what the authority last said: its policy, and its newest checkpoint if that is not ours."""
         newer, self._newer = self._newer, None
         current = self._checkpointer.cut
-        if newer is None or newer.parent is None:
+        if newer is None:
+            return
+        self._capture.exclude(newer.policy.exclude)
+        self._checkpointer.policy = newer.policy
+        if newer.parent is None:
             return
         if current is None or newer.parent.sequence > current.ref.sequence:
             log.info("the lineage has come to %s without us: going on from there", newer.parent.name)

@@ -114,7 +114,7 @@ class _Supervisor:
 
     async def run(self) -> int:
         welcome = await self._authority.welcome()
-        prepare_stage(self._stage)
+        prepare_stage(self._stage, welcome.run)
         cut_sequence = self._left_clean()
         await asyncio.to_thread(self._restore, welcome)
         terms = Terms(

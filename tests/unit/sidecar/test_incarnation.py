@@ -473,3 +473,56 @@ async def test_another_pod_goes_on_from_the_store(tmp_path: Path) -> None:
         assert agent.documents == {"notes": [1, 2]}
         assert cell.tree() == {"a": b"x" * 5000}
         assert agent.connected is not None and agent.connected.epoch == 2
+
+
+async def test_a_policy_that_was_changed_counts_from_the_next_attempt(tmp_path: Path) -> None:
+    async with running(tmp_path) as cell:
+        (cell.files / "cache").mkdir()
+        (cell.files / "cache" / "x").write_bytes(b"1")
+        await checkpoint(cell, agent_flushes=False)
+        cell.authority.policy = PolicyTerms(exclude=("cache",))
+        cell.authority.queue.put_nowait(await cell.authority.welcome())
+        await checkpoint(cell, agent_flushes=False)
+        with cell.authority.reader() as reader:
+            component = reader.manifest.component("files.files")
+            assert component is not None and list(reader.tree_entries(component)) == []
+
+
+async def test_what_is_excluded_survives_the_way_back(tmp_path: Path) -> None:
+    async with running(tmp_path, policy=PolicyTerms(exclude=("**/node_modules",))) as cell:
+        agent = await cell.connected()
+        (cell.files / "app").mkdir()
+        (cell.files / "app" / "a").write_bytes(b"1")
+        await checkpoint(cell)
+        (cell.files / "app" / "node_modules").mkdir()
+        (cell.files / "app" / "node_modules" / "big").write_bytes(b"2")
+        (cell.files / "app" / "a").write_bytes(b"torn")
+        await agent.die()
+        await cell.connected("two")
+        assert cell.tree() == {"app/a": b"1", "app/node_modules/big": b"2"}
+
+
+async def test_journals_of_another_run_are_removed(tmp_path: Path) -> None:
+    for run in ("1", "7"):
+        (tmp_path / "stage" / "journal" / run).mkdir(parents=True)
+        (tmp_path / "stage" / "journal" / run / "1.log").write_bytes(b"")
+    async with running(tmp_path) as cell:
+        assert [each.name for each in (cell.stage / "journal").iterdir()] == ["1"]
+
+
+async def test_an_attempt_waits_a_moment_for_an_agent_that_reattaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from savepoint_sidecar import incarnation
+
+    monkeypatch.setattr(incarnation, "AGENT_SECONDS", 5.0)
+    async with running(tmp_path) as cell:
+        agent = await cell.connected()
+        await checkpoint(cell)
+        await agent.die()
+        cell.authority.order()
+        await asyncio.sleep(0.1)
+        again = await cell.connected("two")
+        again.documents = {"notes": 5}
+        await again.flush()
+        assert (await again.result()).outcome == "Ready"

@@ -183,7 +183,7 @@ async def test_every_failpoint_is_passed(tmp_path: Path) -> None:
 
 
 def test_an_index_is_read_for_its_cut_only(tmp_path: Path) -> None:
-    prepare_stage(tmp_path)
+    prepare_stage(tmp_path, 1)
     write_index(tmp_path, 7, ())
     assert index_sequence(tmp_path) == 7 and read_index(tmp_path, 7) == () and read_index(tmp_path, 8) is None
     write_index(tmp_path, -1, ())
