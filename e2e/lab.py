@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e2e.cluster.nodes import NodeController
 from minio import Minio
 
+from e2e.cluster.nodes import NodeController
 from e2e.cluster.programs import program
 from e2e.kube import CommandFailed, Kubectl, World, forwarded, until
 

@@ -82,7 +82,7 @@ def test_a_checkpoint_on_demand_by_annotation(lab: Lab) -> None:
 
 def test_what_kubectl_shows(lab: Lab) -> None:
     header, *rows = lab.agents("get", "pagent").splitlines()
-    assert header.split()[:6] == ["AGENT", "STATE", "POD", "NODE", "EPOCH", "RECOVERY-POINT"]
+    assert header.split()[:6] == ["NAME", "STATE", "POD", "NODE", "EPOCH", "RECOVERY-POINT"]
     assert {row.split()[0]: row.split()[1] for row in rows} == {RESEARCHER: "Protected", CODER: "Protected"}
     header, *rows = lab.agents("get", "ackpt", "-l", f"savepoint.dev/agent={RESEARCHER}").splitlines()
     assert header.split()[1:] == ["AGENT", "TRIGGER", "STATUS", "PROGRESS", "SIZE", "UPLOADED", "PAUSE", "AGE"]
