@@ -103,7 +103,8 @@ class Checkpointer:
         except (SavepointError, TimeoutError, OSError) as problem:
             error = _as_ours(problem, attempt)
             code = getattr(error, "code", error.reason)
-            log.warning("checkpoint attempt %s failed: %s: %s", attempt.id, code, error)
+            level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
+            log.log(level, "checkpoint attempt %s failed: %s: %s", attempt.id, code, error)
             if session is not None and attempt.transaction is not None:
                 session.cancel(attempt.transaction, error)
                 session.result(attempt.transaction, "Failed", reason=code, message=str(error))

@@ -109,6 +109,8 @@ class Incarnation:
 
     async def end(self) -> bool:
         """The agent has exited: finish the last checkpoint, release, let go. Whether the state is all stored."""
+        if self.sessions.current is not None:
+            self.sessions.current.end()  # the stream of a killed process may end later than the news of its death
         self.begin_end()
         assert self._welcome is not None and self._ending is not None and self._ends_at is not None
         left = max(AFTER_SECONDS, self._ends_at - self._edges.monotonic())

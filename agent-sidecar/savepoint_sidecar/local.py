@@ -42,6 +42,8 @@ OWNER = "local"
 KEEP = 12
 COLLECT_EVERY = 20
 ATTEMPT_SECONDS = 600
+FIRST_SECONDS = 2.0
+"""The first checkpoint of a run does not wait for a whole interval."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,10 @@ class LocalAuthority:
         self._orders.put_nowait(None)
 
     async def _tick(self) -> None:
+        pause = min(FIRST_SECONDS, self._terms.interval_seconds)
         while True:
-            await asyncio.sleep(self._terms.interval_seconds)
+            await asyncio.sleep(pause)
+            pause = self._terms.interval_seconds
             if self._orders.empty():
                 self._order("Interval", "")
 

@@ -87,7 +87,8 @@ class Recovery:
         """Let the files stand at the last cut, and hand over its values. Raises what the store says."""
         current = self._checkpointer.cut
         if current is None:
-            log.warning("the agent crashed before its first checkpoint: files are as the crash left them")
+            if self._terms.roots:
+                log.warning("the agent crashed before its first checkpoint: files are as the crash left them")
             return None, ()
         at_cut, self._at_cut = self._at_cut, False
         stage, sequence = self._terms.stage, current.ref.sequence
