@@ -188,8 +188,8 @@ class Rig:
     # -- the operator ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def operator(self, name: str = "operator-0") -> Iterator[Process]:
-        """The process, ready, and ended as a kubelet ends it."""
+    def operator(self, name: str = "operator-0", *, leads: bool = True) -> Iterator[Process]:
+        """The process, ready (or, if another one leads, alive), and ended as a kubelet ends it."""
         token = self.kubectl("create", "token", ACCOUNT, "-n", NAMESPACE).strip()
         spec = {
             "default": True,
@@ -212,7 +212,8 @@ class Rig:
             **self.settings,
         }
         command = [sys.executable, "-W", "error", "-m", "savepoint_operator.main"]
-        with running(name, command, self.room, lambda: self.health("/readyz")[0] == 200, environment=environment) as it:
+        path = "/readyz" if leads else "/healthz"
+        with running(name, command, self.room, lambda: self.health(path)[0] == 200, environment=environment) as it:
             self.process = it
             yield it
 
@@ -245,8 +246,13 @@ class Rig:
         """Events of the test's namespace with this reason."""
         return [each for each in self.items("events") if each["reason"] == reason]
 
-    def pod(self, agent: str = "coder", *, node: str = "n1", injected: bool = True, **metadata: Any) -> dict[str, Any]:
-        """A running pod."""
+    def pod(
+        self, agent: str = "coder", *, node: str = "n1", injected: bool = True, owned: bool = True, **metadata: Any
+    ) -> dict[str, Any]:
+        """A running pod; pods of one agent have one owner, unless it is bare."""
+        if owned:
+            owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{agent}-7f", "uid": f"uid-of-{agent}"}
+            metadata["ownerReferences"] = [{**owner, "controller": True}]
         labels = {LABEL_AGENT: agent, **metadata.pop("labels", {})}
         name = f"{agent}-{next(numbers)}"
         sidecar = {"name": CONTAINER_SIDECAR, "image": "sidecar:test", "restartPolicy": "Always"}

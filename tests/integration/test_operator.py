@@ -157,8 +157,8 @@ def test_a_pod_that_was_not_injected_is_unprotected(rig: Rig) -> None:
 
 
 async def test_two_pods_of_different_owners_are_ambiguous(rig: Rig, session: aiohttp.ClientSession) -> None:
-    await asyncio.to_thread(rig.pod, "twin")
-    second = await asyncio.to_thread(rig.pod, "twin")
+    await asyncio.to_thread(rig.pod, "twin", owned=False)
+    second = await asyncio.to_thread(rig.pod, "twin", owned=False)
     socket = await rig.dial(session, second)
     refused = await socket.ask(Hello("restore", 1, "0.1.0", "n1"), Refused)
     assert refused.reason == "AmbiguousAgent"

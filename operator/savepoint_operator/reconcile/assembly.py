@@ -117,7 +117,7 @@ def assemble(
             leader_since=leader_since,
             not_running_seconds=not_running_seconds,
         ),
-        restores=Restores(cluster, world, events, now),
+        restores=Restores(cluster, world, objects, events, now),
         retention=Retention(cluster, objects, metrics, collected=stores.collected, monotonic=monotonic),
         protected=ProtectedAgents(
             cluster, world, objects, events, now=now, monotonic=monotonic, leader_since=leader_since

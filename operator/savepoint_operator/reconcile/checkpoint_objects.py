@@ -3,13 +3,14 @@
 It does not decide when a checkpoint is taken or what its status says.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from savepoint.contract.names import GROUP, LABEL_AGENT
-from savepoint.errors import Unavailable
+from savepoint.errors import SavepointError, Unavailable
 
 from savepoint_operator.cluster.errors import Conflict, Missing
 from savepoint_operator.cluster.kinds import CHECKPOINTS
@@ -20,6 +21,8 @@ from savepoint_operator.reconcile.line import AttemptNote, Line
 from savepoint_operator.reconcile.world import World
 from savepoint_operator.rules import checkpoint_status
 from savepoint_operator.rules.conditions import Condition, changed
+
+log = logging.getLogger(__name__)
 
 ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
 """On what the operator makes: whose attempt it is, even if the operator dies before it has written the status."""
@@ -51,6 +54,13 @@ class CheckpointObjects:
         """The checkpoint that a restart now would restore, empty when there is none."""
         return str(self.latest(line).get("checkpointName") or "")
 
+    def of_manifest(self, agent: AgentKey, digest: str) -> CheckpointObject | None:
+        """The Ready object of a manifest."""
+        every = (each for each in self.of(agent) if each.ready)
+        return next(
+            (each for each in every if (each.status.get("integrity") or {}).get("manifestDigest") == digest), None
+        )
+
     def latest(self, line: Line) -> Mapping[str, Any]:
         """The same as ProtectedAgent.status.latest tells it: the checkpoint that the newest record points to."""
         head = line.head.record if line.head is not None else None
@@ -60,14 +70,16 @@ class CheckpointObjects:
             return {}
         made = line.latest.record if line.latest is not None else None
         if made is not None and made.manifest == head.manifest:
-            found = {"checkpointName": made.name, "sequence": made.sequence, "time": made.time}
+            item = self.find(line.agent, made.attempt or "")  # it may have another name than could be given at the time
+            name = item.meta.name if item is not None else made.name
+            found = {"checkpointName": name, "sequence": made.sequence, "time": made.time}
             return {**found, "manifestDigest": head.manifest.name}
-        for item in self.of(line.agent):
-            if item.ready and (item.status.get("integrity") or {}).get("manifestDigest") == head.manifest.name:
-                found = {"checkpointName": item.meta.name, "sequence": item.sequence}
-                time = (item.status.get("timing") or {}).get("completion")
-                return {**found, **({"time": time} if time else {}), "manifestDigest": head.manifest.name}
-        return self._latest(line)
+        item = self.of_manifest(line.agent, head.manifest.name)
+        if item is None:
+            return self._latest(line)
+        found = {"checkpointName": item.meta.name, "sequence": item.sequence}
+        time = (item.status.get("timing") or {}).get("completion")
+        return {**found, **({"time": time} if time else {}), "manifestDigest": head.manifest.name}
 
     def latest_sequence(self, line: Line) -> int:
         """The sequence up to which checkpoints are reflected in objects."""
@@ -98,10 +110,13 @@ class CheckpointObjects:
             return await self._patch(item, {"attempt": note.id, "number": number})
         raise Unavailable(f"no free name for a checkpoint of agent {line.agent}: {name} and those before it are taken")
 
-    async def number(self, line: Line, note: AttemptNote, item: CheckpointObject, head_number: int) -> int:
-        """The number of an object that has none yet. Raises Unavailable."""
-        note.number = item.number or self._number_for(item, head_number)
-        await self._patch(item, {"number": note.number, "attempt": note.id})
+    async def number(self, note: AttemptNote, item: CheckpointObject, head_number: int) -> int:
+        """The number of an object, also when it cannot be written now."""
+        note.number = item.number or note.number or self._number_for(item, head_number)
+        try:
+            await self._patch(item, {"number": note.number, "attempt": note.id})
+        except SavepointError as error:
+            log.warning("checkpoint %s: its number is written later: %s", item.meta.key, error)
         return note.number
 
     async def request(self, line: Line, annotations: Mapping[str, str], requested_by: str) -> CheckpointObject:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from savepoint.contract.control import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
+from savepoint.errors import SavepointError, Unavailable
 from savepoint.repository.commit import Head
 
 from savepoint_operator.metrics import Metrics
@@ -133,9 +134,11 @@ class QueueingRecorder:
         line.learn(head)
         note = self.note(line, offer.attempt, offer.trigger)
         note.offer, note.stage = offer, "Committing"
-        item = await self._objects.ensure(line, note, head.record.number)
-        number = item.number or await self._objects.number(line, note, item, head.record.number)
-        return CheckpointName(number, item.meta.name)
+        try:
+            item = await self._objects.ensure(line, note, head.record.number)
+        except SavepointError as error:  # an object that cannot be written is no reason to lose a checkpoint
+            raise Unavailable(f"the API server gave no name: {error}") from error
+        return CheckpointName(await self._objects.number(note, item, head.record.number), item.meta.name)
 
     async def committed(self, agent: AgentKey, offer: Offer | None, head: Head, store: str) -> None:
         """See ``Recorder``."""

@@ -14,8 +14,9 @@ from savepoint.contract.names import LABEL_AGENT
 from savepoint_operator.cluster.errors import Conflict, Missing
 from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import DEPLOYMENTS, PODS, RESTORES
-from savepoint_operator.model.objects import ObjectKey, RestoreObject
+from savepoint_operator.model.objects import CheckpointObject, ObjectKey, RestoreObject
 from savepoint_operator.model.views import AgentKey
+from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.door import Cluster
 from savepoint_operator.reconcile.line import Line, RestoreNote
 from savepoint_operator.reconcile.world import World
@@ -31,8 +32,15 @@ _LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
 class Restores:
     """The step of an agent's look that is about starts of its pods."""
 
-    def __init__(self, cluster: Cluster, world: World, events: Events, now: Callable[[], datetime]) -> None:
-        self._cluster, self._world, self._events, self._now = cluster, world, events, now
+    def __init__(
+        self,
+        cluster: Cluster,
+        world: World,
+        objects: CheckpointObjects,
+        events: Events,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._cluster, self._world, self._objects, self._events, self._now = cluster, world, objects, events, now
 
     async def write_notes(self, line: Line) -> None:
         """Bring the objects in line with what was told."""
@@ -122,13 +130,20 @@ class Restores:
         found: restore_status.Patch = {"checkpointName": note.restores}
         if note.head.record.manifest is not None:
             found["manifestDigest"] = note.head.record.manifest.name
-        checkpoint = self._world.checkpoints.get(ObjectKey(line.agent.namespace, note.restores))
+        checkpoint = self._checkpoint(line, note)
+        if checkpoint is not None:
+            found["checkpointName"] = checkpoint.meta.name
         if checkpoint is not None and checkpoint.sequence:
             found["sequence"] = checkpoint.sequence
             time = (checkpoint.status.get("timing") or {}).get("completion")
             if time:
                 found["time"] = time
         return found
+
+    def _checkpoint(self, line: Line, note: RestoreNote) -> CheckpointObject | None:
+        """Whose state is restored; by its manifest, since a name may have been given while no object could be made."""
+        manifest = note.head.record.manifest if note.head is not None else None
+        return self._objects.of_manifest(line.agent, manifest.name) if manifest is not None else None
 
     async def _ensure(self, agent: AgentKey, note: RestoreNote) -> RestoreObject:
         """The object of this start: found by the pod's uid and epoch, or one that still waits for its epoch."""
@@ -172,7 +187,7 @@ class Restores:
             return f"Agent {line.agent.name} starts fresh in epoch {note.epoch}: there is no checkpoint."
         if outcome.outcome == "KeptLocal":
             return f"Agent {line.agent.name} goes on with what its volumes hold: it is as new as {note.restores}."
-        checkpoint = self._world.checkpoints.get(ObjectKey(line.agent.namespace, note.restores or ""))
+        checkpoint = self._checkpoint(line, note)
         step = ((checkpoint.status.get("execution") or {}).get("step") or "") if checkpoint is not None else ""
         at = f" at step {step}" if step else ""
         return f"Agent {line.agent.name} resumed{at} from {note.restores}, {took}."
