@@ -196,6 +196,7 @@ class LocalAuthority:
             offer.stored_bytes,
         )
         holder = self._head.record
+        self._head = self._chain.head(self._head) or self._head  # an answer that was lost may have been a commit
         self._head = lineage.commit_checkpoint(
             self._repository,
             self._chain,

@@ -116,6 +116,7 @@ class FakeAuthority:
         return self.silent
 
     async def welcome(self) -> Welcome:
+        self.head = self.chain.head(self.head) or self.head
         record = self.head.record
         return Welcome(
             agent=record.agent,
@@ -146,13 +147,15 @@ class FakeAuthority:
         self.before_commit(offer)
         if self.commit_error is not None:
             raise self.commit_error
+        holder = self.head.record
+        self.head = self.chain.head(self.head) or self.head
         told = lineage.Offer(offer.attempt, offer.manifest.name, offer.manifest.size)
         self.head = lineage.commit_checkpoint(
             self.repository,
             self.chain,
             self.head,
             told,
-            epoch=self.head.record.epoch,
+            epoch=holder.epoch,
             pod_uid=self.pod_uid,
             time=time_text(_now()),
             trigger=offer.trigger,
