@@ -170,7 +170,7 @@ class Operator:
                 task.result()
             log.info("stopping: finishing what is in flight")
             await control.drain(settings.drain_seconds)
-            await parts.settle(control.orders)
+            await parts.settle()
         finally:
             await control.stop()
             await watching.stop()

@@ -38,7 +38,8 @@ class Settings:
     """Names of the Services for which the serving certificate is made."""
     default_store: DefaultStore | None = None
     lease: str = "savepoint-operator"
-    lease_seconds: float = 15.0
+    lease_seconds: float = 30.0
+    """It cannot be renewed while the API server is away: leadership is given up after two thirds of this."""
     control_host: str = "0.0.0.0"  # noqa: S104 - pods dial in
     control_port: int = CONTROL_PORT
     health_port: int = HEALTH_PORT
@@ -71,6 +72,7 @@ class Settings:
             default_store=_default_store(environment.get("SAVEPOINT_DEFAULT_STORE", "")),
             control_port=_port(environment, "SAVEPOINT_CONTROL_PORT", CONTROL_PORT),
             health_port=_port(environment, "SAVEPOINT_HEALTH_PORT", HEALTH_PORT),
+            lease_seconds=_seconds(environment, "SAVEPOINT_LEASE_SECONDS", cls.lease_seconds),
             not_running_seconds=_seconds(environment, "SAVEPOINT_NOT_RUNNING_SECONDS", cls.not_running_seconds),
             environment=dict(environment),
             tls_secret=environment.get("SAVEPOINT_TLS_SECRET") or cls.tls_secret,

@@ -209,6 +209,7 @@ class Rig:
             "SAVEPOINT_WEBHOOK_CONFIGURATION": "savepoint",
             "SAVEPOINT_CONTROL_PORT": str(self.control_port),
             "SAVEPOINT_HEALTH_PORT": str(self.health_port),
+            "SAVEPOINT_LEASE_SECONDS": "9",
             **self.settings,
         }
         command = [sys.executable, "-W", "error", "-m", "savepoint_operator.main"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -137,6 +138,48 @@ async def test_stopped_in_good_order_it_hands_over_at_once(rig: Rig, session: ai
         await again.release()
         assert standby.alive
         assert (control, health) != (rig.control_port, rig.health_port)
+
+
+async def test_a_leader_that_stood_still_ends_and_the_other_goes_on(rig: Rig, session: aiohttp.ClientSession) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(rig.operator("a"))
+        await ready(rig)
+        pod, sidecar = await rig.start(session)
+        rig.control_port, rig.health_port = free_ports(2)
+        first.popen.send_signal(signal.SIGSTOP)
+        try:
+            stack.enter_context(rig.operator("b"))
+            again = await rig.sidecar(session, pod)
+            name = await ask(rig, "coder")
+            order = await again.order()
+        finally:
+            first.popen.send_signal(signal.SIGCONT)
+        await again.commit(order)
+        await soon("it is Ready", lambda: rig.reason("agentcheckpoint", name) == "Ready")
+        assert await asyncio.to_thread(first.popen.wait, 30) == 1
+        assert rig.health("/readyz")[0] == 200
+        await sidecar.socket.close()
+        await again.release()
+
+
+async def test_while_the_api_server_is_away_commits_go_on(rig: Rig, session: aiohttp.ClientSession) -> None:
+    rig.settings["SAVEPOINT_LEASE_SECONDS"] = "90"
+    with rig.operator("a"):
+        await ready(rig)
+        _, sidecar = await rig.start(session)
+        order = await sidecar.socket.ask(RequestCheckpoint("r1", "Agent"), Checkpoint)
+        offer = await sidecar.store(order)
+        rig.server.process.popen.send_signal(signal.SIGSTOP)
+        try:
+            await sidecar.socket.send(offer)
+            answer = decode((await sidecar.socket.socket.receive(40)).data)
+        finally:
+            rig.server.process.popen.send_signal(signal.SIGCONT)
+        assert isinstance(answer, Committed)
+        assert answer.checkpoint.name == "coder-1"
+        await soon("it is told afterwards", lambda: rig.reason("agentcheckpoint", "coder-1") == "Ready", 60)
+        assert len(rig.items("agentcheckpoints")) == 1
+        await sidecar.release()
 
 
 async def test_a_shutdown_in_flight_is_finished_before_it_goes(rig: Rig, session: aiohttp.ClientSession) -> None:

@@ -12,7 +12,6 @@ from savepoint.storage.s3 import S3Store
 
 from savepoint_operator.cluster.events import Events
 from savepoint_operator.metrics import Metrics
-from savepoint_operator.model.ports import Orders
 from savepoint_operator.reconcile.agents import Agents
 from savepoint_operator.reconcile.attempts import Attempts
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
@@ -51,7 +50,7 @@ class Parts:
     agents: Agents
     reconciler: Reconciler
 
-    async def settle(self, orders: Orders) -> None:
+    async def settle(self) -> None:
         """Before leadership ends: write what was told and is not written yet, within a bound."""
         try:
             async with asyncio.timeout(SETTLE_SECONDS):

@@ -101,7 +101,7 @@ class Attempts:
         return None
 
     def _begun(self, line: Line, note: AttemptNote, item: CheckpointObject) -> checkpoint_status.Patch:
-        pod = self._world.pod_by_uid(line.agent.namespace, note.pod[1])
+        pod = self._world.pod_by_uid(line.agent, note.pod[1])
         trigger, why = checkpoint_status.trigger_of(note.trigger, pod.disruption if pod is not None else "")
         begun = checkpoint_status.started(note.id, trigger, note.requested_by, note.why or why, note.pod)
         return _without_known(begun, item)

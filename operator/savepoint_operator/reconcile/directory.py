@@ -168,7 +168,7 @@ class ClusterDirectory:
         return next((parse.pod_of(raw) for raw in raws if raw["metadata"].get("uid") == uid), None)
 
     def _name_of(self, agent: AgentKey, uid: str) -> str:
-        pod = self._world.pod_by_uid(agent.namespace, uid)
+        pod = self._world.pod_by_uid(agent, uid)
         if pod is not None:
             return pod.meta.name
         item = self._world.agents.get(ObjectKey(*agent))

@@ -1,7 +1,10 @@
 """Keys that need a look, each at most once at a time, with a back-off for those that failed. It knows no object."""
 
 import asyncio
+import heapq
+import itertools
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -17,6 +20,9 @@ class KeyedQueue(Generic[K]):
         """``jitter`` gives numbers from 0 to 1."""
         self._monotonic, self._jitter = monotonic, jitter
         self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        """May hold entries that no longer count: the time in ``_due`` does."""
+        self._order = itertools.count()
         self._working: set[K] = set()
         self._failures: dict[K, int] = {}
         self._changed = asyncio.Event()
@@ -26,25 +32,24 @@ class KeyedQueue(Generic[K]):
         at = self._monotonic() + after_seconds
         if key not in self._due or at < self._due[key]:
             self._due[key] = at
-            self._changed.set()
+            if key not in self._working:
+                self._push(key)
 
     async def take(self) -> K:
         """The next key that is due and that nobody works on."""
         while True:
             self._changed.clear()
+            first = self._first()
             now = self._monotonic()
-            waiting = {key: at for key, at in self._due.items() if key not in self._working}
-            key = min(waiting, key=waiting.__getitem__, default=None)
-            if key is not None and waiting[key] <= now:
+            if first is not None and first[0] <= now:
+                heapq.heappop(self._heap)
+                key = first[2]
                 del self._due[key]
                 self._working.add(key)
                 return key
-            pause = None if key is None else waiting[key] - now
-            try:
-                async with asyncio.timeout(pause):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if first is None else first[0] - now):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
 
     def done(self, key: K, *, again_seconds: float | None = None) -> None:
         """The look has succeeded."""
@@ -65,12 +70,25 @@ class KeyedQueue(Generic[K]):
     @property
     def due(self) -> bool:
         """Whether ``take`` would return at once."""
-        now = self._monotonic()
-        return any(at <= now and key not in self._working for key, at in self._due.items())
+        first = self._first()
+        return first is not None and first[0] <= self._monotonic()
 
     def __len__(self) -> int:
         return len(self._due) + len(self._working)
 
+    def _first(self) -> tuple[float, int, K] | None:
+        while self._heap:
+            at, _, key = self._heap[0]
+            if self._due.get(key) == at and key not in self._working:
+                return self._heap[0]
+            heapq.heappop(self._heap)
+        return None
+
+    def _push(self, key: K) -> None:
+        heapq.heappush(self._heap, (self._due[key], next(self._order), key))
+        self._changed.set()
+
     def _end(self, key: K) -> None:
         self._working.discard(key)
-        self._changed.set()
+        if key in self._due:
+            self._push(key)

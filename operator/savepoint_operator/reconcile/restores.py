@@ -57,7 +57,7 @@ class Restores:
         """A start whose pod is gone has ended, though nobody could say how."""
         again: float | None = None
         for note in line.restores.values():
-            if note.outcome is None and self._gone(note.who.pod.namespace, note.who.pod.uid):
+            if note.outcome is None and self._gone(line.agent, note.who.pod.uid):
                 if (self._now() - note.started).total_seconds() < GONE_SECONDS:
                     again = GONE_SECONDS  # a watch may be behind the pod's own connection
                     continue
@@ -65,7 +65,7 @@ class Restores:
                 note.ended = self._now()
         for item in self._world.restores.of(line.agent):
             known = any(note.who.pod.uid == item.pod_uid for note in line.restores.values())
-            if item.mode != "Resume" or item.finished or known or not self._gone(item.meta.namespace, item.pod_uid):
+            if item.mode != "Resume" or item.finished or known or not self._gone(line.agent, item.pod_uid):
                 continue
             if (self._now() - item.meta.created).total_seconds() < GONE_SECONDS:
                 again = GONE_SECONDS
@@ -73,8 +73,8 @@ class Restores:
             await self._write(item, *restore_status.lost(item.status, self._now()))
         return again
 
-    def _gone(self, namespace: str, uid: str) -> bool:
-        pod = self._world.pod_by_uid(namespace, uid)
+    def _gone(self, agent: AgentKey, uid: str) -> bool:
+        pod = self._world.pod_by_uid(agent, uid)
         return pod is None or pod.phase in ("Succeeded", "Failed")
 
     async def expire(self, line: Line) -> None:
@@ -188,16 +188,17 @@ class Restores:
         if outcome.outcome == "KeptLocal":
             return f"Agent {line.agent.name} goes on with what its volumes hold: it is as new as {note.restores}."
         checkpoint = self._checkpoint(line, note)
+        name = checkpoint.meta.name if checkpoint is not None else note.restores
         step = ((checkpoint.status.get("execution") or {}).get("step") or "") if checkpoint is not None else ""
         at = f" at step {step}" if step else ""
-        return f"Agent {line.agent.name} resumed{at} from {note.restores}, {took}."
+        return f"Agent {line.agent.name} resumed{at} from {name}, {took}."
 
     async def _say_on_deployment(self, line: Line, note: RestoreNote) -> None:
         """A rolling Deployment waits for ever: its user watches the Deployment, not the pod."""
         assert note.wait is not None
         if note.wait.reason != "PredecessorRunning":
             return
-        pod = self._world.pod_by_uid(line.agent.namespace, note.who.pod.uid)
+        pod = self._world.pod_by_uid(line.agent, note.who.pod.uid)
         if pod is None or pod.owner is None or pod.owner.kind != "ReplicaSet":
             return
         raw = await self._cluster.get(DEPLOYMENTS, line.agent.namespace, pod.owner.name.rpartition("-")[0])

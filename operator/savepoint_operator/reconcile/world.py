@@ -165,9 +165,9 @@ class World:
         """Those of the pod's namespace that select it; the first one counts."""
         return selecting((each for each in self.policies if each.meta.namespace == pod.meta.namespace), pod)
 
-    def pod_by_uid(self, namespace: str, uid: str) -> Pod | None:
-        """A labelled pod by its uid."""
-        return next((each for each in self.pods if each.meta.uid == uid and each.meta.namespace == namespace), None)
+    def pod_by_uid(self, agent: AgentKey, uid: str) -> Pod | None:
+        """A pod of the agent by its uid."""
+        return next((each for each in self.pods.of(agent) if each.meta.uid == uid), None)
 
     def every_agent(self) -> set[AgentKey]:
         """Every agent that some object or pod speaks of."""
