@@ -184,7 +184,7 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
     pauses = [item["status"]["timing"]["pauseMilliseconds"] for item in lab.checkpoints(RESEARCHER) if _paused(item)]
     twin_repeats = proof.calls_repeated(lab.world.calls(TWIN))
     twice = proof.effects_repeated(lab.world.effects(RESEARCHER))
-    uploads = [item["status"]["size"] for item in lab.checkpoints(RESEARCHER)]
+    uploads = [item["status"]["size"] for item in lab.checkpoints(RESEARCHER) if "size" in item["status"]]
     return [
         proof.state_agrees(reports, reference),
         Proof(
