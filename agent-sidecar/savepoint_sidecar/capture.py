@@ -4,11 +4,9 @@ It decides neither when to capture nor what becomes of it (``checkpoint`` does),
 in a thread. Files are opened below their root, and no link is followed anywhere.
 """
 
-import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -17,16 +15,15 @@ from savepoint.repository.content import Content, FileSource
 from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 from savepoint.repository.writer import CheckpointWriter
 
-from savepoint_sidecar import database
+from savepoint_sidecar.draft import TRIES, Draft, OpenFile
 from savepoint_sidecar.exclude import Excluded
 from savepoint_sidecar.filetable import FileTable, is_racy
+from savepoint_sidecar.fuzzy import FuzzyReader
 from savepoint_sidecar.pool import Pool, Range
 from savepoint_sidecar.roots import Root, directory
-from savepoint_sidecar.walk import Node, Signature, Walk, denied, open_below, signature_of, walk
+from savepoint_sidecar.walk import Node, Signature, Walk, open_below, signature_of, walk
 
 KIND: Final = "Files"
-TRIES: Final = 3
-_READ: Final = os.O_RDONLY | os.O_NONBLOCK
 
 
 def unchecked() -> None:
@@ -35,20 +32,6 @@ def unchecked() -> None:
 
 def unplanned(size: int) -> None:
     """Nobody wants to know."""
-
-
-@dataclass
-class Draft:
-    """One root as it is being captured."""
-
-    root: Root
-    walk: Walk
-    table: FileTable
-    """Files whose content is in the writer, by the stat under which it was read."""
-    taken: dict[str, tuple[Range, Signature, bool]] = field(default_factory=dict)
-    """Files copied into the pool during the pause: where, under which stat, and whether it is racy."""
-    links: dict[str, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
 
 
 class Capture:
@@ -147,7 +130,15 @@ class Capture:
             drafts.append(draft)
             with directory(root.path) as top:
                 self._read_links(top, draft)
-                reader = _FuzzyReader(self, writer, draft, top=top, scratch=scratch, known=known[root.name])
+                reader = FuzzyReader(
+                    writer,
+                    draft,
+                    known[root.name],
+                    top=top,
+                    scratch=scratch,
+                    clock_ns=self.clock_ns,
+                    check=self.check,
+                )
                 files = [node for node in draft.walk.nodes if node.is_file]
                 table = known[root.name]
                 self.plan(sum(n.signature.size for n in files if not table.matches(n.path, n.signature)))
@@ -195,7 +186,7 @@ class Capture:
     ) -> tuple[Node, Content | None, int]:
         """Content of the file if it stayed as its node says; what changed meanwhile is left to the final pass."""
         try:
-            with _opened(top, root, node) as handle:
+            with OpenFile(top, root, node) as handle:
                 content = writer.store_file(handle.descriptor, node.signature.size)
                 after = signature_of(os.fstat(handle.descriptor))
         except FileNotFoundError:
@@ -206,7 +197,7 @@ class Capture:
     def _copy(self, top: int, root: Root, node: Node, pool: Pool) -> tuple[Range, Signature, bool]:
         for _ in range(TRIES):
             try:
-                with _opened(top, root, node) as handle:
+                with OpenFile(top, root, node) as handle:
                     before = signature_of(os.fstat(handle.descriptor))
                     where = pool.take(handle.descriptor, before.size, self.check)
                     if where.length == before.size and signature_of(os.fstat(handle.descriptor)) == before:
@@ -238,125 +229,6 @@ class Capture:
                 assert content is not None
                 taken = draft.taken.get(node.path)
                 yield TreeFile(node.path, node.mode & 0o777, taken[1].mtime_ns if taken else mtime_ns, content)
-
-
-class _FuzzyReader:
-    """Reads the files of one root as they are, from the writer's threads."""
-
-    def __init__(
-        self, capture: Capture, writer: CheckpointWriter, draft: Draft, *, top: int, scratch: Path, known: FileTable
-    ) -> None:
-        self._capture, self._writer, self._draft, self._top, self._scratch = capture, writer, draft, top, scratch
-        self._signatures = {node.path: node.signature for node in draft.walk.nodes if node.is_file}
-        self._databases: set[str] = set()
-        self._known = known
-        self._contents = self._known.contents()
-
-    def read(self, node: Node) -> tuple[str, ...]:
-        """Store the file; the paths that are not part of the cut after all."""
-        self._capture.check()
-        base = _database_of(node.path)
-        if base in self._signatures and self._is_database(base):
-            return (node.path,)  # its content is in the database's own copy
-        signature = self._combined(node)
-        if self._known.matches(node.path, signature):
-            content = self._contents.find(node.path)
-            if content is not None and self._writer.reuse(content):
-                self._draft.table.put(node.path, signature, content, racy=False)
-                return ()
-        try:
-            if self._is_database(node.path) and self._back_up(node, signature):
-                return ()
-            self._read_file(node)
-        except FileNotFoundError:
-            return (node.path,)
-        return ()
-
-    def _read_file(self, node: Node) -> None:
-        root = self._draft.root
-        for _ in range(TRIES):
-            with _opened(self._top, root, node) as handle:
-                before = signature_of(os.fstat(handle.descriptor))
-                content = self._writer.store_file(handle.descriptor, before.size)
-                read_at = self._capture.clock_ns()
-                if signature_of(os.fstat(handle.descriptor)) == before and content.size == before.size:
-                    self._draft.table.put(node.path, before, content, racy=is_racy(before, read_at))
-                    return
-        self._draft.table.put(node.path, before, content, racy=True)
-
-    def _back_up(self, node: Node, signature: Signature) -> bool:
-        root = self._draft.root
-        target = self._scratch / f"{root.name}-{node.signature.inode}.sqlite"
-        source = root.path / node.path
-        if not database.may_back_up(self._head(node.path), source) or not database.back_up(source, target):
-            self._draft.warnings.append(f"database {node.path!r} was copied as a plain file: SQLite could not read it")
-            return False
-        try:
-            handle = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                content = self._writer.store_file(handle, os.fstat(handle).st_size)
-            finally:
-                os.close(handle)
-        finally:
-            target.unlink(missing_ok=True)
-        self._draft.table.put(node.path, signature, content, racy=is_racy(signature, self._capture.clock_ns()))
-        return True
-
-    def _combined(self, node: Node) -> Signature:
-        """Of a database: together with its log, in which a change may stand that the file does not show yet."""
-        log = self._signatures.get(f"{node.path}-wal")
-        if log is None or log.size == 0:
-            return node.signature
-        own = node.signature
-        return Signature(
-            own.size + log.size,
-            max(own.mtime_ns, log.mtime_ns),
-            max(own.ctime_ns, log.ctime_ns),
-            own.inode ^ (log.inode << 1 & (1 << 64) - 1),
-        )
-
-    def _is_database(self, path: str) -> bool:
-        if path in self._databases:
-            return True
-        if self._signatures[path].size >= 100 and database.is_database(self._head(path)):
-            self._databases.add(path)
-            return True
-        return False
-
-    def _head(self, path: str) -> bytes:
-        try:
-            handle = open_below(self._top, path, _READ)
-        except OSError:
-            return b""
-        try:
-            return os.pread(handle, 100, 0)
-        finally:
-            os.close(handle)
-
-
-class _opened:
-    """An open file of a root; denied() in place of EACCES, FileNotFoundError when it is no file any more."""
-
-    def __init__(self, top: int, root: Root, node: Node) -> None:
-        try:
-            self.descriptor = open_below(top, node.path, _READ)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM):
-                raise denied(root, node.path, node.uid, node.mode) from error
-            if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
-                raise FileNotFoundError(errno.ENOENT, "no file any more", node.path) from error
-            raise
-
-    def __enter__(self) -> "_opened":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
-
-
-def _database_of(path: str) -> str:
-    """The database that a file of this name would belong to, or an empty string."""
-    return next((path.removesuffix(each) for each in database.COMPANIONS if path.endswith(each)), "")
 
 
 def _stat(top: int, path: str) -> os.stat_result:

@@ -26,9 +26,10 @@ from savepoint.repository.writer import CheckpointWriter
 
 from savepoint_sidecar.attempt import Attempt, in_thread
 from savepoint_sidecar.authority import Authority
-from savepoint_sidecar.capture import Capture, Draft, unchecked, unplanned
+from savepoint_sidecar.capture import Capture, unchecked, unplanned
 from savepoint_sidecar.components import sdk_components, store_components
 from savepoint_sidecar.cut import Cut
+from savepoint_sidecar.draft import Draft
 from savepoint_sidecar.failpoint import Failpoints, WatchedWriter
 from savepoint_sidecar.pool import Pool
 from savepoint_sidecar.quiesce import Transaction

@@ -21,6 +21,7 @@ from savepoint.storage.presigned import PresignedStore
 from savepoint_sidecar.authority import Blobs, Order
 from savepoint_sidecar.channel import Backoff, Channel, Dialer
 from savepoint_sidecar.reach import Reach
+from savepoint_sidecar.urlasks import UrlAsks
 from savepoint_sidecar.urls import UrlBook
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 SILENT_SECONDS: Final = 15.0
 """Three heartbeats without an answer: the connection is dead, whatever the socket says."""
 WELCOME_SECONDS: Final = 30.0
-URL_WAIT_SECONDS: Final = 90.0
-"""How long a thread waits for a URL: longer than an operator takes to be restarted."""
 PENDING_SECONDS: Final = 7 * 24 * 3600.0
 REFILL_SECONDS: Final = 30.0
 OFFER_AGAIN_SECONDS: Final = 2.0
@@ -59,15 +58,15 @@ class ControlClient:
         self.heartbeat: Callable[[], tuple[bool, str]] = lambda: (False, "")
         self.attempts: Callable[[], tuple[tuple[str, str], ...]] = tuple
         self._book = UrlBook(monotonic)
+        self._connected = asyncio.Event()
+        self._urls = UrlAsks(self._book, self._connected, self._send, lambda: random_bytes(16).hex())
         self._blobs: PresignedStore | None = None
         self._channel: Channel | None = None
-        self._connected = asyncio.Event()
         self._first: asyncio.Future[wire.Welcome] | None = None
         self._welcome: wire.Welcome | None = None
         self._orders: asyncio.Queue[Order | None] = asyncio.Queue()
         self._offers: dict[str, tuple[wire.Offer, asyncio.Future[wire.CheckpointRef]]] = {}
         self._results: deque[wire.Result] = deque()
-        self._url_asks: dict[str, asyncio.Future[None]] = {}
         self._again: asyncio.Queue[str] = asyncio.Queue()
         self._released: asyncio.Future[None] | None = None
         self._refill = asyncio.Event()
@@ -99,6 +98,7 @@ class ControlClient:
         """Dial until the operator says who we are. Refused when it says that we may not work."""
         if self._welcome is not None:
             return self._welcome
+        self._urls.bind()
         self._loop = asyncio.get_running_loop()
         self._first = self._loop.create_future()
         self._tasks = [
@@ -150,10 +150,7 @@ class ControlClient:
     async def request_checkpoint(self, request: wire.RequestCheckpoint) -> None:
         """Ask, once there is somebody to ask; the caller bounds the wait."""
         await self._connected.wait()
-        channel = self._channel
-        if channel is None:
-            raise Unavailable("the operator cannot be reached now")
-        await channel.send(request)
+        await self._send(request)
 
     async def leave_pending(self, attempt: str, trigger: str, completed: bool, manifest: bytes) -> None:
         """Put the deferred commit under the one key that we hold a URL for."""
@@ -174,6 +171,7 @@ class ControlClient:
     async def close(self) -> None:
         """Stop dialling."""
         self._closing.set()
+        self._urls.close()
         self._orders.put_nowait(None)
         for task in self._tasks:
             task.cancel()
@@ -185,48 +183,6 @@ class ControlClient:
                 future.set_exception(Unavailable("this sidecar ends"))
         if self._blobs is not None:
             self._blobs.close()
-
-    # -- URLs, from threads (storage.presigned.UrlSource) -------------------------------------------------------------
-
-    def put_url(self, key: str) -> str:
-        """A URL that creates this object. Unavailable after waiting for the operator in vain."""
-        return self._book.put_url(key) or self._ask(key, self._book.put_url, put=True)
-
-    def get_url(self, key: str) -> str:
-        """A URL that reads this object. Unavailable after waiting for the operator in vain."""
-        return self._book.get_url(key) or self._ask(key, self._book.get_url, put=False)
-
-    def _ask(self, key: str, find: Callable[[str], str | None], *, put: bool) -> str:
-        assert self._loop is not None
-        if self._closing.is_set():
-            raise Unavailable("this sidecar ends")
-        keys = (key,) if put else tuple(self._book.wanted_reads(key))
-        asking = asyncio.run_coroutine_threadsafe(self._fetch(keys if put else (), () if put else keys), self._loop)
-        try:
-            asking.result(URL_WAIT_SECONDS)
-        except TimeoutError as error:
-            asking.cancel()
-            raise Unavailable("the operator cannot be reached, and no URL is at hand") from error
-        url = find(key)
-        if url is None:
-            raise Unavailable(f"the operator signs no URL for {key}")
-        return url
-
-    async def _fetch(self, put: tuple[str, ...], get: tuple[str, ...]) -> None:
-        """Have these URLs in the book; asked again when the connection is lost on the way."""
-        while True:
-            await self._connected.wait()
-            request = self._random_bytes(16).hex()
-            future = self._url_asks[request] = asyncio.get_running_loop().create_future()
-            try:
-                if self._channel is not None:
-                    await self._channel.send(wire.NeedUrls(request, put, get))
-                    await future
-                    return
-            except Unavailable:
-                await asyncio.sleep(0.2)
-            finally:
-                self._url_asks.pop(request, None)
 
     async def _keep_filled(self) -> None:
         """Keep a reserve of pack URLs and fresh URLs of the last cut, so that neither needs the operator then."""
@@ -241,15 +197,15 @@ class ControlClient:
             names = [f"{epoch}-{self._random_bytes(16).hex()}" for _ in range(max(0, self._book.reserve_missing()))]
             try:
                 if names:
-                    await self._fetch(tuple(f"packs/{name}" for name in names), ())
+                    await self._urls.fetch(tuple(f"packs/{name}" for name in names), ())
                     for name in names:
                         self._book.reserve(name)
                 while reads := self._book.wanted_reads():
-                    await self._fetch((), tuple(reads))
+                    await self._urls.fetch((), tuple(reads))
                     if self._book.wanted_reads() == reads:
                         break
-            except Refused as error:
-                log.warning("the operator signs no URLs: %s", error)
+            except (Refused, Unavailable) as error:
+                log.warning("no URLs: %s", error)
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -293,7 +249,7 @@ class ControlClient:
             self._book.add_put(answer.pending_key, answer.pending_url, PENDING_SECONDS)
         again = self._welcome is not None
         if self._blobs is None:
-            self._blobs = PresignedStore(self, ca_pem=answer.store_ca or None)
+            self._blobs = PresignedStore(self._urls, ca_pem=answer.store_ca or None)
         self._welcome, self._channel = answer, channel
         self._connected.set()
         self._refill.set()
@@ -330,14 +286,13 @@ class ControlClient:
             case wire.Ack(of="released") if self._released is not None and not self._released.done():
                 self._released.set_result(None)
             case wire.Urls():
-                self._book.add(message)
-                self._answer_urls(message.request, None)
+                self._urls.answered(message)
             case wire.Committed():
                 self._committed(message)
             case wire.Refused(attempt=attempt) if attempt in self._offers:
                 self._refuse_offer(message)
-            case wire.Refused(request=request) if request in self._url_asks:
-                self._answer_urls(request, Refused(message.message, message.reason))
+            case wire.Refused(request=request) if self._urls.waits_for(request):
+                self._urls.refused(request, Refused(message.message, message.reason))
             case wire.Checkpoint() | wire.Stop() | wire.Refused():
                 self._orders.put_nowait(message)
             case _:
@@ -359,11 +314,6 @@ class ControlClient:
             known = _ERRORS.get(refused.reason)
             future.set_exception(known(refused.message) if known else Refused(refused.message, refused.reason))
 
-    def _answer_urls(self, request: str, error: Refused | None) -> None:
-        future = self._url_asks.get(request)
-        if future is not None and not future.done():
-            future.set_result(None) if error is None else future.set_exception(error)
-
     def _refuse(self, error: Refused) -> None:
         """The operator says that this incarnation may not work."""
         if self._first is not None and not self._first.done():
@@ -374,11 +324,14 @@ class ControlClient:
     def _lost(self) -> None:
         self._channel = None
         self._connected.clear()
-        for future in self._url_asks.values():
-            if not future.done():
-                future.set_exception(Unavailable("the control connection was lost"))
+        self._urls.lost()
+
+    async def _send(self, message: wire.FromPod) -> None:
+        channel = self._channel
+        if channel is None:
+            raise Unavailable("the operator cannot be reached now")
+        await channel.send(message)
 
     async def _try_send(self, message: wire.FromPod) -> None:
-        if self._channel is not None:
-            with suppress(Unavailable):
-                await self._channel.send(message)
+        with suppress(Unavailable):
+            await self._send(message)

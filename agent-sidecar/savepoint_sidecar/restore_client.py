@@ -1,6 +1,6 @@
 """The init container's end of the control channel: it asks, waits, is granted, fetches URLs, reports how it ended.
 
-It restores nothing itself. Threads reach it only as a source of URLs.
+It restores nothing itself. Threads reach it only through ``urls``.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from savepoint.contract import control as wire
 from savepoint.errors import Refused, Unavailable
 
 from savepoint_sidecar.channel import Backoff, Channel, Dialer
+from savepoint_sidecar.urlasks import UrlAsks
 from savepoint_sidecar.urls import UrlBook
 
 log = logging.getLogger(__name__)
 
 SILENT_SECONDS: Final = 3600.0
-URL_WAIT_SECONDS: Final = 90.0
 ACK_SECONDS: Final = 5.0
 
 
@@ -35,37 +35,35 @@ class RestoreClient:
         random_id: Callable[[], str],
         jitter: Callable[[], float],
     ) -> None:
-        self._dialer, self._node, self._version, self._random_id = dialer, node, version, random_id
-        self._book = UrlBook(monotonic)
+        self._dialer, self._node, self._version = dialer, node, version
         self._backoff = Backoff(jitter)
         self._channel: Channel | None = None
         self._open, self._connected = asyncio.Event(), asyncio.Event()
         """Hello was said; an epoch is granted on this connection."""
+        self.urls = UrlAsks(UrlBook(monotonic), self._connected, self._send, random_id)
+        """For the store from which the checkpoint is read."""
         self._granted: asyncio.Future[wire.Welcome] | None = None
-        self._url_asks: dict[str, asyncio.Future[None]] = {}
         self._heard: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self.waits_for = wire.Wait("Unavailable", "the operator has not answered yet")
         """What the operator last said that it waits for."""
 
     async def grant(self) -> wire.Welcome:
         """Ask until an epoch is granted; the caller bounds it. Refused when waiting would not help."""
-        self._loop = asyncio.get_running_loop()
-        self._granted = self._loop.create_future()
+        self.urls.bind()
+        self._granted = asyncio.get_running_loop().create_future()
         self._task = asyncio.ensure_future(self._keep_connected())
         return await asyncio.shield(self._granted)
 
     def expect(self, keys: tuple[str, ...]) -> None:
         """These objects will be read: their URLs are asked for together."""
-        self._book.expect(keys)
+        self.urls.book.expect(keys)
 
     async def progress(self, done: int, total: int) -> None:
         """How far the restore is."""
         percent = min(99, done * 100 // total) if total else 0
-        if self._channel is not None:
-            with suppress(Unavailable):
-                await self._channel.send(wire.Progress("", "Restoring", percent, done, total))
+        with suppress(Unavailable):
+            await self._send(wire.Progress("", "Restoring", percent, done, total))
 
     async def outcome(self, outcome: wire.Outcome) -> None:
         """Tell how it ended, and wait a moment for the answer."""
@@ -73,51 +71,21 @@ class RestoreClient:
         with suppress(TimeoutError, Unavailable):
             async with asyncio.timeout(ACK_SECONDS):
                 await self._open.wait()
-                if self._channel is not None:
-                    await self._channel.send(outcome)
-                    await self._heard
+                await self._send(outcome)
+                await self._heard
 
     async def close(self) -> None:
         """Hang up."""
+        self.urls.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def put_url(self, key: str) -> str:
-        """A restore only reads."""
-        raise Unavailable(f"a restore writes no object ({key})")
-
-    def get_url(self, key: str) -> str:
-        """A URL that reads this object."""
-        url = self._book.get_url(key)
-        if url is not None:
-            return url
-        assert self._loop is not None
-        asking = asyncio.run_coroutine_threadsafe(self._fetch(tuple(self._book.wanted_reads(key))), self._loop)
-        try:
-            asking.result(URL_WAIT_SECONDS)
-        except TimeoutError as error:
-            asking.cancel()
-            raise Unavailable("the operator cannot be reached, and no URL is at hand") from error
-        url = self._book.get_url(key)
-        if url is None:
-            raise Unavailable(f"the operator signs no URL for {key}")
-        return url
-
-    async def _fetch(self, keys: tuple[str, ...]) -> None:
-        while True:
-            await self._connected.wait()
-            request = self._random_id()
-            future = self._url_asks[request] = asyncio.get_running_loop().create_future()
-            try:
-                if self._channel is not None:
-                    await self._channel.send(wire.NeedUrls(request, (), keys))
-                    await future
-                    return
-            except Unavailable:
-                await asyncio.sleep(0.2)
-            finally:
-                self._url_asks.pop(request, None)
+    async def _send(self, message: wire.FromPod) -> None:
+        channel = self._channel
+        if channel is None:
+            raise Unavailable("the operator cannot be reached now")
+        await channel.send(message)
 
     async def _keep_connected(self) -> None:
         while True:
@@ -141,9 +109,7 @@ class RestoreClient:
                 self._channel = None
                 self._open.clear()
                 self._connected.clear()
-                for future in self._url_asks.values():
-                    if not future.done():
-                        future.set_exception(Unavailable("the control connection was lost"))
+                self.urls.lost()
                 await channel.close()
             await self._backoff.pause()
 
@@ -157,10 +123,9 @@ class RestoreClient:
             case wire.Wait():
                 self._waits(message.reason, message.message)
             case wire.Urls():
-                self._book.add(message)
-                self._answer(message.request, None)
-            case wire.Refused() if message.request in self._url_asks:
-                self._answer(message.request, Refused(message.message, message.reason))
+                self.urls.answered(message)
+            case wire.Refused() if self.urls.waits_for(message.request):
+                self.urls.refused(message.request, Refused(message.message, message.reason))
             case wire.Refused() | wire.Stop():
                 self._refuse(Refused(message.message, message.reason))
             case wire.Ack(of="outcome") if self._heard is not None and not self._heard.done():
@@ -178,8 +143,3 @@ class RestoreClient:
             self._granted.set_exception(error)
         else:
             log.error("the operator refuses this pod now: %s", error)
-
-    def _answer(self, request: str, error: Refused | None) -> None:
-        future = self._url_asks.get(request)
-        if future is not None and not future.done():
-            future.set_result(None) if error is None else future.set_exception(error)

@@ -18,7 +18,8 @@ from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.restore import restore_tree
 from savepoint.repository.writer import CheckpointWriter
 from savepoint_sidecar import database
-from savepoint_sidecar.capture import Capture, Draft
+from savepoint_sidecar.capture import Capture
+from savepoint_sidecar.draft import Draft
 from savepoint_sidecar.exclude import Excluded
 from savepoint_sidecar.filetable import FileTable, is_racy
 from savepoint_sidecar.pool import Pool
