@@ -38,6 +38,8 @@ from savepoint_sidecar.session import Session
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 2.0
+LOOK_SECONDS = 0.1
+"""How often a wait for the agent's end looks whether it was interrupted."""
 
 Taken = Literal["Ready", "Unchanged", "Deferred"]
 """Deferred: finished, and left for an authority that could not be reached."""
@@ -210,7 +212,11 @@ class Checkpointer:
         """Pre-copy while the agent ends, then the files as it left them: nothing waits, so nothing is paused."""
         attempt.stage = "Capturing"
         before = await in_thread(attempt, lambda: self._capture.precopy(writer))
-        await last.ended.wait()
+        while not last.ended.is_set():
+            attempt.check()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await last.ended.wait()
         self.require_values(last.flush is not None)
         return last.flush, await in_thread(attempt, lambda: self._read_running(writer, before))
 

@@ -23,21 +23,19 @@ from savepoint_sidecar.checkpoint import Checkpointer, Last, Taken
 from savepoint_sidecar.components import prepare_stage
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.fence import Fence
-from savepoint_sidecar.quiesce import Transaction
 from savepoint_sidecar.recovery import Recovery, restored
 from savepoint_sidecar.request import Requests
 from savepoint_sidecar.restore import marker_of
 from savepoint_sidecar.roots import write_marker
 from savepoint_sidecar.session import Session, Sessions
+from savepoint_sidecar.shutdown import Shutdown
 from savepoint_sidecar.socket_server import SocketServer
 from savepoint_sidecar.terms import Edges, Terms
 
 log = logging.getLogger(__name__)
 
-AFTER_SECONDS: Final = 1.0
-"""Of the two seconds that a sidecar has when the grace is spent: for the last checkpoint."""
 RELEASE_SECONDS: Final = 0.8
-"""And for the release."""
+"""Of the two seconds that a sidecar has when the grace is spent: for the release."""
 FINISH_SECONDS: Final = 300.0
 CONNECT_WAIT_SECONDS: Final = 120.0
 BASELINE_SECONDS: Final = 60.0
@@ -65,9 +63,7 @@ class Incarnation:
         self._welcome: Welcome | None = None
         self._stopped: RefusedError | None = None
         self._completed = False
-        self._last = Last()
-        self._ending: asyncio.Task[bool] | None = None
-        self._ends_at: float | None = None
+        self._shutdown: Shutdown | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -86,6 +82,18 @@ class Incarnation:
         )
         self._recovery = Recovery(self._authority, welcome, self._terms, self.capture, self.checkpointer)
         await self._recovery.begin()
+        self._shutdown = Shutdown(
+            self._authority,
+            self.sessions,
+            self._requests,
+            self._recovery,
+            self.checkpointer,
+            lock=self._lock,
+            take=self._take,
+            interrupt=self._interrupt,
+            grace_seconds=self._terms.grace_seconds,
+            edges=self._edges,
+        )
         self._spawn(self._obey())
         self._spawn(self._fence.watch())
         await self._server.start()
@@ -102,23 +110,17 @@ class Incarnation:
 
     def begin_end(self) -> None:
         """The pod is stopping: ask the agent for its last flush and start copying. May be told twice."""
-        if self._ending is not None or self._welcome is None:
-            return
-        self._ends_at = self._edges.monotonic() + self._terms.grace_seconds + AFTER_SECONDS
-        self._ending = self._spawn(self._end_attempts())
+        if self._shutdown is not None and not self._completed and self._stopped is None:
+            self._shutdown.begin()
 
     async def end(self) -> bool:
         """The agent has exited: finish the last checkpoint, release, let go. Whether the state is all stored."""
+        assert self._welcome is not None and self._shutdown is not None
         if self.sessions.current is not None:
             self.sessions.current.end()  # the stream of a killed process may end later than the news of its death
-        self.begin_end()
-        assert self._welcome is not None and self._ending is not None and self._ends_at is not None
-        left = max(AFTER_SECONDS, self._ends_at - self._edges.monotonic())
-        self._last.ended.set()
-        stored = False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left):
-                stored = await asyncio.shield(self._ending)
+        stored = self._completed
+        if not self._completed and self._stopped is None:
+            stored = await self._shutdown.ended() or self._completed
         if not stored and self._attempt is not None:
             self._attempt.interrupt(Unavailable("the grace period ended before this checkpoint did"))
         if self._stopped is None:
@@ -132,6 +134,8 @@ class Incarnation:
     async def close(self) -> None:
         """Stop everything at once."""
         await self._server.close()
+        if self._shutdown is not None:
+            await self._shutdown.close()
         await self._authority.close()
         for task in list(self._tasks):
             task.cancel()
@@ -166,9 +170,10 @@ class Incarnation:
 
     async def finish(self, session: Session, flush: wire.Flush) -> str:
         """The last checkpoint of the run, and its completion."""
+        assert self._shutdown is not None
         self._interrupt("the agent has finished its run")
         async with self._lock:
-            attempt = await self._last_attempt("Finish", FINISH_SECONDS)
+            attempt = await self._shutdown.order_or_own("Finish", FINISH_SECONDS)
             attempt.completed = True
             last = Last(flush=flush)
             last.ended.set()
@@ -219,7 +224,7 @@ class Incarnation:
         self._seen[order.attempt] = None
         while len(self._seen) > REMEMBERED_ATTEMPTS:
             del self._seen[next(iter(self._seen))]
-        if not self._requests.answered(order) and not known and self._ending is None:
+        if not self._requests.answered(order) and not known and not self._is_ending:
             self._spawn(self._obey_checkpoint(order))
 
     async def _obey_checkpoint(self, order: Checkpoint) -> None:
@@ -235,7 +240,7 @@ class Incarnation:
     async def _await_agent(self) -> None:
         """Give an agent with the SDK a moment to connect (again): a sidecar that was restarted is sooner here."""
         ends_at = self._edges.monotonic() + AGENT_SECONDS
-        while self.checkpointer.sdk and self.sessions.live is None and self._ending is None:
+        while self.checkpointer.sdk and self.sessions.live is None and not self._is_ending:
             if self._completed or self._edges.monotonic() >= ends_at:
                 return
             await asyncio.sleep(POLL_SECONDS)
@@ -285,69 +290,6 @@ class Incarnation:
         except (SavepointError, TimeoutError) as error:
             log.warning("no checkpoint could be taken before the start (%s)", error or "no order came in time")
 
-    async def _end_attempts(self) -> bool:
-        """The last checkpoint, from the news that the pod stops until after the agent's end; whether all is stored."""
-        if self._completed or self._stopped:
-            return self._completed
-        session = self.sessions.live
-        if session is None:
-            try:
-                self.checkpointer.require_values(False)
-            except Unavailable as error:
-                log.info("no last checkpoint: %s", error)
-                return False
-        self._interrupt("the pod is stopping")
-        flushing = self._spawn(self._last_flush(session)) if session is not None else None
-        try:
-            async with self._lock:
-                await self._recovery.rebase()
-                seconds = self._terms.grace_seconds
-                if session is None and not self._last.ended.is_set() and self._authority.connected:
-                    await self._take_while_it_ends(seconds)
-                await self._take(await self._last_attempt("Shutdown", seconds), session, self._last)
-        except SavepointError as error:
-            if not self._completed:
-                log.warning("no last checkpoint: %s", error)
-            return self._completed
-        finally:
-            if flushing is not None:
-                flushing.cancel()
-        return True
-
-    async def _take_while_it_ends(self, seconds: float) -> None:
-        """An agent without the SDK, told to stop and not gone yet: what it has done so far, in case it takes too long.
-
-        It is never left for later: there is one place for that, and it belongs to the checkpoint after the end.
-        """
-        try:
-            order = await self._requests.order("Shutdown", seconds)
-            await self._take(self._attempt_of(order.attempt, "Shutdown", seconds / 2), None)
-        except (SavepointError, TimeoutError) as error:
-            log.warning("no checkpoint while the agent ends: %s", error or "no order came in time")
-
-    async def _last_flush(self, session: Session) -> None:
-        transaction = Transaction(self._edges.random_id(), self._terms.grace_seconds)
-        session.begin(transaction)
-        session.send(wire.Stopping(transaction.id, self._terms.grace_seconds))
-        try:
-            self._last.flush = await transaction.flush(self._terms.grace_seconds)
-            transaction.resume()
-        except SavepointError as error:
-            log.warning("the agent did not hand over its state at the end: %s", error)
-
-    async def _last_attempt(self, trigger: str, seconds: float) -> Attempt:
-        """An attempt that the authority orders, or our own when it cannot be asked; it may be left for later."""
-        identifier = self._edges.random_id()
-        try:
-            identifier = (await self._requests.order(trigger, seconds)).attempt
-        except (SavepointError, TimeoutError) as error:
-            log.warning("no order for the last checkpoint (%s); it is made all the same", error or "no answer")
-        attempt = self._attempt_of(identifier, trigger, seconds)
-        attempt.deferrable = True
-        if self._ends_at is not None:
-            attempt.ends_at = min(attempt.ends_at, self._ends_at)
-        return attempt
-
     def _attempt_of(self, identifier: str, trigger: str, seconds: float) -> Attempt:
         return Attempt(identifier, trigger, self._edges.monotonic() + seconds, self._edges.monotonic)
 
@@ -359,6 +301,10 @@ class Incarnation:
                 return
         if self._attempt is not None:
             self._attempt.interrupt(Unavailable("the agent has started anew and cannot wait any longer"))
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._shutdown is not None and self._shutdown.begun
 
     def _interrupt(self, why: str) -> None:
         if self._attempt is not None and not self._attempt.sealed:
@@ -391,7 +337,7 @@ class Incarnation:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None and task is not self._ending:
+        if not task.cancelled() and task.exception() is not None:
             log.error("a part of the sidecar failed", exc_info=task.exception())
 
 

@@ -526,3 +526,16 @@ async def test_an_attempt_waits_a_moment_for_an_agent_that_reattaches(
         again.documents = {"notes": 5}
         await again.flush()
         assert (await again.result()).outcome == "Ready"
+
+
+async def test_an_agent_may_finish_while_its_pod_stops(tmp_path: Path) -> None:
+    async with running(tmp_path) as cell:
+        agent = await cell.connected()
+        cell.incarnation.begin_end()
+        await agent.next(wire.Stopping)
+        async with asyncio.timeout(3):
+            answer = await agent.post(wire.PATH_FINISH, agent.flush_of(""))
+        assert answer["checkpoint"]
+        await agent.die()
+        assert await cell.incarnation.end()
+        assert cell.authority.releases[-1].completed and cell.authority.head.record.kind == "completed"

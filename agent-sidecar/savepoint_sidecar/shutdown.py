@@ -1,0 +1,152 @@
+"""The end of an incarnation: the agent's last flush, the last checkpoint, and how much time there is for both.
+
+It takes checkpoints only through ``take`` and holds the incarnation's lock while it does. The release is the
+incarnation's own last word.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from savepoint.contract import agent as wire
+from savepoint.errors import SavepointError, Unavailable
+
+from savepoint_sidecar.attempt import Attempt
+from savepoint_sidecar.authority import Authority
+from savepoint_sidecar.checkpoint import Checkpointer, Last, Taken
+from savepoint_sidecar.quiesce import Transaction
+from savepoint_sidecar.recovery import Recovery
+from savepoint_sidecar.request import Requests
+from savepoint_sidecar.session import Session, Sessions
+from savepoint_sidecar.terms import Edges
+
+log = logging.getLogger(__name__)
+
+AFTER_SECONDS: Final = 1.0
+"""Of the two seconds that a sidecar has when the grace is spent: for the last checkpoint."""
+TRIGGER: Final = "Shutdown"
+
+
+class Take(Protocol):
+    """Runs one attempt; the lock is held."""
+
+    def __call__(self, attempt: Attempt, session: Session | None, last: Last | None = None) -> Awaitable[Taken]: ...
+
+
+class Shutdown:
+    """Begun once, by the news that the pod stops or by the agent's exit; over when ``ended`` has returned."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        sessions: Sessions,
+        requests: Requests,
+        recovery: Recovery,
+        checkpointer: Checkpointer,
+        *,
+        lock: asyncio.Lock,
+        take: Take,
+        interrupt: Callable[[str], None],
+        grace_seconds: float,
+        edges: Edges,
+    ) -> None:
+        self._authority, self._sessions, self._requests = authority, sessions, requests
+        self._recovery, self._checkpointer = recovery, checkpointer
+        self._lock, self._take, self._interrupt = lock, take, interrupt
+        self._grace_seconds, self._edges = grace_seconds, edges
+        self._last = Last()
+        self._ends_at: float | None = None
+        self._task: asyncio.Task[bool] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the pod is stopping."""
+        return self._task is not None
+
+    def begin(self) -> None:
+        """Ask the agent for its last flush and start copying. May be told twice."""
+        if self._task is None:
+            self._ends_at = self._edges.monotonic() + self._grace_seconds + AFTER_SECONDS
+            self._task = asyncio.ensure_future(self._run())
+
+    async def ended(self) -> bool:
+        """The agent has exited: whether all of its state was stored within the time that is left."""
+        self.begin()
+        assert self._task is not None and self._ends_at is not None
+        self._last.ended.set()
+        try:
+            async with asyncio.timeout(max(AFTER_SECONDS, self._ends_at - self._edges.monotonic())):
+                return await asyncio.shield(self._task)
+        except TimeoutError:
+            return False
+
+    async def close(self) -> None:
+        """Give up what is still under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def last_attempt(self, identifier: str, trigger: str, seconds: float) -> Attempt:
+        """An attempt after which nothing comes: when the authority is away it is left for later."""
+        ends_at = self._edges.monotonic() + seconds
+        if self._ends_at is not None:
+            ends_at = min(ends_at, self._ends_at)
+        return Attempt(identifier, trigger, ends_at, self._edges.monotonic, deferrable=True)
+
+    async def order_or_own(self, trigger: str, seconds: float) -> Attempt:
+        """As the authority orders it, or under an id of our own when it cannot be asked."""
+        identifier = self._edges.random_id()
+        try:
+            identifier = (await self._requests.order(trigger, seconds)).attempt
+        except (SavepointError, TimeoutError) as error:
+            log.warning("no order for the last checkpoint (%s); it is made all the same", error or "no answer")
+        return self.last_attempt(identifier, trigger, seconds)
+
+    async def _run(self) -> bool:
+        session = self._sessions.live
+        if session is None:
+            try:
+                self._checkpointer.require_values(False)
+            except Unavailable as error:
+                log.info("no last checkpoint: %s", error)
+                return False
+        self._interrupt("the pod is stopping")
+        flushing = asyncio.ensure_future(self._flush(session)) if session is not None else None
+        try:
+            async with self._lock:
+                await self._recovery.rebase()
+                if session is None and not self._last.ended.is_set() and self._authority.connected:
+                    await self._take_while_it_ends()
+                await self._take(await self.order_or_own(TRIGGER, self._grace_seconds), session, self._last)
+        except SavepointError as error:
+            log.warning("no last checkpoint: %s", error)
+            return False
+        finally:
+            if flushing is not None:
+                flushing.cancel()
+        return True
+
+    async def _take_while_it_ends(self) -> None:
+        """An agent without the SDK, told to stop and not gone yet: what it has done so far, in case it takes too long.
+
+        It is never left for later: there is one place for that, and it belongs to the checkpoint after the end.
+        """
+        try:
+            order = await self._requests.order(TRIGGER, self._grace_seconds)
+            ends_at = self._edges.monotonic() + self._grace_seconds / 2
+            await self._take(Attempt(order.attempt, TRIGGER, ends_at, self._edges.monotonic), None)
+        except (SavepointError, TimeoutError) as error:
+            log.warning("no checkpoint while the agent ends: %s", error or "no order came in time")
+
+    async def _flush(self, session: Session) -> None:
+        transaction = Transaction(self._edges.random_id(), self._grace_seconds)
+        session.begin(transaction)
+        session.send(wire.Stopping(transaction.id, self._grace_seconds))
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                self._last.flush = await transaction.flush(self._grace_seconds)
+                transaction.resume()
+            except SavepointError as error:
+                log.warning("the agent did not hand over its state at the end: %s", error)
