@@ -4,7 +4,7 @@ It writes the status of every AgentCheckpoint; what it says is ``rules.checkpoin
 """
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from savepoint.contract.control import Result
@@ -24,7 +24,7 @@ from savepoint_operator.rules import checkpoint_status, schedule
 from savepoint_operator.rules.conditions import Condition, parsed_time
 from savepoint_operator.rules.texts import ago, with_next_step
 
-ATTEMPT_SECONDS: Final = 600
+ATTEMPT_SECONDS: Final = 1800
 """Deadline of an attempt; the registry calls it failed some seconds later."""
 LOST_SECONDS: Final = 120.0
 """How long after its deadline a note without an end is given up."""
@@ -55,6 +55,8 @@ class Attempts:
         self._cluster, self._world, self._objects, self._recorder = cluster, world, objects, recorder
         self._events, self._now, self._monotonic, self._random_bytes = events, now, monotonic, random_bytes
         self._leader_since, self._not_running = leader_since, not_running_seconds
+        self._seen: dict[str, float] = {}
+        """Monotonic seconds at which a request that nobody can answer yet was first looked at, by its uid."""
 
     # -- what is under way, and how it ended -----------------------------------------------------------------------
 
@@ -62,7 +64,7 @@ class Attempts:
         """Bring the objects in line with what was told."""
         again: list[float] = []
         for note in list(line.attempts.values()):
-            overdue = self._now() - note.started > timedelta(seconds=ATTEMPT_SECONDS + LOST_SECONDS)
+            overdue = self._monotonic() - note.started_at > ATTEMPT_SECONDS + LOST_SECONDS
             if not note.over and overdue:
                 why = "The attempt has not ended within its bound, and its sidecar says nothing of it any more."
                 await self._recorder.failed(line.agent, Result(note.id, "Failed", "DeadlineExceeded", why))
@@ -163,6 +165,7 @@ class Attempts:
             return await self._pending(item, "Another checkpoint of this agent is under way; this one comes after it.")
         except Unavailable as error:
             return await self._pending(item, str(error))
+        self._seen.pop(item.meta.uid, None)
         note.name, note.number = item.meta.name, item.number
         note.requested_by = (item.status.get("trigger") or {}).get("requestedBy", "")
         if not note.over and note.stage == "Pending":
@@ -173,14 +176,15 @@ class Attempts:
     async def _wait_or_end(
         self, line: Line, policy: Policy | None, item: CheckpointObject, *, store_silent: bool = False
     ) -> float | None:
-        """A new leader gives sidecars as long to connect as a request is given."""
-        waited = min((self._now() - item.meta.created).total_seconds(), self._monotonic() - self._leader_since())
+        """Counted from when this leader saw the request: a new one gives sidecars time to connect."""
+        waited = self._monotonic() - self._seen.setdefault(item.meta.uid, self._monotonic())
         if waited < self._not_running:
             missing = f"The sidecar of agent {line.agent.name} is not connected"
             if store_silent:
                 missing = f"The store of agent {line.agent.name} cannot be read"
             await self._pending(item, f"{missing}; it is waited for.")
             return min(self._not_running - waited + 0.1, AGAIN_SECONDS * 5)
+        del self._seen[item.meta.uid]
         reason = "StoreUnavailable" if store_silent else "AgentNotRunning"
         if store_silent:
             text = f"The store of agent {line.agent.name} could not be read for {self._not_running:.0f} s."

@@ -21,6 +21,8 @@ class AttemptNote:
     id: str
     trigger: str
     started: datetime
+    started_at: float
+    """Monotonic seconds."""
     requested_by: str = ""
     why: str = ""
     stage: str = "Pending"

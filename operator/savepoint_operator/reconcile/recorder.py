@@ -207,7 +207,7 @@ class QueueingRecorder:
         if note is None:
             known = self._objects.find(line.agent, attempt)
             asked = next((each for each in line.requests.values() if each.attempt == attempt), None)
-            note = AttemptNote(attempt, trigger or (known.trigger if known else ""), self.now())
+            note = AttemptNote(attempt, trigger or (known.trigger if known else ""), self.now(), self._monotonic())
             if asked is not None:
                 note.trigger, note.why = asked.trigger, asked.why
             if known is not None:

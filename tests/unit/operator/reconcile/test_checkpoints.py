@@ -191,6 +191,25 @@ async def test_what_a_pod_asks_for_twice_is_one_attempt(bench: Bench) -> None:
     assert first != await recorder.requested(CODER, RequestCheckpoint("r2", "Agent"))
 
 
+async def test_what_a_pod_asked_for_and_was_refused_leaves_nothing_behind(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await bench.now_leading.recorder.requested(CODER, RequestCheckpoint("r1", "Agent"))
+    await bench.pass_time(31)
+    assert [trigger for _, _, trigger in bench.orders.ordered] == ["Interval"]
+    await bench.commit(who)
+    await bench.pass_time(250)
+    assert set(bench.checkpoints().values()) == {"Ready"}
+
+
+async def test_what_an_agent_asked_for_says_why(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    asked = RequestCheckpoint("r1", "Agent", "before tool mail")
+    attempt = await bench.now_leading.recorder.requested(CODER, asked)
+    assert isinstance(attempt, str)
+    await bench.commit(who, attempt=attempt, trigger="Agent")
+    assert bench.checkpoint("coder-1")["trigger"] == {"type": "Agent", "reason": "before tool mail"}
+
+
 async def test_a_shutdown_says_who_ended_the_pod(bench: Bench) -> None:
     pod = bench.pod()
     who = await bench.start(pod)
@@ -299,7 +318,7 @@ async def test_an_attempt_that_never_ends_is_given_up(bench: Bench) -> None:
     await bench.start(bench.pod())
     bench.ask()
     await bench.settle()
-    await bench.pass_time(800, step=20)
+    await bench.pass_time(2000, step=20)
     assert bench.checkpoint("asked-1")["reason"] == "DeadlineExceeded"
 
 

@@ -84,6 +84,16 @@ async def test_a_store_that_was_put_back_is_noticed(bench: Bench) -> None:
     assert bench.agent()["reason"] == "Protected"
 
 
+async def test_a_listing_finds_what_no_watch_told(bench: Bench) -> None:
+    reconciler = bench.now_leading.reconciler
+    assert await reconciler.list_all() == 0
+    bench.cluster.watcher = lambda *_: None
+    bench.pod("unseen")
+    bench.cluster.put(PODS, bench.pod("changed").name, NAMESPACE, status={"phase": "Failed"})
+    assert await reconciler.list_all() == 2
+    assert await reconciler.list_all() == 0
+
+
 # -- policies and labels ------------------------------------------------------------------------------------------
 
 

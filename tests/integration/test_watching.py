@@ -1,0 +1,74 @@
+"""kopf as it is set up here: it tells of objects and deletions, also after it was begun anew, and writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+import pytest
+from savepoint_operator.cluster.access import Access
+from savepoint_operator.cluster.kinds import AGENTS, PODS, Kind
+from savepoint_operator.handlers.watch import Watching
+
+from tests.integration.kubectl import Kubectl
+from tests.servers.apiserver import ApiServer
+
+
+class Seen:
+    """What was told."""
+
+    def __init__(self) -> None:
+        self.names: set[tuple[str, str, bool]] = set()
+        self.changed = asyncio.Event()
+
+    def __call__(self, kind: Kind, deleted: bool, raw: dict[str, Any]) -> None:
+        self.names.add((kind.kind, raw["metadata"]["name"], deleted))
+        self.changed.set()
+
+    async def until(self, kind: Kind, name: str, deleted: bool = False) -> None:
+        async with asyncio.timeout(30):
+            while (kind.kind, name, deleted) not in self.names:
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@pytest.mark.timeout(120)
+async def test_watches_tell_and_write_nothing(apiserver: ApiServer) -> None:
+    kubectl = Kubectl(apiserver.kubeconfig)
+    await asyncio.to_thread(kubectl.install_kinds)
+    namespace = f"watched-{secrets.token_hex(3)}"
+    await asyncio.to_thread(kubectl.namespace, namespace)
+
+    async def create(name: str) -> dict[str, Any]:
+        body = {"apiVersion": "savepoint.dev/v1alpha1", "kind": "ProtectedAgent", "metadata": {"name": name}}
+        return await asyncio.to_thread(kubectl.create, body, "-n", namespace)
+
+    async def pod(name: str, labels: dict[str, str]) -> None:
+        spec = {"serviceAccountName": "default", "containers": [{"name": "a", "image": "a"}]}
+        metadata = {"name": name, "labels": labels}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        await asyncio.to_thread(kubectl.create, body, "-n", namespace)
+
+    await create("before")
+    seen = Seen()
+    watching = Watching(await Access.by_kubeconfig(apiserver.kubeconfig), seen)
+    await watching.start()
+    try:
+        await seen.until(AGENTS, "before")
+        made = await create("during")
+        await seen.until(AGENTS, "during")
+        await pod("plain", {})
+        await pod("agent", {"savepoint.dev/agent": "agent"})
+        await seen.until(PODS, "agent")
+        assert ("Pod", "plain", False) not in seen.names
+        await asyncio.to_thread(kubectl, "delete", "protectedagent", "before", "-n", namespace)
+        await seen.until(AGENTS, "before", deleted=True)
+        await watching.restart()
+        await create("after")
+        await seen.until(AGENTS, "after")
+        now = await asyncio.to_thread(kubectl, "get", "protectedagent", "during", "-n", namespace, "-o", "json")
+        assert made["metadata"]["resourceVersion"] in now
+        assert not watching.failed.is_set()
+    finally:
+        await watching.stop()
