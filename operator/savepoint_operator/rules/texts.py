@@ -53,7 +53,9 @@ def size_text(count: int) -> str:
 
 
 def duration_text(milliseconds: float) -> str:
-    """38ms, 3.1s, 4m, 6h, 3d."""
+    """0s, 38ms, 3.1s, 4m, 6h, 3d."""
+    if milliseconds <= 0:
+        return "0s"
     if milliseconds < 1000:
         return f"{milliseconds:.0f}ms"
     seconds = milliseconds / 1000
