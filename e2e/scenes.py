@@ -91,7 +91,7 @@ def drain_every_node(lab: Lab, facts: Facts, say: Say) -> None:
                 say(f"{app} is back on {back['spec']['nodeName']}")
         start = proof.starts(lab.world.reports(RESEARCHER))[-1]
         released = lab.checkpoints(RESEARCHER)
-        last = max(_seconds(item["status"]["timing"]["completion"]) for item in released if _at(item) < start["time"])
+        last = max(at for item in released if (at := _at(item)) < start["time"])
         lab.wait_turns(RESEARCHER, 3)
         repeated = proof.calls_repeated(lab.world.calls(RESEARCHER)) - calls
         facts.moves.append(Move(node, last, start["time"], repeated))
@@ -237,7 +237,9 @@ def _seconds(timestamp: str) -> float:
 
 
 def _at(item: dict[str, Any]) -> float:
-    return _seconds(item["status"]["timing"]["completion"])
+    """When it was committed; a request that found nothing changed committed nothing."""
+    completion = item["status"].get("timing", {}).get("completion")
+    return _seconds(completion) if completion else 0.0
 
 
 def _under_way(item: dict[str, Any]) -> bool:

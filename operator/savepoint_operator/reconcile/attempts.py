@@ -83,6 +83,10 @@ class Attempts:
             item = await self._objects.ensure(line, note, line.head.record.number if line.head else 0)
         if not note.over:
             return await self._write_progress(line, note, item)
+        if note.unchanged and not self._objects.asked_by_user(item):
+            await self._objects.delete(item)  # it was shown while it looked for what had changed
+            del line.attempts[note.id]
+            return None
         told = (note.head, note.result)  # more may come while this is being written
         patch, condition = self._ending(line, note, item)
         await self._objects.write(item, {**self._begun(line, note, item), **patch}, condition)

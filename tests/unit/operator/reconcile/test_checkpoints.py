@@ -130,6 +130,32 @@ async def test_an_unchanged_interval_writes_no_object_and_moves_the_recovery_poi
     assert bench.agent()["recoveryPointTime"] > before
 
 
+async def test_an_interval_that_was_shown_and_found_nothing_changed_leaves_no_object(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await bench.pass_time(31)
+    await bench.commit(who)
+    await bench.pass_time(340)
+    attempt = bench.orders.ordered[-1][1]
+    await bench.now_leading.recorder.progressed(CODER, Progress(attempt, "Uploading", 10, 1, 10))
+    await bench.settle()
+    assert bench.checkpoints() == {"coder-1": "Ready", "coder-2": "Uploading"}
+    await bench.end(who, "Unchanged")
+    assert bench.checkpoints() == {"coder-1": "Ready"}
+
+
+async def test_a_pods_request_that_is_never_begun_holds_up_nothing(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    ask = RequestCheckpoint("r1", "Shutdown", "the pod ends")
+    first = await bench.now_leading.recorder.requested(CODER, ask)
+    assert await bench.now_leading.recorder.requested(CODER, ask) == first
+    await bench.pass_time(31)
+    assert [trigger for _, _, trigger in bench.orders.ordered] == ["Interval"]
+    await bench.commit(who)
+    bench.ask("by-hand")
+    await bench.settle()
+    assert [trigger for _, _, trigger in bench.orders.ordered] == ["Interval", "Manual"]
+
+
 async def test_what_was_asked_for_and_is_unchanged_is_the_same_checkpoint(bench: Bench) -> None:
     who = await bench.start(bench.pod())
     bench.ask("first")
