@@ -28,7 +28,7 @@ class SecondReader:
         self.name = f"{namespace}/{agent}"
         self.folder = store / namespace / agent
         salt = bytes.fromhex(json.loads((self.folder / "repository.json").read_bytes())["salt"])
-        self.key = hkdf(master, salt, b"savepoint-agent-v1")
+        self.key = hkdf(master, salt, f"savepoint-agent-v1:{self.name}".encode())
 
     def records(self) -> list[dict[str, Any]]:
         """The chain, each link checked."""

@@ -27,9 +27,10 @@ class MasterKey:
         """What ``savepoint.json`` keeps to recognise this key, and from which it cannot be found."""
         return hmac.new(self._key, b"savepoint-key-check-v1", hashlib.sha256).hexdigest()
 
-    def agent_key(self, salt: bytes) -> "AgentKey":
-        """The key of the agent with this salt."""
-        return AgentKey(derive(self._key, salt=salt, info=b"savepoint-agent-v1"))
+    def agent_key(self, salt: bytes, namespace: str, agent: str) -> "AgentKey":
+        """The key of this agent with this salt. The salt is read from the store: alone it must not choose the key."""
+        info = f"savepoint-agent-v1:{namespace}/{agent}"
+        return AgentKey(derive(self._key, salt=salt, info=info.encode()))
 
 
 class AgentKey:

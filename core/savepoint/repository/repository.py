@@ -86,7 +86,7 @@ class Repository:
         fields.end()
         if found != (namespace, agent):
             raise IntegrityError(f"{where} belongs to {'/'.join(found)}", where)
-        return cls(own, namespace, agent, master.agent_key(salt))
+        return cls(own, namespace, agent, master.agent_key(salt, namespace, agent))
 
     def read_manifest(self, name: str, size: int) -> Manifest:
         """The manifest of this name and size, checked."""

@@ -20,7 +20,7 @@ from tests.golden.make import CHANGED, DOCUMENTS, FILES, LARGE_BYTES, TIME_NS, W
 from tests.golden.second_reader import SecondReader
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "format-1"
-HEAD_DIGEST = "5bf7488df63679c5e4056b95d4534aec2f31ea001a4b0d76433adb2c976f280f"
+HEAD_DIGEST = "24bb600bebf642e28ba6405215af9d12f722e6c7d7c64a58045973ca9494ef23"
 
 
 @pytest.fixture

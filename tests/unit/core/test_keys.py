@@ -14,7 +14,7 @@ def test_hkdf_of_rfc_5869() -> None:
 
 def test_keys_show_nothing() -> None:
     master = MasterKey(b"\xab" * 32)
-    agent = master.agent_key(b"salt")
+    agent = master.agent_key(b"salt", "default", "coder")
     for text in (repr(master), str(master), repr(agent), f"{agent}"):
         assert "ab" * 4 not in text.lower()
         assert "\\x" not in text
@@ -23,8 +23,9 @@ def test_keys_show_nothing() -> None:
 
 def test_every_agent_pack_and_store_has_its_own_key() -> None:
     master = MasterKey(bytes(32))
-    one, two = master.agent_key(b"1" * 32), master.agent_key(b"2" * 32)
-    assert one.expose() != two.expose()
+    one, two = master.agent_key(b"1" * 32, "default", "coder"), master.agent_key(b"2" * 32, "default", "coder")
+    others = [master.agent_key(b"1" * 32, *name) for name in (("default", "other"), ("other", "coder"))]
+    assert len({each.expose() for each in (one, two, *others)}) == 4
     assert master.check != MasterKey(b"\1" * 32).check
     assert len(master.check) == 64
     sealed = memoryview(bytearray(21))

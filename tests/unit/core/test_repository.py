@@ -2,6 +2,7 @@ import json
 
 import pytest
 from savepoint.errors import FormatTooNew, IntegrityError, KeyMismatch, NotAdopted, StoreUnavailable
+from savepoint.repository import canonical
 from savepoint.repository.keys import MasterKey
 from savepoint.repository.repository import REPOSITORY_KEY, STORE_KEY, Repository, open_store
 
@@ -119,3 +120,14 @@ def test_a_forged_manifest_object_is_found() -> None:
     with pytest.raises(IntegrityError):
         world.repository.read_manifest(one.name, len(content))
     assert world.repository.read_manifest(two.name, two.size) == world.manifest
+
+
+def test_a_salt_copied_from_another_agent_gives_nobody_that_agents_key() -> None:
+    """Whoever writes the bucket, and may run a pod in one namespace, must not read the agents of another."""
+    store = MemoryStore()
+    victim = opened(store, "payments", "ledger")
+    opened(store, "mallory", "spy")
+    theirs = json.loads(store.objects[f"payments/ledger/{REPOSITORY_KEY}"])
+    ours = json.loads(store.objects[f"mallory/spy/{REPOSITORY_KEY}"]) | {"salt": theirs["salt"]}
+    store.objects[f"mallory/spy/{REPOSITORY_KEY}"] = canonical.encode(ours)
+    assert opened(store, "mallory", "spy").key.expose() != victim.key.expose()
