@@ -127,7 +127,7 @@ async def test_stopped_in_good_order_it_hands_over_at_once(rig: Rig, session: ai
         control, health = rig.control_port, rig.health_port
         rig.control_port, rig.health_port = free_ports(2)
         standby = stack.enter_context(rig.operator("b", leads=False))
-        assert rig.health("/readyz") == (503, "another operator leads\n")
+        await soon("it waits", lambda: rig.health("/readyz") == (503, "another operator leads\n"))
         started = time.monotonic()
         await asyncio.to_thread(first.stop, 30)
         await soon("the standby leads", lambda: rig.health("/readyz")[0] == 200)
