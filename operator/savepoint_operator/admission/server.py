@@ -57,7 +57,7 @@ def review_application(decide: Decide, unready: Callable[[], str], metrics: Admi
         try:
             review = await request.json()
             response = answer(review, judge)
-        except ValueError as error:  # ReviewError, and JSON that is none
+        except (ValueError, RecursionError) as error:  # ReviewError, and JSON that is none or too deep
             return web.Response(status=400, text=f"{error if isinstance(error, ReviewError) else 'not JSON'}\n")
         metrics.seconds.observe(time.perf_counter() - started)
         return web.json_response(response)

@@ -24,6 +24,9 @@ _NEVER_STATE: Final = frozenset({"configMap", "secret", "projected", "downwardAP
 _SYSTEM: Final = frozenset(f"/{name}" for name in ("bin", "boot", "etc", "lib", "lib64", "run", "sbin", "usr", "var"))
 _RESERVED: Final = ("/dev", "/proc", "/sys", "/savepoint", "/run/savepoint", "/run/secrets", "/var/run")
 _NAME_MAX: Final = 63 - len(STATE_VOLUME_PREFIX)
+PATHS_MOST: Final = 64
+MOUNTS_MOST: Final = 256
+"""Paths and mounts are compared with each other: whoever writes a hundred thousand would hold up all other pods."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,10 @@ class State:
 
 def find_state(pod: Mapping[str, Any], container: Mapping[str, Any], policy: AdmissionPolicy) -> State | Refusal:
     """The state of a pod that bears nothing injected."""
+    count = len(container.get("volumeMounts") or ())
+    if count > MOUNTS_MOST:
+        what = f"container {container['name']!r:.80} has {count} volumeMounts, of which at most {MOUNTS_MOST} can be"
+        return Refusal("StatePathInvalid", f"{what} looked at: mount fewer volumes")
     paths = _asked_paths(pod, policy)
     if isinstance(paths, Refusal):
         return paths
@@ -140,18 +147,21 @@ def _why_not(kind: str, volume: Mapping[str, Any], mount: Mapping[str, Any]) -> 
 
 def _outermost(candidates: Sequence[Root]) -> list[Root]:
     """One root for each part of a volume: a mount of a folder inside another root's part would be captured twice."""
-    kept: list[Root] = []
+    kept: list[tuple[str, Root]] = []
     for root in sorted(candidates, key=lambda root: len(root.sub_path)):
-        if not any(root.volume == other.volume and _holds(other.sub_path, root.sub_path) for other in kept):
-            kept.append(root)
-    return kept
+        part = posixpath.normpath(root.sub_path) if root.sub_path else ""
+        if not any(root.volume == other.volume and _holds(outer, part) for outer, other in kept):
+            kept.append((part, root))
+    return [root for _, root in kept]
 
 
 def _asked_paths(pod: Mapping[str, Any], policy: AdmissionPolicy) -> list[StatePath] | Refusal:
     """Of annotation and policy, without doubles and without paths inside other paths; sorted."""
     text = (pod["metadata"].get("annotations") or {}).get(ANNOTATION_STATE) or ""
     limits = {path.mount_path: path for path in policy.state_paths}
-    asked = [StatePath(part.strip()) for part in text.split(",") if part.strip()]
+    asked = [StatePath(part.strip()) for part in text.split(",", PATHS_MOST) if part.strip()]
+    if len(asked) > PATHS_MOST:
+        return Refusal("StatePathInvalid", f"annotation {ANNOTATION_STATE} names more than {PATHS_MOST} paths")
     for path in asked:
         fault = _fault(path.mount_path)
         if fault:
@@ -190,8 +200,8 @@ def _covering(path: str, mounts: Iterable[str]) -> str | None:
 
 
 def _holds(outer: str, inner: str) -> bool:
-    """Whether subPath ``outer`` of a volume holds subPath ``inner`` of it; the empty one is the whole volume."""
-    return not outer or _within(posixpath.normpath(inner), (posixpath.normpath(outer),))
+    """Whether subPath ``outer`` of a volume holds subPath ``inner``, both normal; the empty one is the whole volume."""
+    return not outer or _within(inner, (outer,))
 
 
 def _within(path: str, folders: Iterable[str]) -> bool:

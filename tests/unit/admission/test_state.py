@@ -1,5 +1,6 @@
 """Which folders are state, and how the injected containers see them."""
 
+import time
 from typing import Any
 
 import pytest
@@ -189,3 +190,32 @@ def test_names_are_distinct_labels() -> None:
 def test_the_kubelet_expands_nothing_in_the_roots() -> None:
     found = state(pod(annotations={"savepoint.dev/state": "/a/$(HOME)"}))
     assert '"mountPath":"/a/$$(HOME)"' in found.environment()
+
+
+@pytest.mark.parametrize(
+    "huge",
+    [
+        pod(annotations={"savepoint.dev/state": ",".join(f"/a{n}" for n in range(30_000))}),
+        pod(
+            container={
+                "volumeMounts": [{"name": "v", "mountPath": f"/m{n}", "subPath": f"s{n}"} for n in range(30_000)]
+            },
+            volumes=[{"name": "v", "emptyDir": {}}],
+        ),
+        pod(
+            container={
+                "volumeMounts": [
+                    {"name": "v", "mountPath": f"/m{n}", "subPath": "a/" * 5000 + str(n)} for n in range(256)
+                ]
+            },
+            volumes=[{"name": "v", "emptyDir": {}}],
+        ),
+    ],
+    ids=["paths", "mounts", "long subPaths"],
+)
+def test_no_pod_is_so_large_that_others_wait_for_it(huge: dict[str, Any]) -> None:
+    """The webhook judges all pods of the cluster one after another."""
+    started = time.process_time()
+    result = find_state(huge, huge["spec"]["containers"][0], NO_POLICY)
+    assert time.process_time() - started < 1
+    assert isinstance(result, State) or result.reason == "StatePathInvalid"
