@@ -78,24 +78,25 @@ def kill_in_place(lab: Lab, facts: Facts) -> None:
 
 
 def drain_every_node(lab: Lab, facts: Facts, say: Say) -> None:
-    """Drain each node that holds agents; all of them come back elsewhere."""
+    """Drain each node that holds agents; all of them come back on the other."""
     for _ in range(2):
         pods = {app: lab.wait_running(app) for app in (RESEARCHER, TWIN, CODER)}
         node = pods[RESEARCHER]["spec"]["nodeName"]
         calls = proof.calls_repeated(lab.world.calls(RESEARCHER))
         say(f"kubectl drain {node} --ignore-daemonsets --delete-emptydir-data")
-        lab.drain(node)
-        for app, pod in pods.items():
-            if pod["spec"]["nodeName"] == node:
-                back = lab.wait_returned(app, pod["metadata"]["uid"])
-                say(f"{app} is back on {back['spec']['nodeName']}")
+        try:
+            lab.drain(node)
+            for app, pod in pods.items():
+                if pod["spec"]["nodeName"] == node:
+                    back = lab.wait_returned(app, pod["metadata"]["uid"])
+                    say(f"{app} is back on {back['spec']['nodeName']}")
+        finally:
+            lab.uncordon(node)
         start = proof.starts(lab.world.reports(RESEARCHER))[-1]
-        released = lab.checkpoints(RESEARCHER)
-        last = max(at for item in released if (at := _at(item)) < start["time"])
+        released = max(at for item in lab.checkpoints(RESEARCHER) if (at := _at(item)) < start["time"])
         lab.wait_turns(RESEARCHER, 3)
         repeated = proof.calls_repeated(lab.world.calls(RESEARCHER)) - calls
-        facts.moves.append(Move(node, last, start["time"], repeated))
-        lab.uncordon(node)
+        facts.moves.append(Move(node, released, start["time"], repeated))
         lab.wait_turns(CODER, 2)
 
 
