@@ -1,6 +1,6 @@
 """Raw objects from the API server into the values of ``model.objects``. Unknown fields are ignored."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,6 +25,10 @@ from savepoint_operator.rules.admission_policy import LabelSelector
 
 Raw = Mapping[str, Any]
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+_NO_IMAGE = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+)
+_NO_CONTAINER = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 
 def time_of(text: str | None) -> datetime | None:
@@ -67,6 +71,7 @@ def pod_of(raw: Raw) -> Pod:
         injected=any(each.get("name") == CONTAINER_SIDECAR for each in spec.get("initContainers") or ()),
         ready=_condition(status, "Ready") == "True",
         disruption=_disruption(status),
+        blocked=next(filter(None, map(_blocked, _container_statuses(status))), ""),
     )
 
 
@@ -193,6 +198,26 @@ def _disruption(status: Raw) -> str:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
             return str(condition.get("reason", ""))
+    return ""
+
+
+def _container_statuses(status: Raw) -> Iterator[Raw]:
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        yield from status.get(kind) or ()
+
+
+def _blocked(container: Raw) -> str:
+    """The kubelet's reason changes to and fro between two words while it tries again: they are told as one."""
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason, name = waiting.get("reason") or "", container.get("name")
+    if reason in _NO_IMAGE:
+        return (
+            f"Container {name} cannot start, since its image {container.get('image')} cannot be pulled. Correct the "
+            "image, make it available to the node, or name the pull secret that it needs."
+        )
+    if reason in _NO_CONTAINER:
+        said = waiting.get("message") or "the kubelet does not say why"
+        return f"Container {name} cannot start ({reason}): {said}. Correct the pod's specification."
     return ""
 
 

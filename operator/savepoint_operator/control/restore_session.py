@@ -126,6 +126,7 @@ class RestoreSession:
         try:
             who = await self._directory.incarnation(self._pod)
             if isinstance(who, Refusal):
+                self._who = who.who or self._who
                 return who
             self._who = who
             return await self._lineage.grant(who, first=first)

@@ -79,6 +79,8 @@ class Pod:
     ready: bool = False
     disruption: str = ""
     """Why something outside ends it: the reason of its condition DisruptionTarget."""
+    blocked: str = ""
+    """Why one of its containers cannot start, and what to do about it; empty when none is stuck."""
 
     @property
     def live(self) -> bool:

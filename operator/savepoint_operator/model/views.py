@@ -84,6 +84,8 @@ class Refusal:
     reason: str
     message: str
     retry: bool = False
+    who: Incarnation | None = None
+    """The pod that asked, where it is known which agent it means to be: its refusal is told like any other start."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Pods, nodes and owners are read afresh, since answers decide grants; policies an
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from savepoint.contract.control import PolicyTerms
@@ -88,22 +89,19 @@ class ClusterDirectory:
         if isinstance(agent, Refusal):
             return agent
         owners = await self._owners(pod)
-        refusal = identity.refuse_kind(pod) or await self._ambiguous(agent, pod, owners)
-        if refusal is not None:
-            return refusal
         policy = next(iter(self._world.policies_for(pod)), None)
-        store = await self._store(pod, policy)
-        if isinstance(store, Refusal):
-            return store
-        return Incarnation(
+        found = Incarnation(
             agent=agent,
             pod=who,
             node=pod.node,
             config_hash=pod.meta.annotations.get(ANNOTATION_CONFIG_HASH, ""),
             policy=terms(policy),
             policy_name=policy.meta.name if policy else None,
-            store_name=store.meta.name,
+            store_name="",
         )
+        refusal = identity.refuse_kind(pod) or await self._ambiguous(agent, pod, owners)
+        store = refusal or await self._store(pod, policy)
+        return replace(store, who=found) if isinstance(store, Refusal) else replace(found, store_name=store.meta.name)
 
     async def _ambiguous(self, agent: AgentKey, pod: Pod, owners: list[Workload]) -> Refusal | None:
         """The pod that holds the agent's epoch is it, whatever came later."""

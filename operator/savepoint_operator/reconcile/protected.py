@@ -86,6 +86,7 @@ class ProtectedAgents:
                 pods=pods,
                 connected=line.session is not None,
                 restoring=self._restoring(line),
+                refused=self._refused(line, pods),
                 completed=line.completed,
                 latest_name=self._objects.latest_name(line),
                 recovery_point=line.recovery_point or parsed_time(item.status.get("recoveryPointTime")),
@@ -112,6 +113,20 @@ class ProtectedAgents:
         if note.wait is not None:
             return f"Pod {note.who.pod.name} waits: {note.wait.message}"
         return f"Pod {note.who.pod.name} restores {note.restores or 'nothing: it starts fresh'}."
+
+    def _refused(self, line: Line, pods: tuple[Pod, ...]) -> str:
+        """What the newest AgentRestore of the newest pod says, if that start has failed."""
+        pod = next((each for each in reversed(pods) if each.live), None)
+        if pod is None:
+            return ""
+        every = [each for each in self._world.restores.of(line.agent) if each.pod_uid == pod.meta.uid]
+        last = max(every, key=lambda each: (each.meta.created, each.epoch), default=None)
+        if last is None or not last.finished or last.succeeded:
+            return ""
+        told: dict[str, Any] = next(
+            (each for each in last.status.get("conditions") or () if each.get("type") == "Succeeded"), {}
+        )
+        return f"Pod {pod.meta.name} cannot start: {last.reason}: {told.get('message', '')}"
 
     def _status(
         self, line: Line, item: AgentObject, policy: Policy | None, store_name: str, protection: Protection

@@ -82,22 +82,23 @@ class StoreBook:
         self._cluster, self._world, self._keyring, self._owner = cluster, world, keyring, owner
         self._now, self._monotonic, self._random_bytes, self._build = now, monotonic, random_bytes, build
         self._kept: dict[str, _Kept] = {}
+        self._failed: dict[str, SavepointError] = {}
+        """How the last look ended, of stores that could not be used."""
         self._collected: dict[str, datetime] = {}
 
     # -- Stores ---------------------------------------------------------------------------------------------------
 
     async def open(self, name: str) -> OpenStore:
         """See ``Stores``."""
+        if self._world.stores.get(ObjectKey("", name)) is None:
+            raise StoreMisconfigured(f"AgentCheckpointStore {name} does not exist: create it")
         kept = self._kept.get(name)
-        if kept is None:
-            if self._world.stores.get(ObjectKey("", name)) is None:
-                raise StoreMisconfigured(f"AgentCheckpointStore {name} does not exist: create it")
-            raise StoreUnavailable(f"AgentCheckpointStore {name} has not been opened yet; it is being looked at")
-        if kept.error is not None:
-            raise type(kept.error)(str(kept.error)) from kept.error
-        if kept.probed_at is None:
-            raise StoreUnavailable(f"AgentCheckpointStore {name} is being probed")
-        return kept.opened
+        if kept is not None and kept.error is None and kept.probed_at is not None:
+            return kept.opened
+        error = (kept.error if kept is not None else None) or self._failed.get(name)
+        if error is not None:
+            raise type(error)(f"AgentCheckpointStore {name}: {error}") from error
+        raise StoreUnavailable(f"AgentCheckpointStore {name} is being looked at; it was not ready yet")
 
     def ready(self, name: str) -> bool:
         """Whether ``open`` would succeed."""
@@ -115,6 +116,7 @@ class StoreBook:
         store = self._world.stores.get(ObjectKey("", name))
         if store is None:
             self._kept.pop(name, None)
+            self._failed.pop(name, None)
             return LOOK_SECONDS
         error: SavepointError | None = None
         try:
@@ -125,7 +127,10 @@ class StoreBook:
             kept_before = self._kept.get(name)
             if kept_before is not None and not isinstance(failure, StoreUnavailable):
                 kept_before.error = failure
+            self._failed[name] = failure
             log.warning("store %s cannot be used: %s: %s", name, failure.reason, failure)
+        else:
+            self._failed.pop(name, None)
         await self._tell(store, error)
         return RETRY_SECONDS if error is not None else LOOK_SECONDS
 

@@ -72,6 +72,8 @@ class Surroundings:
                 "labelled after it was created, or the webhook did not see it. Delete the pod so that its "
                 "owner makes it anew.",
             )
+        elif pod.blocked:
+            await self._events.warning(about, "CannotStart", pod.blocked)
 
     async def workload(self, kind: str, key: ObjectKey) -> None:
         """A label on a workload itself opts nothing in."""

@@ -22,6 +22,8 @@ class Facts:
     connected: bool
     restoring: str
     """Why or what the newest pod restores or waits for; empty when it does not."""
+    refused: str
+    """Why the newest pod's last start has failed; empty when it has not."""
     completed: bool
     latest_name: str
     recovery_point: datetime | None
@@ -48,7 +50,7 @@ class Protection:
         return self.reason in ("Protected", "Completed")
 
 
-def judge(facts: Facts) -> Protection:  # noqa: PLR0911 - one return per state
+def judge(facts: Facts) -> Protection:  # noqa: PLR0911, PLR0912 - one per state
     """The first sentence that is true, the gravest first."""
     bare = next((pod for pod in facts.pods if pod.live and not pod.injected), None)
     if bare is not None:
@@ -58,11 +60,17 @@ def judge(facts: Facts) -> Protection:  # noqa: PLR0911 - one return per state
             "the webhook did not see it. Delete the pod so that its owner makes it anew.",
         )
     live = [pod for pod in facts.pods if pod.live]
+    since = f" Last checkpoint: {facts.latest_name}." if facts.latest_name else ""
+    weak = "AtRisk" if facts.latest_name else "Unprotected"
+    blocked = next((pod for pod in reversed(live) if pod.blocked), None)
+    if blocked is not None:
+        return Protection(weak, f"Pod {blocked.meta.name}: {blocked.blocked}{since}")
     if facts.restoring:
         return Protection("Restoring", facts.restoring)
+    if facts.refused and live and not facts.connected:
+        return Protection(weak, f"{facts.refused}{since}")
     if facts.completed and not facts.connected:
         return Protection("Completed", "The run has ended; the next pod starts fresh.")
-    since = f" Last checkpoint: {facts.latest_name}." if facts.latest_name else ""
     if not live:
         if facts.latest_name:
             return Protection("Protected", f"No pod runs; the next one restores {facts.latest_name}.")
@@ -71,7 +79,7 @@ def judge(facts: Facts) -> Protection:  # noqa: PLR0911 - one return per state
         return Protection("AtRisk", f"Node {facts.lost_node} is lost.{since}")
     if not facts.connected and facts.silent_seconds > CONNECT_SECONDS:
         return Protection(
-            "AtRisk" if facts.latest_name else "Unprotected",
+            weak,
             f"The sidecar of pod {live[-1].meta.name} is not connected: see its container savepoint-sidecar.{since}",
         )
     if facts.failure is not None:

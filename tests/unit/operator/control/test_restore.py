@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from savepoint.contract.control import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
 from savepoint.errors import StoreDenied
-from savepoint_operator.model.views import NodeStanding, PodStanding, Refusal
+from savepoint_operator.model.views import Incarnation, NodeStanding, PodStanding, Refusal
 
 from tests.fakes.control_cell import AGENT, Cell, attempt, until
 
@@ -142,12 +142,25 @@ async def test_a_pod_that_is_not_an_agents_is_refused(cell: Cell) -> None:
     assert await pod.closed() == 4403
 
 
+async def test_a_pod_that_is_refused_as_an_agent_is_told_of_like_any_start(cell: Cell) -> None:
+    cell.pod("a")
+    who = cell.directory.incarnations["a"]
+    assert isinstance(who, Incarnation)
+    cell.directory.incarnations["a"] = Refusal("AmbiguousAgent", "two of them", who=who)
+    pod = await cell.hello("a", "restore")
+    assert (await pod.expect(Refused)).reason == "AmbiguousAgent"
+    await pod.ask(Outcome("AmbiguousAgent", "two of them"), Ack)
+    assert cell.recorder.of("restored")[0].outcome == "AmbiguousAgent"
+
+
 async def test_what_may_pass_is_waited_for(cell: Cell) -> None:
     cell.pod("a")
     known = cell.directory.incarnations["a"]
-    cell.directory.incarnations["a"] = Refusal("NoStore", "there is no store yet", retry=True)
+    assert isinstance(known, Incarnation)
+    cell.directory.incarnations["a"] = Refusal("NoStore", "there is no store yet", retry=True, who=known)
     pod = await cell.hello("a", "restore")
     assert (await pod.expect(Wait)).reason == "NoStore"
+    assert [each.reason for each in cell.recorder.of("waiting")] == ["NoStore"]
     cell.directory.incarnations["a"] = known
     await pod.expect(Grant)
 

@@ -3,9 +3,12 @@
 from typing import Any
 
 import pytest
+from savepoint.contract.control import Outcome, Wait
 from savepoint.contract.names import LABEL_AGENT
 from savepoint.errors import KeyMismatch, StoreMisconfigured, StoreUnavailable
 from savepoint.repository.repository import open_store
+from savepoint.storage import ObjectStore
+from savepoint.storage.signature import S3Config
 from savepoint_operator.cluster.kinds import AGENTS, DEPLOYMENTS, PODS, POLICIES, REPLICASETS, SECRETS, STORES
 from savepoint_operator.model.views import NodeStanding, PodIdentity, PodStanding, Refusal, Standing
 from savepoint_operator.reconcile.keyring import MASTER_KEY_FIELD
@@ -110,6 +113,22 @@ async def test_a_policy_counts_its_pods_and_its_rivals(bench: Bench) -> None:
     assert conditions(wide) == conditions(narrow) == {"Ready": "True", "Conflicting": "True"}
 
 
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [("ErrImagePull", "image far/away:1 cannot be pulled. Correct"), ("CreateContainerConfigError", "no such key")],
+)
+async def test_a_pod_whose_container_cannot_start_says_why(bench: Bench, reason: str, words: str) -> None:
+    pod = bench.pod()
+    waiting = {"waiting": {"reason": reason, "message": "no such key"}}
+    blocked = {"containerStatuses": [{"name": "agent", "image": "far/away:1", "state": waiting}]}
+    bench.cluster.put(PODS, pod.name, NAMESPACE, status={"phase": "Pending", **blocked})
+    await bench.settle()
+    (message,) = bench.cluster.events("CannotStart")
+    assert words in message
+    assert bench.agent()["reason"] == "Unprotected"
+    assert words in bench.agent()["conditions"][0]["message"]
+
+
 async def test_a_label_on_the_deployment_only_is_told_there(bench: Bench) -> None:
     labels = {"labels": {LABEL_AGENT: "coder"}}
     bench.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, metadata=labels, spec={"template": {"metadata": {}}})
@@ -141,6 +160,11 @@ async def test_a_deployment_of_two_is_refused_with_an_event(bench: Bench) -> Non
     assert isinstance(refused, Refusal)
     assert (refused.reason, refused.retry) == ("AmbiguousAgent", False)
     assert bench.cluster.events("AmbiguousAgent") == [refused.message]
+    assert refused.who is not None
+    await bench.now_leading.recorder.restored(refused.who, Outcome(refused.reason, refused.message))
+    await bench.settle()
+    assert bench.restores()[-1]["reason"] == "AmbiguousAgent"
+    assert refused.message in bench.agent()["conditions"][0]["message"]
     bench.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, spec={"replicas": 1})
     who = await bench.start(pod)
     bench.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, spec={"replicas": 2})
@@ -161,6 +185,12 @@ async def test_without_a_store_a_pod_waits(bench: Bench) -> None:
     refused = await bench.now_leading.directory.incarnation(bench.pod())
     assert isinstance(refused, Refusal)
     assert (refused.reason, refused.retry) == ("NoStore", True)
+    assert refused.who is not None
+    assert refused.who.policy_name == "far"
+    await bench.now_leading.recorder.waiting(refused.who, Wait(refused.reason, refused.message))
+    await bench.settle()
+    assert bench.restores()[-1]["reason"] == "NoStore"
+    assert bench.cluster.events("NoStore") == [refused.message]
 
 
 async def test_how_a_predecessor_stands_is_read_afresh(bench: Bench) -> None:
@@ -249,6 +279,20 @@ async def test_a_store_that_is_not_opened_yet_may_pass(bench: Bench) -> None:
     s3 = {"endpoint": "https://s3.test", "bucket": "b", "credentialsSecretName": "s3-keys"}
     bench.cluster.put(STORES, "new", spec={"s3": s3})
     with pytest.raises(StoreUnavailable):
+        await bench.now_leading.stores.open("new")
+
+
+async def test_a_store_that_was_never_ready_says_why_to_those_who_wait(bench: Bench) -> None:
+    def build(_: S3Config) -> ObjectStore:
+        raise StoreUnavailable("nobody answers at s3.test")
+
+    await bench.lead(build_store=build)
+    with pytest.raises(StoreUnavailable, match="default: nobody answers at s3"):
+        await bench.now_leading.stores.open(STORE)
+    s3 = {"endpoint": "https://s3.test", "bucket": "b", "credentialsSecretName": "none"}
+    bench.cluster.put(STORES, "new", spec={"s3": s3})
+    await bench.settle()
+    with pytest.raises(StoreMisconfigured, match="Secret"):
         await bench.now_leading.stores.open("new")
 
 

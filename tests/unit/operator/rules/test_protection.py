@@ -10,14 +10,15 @@ from savepoint_operator.rules.protection import Facts, judge
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
 
-def pod(injected: bool = True, phase: str = "Running") -> Pod:
-    return Pod(Meta("demo", "coder-1", "u1", 1, 1, NOW, False), "n1", phase, None, injected)
+def pod(injected: bool = True, phase: str = "Running", blocked: str = "") -> Pod:
+    return Pod(Meta("demo", "coder-1", "u1", 1, 1, NOW, False), "n1", phase, None, injected, blocked=blocked)
 
 
 GOOD = Facts(
     pods=(pod(),),
     connected=True,
     restoring="",
+    refused="",
     completed=False,
     latest_name="coder-41",
     recovery_point=NOW - timedelta(minutes=2),
@@ -35,6 +36,12 @@ GOOD = Facts(
         (GOOD, "Protected"),
         (replace(GOOD, pods=(pod(injected=False),)), "Unprotected"),
         (replace(GOOD, restoring="Pod coder-1 restores coder-41."), "Restoring"),
+        (replace(GOOD, pods=(pod(blocked="No image."),)), "AtRisk"),
+        (replace(GOOD, pods=(pod(blocked="No image."),), latest_name="", restoring="It waits."), "Unprotected"),
+        (replace(GOOD, pods=(pod(phase="Failed", blocked="No image."),), connected=False), "Protected"),
+        (replace(GOOD, connected=False, refused="NoSpace: too small"), "AtRisk"),
+        (replace(GOOD, connected=False, refused="AmbiguousAgent: two", latest_name=""), "Unprotected"),
+        (replace(GOOD, refused="AmbiguousAgent: another pod is it"), "Protected"),
         (replace(GOOD, completed=True, connected=False, pods=()), "Completed"),
         (replace(GOOD, completed=True), "Protected"),
         (replace(GOOD, pods=(), connected=False), "Protected"),
