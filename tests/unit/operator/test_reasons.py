@@ -1,5 +1,6 @@
 """Every reason in the code has a page that says what it means and what to do, and every page a reason."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -50,6 +51,20 @@ REASONS = sorted(_reasons())
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_reason_has_a_page(reason: str) -> None:
     assert reason in PAGES, f"docs/reasons/{reason}.md is missing"
+
+
+def test_what_the_webhook_refuses_has_pages_that_say_so() -> None:
+    said: set[str] = set()
+    for path in (ROOT / "operator/savepoint_operator/rules").glob("*.py"):
+        if not path.name.startswith(("admission", "injection")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":
+                assert isinstance(node.args[0], ast.Constant), f"{path.name}: a refusal's reason is a word in the code"
+                said.add(str(node.args[0].value))
+    assert {"AgentNameInvalid", "RunAsUserRequired", "StatePathInvalid", "ContainerNotFound"} <= said
+    for reason in said:
+        assert "admission" in PAGES[reason].partition("## What it means")[0], reason
 
 
 def test_every_page_is_of_a_reason_and_in_the_list() -> None:
