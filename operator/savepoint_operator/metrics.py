@@ -6,9 +6,26 @@ One instance per process, on a registry of its own; whoever counts calls a metho
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from savepoint.errors import SavepointError
+
+from savepoint_operator.rules.attempt import TRIGGERS
+from savepoint_operator.rules.restore_status import GOOD
+from savepoint_operator.rules.texts import NEXT_STEP
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_ENDS = GOOD | set(NEXT_STEP) | {"Ready", "Unchanged", "Failed", "RolledBack", "Timeout", "PodGone", "AmbiguousAgent"}
 PAUSES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+def _known(reason: str) -> str:
+    """What a pod tells becomes a label only where it is a word of the project's: any other would be a series more."""
+    return reason if reason in _ENDS or any(reason == each.reason for each in _errors(SavepointError)) else "Other"
+
+
+def _errors(root: type[SavepointError]) -> Iterable[type[SavepointError]]:
+    yield root
+    for each in root.__subclasses__():
+        yield from _errors(each)
 
 
 class Metrics:
@@ -58,9 +75,10 @@ class Metrics:
 
     def checkpoint(self, result: str, trigger: str, seconds: float | None = None) -> None:
         """``result``: Ready, Unchanged, or the reason of a failure."""
-        self._checkpoints.labels(result, trigger or "Unknown").inc()
+        trigger = trigger if trigger in TRIGGERS else "Unknown"
+        self._checkpoints.labels(_known(result), trigger).inc()
         if seconds is not None:
-            self._duration.labels(trigger or "Unknown").observe(seconds)
+            self._duration.labels(trigger).observe(seconds)
 
     def moved(self, uploaded: int, logical: int) -> None:
         """Bytes of one committed checkpoint."""
@@ -74,7 +92,7 @@ class Metrics:
 
     def restored(self, outcome: str, milliseconds: int) -> None:
         """One pod's start."""
-        self._restores.labels(outcome).inc()
+        self._restores.labels(_known(outcome)).inc()
         self._restore_seconds.observe(milliseconds / 1000)
 
     def collected(self, count: int) -> None:

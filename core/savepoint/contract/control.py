@@ -5,6 +5,7 @@ snake_case class name; the decoder ignores unknown fields, refuses wrong types, 
 classes listed here.
 """
 
+import functools
 import json
 import re
 import types
@@ -330,6 +331,16 @@ def _to_wire(value: Any) -> Any:
     return value
 
 
+@functools.cache
+def _shape(kind: type[Any]) -> tuple[tuple[str, str, Any, bool], ...]:
+    """Of each field: name, name on the wire, type, whether it must be there."""
+    hints = typing.get_type_hints(kind)
+    return tuple(
+        (item.name, _camel(item.name), hints[item.name], item.default is MISSING and item.default_factory is MISSING)
+        for item in fields(kind)
+    )
+
+
 def _from_wire(kind: Any, raw: Any, where: str) -> Any:  # noqa: PLR0911 - one return per shape
     origin = typing.get_origin(kind)
     if origin is types.UnionType:
@@ -342,13 +353,11 @@ def _from_wire(kind: Any, raw: Any, where: str) -> Any:  # noqa: PLR0911 - one r
     if origin is dict and isinstance(raw, dict):
         return {str(key): _from_wire(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in raw.items()}
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(raw, dict):
-        hints = typing.get_type_hints(kind)
         values = {}
-        for item in fields(kind):
-            wire = _camel(item.name)
+        for name, wire, hint, needed in _shape(kind):
             if wire in raw:
-                values[item.name] = _from_wire(hints[item.name], raw[wire], f"{where}.{wire}")
-            elif item.default is MISSING and item.default_factory is MISSING:
+                values[name] = _from_wire(hint, raw[wire], f"{where}.{wire}")
+            elif needed:
                 raise ProtocolError(f"{where}: field {wire!r} is missing")
         return kind(**values)
     if kind is bool and isinstance(raw, bool):

@@ -12,6 +12,9 @@ from aiohttp import WSMsgType, web
 from savepoint.contract.control import FromOperator, FromPod, Message, ProtocolError, decode, encode
 from savepoint.errors import Unavailable
 
+from savepoint_operator.control.pace import MESSAGE_COSTS_BYTES, Allowance
+from savepoint_operator.rules.heard import heard
+
 SEND_SECONDS = 10.0
 CLOSE_REASON_BYTES = 120
 
@@ -41,6 +44,10 @@ class Connection:
 
     def __init__(self, socket: web.WebSocketResponse, request: web.Request, send_seconds: float = SEND_SECONDS) -> None:
         self._socket, self._request, self._send_seconds = socket, request, send_seconds
+        self.pace: Allowance | None = None
+        """What its pod may send; set once the pod is known, before anything is received."""
+        self.received_bytes = 0
+        """Of the last message."""
 
     async def send(self, message: FromOperator) -> None:
         """Send, or raise Unavailable when the connection is gone or its peer does not read."""
@@ -54,7 +61,14 @@ class Connection:
             raise Unavailable(f"the pod has not read its control connection for {self._send_seconds:.0f} s") from error
 
     async def receive(self, seconds: float) -> FromPod | None:
-        """The next message; None when the connection has ended. Raises Closing for silence or what is no message."""
+        """The next message; None when the connection has ended. Raises Closing for silence or what is no message.
+
+        Whoever sends more than its pod's allowance is read more slowly.
+        """
+        if self.pace is not None and self.received_bytes:
+            debt_seconds = self.pace.spend(self.received_bytes + MESSAGE_COSTS_BYTES)
+            if debt_seconds > 0:
+                await asyncio.sleep(debt_seconds)
         try:
             async with asyncio.timeout(seconds):
                 frame = await self._socket.receive()
@@ -62,13 +76,14 @@ class Connection:
             raise Closing(CloseCode.SLOW, f"no message for {seconds:.0f} s") from error
         if frame.type is not WSMsgType.TEXT:
             return None
+        self.received_bytes = len(frame.data)
         try:
             message: Message = decode(frame.data)
         except ProtocolError as error:
             raise Closing(CloseCode.VERSION, str(error)) from error
         if not isinstance(message, FromPod):
             raise Closing(CloseCode.VERSION, "a message that only the operator sends")
-        return message
+        return heard(message)
 
     async def messages(self, seconds: float) -> AsyncIterator[FromPod]:
         """Every message until the connection ends."""

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from savepoint.contract.control import Checkpoint, Committed, Refused
 
+from savepoint_operator.control.pace import Allowance
 from savepoint_operator.model.views import SessionView
 from savepoint_operator.rules.attempt import Attempt
 
@@ -40,6 +41,12 @@ class Line:
     ended: "OrderedDict[str, str]" = field(default_factory=OrderedDict)  # attempt -> reason, empty when committed
     commits: "dict[str, asyncio.Task[Committed | Refused]]" = field(default_factory=dict)
     restoring: set[str] = field(default_factory=set)  # uids of pods that were granted and have not reported
+    begun: Allowance | None = None  # how many attempts its pod may begin by itself
+
+    def knows(self, attempt: str) -> bool:
+        """Whether the attempt was ordered, restated, or has ended."""
+        in_flight = self.attempt is not None and self.attempt.id == attempt
+        return in_flight or attempt in self.ended or attempt in self.commits
 
     def end(self, attempt: str, reason: str) -> None:
         """The attempt has ended; ``reason`` is empty when it was committed."""

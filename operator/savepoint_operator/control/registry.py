@@ -14,6 +14,7 @@ from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unava
 from savepoint.repository.commit import Head
 
 from savepoint_operator.control.line import Line, Session
+from savepoint_operator.control.pace import BEGUN_MOST, BEGUN_PER_SECOND, Allowance
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Recorder
@@ -182,6 +183,8 @@ class Registry:
         line = self._line(agent)
         if result.attempt in line.ended or result.attempt in line.commits:
             return
+        if not line.knows(result.attempt) and not self.may_begin(agent):
+            return
         if result.outcome == "Unchanged":
             line.end(result.attempt, "Unchanged")
             await self._recorder.unchanged(agent, result, await self._lineage.head(agent, store))
@@ -199,11 +202,21 @@ class Registry:
         """Commit an offer and answer it. It goes on when the connection is lost; a repeated offer joins it."""
         line = self._line(tenure.agent)
         task = line.commits.get(offer.attempt)
+        if not line.knows(offer.attempt) and not self.may_begin(tenure.agent):
+            text = "This pod offers attempts of its own faster than one a second; offer it again later."
+            return Refused("Refused", text, attempt=offer.attempt)
         if task is None:
             task = asyncio.ensure_future(self._commit(line, tenure, offer))
             line.commits[offer.attempt] = task
             task.add_done_callback(lambda _: line.commits.pop(offer.attempt, None))
         return await asyncio.shield(task)
+
+    def may_begin(self, agent: AgentKey) -> bool:
+        """Whether the agent's pod may begin one more attempt by itself: each may become an object of the cluster."""
+        line = self._line(agent)
+        if line.begun is None:
+            line.begun = Allowance(self._monotonic, BEGUN_MOST, BEGUN_PER_SECOND)
+        return line.begun.take()
 
     # -- the end of leadership ------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from savepoint.contract.names import CONTROL_PORT
 from savepoint.errors import SavepointError, Unavailable
 
 from savepoint_operator.control.connection import CloseCode, Closing, Connection
+from savepoint_operator.control.pace import Paces
 from savepoint_operator.control.presence import Presence
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.restore_session import RestoreSession
@@ -56,6 +57,7 @@ class ControlServer:
         self._now, self._monotonic, self._poll_seconds = now, monotonic, poll_seconds
         self._tokens = Tokens(reviewer, monotonic)
         self._presence = Presence(monotonic)
+        self._paces = Paces(monotonic)
         self._lineage = LineageService(
             stores,
             directory,
@@ -138,6 +140,7 @@ class ControlServer:
             raise Closing(CloseCode.NOT_LEADING, "tokens cannot be reviewed now; dial again") from error
         if pod is None:
             raise Closing(CloseCode.TOKEN_REFUSED, "the token proves no pod")
+        connection.pace = self._paces.of(pod.uid)
         hello = await connection.receive(HELLO_SECONDS)
         if hello is None:
             return

@@ -50,6 +50,7 @@ from savepoint_operator.rules.attempt import (
 SILENT_SECONDS = 30.0
 """Six heartbeats: a sidecar that says nothing for so long is dropped, and dials again if it lives."""
 QUEUE_MESSAGES = 256
+QUEUE_BYTES = 4 << 20
 FINISH_SECONDS = 60.0
 """How long what a sidecar sent before it went may take to be handled."""
 REQUEST_DEADLINE_SECONDS = 300
@@ -82,7 +83,8 @@ class SidecarSession:
         self._renew_at = monotonic() + RENEW_SECONDS
         self._heartbeat = Heartbeat()
         self._tenure: Tenure | None = None
-        self._queue: asyncio.Queue[FromPod | None] = asyncio.Queue(QUEUE_MESSAGES)
+        self._queue: asyncio.Queue[tuple[FromPod, int] | None] = asyncio.Queue(QUEUE_MESSAGES)
+        self._waiting_bytes = 0
 
     # -- what the registry needs ----------------------------------------------------------------------------------
 
@@ -162,10 +164,11 @@ class SidecarSession:
                 if self._monotonic() > self._renew_at and self._registry.attempt(self._who.agent) is None:
                     raise Closing(CloseCode.NOT_LEADING, "a long session is renewed: dial again")
                 continue
-            try:
-                self._queue.put_nowait(message)
-            except asyncio.QueueFull as error:
-                raise Closing(CloseCode.SLOW, f"more than {QUEUE_MESSAGES} messages wait") from error
+            size = self._connection.received_bytes
+            if self._queue.full() or self._waiting_bytes + size > QUEUE_BYTES:
+                raise Closing(CloseCode.SLOW, f"more than {QUEUE_MESSAGES} messages or {QUEUE_BYTES} bytes wait")
+            self._waiting_bytes += size
+            self._queue.put_nowait((message, size))
 
     async def _finish(self, worker: "asyncio.Task[None]") -> None:
         """Handle what the sidecar had sent before it went: its release is often the last word."""
@@ -180,7 +183,9 @@ class SidecarSession:
             await asyncio.gather(worker, return_exceptions=True)
 
     async def _work(self) -> None:
-        while (message := await self._queue.get()) is not None:
+        while (item := await self._queue.get()) is not None:
+            message, size = item
+            self._waiting_bytes -= size
             try:
                 await self._handle(message)
             except SavepointError as error:
@@ -230,6 +235,10 @@ class SidecarSession:
         problem = request_problem(ask)
         if problem is not None:
             await self._answer(Refused("Refused", f"No such request: {problem}.", request=ask.request))
+            return
+        if not self._registry.may_begin(agent):
+            text = "This pod asks for checkpoints faster than one a second; ask again later."
+            await self._answer(Refused("Refused", text, request=ask.request))
             return
         attempt = await self._recorder.requested(agent, ask)
         if isinstance(attempt, Refusal):

@@ -5,7 +5,7 @@ taken from the API server, where two cannot have it.
 """
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from savepoint.contract.control import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
@@ -22,6 +22,8 @@ from savepoint_operator.rules.conditions import parsed_time
 from savepoint_operator.rules.texts import with_next_step
 
 REQUESTS_KEPT: Final = 64
+CUT_MOST: Final = timedelta(days=1)
+"""No attempt lasts so long: a cut that is said to be older was not told by a right clock."""
 
 
 class QueueingRecorder:
@@ -234,7 +236,7 @@ class QueueingRecorder:
         timing = note.offer.timing if note.offer else None
         commit = parsed_time(committed_at) or self.now()
         cut = parsed_time((timing.quiesced or timing.start) if timing else None)
-        line.recovery_point = min(cut or commit, commit)
+        line.recovery_point = cut if cut is not None and commit - CUT_MOST < cut < commit else commit
 
     def _is_old(self, line: Line, head: Head) -> bool:
         """A record that is reflected already: its object may have been deleted since, and does not come back."""

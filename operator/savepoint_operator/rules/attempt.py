@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from savepoint.contract.control import AttemptState, Offer, RequestCheckpoint
+from savepoint.repository.manifest import KINDS
 
 ANSWER_GRACE_SECONDS = 5.0
 """How long after the deadline a sidecar may still report its own failure before the operator does."""
@@ -18,9 +19,18 @@ URGENT = frozenset({"Shutdown", "Finish", "Drain", "Preemption"})
 REQUESTED = frozenset({"Agent", "Shutdown", "Finish"})
 """Triggers that a pod may ask for."""
 
+TRIGGERS = frozenset(
+    {
+        "Manual", "Interval", "Cron", "StateChange", "RiskyOperation", "Drain", "Preemption", "Shutdown", "Rollout",
+        "Rollback", "Agent", "Finish", "Adopted",
+    }
+)  # fmt: skip
+COMPONENTS_MOST = 512
+OPERATIONS_MOST = 512
+NAME_MOST = 1024
+
 _ATTEMPT = re.compile(r"[0-9a-f]{32}")
-_MANIFEST = re.compile(r"[0-9a-f]{64}")
-_TRIGGER = re.compile(r"[A-Z][A-Za-z]{1,31}")
+_MANIFEST = _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,31 @@ def offer_problem(offer: Offer) -> str | None:
         return "an attempt's id has 32 hexadecimal digits"
     if not _MANIFEST.fullmatch(offer.manifest.name) or offer.manifest.size < 1:
         return "a manifest is named by 64 hexadecimal digits and is not empty"
-    if not _TRIGGER.fullmatch(offer.trigger):
-        return "a trigger is one CamelCase word"
+    if offer.trigger not in TRIGGERS:
+        return f"a trigger is one of {', '.join(sorted(TRIGGERS))}"
+    if offer.consistency not in ("Application", "Fuzzy"):
+        return "a checkpoint's consistency is Application or Fuzzy"
+    if min(offer.logical_bytes, offer.stored_bytes, offer.uploaded_bytes, offer.open_operations) < 0:
+        return "a size is less than nothing"
+    return _components_problem(offer) or _execution_problem(offer)
+
+
+def _components_problem(offer: Offer) -> str | None:
+    names = {each.name for each in offer.components}
+    if len(offer.components) > COMPONENTS_MOST or len(names) != len(offer.components):
+        return f"it has more than {COMPONENTS_MOST} components, or two of one name"
+    for each in offer.components:
+        if len(each.name) > NAME_MOST or each.kind not in KINDS or not _DIGEST.fullmatch(each.digest):
+            return f"component {each.name[:80]!r} has no proper name, kind or digest"
+        if min(each.size, each.uploaded_size) < 0:
+            return f"component {each.name[:80]!r} is smaller than nothing"
+    return None
+
+
+def _execution_problem(offer: Offer) -> str | None:
+    words = (offer.step or "", *offer.uncertain_operations)
+    if len(words) > OPERATIONS_MOST or any(len(each) > NAME_MOST for each in words):
+        return f"it tells more than {OPERATIONS_MOST} operations, or one by more than {NAME_MOST} characters"
     return None
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from savepoint.contract.control import Offer, Progress, Result
+from savepoint.contract.control import Offer, Progress, Result, Timing
 from savepoint.repository.commit import CommitRecord, Head
 
-from savepoint_operator.rules.conditions import Condition, merged, parsed_time, stamp
+from savepoint_operator.rules.conditions import Condition, merged, parsed_time, precise_stamp, stamp
 from savepoint_operator.rules.texts import duration_text, size_text
 
 Patch = dict[str, Any]
@@ -97,7 +97,7 @@ def manifest_key(record: CommitRecord) -> str:
 
 
 def _tell_offer(patch: Patch, offer: Offer) -> None:
-    timing = offer.timing
+    timing = _times(offer.timing)
     patch["consistency"] = offer.consistency
     patch["type"] = "Full" if offer.uploaded_bytes >= offer.stored_bytes else "Incremental"
     patch["size"] = {"logical": offer.logical_bytes, "stored": offer.stored_bytes, "uploaded": offer.uploaded_bytes}
@@ -119,12 +119,20 @@ def _tell_offer(patch: Patch, offer: Offer) -> None:
         execution["uncertainOperations"] = list(offer.uncertain_operations)
     patch["execution"] = execution
     told = {"start": timing.start, "quiesced": timing.quiesced, "resumed": timing.resumed}
-    patch["timing"] |= {name: time for name, time in told.items() if parsed_time(time) is not None}
+    patch["timing"] |= {name: time for name, time in told.items() if time}
     if timing.pause_milliseconds is not None:
         patch["timing"]["pauseMilliseconds"] = timing.pause_milliseconds
     patch["summary"] |= {"size": size_text(offer.logical_bytes), "uploaded": size_text(offer.uploaded_bytes)}
     if timing.pause_milliseconds is not None:
         patch["summary"]["pause"] = duration_text(timing.pause_milliseconds)
+
+
+def _times(timing: Timing) -> Timing:
+    """In one form; what is no time is left out."""
+    found = [parsed_time(each) for each in (timing.start, timing.quiesced, timing.resumed)]
+    start, quiesced, resumed = (precise_stamp(each) if each is not None else None for each in found)
+    pause = timing.pause_milliseconds
+    return Timing(start or "", quiesced, resumed, None if pause is None else max(pause, 0))
 
 
 def unchanged(latest: Mapping[str, Any], latest_name: str, result: Result) -> tuple[Patch, Condition]:

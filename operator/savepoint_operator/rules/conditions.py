@@ -29,13 +29,19 @@ def stamp(time: datetime) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def precise_stamp(time: datetime) -> str:
+    """A time with its microseconds, in the one form that every validator takes."""
+    time = time.astimezone(UTC)
+    return f"{time.year:04}-{time:%m-%dT%H:%M:%S.%f}Z"
+
+
 def parsed_time(text: str | None) -> datetime | None:
     """A time that somebody else wrote, None when it is none: nothing rests on its being right."""
     try:
         time = datetime.fromisoformat(text or "")
-    except ValueError:
+        return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def merged(current: Iterable[Raw], wanted: Iterable[Condition], generation: int, now: datetime) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ def test_committed_with_everything_and_with_nothing_but_its_record() -> None:
     assert patch["type"] == "Incremental"
     assert patch["parentName"] == "coder-0"
     assert patch["execution"] == {"openOperations": 0, "step": "s", "uncertainOperations": ["e1"]}
-    assert patch["timing"] == {"completion": head().record.time, "start": "2026-11-24T00:00:00Z"}
+    assert patch["timing"] == {"completion": head().record.time, "start": "2026-11-24T00:00:00.000000Z"}
     assert "pause" not in patch["summary"]
     patch, _ = checkpoint_status.committed(offer(uploaded_bytes=10), head(), "default", "", NOW)
     assert patch["type"] == "Full"

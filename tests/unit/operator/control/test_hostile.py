@@ -1,0 +1,195 @@
+"""A pod with a good token that means harm: what it sends must neither use up the operator nor spoil what it shows."""
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from savepoint.contract.control import (
+    Ack,
+    AttemptState,
+    Committed,
+    ComponentSummary,
+    Heartbeat,
+    Hello,
+    ObjectName,
+    Offer,
+    Outcome,
+    Progress,
+    Refused,
+    RequestCheckpoint,
+    Result,
+    Timing,
+    decode,
+    encode,
+)
+from savepoint_operator.control.pace import BEGUN_MOST, BYTES_MOST, BYTES_PER_SECOND, Allowance, Paces
+from savepoint_operator.metrics import Metrics
+from savepoint_operator.rules.attempt import offer_problem
+from savepoint_operator.rules.conditions import parsed_time, precise_stamp
+from savepoint_operator.rules.heard import DETAIL_MOST, MESSAGE_MOST, heard
+
+from tests.fakes.control_cell import Cell, attempt, until
+from tests.fakes.operator_ports import Clock
+
+
+async def test_results_of_attempts_that_nobody_ordered_become_no_flood_of_objects(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    for number in range(BEGUN_MOST + 40):
+        await pod.ask(Result(attempt(number), "Failed", "StageFull"), Ack)
+    assert len(cell.recorder.of("failed")) == BEGUN_MOST
+    cell.clock.advance(2)
+    for number in range(BEGUN_MOST + 40, BEGUN_MOST + 50):
+        await pod.ask(Result(attempt(number), "Failed", "StageFull"), Ack)
+    assert len(cell.recorder.of("failed")) == BEGUN_MOST + 2
+
+
+async def test_offers_and_requests_of_a_pods_own_are_counted_with_them(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    for number in range(BEGUN_MOST - 1):
+        await pod.ask(Result(attempt(number), "Failed", "StageFull"), Ack)
+    await pod.ask(cell.offer(attempt(1000), 1), Committed)
+    refused = await pod.ask(cell.offer(attempt(1001), 1), Refused)
+    assert refused.reason == "Refused"
+    assert (await pod.ask(RequestCheckpoint("r", "Agent"), Refused)).reason == "Refused"
+    await pod.ask(cell.offer(attempt(1000), 1), Committed)  # told again, it is answered
+
+
+async def test_large_messages_do_not_pile_up_while_the_store_is_away(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.store.hold()
+    await pod.send(cell.offer(attempt(1), 1))
+    large = Result(attempt(2), "Failed", "StageFull", "x" * 1_000_000)
+    for _ in range(3):
+        await pod.send(large)
+        cell.clock.advance(10)  # within its allowance
+        await asyncio.sleep(0.05)
+    for _ in range(3):
+        await pod.send(large)
+        cell.clock.advance(10)
+    await asyncio.sleep(0.2)
+    cell.store.release()
+    assert await pod.closed() == 1008
+
+
+def test_an_allowance_fills_again() -> None:
+    clock = Clock()
+    allowance = Allowance(clock.monotonic, 10, 2)
+    assert allowance.spend(10) == 0
+    assert allowance.spend(4) == 2
+    clock.advance(2)
+    assert not allowance.take()
+    clock.advance(100)
+    assert all(allowance.take() for _ in range(10))
+    assert not allowance.take()
+
+
+def test_a_reconnect_gives_a_pod_no_new_allowance() -> None:
+    paces = Paces(Clock().monotonic)
+    paces.of("a").spend(BYTES_MOST)
+    assert paces.of("a").spend(BYTES_PER_SECOND) == 1
+    assert paces.of("b").spend(1) == 0
+
+
+def test_the_dearest_message_is_decoded_within_a_part_of_a_second() -> None:
+    text = encode(Hello("sidecar", 1, "1", attempts=tuple(AttemptState("", "") for _ in range(30_000))))
+    started = time.process_time()
+    decode(text)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("word", ["Ready", "Unchanged", "Committing", "Pending", "no word", "", "x" * 1000, "Ready\n"])
+def test_a_failure_cannot_be_told_in_words_that_mean_something_else(word: str) -> None:
+    result = heard(Result(attempt(1), "Failed", word))
+    assert isinstance(result, Result)
+    assert result.reason in ("Failed", "")
+    outcome = heard(Outcome(word))
+    assert isinstance(outcome, Outcome)
+    assert outcome.outcome == "RestoreFailed"
+
+
+def test_what_is_shown_is_bounded_and_can_be_written() -> None:
+    result = heard(Result(attempt(1), "Odd", "StageFull", "\ud800" + "x" * 10_000, -5))
+    assert result == Result(attempt(1), "Failed", "StageFull", "?" + "x" * (MESSAGE_MOST - 1), 0)
+    beat = heard(Heartbeat(True, "y" * 5000))
+    assert isinstance(beat, Heartbeat)
+    assert len(beat.detail) == DETAIL_MOST
+    assert heard(Progress("a", "Ready", 1 << 60, -1, -1)) == Progress("a", "", 100, 0, 0)
+    outcome = heard(Outcome("Restored", "", "", -1, 1 << 62))
+    assert isinstance(outcome, Outcome)
+    assert outcome.bytes_restored == 0
+    assert outcome.milliseconds < 1 << 50
+
+
+def test_the_honest_are_heard_as_they_spoke() -> None:
+    for message in (
+        Hello("sidecar", 1, "0.1.0", "n1", 3, (AttemptState(attempt(1), "Uploading"),)),
+        Result(attempt(1), "Failed", "QuiesceTimeout", "step crawl runs for 94 s", 10_000),
+        Result(attempt(1), "Unchanged", pause_milliseconds=3),
+        Progress("", "Restoring", 5, 10, 200),
+        Outcome("KeptLocal", "", "", 0, 12),
+        Outcome("IntegrityError", "pack 1 is damaged", "packs/1-a"),
+    ):
+        assert heard(message) == message
+
+
+def offer(**more: Any) -> Offer:
+    first = Offer(attempt(1), ObjectName("a" * 64, 10), (), "Interval", "Fuzzy", 1, 1, 1, Timing(""))
+    return replace(first, **more)
+
+
+GOOD = ComponentSummary("documents", "Memory", "b" * 64, 1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"trigger": "Zzzzzzzz"},
+        {"consistency": "Perfect"},
+        {"uploaded_bytes": -1},
+        {"open_operations": -1},
+        {"components": (GOOD, GOOD)},
+        {"components": (ComponentSummary("x" * 5000, "Memory", "b" * 64, 1),)},
+        {"components": (ComponentSummary("x", "Gold", "b" * 64, 1),)},
+        {"components": (ComponentSummary("x", "Memory", "b", 1),)},
+        {"components": (ComponentSummary("x", "Memory", "b" * 64, -1),)},
+        {"step": "s" * 5000},
+        {"uncertain_operations": ("u",) * 5000},
+    ],
+)
+def test_an_offer_that_could_not_be_shown_is_refused(more: dict[str, Any]) -> None:
+    assert offer_problem(offer(components=(GOOD,), step="crawl")) is None
+    assert offer_problem(offer(**more)) is not None
+
+
+async def test_a_pod_that_is_refused_is_told_so_and_served_on(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    bad = cell.offer(attempt(1), 1, trigger="Zzzz")
+    assert "trigger" in (await pod.ask(bad, Refused)).message
+    await pod.ask(Heartbeat(), Ack)
+    await until(lambda: not cell.recorder.of("committed"))
+
+
+def test_words_of_pods_make_no_series_of_their_own() -> None:
+    metrics = Metrics()
+    for number in range(200):
+        word = "Made" + "".join(chr(65 + int(digit)) for digit in str(number))
+        metrics.restored(word, 1)
+        metrics.checkpoint(word, word, 1.0)
+    metrics.checkpoint("StageFull", "Interval")
+    text = metrics.text().decode()
+    assert "Made" not in text
+    assert 'savepoint_checkpoints_total{result="StageFull",trigger="Interval"} 1.0' in text
+    assert 'savepoint_restores_total{outcome="Other"} 200.0' in text
+
+
+def test_times_that_a_pod_tells_can_be_written() -> None:
+    assert parsed_time("0001-01-01T00:00:00+23:59") is None
+    early = parsed_time("0001-01-02")
+    assert early is not None
+    assert precise_stamp(early) == "0001-01-02T00:00:00.000000Z"
