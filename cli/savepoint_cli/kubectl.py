@@ -23,7 +23,7 @@ CHECKPOINTS: Final = f"agentcheckpoints.{GROUP}"
 RESTORES: Final = f"agentrestores.{GROUP}"
 AGENTS: Final = f"protectedagents.{GROUP}"
 CHECKPOINT_UNDER_WAY: Final = frozenset({"", "Pending", "Quiescing", "Capturing", "Uploading", "Committing"})
-RESTORE_UNDER_WAY: Final = frozenset({"", "Waiting", "PredecessorRunning", "Fetching", "Verifying", "Writing"})
+RESTORE_UNDER_WAY: Final = frozenset({""})  # else its condition is Unknown until it has ended
 
 Run = Callable[[Sequence[str], str], str]
 
@@ -76,10 +76,10 @@ class Waiter:
             if found.get("status") == "True":
                 self.show(line)
                 return 0
-            if reason not in under_way:
+            if reason not in under_way and found.get("status") != "Unknown":
                 self.show(f"{line}: {found.get('message', 'failed')}")
                 return EXIT_FAILED
-            if line != shown:
+            if reason and line != shown:
                 self.show(line)
                 shown = line
             if self.clock() >= ends_at:

@@ -74,6 +74,18 @@ def test_a_rollback_names_the_agent_of_its_checkpoint(monkeypatch: pytest.Monkey
     assert made["spec"] == {"mode": "Rollback", "source": {"checkpointName": "coder-41"}}
 
 
+def test_a_rollback_is_waited_for_through_all_its_stages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [condition("Succeeded", "Unknown", reason) for reason in ("Waiting", "Checkpointing", "EvictionBlocked")]
+    cluster = Cluster({}, {}, *stages, condition("Succeeded", "True", "Succeeded"))
+    assert invoke(monkeypatch, cluster, "rollback", "coder-41", "--wait") == 0
+    shown = capsys.readouterr().err.split("\n")
+    assert shown[:4] == [
+        f"coder-x1 {reason}" for reason in ("Waiting", "Checkpointing", "EvictionBlocked", "Succeeded")
+    ]
+
+
 def test_protect_patches_the_template(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     cluster = Cluster()
     arguments = ["protect", "deployment/coder", "--state", "/workspace", "--state", "/home/node/.agent"]
