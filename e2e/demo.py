@@ -16,7 +16,7 @@ from pathlib import Path
 from e2e import lab as stage
 from e2e import proofs as proof
 from e2e.kube import Kubectl, kubeconfig_from_environment
-from e2e.lab import AGENTS, SYSTEM, Lab, Settings
+from e2e.lab import SYSTEM, Lab, Settings
 from e2e.laptop import laptop
 from e2e.scenes import (
     Facts,
@@ -104,7 +104,7 @@ def cluster_scenes(lab: Lab, facts: Facts) -> None:
     """Everything on the cluster."""
     scene("Two identical researchers, one protected, one not; a coder without SDK")
     protect(lab)
-    shown(lab.kubectl.within(AGENTS), "get", "protectedagents")
+    shown(lab.agents, "get", "protectedagents")
     say("waiting for checkpoints on the interval, then one on demand")
     lab.wait_checkpoint("researcher", 0)
     lab.wait_checkpoint("coder", 0)

@@ -111,23 +111,24 @@ def forwarded(kubectl: Kubectl, target: str, port: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class World:
-    """The witness: what agents reported, asked and booked."""
+    """The witness: what agents reported, asked and booked. ``scope`` is put before an agent's name."""
 
     url: str
+    scope: str = ""
 
     def reports(self, agent: str) -> list[dict[str, Any]]:
         """All reports of an agent, in order."""
-        found: list[dict[str, Any]] = self._get(f"/reports?agent={agent}")
+        found: list[dict[str, Any]] = self._get(f"/reports?agent={self.scope}{agent}")
         return found
 
     def calls(self, agent: str) -> dict[str, list[int]]:
         """Model calls by request: [started, completed]."""
-        found: dict[str, list[int]] = self._get("/calls").get(agent, {})
+        found: dict[str, list[int]] = self._get("/calls").get(self.scope + agent, {})
         return found
 
     def effects(self, agent: str) -> dict[str, dict[str, Any]]:
         """The ledger's entries by id."""
-        found: dict[str, dict[str, Any]] = self._get("/effects").get(agent, {})
+        found: dict[str, dict[str, Any]] = self._get("/effects").get(self.scope + agent, {})
         return found
 
     def turn(self, agent: str) -> int:

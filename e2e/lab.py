@@ -20,7 +20,7 @@ from e2e.cluster.programs import program
 from e2e.kube import CommandFailed, Kubectl, World, forwarded, until
 
 ROOT = Path(__file__).resolve().parent.parent
-SYSTEM, AGENTS, WORLD = "savepoint-system", "agents", "world"
+SYSTEM, WORLD = "savepoint-system", "world"
 BUCKET, ACCESS_KEY, SECRET_KEY = (
     "agents",
     "local-access",
@@ -30,8 +30,9 @@ BUCKET, ACCESS_KEY, SECRET_KEY = (
 
 @dataclass(frozen=True)
 class Settings:
-    """How large and how busy the sample agents are."""
+    """Where the sample agents live, and how large and busy they are."""
 
+    namespace: str = "agents"
     state_mib: int = 256
     documents: int = 2000
     turn_seconds: float = 0.2
@@ -52,7 +53,7 @@ class Lab:
     @property
     def agents(self) -> Kubectl:
         """kubectl in the agents' namespace."""
-        return self.kubectl.within(AGENTS)
+        return self.kubectl.within(self.settings.namespace)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ class Lab:
         self.agents.manifest(
             "researcher.yaml",
             NAME=name,
-            NAMESPACE=AGENTS,
+            NAMESPACE=settings.namespace,
             LABEL=f"savepoint.dev/agent: {name}" if protected else "protected: 'no'",
             STATE_MIB=str(settings.state_mib),
             DOCUMENTS=str(settings.documents),
@@ -223,8 +224,8 @@ def _namespace(name: str) -> dict[str, Any]:
 
 def agents_namespace(kubectl: Kubectl, settings: Settings) -> None:
     """The agents' namespace, which enforces the restricted standard, and its policy."""
-    kubectl.apply(json.dumps(_namespace(AGENTS)))
-    kubectl.manifest("policy.yaml", NAMESPACE=AGENTS, PERIOD=str(settings.period_seconds))
+    kubectl.apply(json.dumps(_namespace(settings.namespace)))
+    kubectl.manifest("policy.yaml", NAMESPACE=settings.namespace, PERIOD=str(settings.period_seconds))
 
 
 @contextlib.contextmanager
@@ -239,6 +240,6 @@ def opened(kubeconfig: Path, settings: Settings) -> Iterator[Lab]:
     """A Lab on a cluster where ``install`` has been run."""
     kubectl = Kubectl(kubeconfig)
     with bucket_of(kubectl) as bucket, forwarded(kubectl.within(WORLD), "service/world", 8000) as address:
-        world = World(f"http://{address}")
+        world = World(f"http://{address}", f"{settings.namespace}/")
         with urllib.request.urlopen(f"{world.url}/healthz", timeout=10):
             yield Lab(kubectl, NodeController(), world, bucket, settings)

@@ -3,6 +3,7 @@
 The same scenes as `make demo`; here each proof is a test of its own, so that a failure says which one.
 """
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,13 +25,13 @@ def lab(kubeconfig: Path) -> Iterator[Lab]:
     """The chart installed by Helm, with the researcher, its twin and the coder at work."""
     kubectl = Kubectl(kubeconfig)
     stage.install(kubectl)
-    settings = Settings()
+    settings = Settings(namespace=f"agents-{uuid.uuid4().hex[:8]}")  # data of another run stays in the bucket
     stage.agents_namespace(kubectl, settings)
     with stage.opened(kubeconfig, settings) as opened:
         scenes.protect(opened)
         yield opened
         opened.nodes.heal()
-        kubectl("delete", "namespace", stage.AGENTS, "--wait=true", "--timeout=120s", timeout=150)
+        kubectl("delete", "namespace", settings.namespace, "--wait=true", "--timeout=120s", timeout=150)
 
 
 @pytest.fixture(scope="module")
