@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import quote
 
 from savepoint.contract.names import API_VERSION
+
+from savepoint_operator.cluster.errors import Missing
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,22 @@ class Kind:
         return self.api_version.rpartition("/")[2]
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """The URL path of an object, or of the list when there is no name."""
+        """The URL path of an object, or of the list when there is no name. Missing for what no object can be named.
+
+        Names come from owner references and records as well, which may hold any text: none leads out of its part.
+        """
         parts = ["", "apis" if self.group else "api", self.api_version]
         if self.namespaced and namespace:
-            parts += ["namespaces", namespace]
+            parts += ["namespaces", _segment(namespace)]
         parts.append(self.plural)
-        parts += [part for part in (name, subresource) if part]
+        parts += [_segment(part) for part in (name, subresource) if part]
         return "/".join(parts)
+
+
+def _segment(name: str) -> str:
+    if name in (".", "..") or "/" in name or "%" in name:
+        raise Missing(f"no object can be named {name!r:.120}")
+    return quote(name, safe="")
 
 
 CHECKPOINTS: Final = Kind(API_VERSION, "AgentCheckpoint", "agentcheckpoints")

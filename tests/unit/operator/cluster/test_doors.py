@@ -16,7 +16,7 @@ from savepoint_operator.cluster.access import Access
 from savepoint_operator.cluster.api import Api
 from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, Missing
 from savepoint_operator.cluster.events import About, Events
-from savepoint_operator.cluster.kinds import CHECKPOINTS, EVENTS, NODES, PODS, SECRETS
+from savepoint_operator.cluster.kinds import CHECKPOINTS, DEPLOYMENTS, EVENTS, NODES, PODS, SECRETS
 from savepoint_operator.cluster.reviewer import Reviewer
 from savepoint_operator.model.views import PodIdentity
 
@@ -260,3 +260,27 @@ def test_the_ca_signs_what_it_serves() -> None:
     assert b"PRIVATE" not in ca.certificate
     assert "PRIVATE" not in repr(ca)
     assert base64.b64encode(ca.certificate)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../../../../api/v1/namespaces/savepoint-system/secrets/savepoint-master-key",
+        "..",
+        ".",
+        "a/../b",
+        "a%2fb",
+        "%2e%2e",
+    ],
+)
+async def test_a_name_that_somebody_else_wrote_leads_nowhere_else(api: Api, server: Server, name: str) -> None:
+    """Owner references hold any text, and so do records in a bucket: the operator may read more than they."""
+    assert await api.get(DEPLOYMENTS, "demo", name) is None
+    with pytest.raises(Missing):
+        await api.patch(PODS, "demo", name, {})
+    assert server.asked == []
+
+
+async def test_a_name_is_one_part_of_the_path(api: Api, server: Server) -> None:
+    await api.get(PODS, "demo", "a?watch=1#b c")
+    assert server.asked[0][1] == "/api/v1/namespaces/demo/pods/a%3Fwatch=1%23b%20c"
