@@ -253,10 +253,39 @@ def test_only_the_operator_resumes(kubectl: Kubectl, asker: Kubectl) -> None:
     kubectl.create(restore("Reset", agent="coder"), "--dry-run=server")
 
 
+def test_nobody_passes_off_a_checkpoint_as_the_operators(kubectl: Kubectl, asker: Kubectl) -> None:
+    metadata = {"name": "forged-1", "namespace": "default"}
+    plain = {"apiVersion": "savepoint.dev/v1alpha1", "kind": "AgentCheckpoint", "metadata": metadata}
+    plain["spec"] = {"agent": "coder"}
+    forged = {**plain, "metadata": {**metadata, "annotations": {"savepoint.dev/attempt": "0" * 32}}}
+    ours = {**forged, "metadata": {**forged["metadata"], "name": "made-1"}}
+    word = r"annotation savepoint.dev/attempt is the operator's own"
+
+    def enforced() -> bool:
+        try:
+            kubectl.create(forged, "--dry-run=server")
+        except Refused:
+            return True
+        return False
+
+    until("the admission policy is in force", enforced)
+    with pytest.raises(Refused, match=word):
+        kubectl.create(forged)
+    kubectl.create(plain)
+    kubectl.create(ours, f"--as={OPERATOR}")
+    for name in ("forged-1", "made-1"):
+        with pytest.raises(Refused, match=word):
+            kubectl("annotate", "ackpt", name, "--overwrite", "savepoint.dev/attempt=" + "1" * 32, "-n", "default")
+    with pytest.raises(Refused, match=word):
+        kubectl("annotate", "ackpt", "made-1", "savepoint.dev/attempt-", "-n", "default")
+    kubectl("annotate", "ackpt", "made-1", "note=mine", "-n", "default")
+    kubectl("delete", "ackpt", "forged-1", "made-1", "-n", "default")
+
+
 MAY = [
     ("create", "agentcheckpoints.savepoint.dev", "default"),
     ("create", "agentrestores.savepoint.dev", "default"),
-    ("update", "protectedagents.savepoint.dev/status", "default"),
+    ("patch", "protectedagents.savepoint.dev/status", "default"),
     ("patch", "agentcheckpointpolicies.savepoint.dev/status", "default"),
     ("create", "agentcheckpointstores.savepoint.dev", ""),
     ("watch", "pods", "default"),
@@ -265,6 +294,7 @@ MAY = [
     ("create", "tokenreviews.authentication.k8s.io", ""),
     ("create", "events", "default"),
     ("get", "secrets", NAMESPACE),
+    ("patch", "secrets/savepoint-tls", NAMESPACE),
     ("create", "leases.coordination.k8s.io", NAMESPACE),
     ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io/savepoint", ""),
 ]
@@ -272,6 +302,14 @@ MAY_NOT = [
     ("get", "secrets", "default"),
     ("list", "secrets", NAMESPACE),
     ("delete", "secrets", NAMESPACE),
+    ("update", "secrets", NAMESPACE),
+    ("patch", "secrets/savepoint-master-key", NAMESPACE),
+    ("patch", "secrets/savepoint-ca", NAMESPACE),
+    ("delete", "protectedagents.savepoint.dev", "default"),
+    ("delete", "agentcheckpointstores.savepoint.dev", ""),
+    ("update", "agentcheckpoints.savepoint.dev", "default"),
+    ("create", "pods/ephemeralcontainers", "default"),
+    ("impersonate", "serviceaccounts", NAMESPACE),
     ("delete", "pods", "default"),
     ("create", "pods", "default"),
     ("get", "pods/log", "default"),
@@ -290,7 +328,7 @@ MAY_NOT = [
 def test_the_operators_rights(kubectl: Kubectl, may: bool, verb: str, what: str, namespace: str) -> None:
     resource, _, rest = what.partition("/")
     place = ["-n", namespace] if namespace else []
-    named = rest in ("savepoint", "another")
+    named = rest in ("savepoint", "another", "savepoint-tls", "savepoint-master-key", "savepoint-ca")
     if rest and not named:
         place.append(f"--subresource={rest}")
     try:
