@@ -255,9 +255,9 @@ def test_only_the_operator_resumes(kubectl: Kubectl, asker: Kubectl) -> None:
 
 def test_nobody_passes_off_a_checkpoint_as_the_operators(kubectl: Kubectl, asker: Kubectl) -> None:
     metadata = {"name": "forged-1", "namespace": "default"}
-    plain = {"apiVersion": "savepoint.dev/v1alpha1", "kind": "AgentCheckpoint", "metadata": metadata}
+    plain: dict[str, Any] = {"apiVersion": "savepoint.dev/v1alpha1", "kind": "AgentCheckpoint", "metadata": metadata}
     plain["spec"] = {"agent": "coder"}
-    forged = {**plain, "metadata": {**metadata, "annotations": {"savepoint.dev/attempt": "0" * 32}}}
+    forged: dict[str, Any] = {**plain, "metadata": {**metadata, "annotations": {"savepoint.dev/attempt": "0" * 32}}}
     ours = {**forged, "metadata": {**forged["metadata"], "name": "made-1"}}
     word = r"annotation savepoint.dev/attempt is the operator's own"
 
