@@ -15,6 +15,7 @@ from typing import Literal
 
 from savepoint.contract import agent as wire
 from savepoint.contract.control import CheckpointRef, ComponentSummary, ObjectName, Offer, Result, Welcome
+from savepoint.contract.names import ANNOTATION_STATE
 from savepoint.errors import SavepointError, StoreUnavailable, Unavailable
 from savepoint.repository import lineage
 from savepoint.repository.canonical import time_text
@@ -91,7 +92,10 @@ class Checkpointer:
                 "checkpoint stays; the next one follows the agent's connect()."
             )
         if not self._capture.roots:
-            raise Unavailable("There is nothing to capture: the agent has no state path, and no SDK is connected.")
+            raise Unavailable(
+                "There is nothing to capture: the agent has no volume and no state path, and no SDK is connected. Name "
+                f"its folders in annotation {ANNOTATION_STATE} of the pod template, or call savepoint.connect() in it."
+            )
 
     async def take(self, attempt: Attempt, session: Session | None, last: "Last | None" = None) -> Taken:
         """Take a checkpoint, of a running agent or, with ``last``, of one that ends.

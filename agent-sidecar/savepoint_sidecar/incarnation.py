@@ -41,6 +41,7 @@ CONNECT_WAIT_SECONDS: Final = 120.0
 BASELINE_SECONDS: Final = 60.0
 BASELINE_BYTES: Final = 256 << 20
 AGENT_SECONDS: Final = 5.0
+START_SECONDS: Final = 20.0
 POLL_SECONDS: Final = 0.05
 REMEMBERED_ATTEMPTS: Final = 64
 
@@ -238,9 +239,13 @@ class Incarnation:
                     await self._take(attempt, self.sessions.live)
 
     async def _await_agent(self) -> None:
-        """Give an agent with the SDK a moment to connect (again): a sidecar that was restarted is sooner here."""
-        ends_at = self._edges.monotonic() + AGENT_SECONDS
-        while self.checkpointer.sdk and self.sessions.live is None and not self._is_ending:
+        """Give an agent with the SDK a moment to connect (again): a sidecar that was restarted is sooner here.
+
+        An agent without files can be captured in no other way: it is given longer, for its first start.
+        """
+        ends_at = self._edges.monotonic() + (AGENT_SECONDS if self._terms.roots else START_SECONDS)
+        expected = self.checkpointer.sdk or not self._terms.roots
+        while expected and self.sessions.live is None and not self._is_ending:
             if self._completed or self._edges.monotonic() >= ends_at:
                 return
             await asyncio.sleep(POLL_SECONDS)

@@ -48,7 +48,8 @@ class Restores:
             item = await self._ensure(line.agent, note)
             told = note.outcome  # more may come while this is being written
             patch, condition = self._told(line, note)
-            if await self._write(item, patch, condition) and item.reason != patch["reason"]:
+            news = item.reason != patch["reason"] or (note.outcome is None and _message(item) != condition.message)
+            if await self._write(item, patch, condition) and news:
                 await self._say(line, note)
             if told is not None and line.restores.get(uid) is note:
                 del line.restores[uid]
@@ -211,6 +212,11 @@ class Restores:
             "The rollout waits: the new pod may not start before the old one has ended, and RollingUpdate ends the "
             "old one only after the new one has started. Set `strategy: {type: Recreate, rollingUpdate: null}`.",
         )
+
+
+def _message(item: RestoreObject) -> str:
+    """What its condition says."""
+    return next((str(each.get("message")) for each in item.status.get("conditions") or ()), "")
 
 
 def _discarded(

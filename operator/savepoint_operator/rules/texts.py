@@ -22,7 +22,7 @@ NEXT_STEP: Final = {
     "StoreDenied": "Check the rights of the store's credentials.",
     "StoreMisconfigured": "Look at the conditions of the AgentCheckpointStore.",
     "StoreUnavailable": "Earlier checkpoints are safe. Look at the conditions of the AgentCheckpointStore.",
-    "Unavailable": "It is tried again.",
+    "Unavailable": "By time it is tried again; what was asked for by hand is not: create another AgentCheckpoint.",
 }
 
 

@@ -13,6 +13,7 @@ from savepoint.contract.control import PolicyTerms, Refused
 from savepoint.errors import Superseded, Unavailable
 from savepoint.repository.lineage import pending_bytes, pending_of
 from savepoint.repository.verify import verify
+from savepoint_sidecar import incarnation
 
 from tests.fakes.store import MemoryStore
 from tests.unit.sidecar.harness import Cell, running
@@ -200,6 +201,28 @@ async def test_files_alone_are_no_checkpoint_of_an_agent_with_the_sdk(tmp_path: 
         await checkpoint(cell, agent_flushes=False)
         assert len(cell.authority.offers) == before
         assert cell.authority.results[-1].reason == "Unavailable"
+
+
+async def test_an_agent_without_files_is_given_time_to_connect(tmp_path: Path) -> None:
+    async with running(tmp_path, roots=()) as cell:
+        cell.authority.order()
+        await asyncio.sleep(0)
+        agent = await cell.connected()
+        await agent.flush()
+        assert (await agent.result()).outcome == "Ready"
+
+
+async def test_nothing_to_capture_says_how_there_would_be_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incarnation, "START_SECONDS", 0.0)
+    async with running(tmp_path, roots=()) as cell:
+        cell.authority.order()
+        await until(lambda: cell.authority.results)
+        (result,) = cell.authority.results
+        assert result.reason == "Unavailable"
+        assert "savepoint.dev/state" in result.message
+        assert not cell.authority.offers
 
 
 async def test_an_agent_without_the_sdk_is_captured_while_it_runs(tmp_path: Path) -> None:

@@ -72,6 +72,14 @@ async def test_a_pod_that_waits_says_for_what(bench: Bench) -> None:
     assert (status["reason"], status["epoch"]) == ("Fresh", 1)
 
 
+async def test_a_pod_that_waits_for_something_else_by_now_says_so(bench: Bench) -> None:
+    who = await bench.who(bench.pod())
+    for message in ("It is being looked at.", "Nobody answers.", "Nobody answers."):
+        await bench.now_leading.recorder.waiting(who, Wait("StoreUnavailable", message))
+        await bench.settle()
+    assert bench.cluster.events("StoreUnavailable") == ["It is being looked at.", "Nobody answers."]
+
+
 async def test_progress_and_a_failure_with_its_object(bench: Bench) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-41")
