@@ -19,6 +19,7 @@ from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.model.views import (
     AgentKey,
     CheckpointName,
+    Contents,
     Incarnation,
     NodeStanding,
     PodIdentity,
@@ -216,9 +217,12 @@ class Recorder:
         number = head.record.number + 1
         return self.names.get(offer.attempt, CheckpointName(number, f"{agent.name}-{number}"))
 
-    async def committed(self, agent: AgentKey, offer: Offer | None, head: Head, store: str) -> None:
+    async def committed(
+        self, agent: AgentKey, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
+    ) -> None:
         self._pin(agent, head)
         self.told.append(("committed", head))
+        self.told.append(("told", offer or contents))
 
     async def failed(self, agent: AgentKey, result: Result) -> None:
         self.told.append(("failed", result))

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from savepoint.contract.control import ObjectName, Offer, Outcome, Result, Timing
+from savepoint.contract.control import ComponentSummary, ObjectName, Offer, Outcome, Result, Timing
 from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
 from savepoint.errors import Refused, Unavailable
 from savepoint.repository import commit as records
@@ -20,7 +20,7 @@ from savepoint.repository.canonical import time_text
 from savepoint.repository.chain import Chain
 from savepoint.repository.commit import Head
 from savepoint.repository.keys import MasterKey
-from savepoint.repository.manifest import Execution, Manifest, Pack, Sizes
+from savepoint.repository.manifest import ComponentRecord, Execution, Manifest, Pack, Sizes, component_digest
 from savepoint.repository.repository import Repository
 from savepoint.storage.directory import DirectoryStore
 from savepoint_operator.cluster.events import Events
@@ -290,11 +290,11 @@ class Bench:
             epoch=head.record.epoch,
             created=time_text(self.time.now()),
             consistency="Application",
-            components=(),
+            components=(ComponentRecord("workspace", "Files", "tree", component_digest(()), 410 << 20, ()),),
             packs=(pack,),
-            size=Sizes(0, 0, len(content)),
+            size=Sizes(410 << 20, 200 << 20, 3 << 20),
             parent=None,
-            execution=Execution(),
+            execution=Execution("docs 42 of 90"),
         )
         name, size = repository.write_manifest(manifest, self.random.randbytes)
         return Offer(
@@ -307,6 +307,7 @@ class Bench:
             stored_bytes=200 << 20,
             uploaded_bytes=3 << 20,
             timing=Timing(time_text(self.time.now()), pause_milliseconds=38),
+            components=(ComponentSummary("workspace", "Files", component_digest(()), 410 << 20),),
             step="docs 42 of 90",
         )
 

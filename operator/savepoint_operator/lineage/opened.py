@@ -21,8 +21,9 @@ from savepoint.repository.commit import Head, ManifestName
 from savepoint.repository.keys import AgentKey as RepositoryKey
 from savepoint.repository.repository import Repository, manifest_key
 
+from savepoint_operator.lineage.contents import contents_of
 from savepoint_operator.model.ports import OpenStore
-from savepoint_operator.model.views import AgentKey, CheckpointName
+from savepoint_operator.model.views import AgentKey, CheckpointName, Contents
 
 ATTEMPT_DEPTH = 4
 """How far back a repeated offer is looked for: only an end of the run and a grant can come before its answer."""
@@ -122,6 +123,10 @@ class Opened:
             raise IntegrityError(f"record {record.sequence} of agent {self.agent} names no checkpoint")
         manifest = ObjectName(record.manifest.name, record.manifest.size)
         return CheckpointRef(record.name, record.number, record.sequence, record.time, manifest)
+
+    def contents(self, head: Head) -> Contents | None:
+        """What the checkpoint of this record holds, where its manifest can be read."""
+        return contents_of(self.repository, head)
 
     def _parent(self, head: Head) -> CheckpointRef | None:
         """Its sequence is that of the record by which the lineage came to it: after a rollback, the rollback's."""

@@ -217,7 +217,8 @@ class LineageService:
         for adoption in await self._call(opened, opened.adopt, head, self._now()):
             for adopted in adoption.heads:
                 actor.head = head = adopted if adopted.record.sequence > head.record.sequence else head
-                await self._recorder.committed(opened.agent, None, adopted, opened.store.name)
+                contents = await self._call(opened, opened.contents, adopted)
+                await self._recorder.committed(opened.agent, None, adopted, opened.store.name, contents)
             if adoption.why:
                 log.warning("agent %s: what its pod had left could not be committed: %s", opened.agent, adoption.why)
             if adoption.dropped:

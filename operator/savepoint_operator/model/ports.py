@@ -13,7 +13,17 @@ from savepoint.repository.commit import Head
 from savepoint.repository.keys import MasterKey
 from savepoint.storage import ObjectStore
 
-from .views import AgentKey, CheckpointName, Contact, Incarnation, PodIdentity, Refusal, SessionView, Standing
+from .views import (
+    AgentKey,
+    CheckpointName,
+    Contact,
+    Contents,
+    Incarnation,
+    PodIdentity,
+    Refusal,
+    SessionView,
+    Standing,
+)
 
 
 class TokenReviewer(Protocol):
@@ -108,9 +118,12 @@ class Recorder(Protocol):
         """Before a commit: what this attempt is called (its AgentCheckpoint's name, made now if there is none)."""
         ...
 
-    async def committed(self, agent: AgentKey, offer: Offer | None, head: Head, store: str) -> None:
+    async def committed(
+        self, agent: AgentKey, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
+    ) -> None:
         """A record of kind checkpoint (offer None: adopted from a deferred commit) or completed (offer None) exists.
 
+        ``contents``: what it holds, where no offer says so and its manifest could be read.
         May come again for the same record, also when the chain is further on: pin only what is newer than the pin.
         """
         ...

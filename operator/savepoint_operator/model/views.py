@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from savepoint.contract.control import PolicyTerms
+from savepoint.contract.control import ComponentSummary, PolicyTerms
 
 
 class AgentKey(NamedTuple):
@@ -94,6 +94,22 @@ class CheckpointName:
 
     number: int
     name: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a committed checkpoint holds, as its manifest says it; sizes in bytes."""
+
+    cut: str
+    """When the state was taken, as canonical.time_text."""
+    consistency: str
+    logical_bytes: int
+    stored_bytes: int
+    uploaded_bytes: int
+    components: tuple[ComponentSummary, ...] = ()
+    step: str | None = None
+    open_operations: int = 0
+    uncertain_operations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def assemble(
     agents = Agents(
         world,
         lines,
-        chronicle=Chronicle(world, stores, recorder),
+        chronicle=Chronicle(world, stores, objects, recorder),
         attempts=Attempts(
             cluster,
             world,

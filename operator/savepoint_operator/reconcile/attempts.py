@@ -116,7 +116,9 @@ class Attempts:
         self, line: Line, note: AttemptNote, item: CheckpointObject
     ) -> tuple[checkpoint_status.Patch, Condition]:
         if note.head is not None:
-            return checkpoint_status.committed(note.offer, note.head, note.store, note.parent, self._now())
+            return checkpoint_status.committed(
+                note.offer or note.contents, note.head, note.store, note.parent, self._now()
+            )
         assert note.result is not None
         if note.unchanged:
             name = self._objects.latest_name(line)

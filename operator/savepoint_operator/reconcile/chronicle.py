@@ -1,7 +1,8 @@
 """Repairing objects from the chain: what was committed while nobody could write status becomes visible.
 
 The pin in ProtectedAgent is written after the objects, so everything up to it is reflected: only newer records
-are read.
+are read. A ProtectedAgent without a pin is new: records older than it were reflected in an earlier life of its name, as
+before its namespace was deleted, and their objects do not come back.
 """
 
 import asyncio
@@ -11,26 +12,32 @@ from typing import Final
 from savepoint.errors import IntegrityError, SavepointError
 from savepoint.repository.chain import Chain
 from savepoint.repository.commit import Head
+from savepoint.repository.repository import Repository
 from savepoint.storage.wrapper import Prefixed
 
-from savepoint_operator.model.objects import ObjectKey
+from savepoint_operator.lineage.contents import contents_of
+from savepoint_operator.model.objects import AgentObject, ObjectKey
 from savepoint_operator.model.ports import OpenStore, Orders, Stores
-from savepoint_operator.model.views import AgentKey
+from savepoint_operator.model.views import AgentKey, Contents
+from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.line import Failure, Line
 from savepoint_operator.reconcile.recorder import QueueingRecorder
 from savepoint_operator.reconcile.world import World
+from savepoint_operator.rules.conditions import parsed_time
 
 log = logging.getLogger(__name__)
 
 DEPTH: Final = 512
+MANIFESTS_MOST: Final = 64
+"""How many of the newest records are told with what they hold: retention keeps a few only."""
 RETRY_SECONDS: Final = 15.0
 
 
 class Chronicle:
     """The step of an agent's look that reads its chain, once per leader and again after each listing."""
 
-    def __init__(self, world: World, stores: Stores, recorder: QueueingRecorder) -> None:
-        self._world, self._stores, self._recorder = world, stores, recorder
+    def __init__(self, world: World, stores: Stores, objects: CheckpointObjects, recorder: QueueingRecorder) -> None:
+        self._world, self._stores, self._objects, self._recorder = world, stores, objects, recorder
 
     async def repair(self, line: Line, store_name: str, orders: Orders) -> float | None:
         """Tell the recorder what it has missed. Seconds until another try when the store could not be read."""
@@ -43,7 +50,12 @@ class Chronicle:
         try:
             store = await self._stores.open(store_name)
             head = await orders.head(line.agent, store_name)
-            missed = await asyncio.to_thread(_since, store, line.agent, head, item.pin[0] if item.pin else 0)
+            missed = await asyncio.to_thread(self._since, store, line.agent, head, item.pin[0] if item.pin else 0)
+            if item.pin is None:
+                own = [each for each in missed if self._is_of(item, each)]
+                _begin_at(line, head, [each for each in missed if each not in own])
+                missed = own
+            contents = await asyncio.to_thread(self._contents, store, line.agent, missed[-MANIFESTS_MOST:])
         except IntegrityError as error:
             line.failure = line.failure or Failure(error.reason, str(error), self._recorder.now())
             log.error("agent %s: %s", line.agent, error)
@@ -52,19 +64,41 @@ class Chronicle:
             log.info("agent %s: its chain cannot be read now: %s", line.agent, error)
             return RETRY_SECONDS
         for each in missed:
-            if each.record.kind in ("checkpoint", "completed"):
-                await self._recorder.committed(line.agent, None, each, store_name)
+            await self._recorder.committed(line.agent, None, each, store_name, contents.get(each.record.sequence))
         if head is not None:
             line.learn(head)
             line.completed = head.record.kind == "completed"
         line.chain_read = True
         return None
 
+    def _is_of(self, item: AgentObject, head: Head) -> bool:
+        """Whether the record belongs to this life of the name: it is younger, or an object waits for its end."""
+        record = head.record
+        made = parsed_time(record.time)
+        if made is not None and made >= item.meta.created:
+            return True
+        return record.attempt is not None and self._objects.find(item.agent, record.attempt) is not None
 
-def _since(store: OpenStore, agent: AgentKey, head: Head | None, pinned: int) -> list[Head]:
-    """Records above the pin, oldest first."""
-    if head is None or head.record.sequence <= pinned:
-        return []
-    chain = Chain(Prefixed(store.objects, f"{agent.namespace}/{agent.name}/"), *agent)
-    depth = min(head.record.sequence - pinned, DEPTH)
-    return list(chain.back(head, depth))[::-1]
+    def _since(self, store: OpenStore, agent: AgentKey, head: Head | None, pinned: int) -> list[Head]:
+        """Checkpoints and ends above the pin, oldest first. Blocking."""
+        if head is None or head.record.sequence <= pinned:
+            return []
+        chain = Chain(Prefixed(store.objects, f"{agent.namespace}/{agent.name}/"), *agent)
+        depth = min(head.record.sequence - pinned, DEPTH)
+        return [each for each in chain.back(head, depth) if each.record.kind in ("checkpoint", "completed")][::-1]
+
+    def _contents(self, store: OpenStore, agent: AgentKey, heads: list[Head]) -> dict[int, Contents | None]:
+        """What they hold, by sequence. Blocking."""
+        if not heads:
+            return {}
+        repository = Repository.open_or_create(store.objects, *agent, store.master, now=self._recorder.now())
+        return {each.record.sequence: contents_of(repository, each) for each in heads}
+
+
+def _begin_at(line: Line, head: Head | None, records: list[Head]) -> None:
+    """The checkpoint that a new life of the name begins at has no object, and is its latest all the same."""
+    target = head.record.manifest if head is not None else None
+    made = (each for each in reversed(records) if target is not None and each.record.manifest == target)
+    found = next((each for each in made if each.record.kind == "checkpoint"), None)
+    if found is not None and line.latest is None:
+        line.latest, line.recovery_point = found, parsed_time(found.record.time)

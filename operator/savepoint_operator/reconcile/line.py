@@ -11,7 +11,7 @@ from datetime import datetime
 from savepoint.contract.control import Offer, Outcome, Progress, Result, Wait
 from savepoint.repository.commit import Head
 
-from savepoint_operator.model.views import AgentKey, Incarnation, SessionView
+from savepoint_operator.model.views import AgentKey, Contents, Incarnation, SessionView
 
 
 @dataclass
@@ -31,6 +31,8 @@ class AttemptNote:
     """Of its AgentCheckpoint, once there is one."""
     number: int = 0
     offer: Offer | None = None
+    contents: Contents | None = None
+    """What its manifest says, where no offer was heard."""
     head: Head | None = None
     store: str = ""
     parent: str = ""

@@ -13,7 +13,15 @@ from savepoint.errors import SavepointError, Unavailable
 from savepoint.repository.commit import Head
 
 from savepoint_operator.metrics import Metrics
-from savepoint_operator.model.views import AgentKey, CheckpointName, Incarnation, PodIdentity, Refusal, SessionView
+from savepoint_operator.model.views import (
+    AgentKey,
+    CheckpointName,
+    Contents,
+    Incarnation,
+    PodIdentity,
+    Refusal,
+    SessionView,
+)
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.keys import AgentWork, Work
 from savepoint_operator.reconcile.line import AttemptNote, Failure, Line, Lines, Request, RestoreNote
@@ -142,7 +150,9 @@ class QueueingRecorder:
             raise Unavailable(f"the API server gave no name: {error}") from error
         return CheckpointName(await self._objects.number(note, item, head.record.number), item.meta.name)
 
-    async def committed(self, agent: AgentKey, offer: Offer | None, head: Head, store: str) -> None:
+    async def committed(
+        self, agent: AgentKey, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
+    ) -> None:
         """See ``Recorder``."""
         line, record = self._lines[agent], head.record
         line.learn(head)
@@ -155,6 +165,7 @@ class QueueingRecorder:
         note = self.note(line, record.attempt, record.trigger)
         first = not note.committed
         note.head, note.store, note.offer = head, store, offer or note.offer
+        note.contents = contents or note.contents
         note.name, note.number = note.name or record.name or "", record.number
         note.result, note.ended = None, note.ended or self.now()
         note.parent = note.parent or self._objects.latest_name(line)
@@ -162,8 +173,9 @@ class QueueingRecorder:
             line.latest = head
             line.failure, line.failures_in_row = None, 0
             self._advance(line, note, record.time)
-            if offer is not None:
-                line.stored_bytes, line.uncertain = offer.stored_bytes, offer.uncertain_operations
+            told = note.offer or note.contents
+            if told is not None:
+                line.stored_bytes, line.uncertain = told.stored_bytes, told.uncertain_operations
         if first:
             seconds = (self.now() - note.started).total_seconds() if offer is not None else None
             self._metrics.checkpoint("Ready", note.trigger, seconds)
@@ -235,7 +247,8 @@ class QueueingRecorder:
         """The recovery point is when the state was cut; where nobody says that, or a clock is wrong, the commit."""
         timing = note.offer.timing if note.offer else None
         commit = parsed_time(committed_at) or self.now()
-        cut = parsed_time((timing.quiesced or timing.start) if timing else None)
+        told = (timing.quiesced or timing.start) if timing else (note.contents.cut if note.contents else None)
+        cut = parsed_time(told)
         line.recovery_point = cut if cut is not None and commit - CUT_MOST < cut < commit else commit
 
     def _is_old(self, line: Line, head: Head) -> bool:

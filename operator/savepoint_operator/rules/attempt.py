@@ -10,6 +10,8 @@ from enum import Enum, auto
 from savepoint.contract.control import AttemptState, Offer, RequestCheckpoint
 from savepoint.repository.manifest import KINDS
 
+from savepoint_operator.model.views import Contents
+
 ANSWER_GRACE_SECONDS = 5.0
 """How long after the deadline a sidecar may still report its own failure before the operator does."""
 UNKNOWN_DEADLINE_SECONDS = 600
@@ -103,23 +105,20 @@ def offer_problem(offer: Offer) -> str | None:
         return "a checkpoint's consistency is Application or Fuzzy"
     if min(offer.logical_bytes, offer.stored_bytes, offer.uploaded_bytes, offer.open_operations) < 0:
         return "a size is less than nothing"
-    return _components_problem(offer) or _execution_problem(offer)
+    return told_problem(offer)
 
 
-def _components_problem(offer: Offer) -> str | None:
-    names = {each.name for each in offer.components}
-    if len(offer.components) > COMPONENTS_MOST or len(names) != len(offer.components):
+def told_problem(told: Offer | Contents) -> str | None:
+    """Why what is told of a checkpoint cannot be shown; None when it can."""
+    names = {each.name for each in told.components}
+    if len(told.components) > COMPONENTS_MOST or len(names) != len(told.components):
         return f"it has more than {COMPONENTS_MOST} components, or two of one name"
-    for each in offer.components:
+    for each in told.components:
         if len(each.name) > NAME_MOST or each.kind not in KINDS or not _DIGEST.fullmatch(each.digest):
             return f"component {each.name[:80]!r} has no proper name, kind or digest"
         if min(each.size, each.uploaded_size) < 0:
             return f"component {each.name[:80]!r} is smaller than nothing"
-    return None
-
-
-def _execution_problem(offer: Offer) -> str | None:
-    words = (offer.step or "", *offer.uncertain_operations)
+    words = (told.step or "", *told.uncertain_operations)
     if len(words) > OPERATIONS_MOST or any(len(each) > NAME_MOST for each in words):
         return f"it tells more than {OPERATIONS_MOST} operations, or one by more than {NAME_MOST} characters"
     return None

@@ -7,6 +7,7 @@ from typing import Any, Final
 from savepoint.contract.control import Offer, Progress, Result, Timing
 from savepoint.repository.commit import CommitRecord, Head
 
+from savepoint_operator.model.views import Contents
 from savepoint_operator.rules.conditions import Condition, merged, parsed_time, precise_stamp, stamp
 from savepoint_operator.rules.texts import duration_text, size_text
 
@@ -62,8 +63,10 @@ def running(stage: str, progress: Progress | None, message: str = "") -> tuple[P
     return patch, Condition.of("Ready", False, stage, message or _STAGE_WORDS.get(stage, ""))
 
 
-def committed(offer: Offer | None, head: Head, store: str, parent: str, now: datetime) -> tuple[Patch, Condition]:
-    """Its record exists."""
+def committed(
+    told: Offer | Contents | None, head: Head, store: str, parent: str, now: datetime
+) -> tuple[Patch, Condition]:
+    """Its record exists. ``told``: what its sidecar offered, or what its manifest says."""
     record = head.record
     patch: Patch = {
         "reason": "Ready",
@@ -83,8 +86,10 @@ def committed(offer: Offer | None, head: Head, store: str, parent: str, now: dat
     }
     if parent:
         patch["parentName"] = parent
-    if offer is not None:
-        _tell_offer(patch, offer)
+    if told is not None:
+        _tell_contents(patch, told)
+    if isinstance(told, Offer):
+        _tell_timing(patch, told.timing)
     where = f"sequence {record.sequence}, epoch {record.epoch}, store {store}"
     return patch, Condition.of("Ready", True, "Ready", f"Committed at {stamp(now)}: {where}.")
 
@@ -96,12 +101,11 @@ def manifest_key(record: CommitRecord) -> str:
     return f"{record.namespace}/{record.agent}/manifests/{record.manifest.name}"
 
 
-def _tell_offer(patch: Patch, offer: Offer) -> None:
-    timing = _times(offer.timing)
-    patch["consistency"] = offer.consistency
-    patch["type"] = "Full" if offer.uploaded_bytes >= offer.stored_bytes else "Incremental"
-    patch["size"] = {"logical": offer.logical_bytes, "stored": offer.stored_bytes, "uploaded": offer.uploaded_bytes}
-    patch["progress"] |= {"bytesDone": offer.uploaded_bytes, "bytesTotal": offer.uploaded_bytes}
+def _tell_contents(patch: Patch, told: Offer | Contents) -> None:
+    patch["consistency"] = told.consistency
+    patch["type"] = "Full" if told.uploaded_bytes >= told.stored_bytes else "Incremental"
+    patch["size"] = {"logical": told.logical_bytes, "stored": told.stored_bytes, "uploaded": told.uploaded_bytes}
+    patch["progress"] |= {"bytesDone": told.uploaded_bytes, "bytesTotal": told.uploaded_bytes}
     patch["components"] = [
         {
             "name": each.name,
@@ -110,20 +114,23 @@ def _tell_offer(patch: Patch, offer: Offer) -> None:
             "size": each.size,
             "uploadedSize": each.uploaded_size,
         }
-        for each in offer.components
+        for each in told.components
     ]
-    execution: dict[str, Any] = {"openOperations": offer.open_operations}
-    if offer.step is not None:
-        execution["step"] = offer.step
-    if offer.uncertain_operations:
-        execution["uncertainOperations"] = list(offer.uncertain_operations)
+    execution: dict[str, Any] = {"openOperations": told.open_operations}
+    if told.step is not None:
+        execution["step"] = told.step
+    if told.uncertain_operations:
+        execution["uncertainOperations"] = list(told.uncertain_operations)
     patch["execution"] = execution
+    patch["summary"] |= {"size": size_text(told.logical_bytes), "uploaded": size_text(told.uploaded_bytes)}
+
+
+def _tell_timing(patch: Patch, claimed: Timing) -> None:
+    timing = _times(claimed)
     told = {"start": timing.start, "quiesced": timing.quiesced, "resumed": timing.resumed}
     patch["timing"] |= {name: time for name, time in told.items() if time}
     if timing.pause_milliseconds is not None:
         patch["timing"]["pauseMilliseconds"] = timing.pause_milliseconds
-    patch["summary"] |= {"size": size_text(offer.logical_bytes), "uploaded": size_text(offer.uploaded_bytes)}
-    if timing.pause_milliseconds is not None:
         patch["summary"]["pause"] = duration_text(timing.pause_milliseconds)
 
 

@@ -58,6 +58,10 @@ async def test_a_deferred_commit_is_adopted_before_the_next_grant(cell: Cell) ->
     assert (granted.parent.manifest.name, granted.parent.name) == (name, "coder-1")
     assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1), ("grant", 3, 2)]
     assert [each.record.trigger for each in cell.recorder.of("committed")] == ["Shutdown"]
+    (contents,) = cell.recorder.of("told")
+    manifest = cell.repository().read_manifest(name, granted.parent.manifest.size)
+    assert (contents.logical_bytes, contents.cut) == (manifest.size.logical, manifest.created)
+    assert [each.name for each in contents.components] == [each.name for each in manifest.components]
     assert cell.repository().store.head(welcome.pending_key) is None
     assert ("list", "pending/") not in cell.store.calls
 

@@ -9,6 +9,7 @@ from savepoint.errors import Unavailable
 from savepoint.repository import lineage
 from savepoint.repository.canonical import time_text
 from savepoint_operator.cluster.kinds import CHECKPOINTS, PODS, POLICIES
+from savepoint_operator.lineage.contents import contents_of
 
 from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench
 
@@ -267,6 +268,14 @@ async def test_a_commit_that_nobody_heard_of_is_repaired_from_the_chain(bench: B
     await bench.lead()
     status = bench.checkpoint("asked-1")
     assert (status["reason"], status["sequence"]) == ("Ready", 2)
+    assert status["summary"] == {"progress": "100%", "size": "410Mi", "uploaded": "3Mi"}  # nobody tells the pause
+    assert status["size"] == {"logical": 410 << 20, "stored": 200 << 20, "uploaded": 3 << 20}
+    assert (status["type"], status["consistency"]) == ("Incremental", "Application")
+    assert status["execution"] == {"openOperations": 0, "step": "docs 42 of 90"}
+    assert [(each["name"], each["kind"], each["size"]) for each in status["components"]] == [
+        ("workspace", "Files", 410 << 20)
+    ]
+    assert bench.agent()["storedSize"] == 200 << 20
     assert bench.orders.ordered == []
     assert bench.agent()["head"]["sequence"] == 2
 
@@ -289,6 +298,42 @@ async def test_a_commit_without_any_object_is_repaired_too(bench: Bench) -> None
     await bench.lead()
     assert bench.checkpoints() == {"coder-1": "Ready"}
     assert bench.checkpoint("coder-1")["trigger"]["type"] == "Shutdown"
+    assert bench.checkpoint("coder-1")["summary"]["size"] == "410Mi"
+
+
+async def test_a_manifest_that_cannot_be_read_costs_words_only(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    bench.ask()
+    await bench.settle()
+    head = await bench.commit(who, tell=False)
+    assert head.record.manifest is not None
+    bench.repository().store.delete(f"manifests/{head.record.manifest.name}")
+    await bench.lead()
+    status = bench.checkpoint("asked-1")
+    assert (status["reason"], status["sequence"]) == ("Ready", 2)
+    assert "size" not in status
+
+
+async def test_the_recovery_point_of_what_was_committed_late_is_its_cut(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    head = bench.head()
+    assert head is not None
+    offer, cut = bench.offer(who, "ab" * 16, "Shutdown"), bench.time.now()
+    await bench.pass_time(600, step=60)
+    late = lineage.commit_checkpoint(
+        bench.repository(),
+        bench.chain(),
+        head,
+        lineage.Offer(offer.attempt, offer.manifest.name, offer.manifest.size),
+        epoch=1,
+        pod_uid=who.pod.uid,
+        time=time_text(bench.time.now()),
+        trigger="Shutdown",
+    )
+    contents = contents_of(bench.repository(), late)
+    await bench.now_leading.recorder.committed(CODER, None, late, "default", contents)
+    await bench.settle()
+    assert bench.agent()["recoveryPointTime"] == cut.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 async def test_what_an_earlier_leader_began_and_nobody_ends_is_given_up(bench: Bench) -> None:
