@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from savepoint.errors import SavepointError, Unavailable
-from savepoint_operator.cluster.errors import Blocked, Conflict, Missing
+from savepoint_operator.cluster.errors import Blocked, Conflict, Missing, Terminating
 from savepoint_operator.cluster.kinds import EVENTS, PODS, Kind
 
 Raw = dict[str, Any]
@@ -34,6 +34,8 @@ class FakeCluster:
         """(verb, kind) → what it raises, once."""
         self.blocked: set[str] = set()
         """Pods that a disruption budget protects."""
+        self.terminating: set[str] = set()
+        """Namespaces that are being deleted."""
         self.watcher: Callable[[Kind, bool, Raw], None] = lambda *_: None
 
     # -- what the test does ---------------------------------------------------------------------------------------
@@ -83,6 +85,8 @@ class FakeCluster:
         self._pass("create", kind, metadata["name"])
         if key in self._objects:
             raise Conflict(f"{key} exists already")
+        if key[1] in self.terminating:
+            raise Terminating(f"unable to create new content in namespace {key[1]} because it is being terminated")
         parts = {name: value for name, value in body.items() if name not in ("metadata", "status")}
         return self.put(kind, key[2], key[1], metadata=dict(copy.deepcopy(metadata)), **copy.deepcopy(parts))
 

@@ -12,7 +12,7 @@ from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, Missing
+from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, Missing, Terminating
 from savepoint_operator.cluster.kinds import PODS, TOKEN_REVIEWS, Kind
 
 Raw = dict[str, Any]
@@ -35,7 +35,7 @@ _ERRORS: Final[dict[int, type[SavepointError]]] = {
 
 
 class Api:
-    """Raises Missing, Conflict, Invalid, Denied and, for what may pass, Unavailable."""
+    """Raises Missing, Conflict, Invalid, Denied (or Terminating) and, for what may pass, Unavailable."""
 
     def __init__(self, client: ApiClient, request_seconds: float = REQUEST_SECONDS) -> None:
         self._client, self._seconds = client, request_seconds
@@ -145,7 +145,18 @@ class Api:
         message = f"the API server answered {response.status} to {method} {path}: {_message(content)}"
         if response.status == 429:
             raise busy(message)
+        if response.status == 403 and _has_cause(content, "NamespaceTerminating"):
+            raise Terminating(message)
         raise _ERRORS.get(response.status, Unavailable)(message)
+
+
+def _has_cause(content: bytes, reason: str) -> bool:
+    """Whether the Status names this cause."""
+    try:
+        causes = json.loads(content)["details"]["causes"]
+        return any(each["reason"] == reason for each in causes)
+    except (ValueError, LookupError, TypeError):
+        return False
 
 
 def _message(content: bytes) -> str:

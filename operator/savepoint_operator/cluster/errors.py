@@ -27,6 +27,10 @@ class Denied(SavepointError):
     reason = "Forbidden"
 
 
+class Terminating(Denied):
+    """Nothing is made any more in a namespace that is being deleted."""
+
+
 class Blocked(SavepointError):
     """A disruption budget forbids the eviction now."""
 

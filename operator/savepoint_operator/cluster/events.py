@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 from savepoint.errors import SavepointError
 
 from savepoint_operator.cluster.api import Raw
+from savepoint_operator.cluster.errors import Terminating
 from savepoint_operator.cluster.kinds import EVENTS, Kind
 from savepoint_operator.model.objects import Meta
 from savepoint_operator.rules.conditions import stamp
@@ -89,6 +90,8 @@ class Events:
             body = self._body(kind, about, reason, text, now)
             self._remember(key, _Said(body["metadata"]["name"], body["metadata"]["namespace"], now))
             await self._api.create(EVENTS, body)
+        except Terminating:
+            self._said.pop(key, None)  # nobody looks there any more
         except SavepointError as error:
             self._said.pop(key, None)
             log.warning("event %s on %s %s could not be written: %s", reason, about.kind.kind, about.name, error)

@@ -47,8 +47,8 @@ class Agents:
         policy = self._policy(pod)
         store = self._store(line, policy)
         await self._protected.ensure(line)
-        await self._attempts.follow_annotation(line, pod)
         again = [await self._chronicle.repair(line, store, orders)]
+        await self._attempts.follow_annotation(line, pod)
         again.append(await self._attempts.write_notes(line))
         again.append(await self._attempts.order_requests(line, policy, orders))
         if line.chain_read:

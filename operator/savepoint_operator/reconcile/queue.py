@@ -67,6 +67,10 @@ class KeyedQueue(Generic[K]):
         self.add(key, pause)
         return pause
 
+    def failures(self, key: K) -> int:
+        """How often the key has failed since it last succeeded."""
+        return self._failures.get(key, 0)
+
     @property
     def due(self) -> bool:
         """Whether ``take`` would return at once."""

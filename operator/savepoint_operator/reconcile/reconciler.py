@@ -12,6 +12,7 @@ from typing import Any, Final
 from savepoint.contract.names import LABEL_AGENT
 from savepoint.errors import SavepointError
 
+from savepoint_operator.cluster.errors import Terminating
 from savepoint_operator.cluster.kinds import PODS, WATCHED, WORKLOADS, Kind
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.objects import (
@@ -173,6 +174,10 @@ class Reconciler:
         key = await self._queue.take()
         try:
             again = await self._look(key, orders)
+        except Terminating as error:
+            pause = self._queue.failed(key)
+            level = logging.INFO if self._queue.failures(key) == 1 else logging.DEBUG
+            log.log(level, "%s: its namespace is being deleted, nothing is made in it any more: %s", key, error)
         except SavepointError as error:
             pause = self._queue.failed(key)
             self._metrics.fault(error.reason)
