@@ -1,0 +1,275 @@
+"""Bad input and the unlucky hour on the cluster: each ends in a condition and an Event that say what to do, in time.
+
+Everything is deployed at once, and what takes several steps goes on in threads; the tests look. No fault may hang, and
+none may leave a checkpoint that is half there.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from e2e import lab as stage
+from e2e.kube import CommandFailed, Kubectl, until
+from e2e.lab import condition
+from e2e.misfortunes import AT_START, START_SECONDS, STORE_SECONDS, STORIES, Trouble, clean_up, deploy, prepare
+from e2e.trouble import API, Object, Place, never_ran, seconds_until
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def trouble(kubeconfig: Path) -> Iterator[Trouble]:
+    """Every scenario, deployed."""
+    kubectl = Kubectl(kubeconfig)
+    stage.install(kubectl)
+    name = f"bad-{uuid.uuid4().hex[:6]}"
+    with stage.bucket_of(kubectl) as bucket, ThreadPoolExecutor(16) as threads:
+        strict, loose = (Place(kubectl.within(each), bucket, name) for each in (name, f"{name}-loose"))
+        made = Trouble(kubectl, name, strict, loose)
+        try:
+            prepare(made)
+            deploy(made)
+            for title, story in STORIES.items():
+                made.stories[title] = threads.submit(story, made)
+            yield made
+        finally:
+            for future in made.stories.values():
+                future.cancel()
+            clean_up(made)
+
+
+# -- the API server's own refusals ----------------------------------------------------------------------------------
+
+
+MALFORMED: tuple[tuple[str, Object, str], ...] = (
+    ("AgentCheckpoint", {"agent": "Not_A_Name"}, "spec.agent"),
+    ("AgentCheckpoint", {}, "spec.agent"),
+    ("AgentCheckpoint", {"agent": "a", "retention": {"hold": "Maybe"}}, "spec.retention.hold"),
+    ("AgentRestore", {"mode": "Rollback", "source": {"agent": "a"}}, "spec.source.checkpointName"),
+    ("AgentRestore", {"mode": "Rollback", "source": {"agent": "a", "checkpointName": "a-1"}}, "spec.source"),
+    ("AgentRestore", {"mode": "Sideways", "source": {"agent": "a"}}, "spec.mode"),
+    ("AgentCheckpointPolicy", {"triggers": [{"interval": {"periodSeconds": 1}}]}, "periodSeconds"),
+    ("AgentCheckpointPolicy", {"state": {"paths": [{"mountPath": "work/../x"}]}}, "mountPath"),
+    ("AgentCheckpointPolicy", {"stage": {"sizeLimit": "much"}}, "spec.stage.sizeLimit"),
+    ("AgentCheckpointStore", {"s3": {"endpoint": "ftp://x", "bucket": "abc"}}, "spec.s3.endpoint"),
+    ("AgentCheckpointStore", {"s3": {"endpoint": "http://x"}}, "spec.s3.bucket"),
+)
+
+
+@pytest.mark.parametrize(("kind", "spec", "names"), MALFORMED)
+def test_a_malformed_resource_is_refused_by_its_field(trouble: Trouble, kind: str, spec: Object, names: str) -> None:
+    body = {"apiVersion": API, "kind": kind, "metadata": {"name": "malformed"}, "spec": spec}
+    with pytest.raises(CommandFailed, match=names):  # by the server, not by what kubectl knows of the schema
+        trouble.strict.kubectl("create", "--validate=false", "-f", "-", stdin=json.dumps(body))
+
+
+def test_an_unknown_field_is_refused(trouble: Trouble) -> None:
+    body = {"apiVersion": API, "kind": "AgentCheckpoint", "metadata": {"name": "malformed"}, "spec": {"agnet": "a"}}
+    with pytest.raises(CommandFailed, match="agnet"):
+        trouble.strict.kubectl("create", "--validate=strict", "-f", "-", stdin=json.dumps(body))
+
+
+# -- stores ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"),
+    [
+        ("unreachable", "could not be"),
+        ("denied", "check the credentials"),
+        ("nobucket", "bucket"),
+        ("nosecret", "-none"),
+        ("unknown", "create it"),
+    ],
+)
+def test_a_bad_store_keeps_the_agent_waiting_and_says_why(trouble: Trouble, agent: str, words: str) -> None:
+    place, reason = trouble.strict, AT_START[agent]
+    pod = place.kubectl.get("pod", agent)
+    found = place.restore_of(pod["metadata"]["uid"], reason, START_SECONDS, words)
+    assert condition(found, "Succeeded")["status"] == "Unknown"
+    assert seconds_until(found, "Succeeded", pod["metadata"]["creationTimestamp"]) < START_SECONDS
+    place.warning(pod["metadata"]["uid"], reason, words)
+    place.protected(agent, words, seconds=30)
+    place.nothing_visible(agent)
+    assert never_ran(place.kubectl, agent)
+    logs = place.kubectl("logs", agent, "-c", "savepoint-restore")
+    assert reason in logs and "Fresh" not in logs
+    if agent != "unknown":
+        ready = condition(trouble.kubectl.get("agentcheckpointstore", f"{trouble.name}-{agent}"), "Ready")
+        assert (ready["status"], ready["reason"]) == ("False", reason) and words in ready["message"]
+
+
+def test_a_store_that_is_missing_at_restore_is_no_fresh_start(trouble: Trouble) -> None:
+    waits, restored = trouble.told("deleted")
+    assert condition(waits, "Succeeded")["status"] == "Unknown"
+    assert "create it" in condition(waits, "Succeeded")["message"]
+    assert restored["metadata"]["uid"] == waits["metadata"]["uid"]
+    assert restored["status"]["targets"][0]["bytes"] >= 8 << 20
+
+
+def test_a_bucket_that_is_missing_or_emptied_is_no_fresh_start(trouble: Trouble) -> None:
+    pod, missing, emptied = trouble.told("lost")
+    assert "bucket" in condition(missing, "Succeeded")["message"]
+    assert condition(emptied, "Succeeded")["status"] == "False"
+    assert "pinned" in condition(emptied, "Succeeded")["message"]
+    trouble.strict.warning(pod["metadata"]["uid"], "RollbackDetected", "pinned")
+    assert never_ran(trouble.strict.kubectl, "lost")
+
+
+@pytest.mark.parametrize(
+    ("agent", "reason", "words"),
+    [("denied-later", "StoreDenied", "credentials"), ("cut-off", "StoreUnavailable", "Earlier checkpoints are safe")],
+)
+def test_a_store_that_goes_bad_fails_the_checkpoint(trouble: Trouble, agent: str, reason: str, words: str) -> None:
+    pod, failed, after = trouble.told(agent)
+    told = condition(failed, "Ready")
+    assert told["reason"] == reason and words in told["message"]
+    assert seconds_until(failed, "Ready", failed["metadata"]["creationTimestamp"]) < STORE_SECONDS
+    for uid in (failed["metadata"]["uid"], pod["metadata"]["uid"]):
+        trouble.strict.warning(uid, "CheckpointFailed", words)
+    assert trouble.strict.kinds(agent) == ["grant", "checkpoint", "checkpoint"]
+    assert after["status"]["podRef"]["uid"] == pod["metadata"]["uid"]
+
+
+# -- agents that do not answer --------------------------------------------------------------------------------------
+
+
+def test_an_agent_in_a_long_step_is_not_waited_for(trouble: Trouble) -> None:
+    pod, failed, kinds = trouble.told("stuck")
+    _quiesce_timeout(trouble, "stuck", pod, failed)
+    assert "crawl" in condition(failed, "Ready")["message"]
+    assert kinds == ["grant"]
+
+
+def test_an_agent_that_stands_still_is_not_waited_for(trouble: Trouble) -> None:
+    pod, failed, kinds, after = trouble.told("stopped")
+    _quiesce_timeout(trouble, "stopped", pod, failed)
+    assert kinds == ["grant"]
+    assert after["status"]["consistency"] == "Application"
+
+
+def _quiesce_timeout(trouble: Trouble, agent: str, pod: Object, failed: Object) -> None:
+    told = condition(failed, "Ready")
+    assert told["reason"] == "QuiesceTimeout"
+    assert "agent.safe_point()" in told["message"] and f'policy "{agent}"' in told["message"]
+    assert seconds_until(failed, "Ready", failed["metadata"]["creationTimestamp"]) <= 15
+    for uid in (failed["metadata"]["uid"], pod["metadata"]["uid"]):
+        trouble.strict.warning(uid, "CheckpointFailed", "QuiesceTimeout")
+
+
+def test_an_agent_without_the_sdk_need_not_answer(trouble: Trouble) -> None:
+    checkpoint, took = trouble.told("mute")
+    assert checkpoint["status"]["consistency"] == "Fuzzy"
+    assert took < 5 + 20  # its grace, and the kubelet's own time
+    assert trouble.strict.kinds("mute")[:2] == ["grant", "checkpoint"]
+
+
+# -- who is the agent -----------------------------------------------------------------------------------------------
+
+
+def test_a_deployment_of_two_is_ambiguous(trouble: Trouble) -> None:
+    place = trouble.strict
+    pods = until("two pods", lambda: _two(place.kubectl.items("pods", "trouble=many")), seconds=30, every=1)
+    for pod in pods:
+        place.warning(pod["metadata"]["uid"], "AmbiguousAgent", "use a StatefulSet", START_SECONDS)
+        assert never_ran(place.kubectl, pod["metadata"]["name"])
+    place.protected("many", "use a StatefulSet", seconds=30)
+    place.nothing_visible("many")
+
+
+def _two(pods: list[Object]) -> list[Object] | None:
+    return pods if len(pods) == 2 else None
+
+
+def test_a_second_pod_of_an_agent_does_not_start(trouble: Trouble) -> None:
+    second = trouble.told("twins")
+    place = trouble.strict
+    place.warning(second["metadata"]["uid"], "AmbiguousAgent", "delete it", START_SECONDS)
+    assert never_ran(place.kubectl, "twins-2")
+    assert condition(place.kubectl.get("pod", "twins-1"), "Ready")["status"] == "True"
+    assert place.ready_checkpoint("twins")["status"]["podRef"]["name"] == "twins-1"
+
+
+# -- uids -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pod_without_a_uid_is_refused_in_a_restricted_namespace(trouble: Trouble) -> None:
+    place = trouble.strict
+
+    def refused() -> Object | None:
+        found = condition(place.kubectl.get("deployment", "nouid"), "ReplicaFailure")
+        return found if found.get("status") == "True" else None
+
+    told = until("the Deployment says why", refused, seconds=30, every=1)
+    assert "RunAsUserRequired" in told["message"] and "savepoint.dev/run-as-user" in told["message"]
+    (replicas,) = place.kubectl.items("replicasets", "trouble=nouid")
+    place.warning(replicas["metadata"]["uid"], "FailedCreate", "RunAsUserRequired")
+    assert not place.kubectl.items("pods", "trouble=nouid")
+
+
+def test_files_of_another_uid_are_named_with_it(trouble: Trouble) -> None:
+    pod, failed = trouble.told("foreign")
+    told = condition(failed, "Ready")
+    assert told["reason"] == "RunAsUserRequired"
+    assert "closed" in told["message"] and "runAsUser: 1000" in told["message"]
+    for uid in (failed["metadata"]["uid"], pod["metadata"]["uid"]):
+        trouble.loose.warning(uid, "CheckpointFailed", "runAsUser: 1000")
+    trouble.loose.nothing_visible("foreign")
+
+
+# -- space ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_stage_fails_the_checkpoint(trouble: Trouble) -> None:
+    pod, failed = trouble.told("large")
+    told = condition(failed, "Ready")
+    assert told["reason"] == "StageFull"
+    assert 'Raise spec.stage.sizeLimit in policy "large"' in told["message"]
+    for uid in (failed["metadata"]["uid"], pod["metadata"]["uid"]):
+        trouble.strict.warning(uid, "CheckpointFailed", "spec.stage.sizeLimit")
+    assert seconds_until(failed, "Ready", failed["metadata"]["creationTimestamp"]) <= 30
+    trouble.strict.nothing_visible("large")
+    assert condition(trouble.strict.kubectl.get("pod", "large"), "Ready")["status"] == "True"
+
+
+def test_a_volume_that_is_too_small_is_not_half_filled(trouble: Trouble) -> None:
+    pod = trouble.told("small")
+    _not_restored(trouble, "small", pod, "NoSpace", "give the volume more space")
+
+
+def test_a_volume_with_files_of_others_is_left_alone(trouble: Trouble) -> None:
+    pod = trouble.told("filled")
+    _not_restored(trouble, "filled", pod, "TargetNotEmpty", "Empty the volume to restore")
+    listed = trouble.strict.kubectl("exec", "filler", "--", "ls", "-A", "/data").split()
+    assert listed == ["theirs"]
+
+
+def _not_restored(trouble: Trouble, agent: str, pod: Object, reason: str, words: str) -> None:
+    place = trouble.strict
+    found = place.restore_of(pod["metadata"]["uid"], reason, START_SECONDS)
+    told = condition(found, "Succeeded")
+    assert told["status"] == "False" and words in told["message"]
+    assert seconds_until(found, "Succeeded", pod["metadata"]["creationTimestamp"]) < START_SECONDS
+    place.warning(pod["metadata"]["uid"], reason, words)
+    place.protected(agent, words, seconds=30)
+    assert never_ran(place.kubectl, agent)
+    assert "checkpoint" in place.kinds(agent)  # and it is still the agent's
+
+
+# -- images ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("agent", "container"), [("noimage", "agent"), ("nosidecar", "savepoint-restore")])
+def test_a_missing_image_is_named(trouble: Trouble, agent: str, container: str) -> None:
+    place = trouble.strict
+    if agent in trouble.stories:
+        trouble.told(agent)
+    pod = place.kubectl.get("pod", agent)
+    told = place.protected(agent, "savepoint.local/no-such:dev", START_SECONDS)
+    assert f"Container {container}" in told["message"] and "Correct" in told["message"]
+    place.warning(pod["metadata"]["uid"], "CannotStart", "savepoint.local/no-such:dev")
+    place.nothing_visible(agent)
