@@ -20,6 +20,7 @@ from savepoint_operator.control.presence import Presence
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.restore_session import RestoreSession
 from savepoint_operator.control.sidecar_session import SidecarSession
+from savepoint_operator.control.strangers import HANDSHAKE_SECONDS, STRANGER_SECONDS, STRANGERS_MOST, Strangers
 from savepoint_operator.control.tokens import Tokens
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.model.ports import Directory, Orders, Recorder, Stores, TokenReviewer
@@ -50,6 +51,8 @@ class ControlServer:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         poll_seconds: float = 1.0,
         answer_seconds: float = 20.0,
+        strangers_most: int = STRANGERS_MOST,
+        stranger_seconds: float = STRANGER_SECONDS,
     ) -> None:
         """``sleep`` waits out deadlines by ``monotonic``; ``poll_seconds``: how often a pod that waits is looked at;
         ``answer_seconds``: after how long a store that says nothing counts as one that cannot be reached."""
@@ -73,6 +76,9 @@ class ControlServer:
         self._closing: set[asyncio.Task[None]] = set()
         self._leading = False
         self._runner: web.AppRunner | None = None
+        self._strangers_most, self._stranger_seconds = strangers_most, stranger_seconds
+        self._strangers: Strangers | None = None
+        self._listener: asyncio.Server | None = None
 
     @property
     def orders(self) -> Orders:
@@ -87,8 +93,12 @@ class ControlServer:
         application.router.add_get(PATH, self._upgrade)
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_SECONDS)
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, ssl_context=tls).start()
-        return int(self._runner.addresses[0][1])
+        assert self._runner.server is not None
+        self._strangers = Strangers(self._runner.server, seconds=self._stranger_seconds, most=self._strangers_most)
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._strangers, host, port, ssl=tls, ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None, backlog=1024
+        )
+        return int(self._listener.sockets[0].getsockname()[1])
 
     async def drain(self, seconds: float) -> None:
         """Leadership is about to end: begin nothing new; commits and shutdowns under way may end within the bound."""
@@ -105,6 +115,9 @@ class ControlServer:
             each.close(CloseCode.NOT_LEADING, "the operator stops; dial again") for each in self._connections.values()
         ]
         await asyncio.gather(*closing, *self._closing)
+        if self._listener is not None and self._strangers is not None:
+            self._listener.close()
+            self._strangers.close()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -123,7 +136,7 @@ class ControlServer:
         connection = Connection(socket, request)
         code, text = CloseCode.DONE, ""
         try:
-            await self._serve(connection, request.headers.get("Authorization"))
+            await self._serve(connection, request)
         except Closing as closing:
             code, text = closing.code, closing.text
         except Unavailable:
@@ -131,15 +144,17 @@ class ControlServer:
         await connection.close(code, text)
         return socket
 
-    async def _serve(self, connection: Connection, authorization: str | None) -> None:
+    async def _serve(self, connection: Connection, request: web.Request) -> None:
         if not self._leading:
             raise Closing(CloseCode.NOT_LEADING, "this operator does not lead; dial again")
         try:
-            pod = await self._tokens.pod(authorization)
+            pod = await self._tokens.pod(request.headers.get("Authorization"))
         except Unavailable as error:
             raise Closing(CloseCode.NOT_LEADING, "tokens cannot be reviewed now; dial again") from error
         if pod is None:
             raise Closing(CloseCode.TOKEN_REFUSED, "the token proves no pod")
+        assert self._strangers is not None
+        self._strangers.known(request.protocol)
         connection.pace = self._paces.of(pod.uid)
         hello = await connection.receive(HELLO_SECONDS)
         if hello is None:

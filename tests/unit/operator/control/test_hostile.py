@@ -1,6 +1,7 @@
 """A pod with a good token that means harm: what it sends must neither use up the operator nor spoil what it shows."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from typing import Any
@@ -193,3 +194,36 @@ def test_times_that_a_pod_tells_can_be_written() -> None:
     early = parsed_time("0001-01-02")
     assert early is not None
     assert precise_stamp(early) == "0001-01-02T00:00:00.000000Z"
+
+
+async def test_whoever_shows_no_token_is_sent_away() -> None:
+    cell = Cell()
+    await cell.lead(strangers_most=4, stranger_seconds=0.3)
+    try:
+        cell.pod("a")
+        honest = await cell.dial("a")
+        for part in (b"", b"GET /v1/control HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", cell.port)
+            writer.write(part)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+        await honest.send(Hello("restore", 1, "1"))
+        await honest.granted()
+    finally:
+        await cell.close()
+
+
+async def test_many_who_say_nothing_keep_nobody_out() -> None:
+    cell = Cell()
+    await cell.lead(strangers_most=4)
+    try:
+        silent = [await asyncio.open_connection("127.0.0.1", cell.port) for _ in range(40)]
+        await asyncio.sleep(0.1)
+        ended = sum(reader.at_eof() or reader.exception() is not None for reader, _ in silent)
+        assert ended >= 36
+        await cell.grant("a")
+        for _, writer in silent:
+            writer.close()
+    finally:
+        await cell.close()
