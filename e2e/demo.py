@@ -157,8 +157,8 @@ def main() -> int:
 
     scene("Proofs")
     print(proof.table(found))
-    failed = [entry for entry in found if not entry.holds]
-    say(f"{len(found) - len(failed)} of {len(found)} proofs hold")
+    failed = [entry for entry in found if entry.failed]
+    say(f"{len(found) - len(failed)} of {len(found)} proofs hold; what is over its goal is a time, not a failure")
     print("  `make demo-down` takes the cluster away.")
     return 1 if failed else 0
 

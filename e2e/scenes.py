@@ -199,8 +199,8 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
         Proof("drains: the twin's repeated calls beside it", str(twin_repeats), "more than 0", twin_repeats > 0),
         _twin_started_over(twin),
         Proof("side effects booked more than once", str(len(twice)), "0", not twice),
-        Proof("release to agent running, slowest, seconds", f"{slowest:.1f}", "≤ 10", slowest <= 10),
-        Proof("pause seen by the agent, longest, ms", str(max(pauses)), "≤ 100", max(pauses) <= 100),
+        Proof("release to agent running, slowest, seconds", f"{slowest:.1f}", "≤ 10", slowest <= 10, figure=True),
+        Proof("pause seen by the agent, longest, ms", str(max(pauses)), "≤ 100", max(pauses) <= 100, figure=True),
         Proof(
             "bytes uploaded by the newest checkpoint",
             f"{uploads[-1]['uploaded']} of {uploads[-1]['logical']}",

@@ -53,3 +53,8 @@ def test_reference_depends_on_every_turn() -> None:
     assert len(set(short.digests)) == 5
     assert short == Reference.run(4, mebibytes=1, stride=1, documents=10)
     assert short != Reference.run(4, mebibytes=1, stride=2, documents=10)
+
+
+def test_a_time_over_its_goal_is_shown_and_fails_nothing() -> None:
+    slow, wrong = proofs.Proof("a", "12", "10", False, figure=True), proofs.Proof("b", "1", "0", False)
+    assert (slow.mark, slow.failed, wrong.mark, wrong.failed) == ("over", False, "FAIL", True)
