@@ -207,6 +207,7 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
             "reported",
             True,
         ),
+        *_sidecar_memory(lab),
         Proof(
             "operator killed: sequence before and after",
             f"{facts.operator_before} → {facts.operator_after} ({facts.operator_checkpoint})",
@@ -223,6 +224,18 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
         Proof("put back: the agent goes on", "yes" if facts.mended else "no", "yes", facts.mended),
         *proof.coder_goes_on(lab.world.reports(CODER)),
     ]
+
+
+def _sidecar_memory(lab: Lab) -> list[Proof]:
+    """Resident memory of the researcher's and of the coder's sidecar: now, between checkpoints, and at its most."""
+    found = []
+    for app, (what, goal) in ((CODER, ("VmRSS", 64)), (RESEARCHER, ("VmHWM", 192))):
+        pod = lab.wait_running(app)["metadata"]["name"]
+        status = lab.agents("exec", pod, "-c", "savepoint-sidecar", "--", "cat", "/proc/1/status")
+        mebibytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what)) / 1024
+        name = f"memory of the {app}'s sidecar, {'at rest' if what == 'VmRSS' else 'at its most'}, MiB"
+        found.append(Proof(name, f"{mebibytes:.0f}", f"≤ {goal}", mebibytes <= goal, figure=True))
+    return found
 
 
 def _named(facts: Facts) -> bool:
