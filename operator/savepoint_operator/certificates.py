@@ -1,8 +1,10 @@
 """The operator's own CA and the serving certificate of its two Services, in two Secrets; renewed in time.
 
 The CA lives for twenty years and is written once: pods carry it in their environment. The serving certificate lives for
-ninety days and is renewed after sixty. cert-manager or an administrator may fill the TLS Secret instead: a pair without
-our CA's Secret beside it is used as it is.
+ninety days and is renewed after sixty. Somebody else may fill the TLS Secret, such as cert-manager with the CA's Secret
+as its issuer: a pair of this CA with both Services' names (.svc and .svc.cluster.local) is used until two thirds of its
+life. Any other pair is replaced, since pods trust this CA alone; who wants another CA puts it, with the key of an
+elliptic curve, into the CA's Secret first.
 """
 
 import asyncio

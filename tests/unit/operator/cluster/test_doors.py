@@ -14,7 +14,7 @@ from savepoint.errors import SavepointError, Unavailable
 from savepoint_operator.certificates import make_ca, make_serving
 from savepoint_operator.cluster.access import Access
 from savepoint_operator.cluster.api import Api
-from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, Missing
+from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, Missing, Terminating
 from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import CHECKPOINTS, DEPLOYMENTS, EVENTS, NODES, PODS, SECRETS
 from savepoint_operator.cluster.reviewer import Reviewer
@@ -112,6 +112,24 @@ async def test_refusals_become_our_errors(api: Api, server: Server, status: int,
     server.answers = [(status, {"message": "because"})]
     with pytest.raises(error, match=f"{status}.*because"):
         await api.create(CHECKPOINTS, {"metadata": {"namespace": "demo", "name": "a"}, "spec": {}})
+
+
+@pytest.mark.parametrize(
+    ("details", "error"),
+    [
+        ({"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}, Terminating),
+        ({"causes": [{"reason": "Another"}]}, Denied),
+        ({"causes": None}, Denied),
+        (None, Denied),
+    ],
+)
+async def test_a_namespace_that_is_being_deleted_is_no_lack_of_rights(
+    api: Api, server: Server, details: object, error: type[SavepointError]
+) -> None:
+    server.answers = [(403, {"message": "because", "details": details})]
+    with pytest.raises(error) as caught:
+        await api.create(CHECKPOINTS, {"metadata": {"namespace": "demo", "name": "a"}, "spec": {}})
+    assert type(caught.value) is error
 
 
 async def test_what_is_sent_is_never_repeated_in_an_error(api: Api, server: Server) -> None:

@@ -198,6 +198,22 @@ async def test_the_serving_pair_is_renewed_after_two_thirds_and_the_ca_stays() -
     assert secret(cluster, "ca") == ca
 
 
+async def test_what_another_issuer_made_with_the_same_ca_is_used_as_it_is() -> None:
+    cluster, ca = FakeCluster(), make_ca(NOW)
+    names = (*NAMES, *(f"{name}.cluster.local" for name in NAMES), "savepoint.example.com")
+    theirs = make_serving(ca, names, NOW)
+    for name, pair in (("ca", ca), ("tls", theirs)):
+        data = {"tls.crt": pair.certificate, "tls.key": pair.key}
+        cluster.put(
+            SECRETS, name, "savepoint-system", data={key: base64.b64encode(each).decode() for key, each in data.items()}
+        )
+    await certificates(cluster).ensure()
+    assert secret(cluster, "ca")["tls.crt"] == ca.certificate
+    assert secret(cluster, "tls")["tls.crt"] == theirs.certificate
+    await certificates(cluster, NOW + timedelta(days=61)).ensure()  # its issuer has had its chance
+    assert secret(cluster, "tls")["tls.crt"] != theirs.certificate
+
+
 async def test_a_broken_or_foreign_pair_is_replaced() -> None:
     cluster = FakeCluster()
     foreign = make_serving(make_ca(NOW), NAMES, NOW)
