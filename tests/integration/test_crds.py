@@ -102,7 +102,6 @@ BAD = [
     (policy(triggers=[{}]), "spec.triggers[0].interval: Required"),
     (policy(triggers=[{"interval": {"periodSeconds": 60}}] * 2), "spec.triggers: Too many"),
     (policy(retention={"keepLast": 0}), "spec.retention.keepLast"),
-    (policy(restore={"onContainerRestart": "Never"}), "spec.restore.onContainerRestart"),
     (policy(stage={"medium": "Tape"}), "spec.stage.medium"),
     (policy(injection={"runAsUser": -1}), "spec.injection.runAsUser"),
     (policy(injection={"resources": {"limits": {"memory": "much"}}}), "spec.injection.resources.limits.memory"),
@@ -164,7 +163,6 @@ def test_an_empty_policy_holds_the_defaults(kubectl: Kubectl) -> None:
         "selector": {},
         "quiesce": {"timeoutSeconds": 10, "holdSeconds": 5},
         "retention": {"keepLast": 12},
-        "restore": {"onContainerRestart": "KeepLocal"},
         "stage": {"medium": "Disk"},
         "suspend": False,
     }

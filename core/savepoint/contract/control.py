@@ -52,7 +52,6 @@ class PolicyTerms:
     quiesce_timeout_seconds: int = 10
     hold_seconds: int = 5
     exclude: tuple[str, ...] = ()
-    on_container_restart: str = "KeepLocal"  # KeepLocal | Restore; file mode only
 
 
 @dataclass(frozen=True)

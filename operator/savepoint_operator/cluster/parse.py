@@ -116,7 +116,6 @@ def policy_of(raw: Raw) -> Policy:
         exclude=tuple((spec.get("state") or {}).get("exclude") or ()),
         quiesce_timeout_seconds=quiesce.get("timeoutSeconds", 10),
         hold_seconds=quiesce.get("holdSeconds", 5),
-        on_container_restart=(spec.get("restore") or {}).get("onContainerRestart", "KeepLocal"),
         interval=interval,
         keep_last=(spec.get("retention") or {}).get("keepLast", 12),
         suspend=bool(spec.get("suspend")),

@@ -130,7 +130,6 @@ class Policy:
     exclude: tuple[str, ...] = ()
     quiesce_timeout_seconds: int = 10
     hold_seconds: int = 5
-    on_container_restart: str = "KeepLocal"
     interval: Interval | None = field(default_factory=Interval)
     """None: no checkpoints by time."""
     keep_last: int = 12

@@ -189,5 +189,4 @@ def terms(policy: Policy | None) -> PolicyTerms:
         quiesce_timeout_seconds=policy.quiesce_timeout_seconds,
         hold_seconds=policy.hold_seconds,
         exclude=policy.exclude,
-        on_container_restart=policy.on_container_restart,
     )
