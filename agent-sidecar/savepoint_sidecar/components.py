@@ -18,6 +18,7 @@ from savepoint.repository.manifest import ComponentRecord, Manifest
 from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.writer import CheckpointWriter
 
+from savepoint_sidecar.ownfile import create_own, read_own
 from savepoint_sidecar.roots import COMPONENT_PREFIX, directory
 from savepoint_sidecar.walk import open_below
 
@@ -25,6 +26,11 @@ INLINE_EACH_BYTES: Final = 64 << 10
 INLINE_ALL_BYTES: Final = 512 << 10
 """Of one answer to connect; JSON text escaped once more may be twice as long."""
 INDEX_NAME: Final = "index.json"
+INDEX_MOST_BYTES: Final = 16 << 20
+"""Inline documents, escaped, and a line for each value that lies in a file."""
+EPOCH_NAME: Final = "epoch"
+"""In the sidecar's part of the stage: the epoch that was last granted here."""
+EPOCH_MOST_BYTES: Final = 32
 
 
 def sdk_components(manifest: Manifest) -> tuple[ComponentRecord, ...]:
@@ -86,26 +92,27 @@ def write_index(stage: Path, sequence: int, components: tuple[wire.Component, ..
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     raw = {"sequence": sequence, "components": [each.to_wire() for each in components]}
     temporary = folder / f".{INDEX_NAME}"
-    temporary.write_text(json.dumps(raw))
+    with create_own(temporary) as file:
+        file.write(json.dumps(raw).encode())
     temporary.replace(folder / INDEX_NAME)
 
 
 def read_index(stage: Path, sequence: int) -> tuple[wire.Component, ...] | None:
     """What an init container brought back for this cut, None if that is not there."""
     try:
-        raw: Any = json.loads((stage / wire.STAGE_RESTORED / INDEX_NAME).read_text())
+        raw: Any = json.loads(read_own(stage / wire.STAGE_RESTORED / INDEX_NAME, INDEX_MOST_BYTES))
         if raw["sequence"] != sequence:
             return None
         return tuple(wire.Component.from_wire(each) for each in raw["components"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def index_sequence(stage: Path) -> int | None:
     """Which cut an init container brought back; None if it brought back none."""
     try:
-        sequence = json.loads((stage / wire.STAGE_RESTORED / INDEX_NAME).read_text())["sequence"]
-    except (OSError, ValueError, KeyError, TypeError):
+        sequence = json.loads(read_own(stage / wire.STAGE_RESTORED / INDEX_NAME, INDEX_MOST_BYTES))["sequence"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return sequence if isinstance(sequence, int) and sequence > 0 else None
 
@@ -121,6 +128,26 @@ def prepare_stage(stage: Path, run: int) -> None:
     for each in (stage / wire.STAGE_JOURNAL).iterdir():
         if each.name != str(run) and each.is_dir() and not each.is_symlink():
             shutil.rmtree(each, ignore_errors=True)
+
+
+def begin_epoch(stage: Path, epoch: int, run: int) -> None:
+    """Remove the run's journal if this pod held another epoch before: then its lineage was rolled back.
+
+    A pod asks again under the same epoch, unless a rollback or a completion has ended it, and what was journaled after
+    the checkpoint that was chosen must not be replayed.
+    """
+    note = stage / wire.STAGE_SIDECAR / EPOCH_NAME
+    journal = stage / wire.STAGE_JOURNAL / str(run)
+    try:
+        same = read_own(note, EPOCH_MOST_BYTES) == str(epoch)
+    except FileNotFoundError:
+        same = True  # nothing ran here yet
+    except (OSError, ValueError):
+        same = False
+    if not same and journal.exists():
+        shutil.rmtree(journal)
+    with create_own(note) as file:
+        file.write(str(epoch).encode())
 
 
 def _folder(path: Path, mode: int) -> None:
@@ -157,9 +184,8 @@ def _store(writer: CheckpointWriter, stage: Path, entry: wire.Entry, kind: str) 
 
 def _write(reader: CheckpointReader, record: EntryRecord, path: Path) -> None:
     try:
-        with path.open("wb") as file:
+        with create_own(path) as file:
             reader.read_content_into(record.content, file.write)
-        path.chmod(0o644)
     except OSError as error:
         message = f"no room in the stage for the value {record.name!r}: {error.strerror}; raise its size"
         raise NoSpace(message) from error

@@ -22,6 +22,7 @@ from savepoint_sidecar.capture import Capture
 from savepoint_sidecar.checkpoint import Checkpointer
 from savepoint_sidecar.components import read_index, restore_components, sdk_components
 from savepoint_sidecar.filetable import FileTable
+from savepoint_sidecar.ownfile import create_own, read_own
 from savepoint_sidecar.terms import Terms
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ LOAD_TRIES: Final = 20
 LOAD_AGAIN_SECONDS: Final = 3.0
 SDK_NAME: Final = "sdk"
 """In the sidecar's part of the stage: the run in which an agent with the SDK has connected here."""
+SDK_MOST_BYTES: Final = 32
 
 
 class Recovery:
@@ -127,13 +129,14 @@ class Recovery:
 
     def _knows_sdk(self) -> bool:
         try:
-            return self._sdk_file.read_text() == str(self._welcome.run)
-        except OSError:
+            return read_own(self._sdk_file, SDK_MOST_BYTES) == str(self._welcome.run)
+        except (OSError, ValueError):
             return False
 
     def _know_sdk(self) -> None:
         self._checkpointer.sdk = True
-        self._sdk_file.write_text(str(self._welcome.run))
+        with create_own(self._sdk_file) as file:
+            file.write(str(self._welcome.run).encode())
 
     @property
     def _sdk_file(self) -> Path:

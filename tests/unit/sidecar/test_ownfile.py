@@ -1,0 +1,69 @@
+"""The agent writes into the stage too: what it puts in the place of the sidecar's files hurts nothing but itself."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from savepoint.contract import agent as wire
+from savepoint_sidecar.components import INDEX_MOST_BYTES, index_sequence, read_index, write_index
+from savepoint_sidecar.ownfile import create_own, read_own
+
+
+def _pipe(path: Path, _: Path) -> None:
+    os.mkfifo(path)
+
+
+def _link(path: Path, secret: Path) -> None:
+    path.symlink_to(secret)
+
+
+def _endless(path: Path, _: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+def _folder(path: Path, _: Path) -> None:
+    path.mkdir()
+
+
+TRICKS = [_pipe, _link, _endless, _folder]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("trick", TRICKS)
+def test_an_index_that_the_agent_replaced_is_none(trick: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text('{"sequence": 3, "components": []}')
+    stage = tmp_path / "stage"
+    write_index(stage, 3, ())
+    assert read_index(stage, 3) == ()
+    index = stage / wire.STAGE_RESTORED / "index.json"
+    index.unlink()
+    trick(index, secret)
+    assert read_index(stage, 3) is None
+    assert index_sequence(stage) is None
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("trick", TRICKS[:3])
+def test_what_is_written_goes_into_no_file_of_somebody_else(
+    trick: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("untouched")
+    path = tmp_path / "own"
+    trick(path, other)
+    with create_own(path) as file:
+        file.write(b"ours")
+    assert other.read_text() == "untouched"
+    assert read_own(path, 100) == "ours"
+    assert not path.is_symlink()
+
+
+def test_the_index_may_hold_as_much_as_an_answer(tmp_path: Path) -> None:
+    entries = tuple(wire.Entry(str(number), "json", 1000, inline="x" * 1000) for number in range(500))
+    component = wire.Component("documents", "Memory", entries)
+    write_index(tmp_path, 7, (component,))
+    assert read_index(tmp_path, 7) == (component,)
+    assert INDEX_MOST_BYTES > 8 * (512 << 10)
