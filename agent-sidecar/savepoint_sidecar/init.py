@@ -24,7 +24,7 @@ from savepoint.storage.presigned import PresignedStore
 
 from savepoint_sidecar import cut
 from savepoint_sidecar.channel import Dialer
-from savepoint_sidecar.components import prepare_stage, restore_components, write_index
+from savepoint_sidecar.components import begin_epoch, prepare_stage, restore_components, write_index
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.restore import marker_of, plan, restore_files, unusable
 from savepoint_sidecar.restore_client import RestoreClient
@@ -123,6 +123,7 @@ class _Restore:
         settings, welcome = self._settings, self._welcome
         roots, stage, parent = settings.roots, settings.stage, welcome.parent
         prepare_stage(stage, welcome.run)
+        begin_epoch(stage, welcome.epoch, welcome.run)
         with suppress(FileNotFoundError):
             (stage / agent_wire.STAGE_SIDECAR / STARTED).unlink()
         write_index(stage, -1, ())

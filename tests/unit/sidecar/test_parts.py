@@ -14,7 +14,7 @@ from savepoint.contract.control import CheckpointRef, ObjectName, PolicyTerms, U
 from savepoint.errors import DeadlineExceeded, SavepointError, StateUnstable, Unavailable
 from savepoint_sidecar import probe, settings
 from savepoint_sidecar.attempt import Attempt, in_thread
-from savepoint_sidecar.components import index_sequence, prepare_stage, read_index, write_index
+from savepoint_sidecar.components import begin_epoch, index_sequence, prepare_stage, read_index, write_index
 from savepoint_sidecar.failpoint import NAMES, Failpoints
 from savepoint_sidecar.restore import marker_of, restore_files
 from savepoint_sidecar.roots import Root
@@ -202,3 +202,16 @@ async def test_the_probe_commands(
     assert "could not be told" in capsys.readouterr().out
     async with running(tmp_path):
         assert await asyncio.to_thread(probe.ready) == 0
+
+
+def test_a_journal_lives_as_long_as_its_epoch_in_one_pod(tmp_path: Path) -> None:
+    prepare_stage(tmp_path, 1)
+    record = tmp_path / "journal" / "1" / "3.log"
+    record.parent.mkdir()
+    record.write_text("done")
+    for _ in range(2):  # the pod is new; its init container runs again, as after a reboot of its node
+        begin_epoch(tmp_path, 4, 1)
+        assert record.exists()
+    begin_epoch(tmp_path, 5, 1)  # it was rolled back
+    assert not record.parent.exists()
+    begin_epoch(tmp_path, 5, 1)
