@@ -221,6 +221,14 @@ async def _run(settings: Settings) -> None:
     await Operator(settings, access).run(stop)
 
 
+def set_up_logs(level: str) -> None:
+    """Ours at this level; libraries stay quiet at every level: urllib3 prints signed URLs, kopf its patches."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("kopf", "aiohttp.access", "urllib3", "minio", "kubernetes"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns that signals are ours
+
+
 def main() -> int:
     """Exit code 2: the environment is not as it should be; 1: leadership or the API server's trust is lost."""
     try:
@@ -228,10 +236,7 @@ def main() -> int:
     except SettingsError as error:
         print(f"savepoint-operator: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
         return 2
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("kopf", "aiohttp.access"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns that signals are ours
+    set_up_logs(settings.log_level)
     try:
         asyncio.run(_run(settings))
     except (LeadershipLost, SavepointError) as error:
