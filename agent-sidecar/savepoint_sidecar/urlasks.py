@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from savepoint.contract.control import NeedUrls, Urls
-from savepoint.errors import Refused, Unavailable
+from savepoint.errors import Refused, StoreUnavailable, Unavailable
 
 from savepoint_sidecar.urls import UrlBook
 
@@ -53,6 +53,10 @@ class UrlAsks:
     def get_url(self, key: str) -> str:
         """A URL that reads this object, asked for together with what else is expected to be read."""
         return self.book.get_url(key) or self._wait(key, (), tuple(self.book.wanted_reads(key)), self.book.get_url)
+
+    def forget(self, key: str) -> None:
+        """The next URL of this key is asked for anew."""
+        self.book.forget(key)
 
     def _wait(self, key: str, put: tuple[str, ...], get: tuple[str, ...], find: Callable[[str], str | None]) -> str:
         if self._loop is None or self._closed:
@@ -99,10 +103,11 @@ class UrlAsks:
             future.set_result(None)
 
     def refused(self, request: str, error: Refused) -> None:
-        """The operator signs none of what was asked for."""
+        """The operator signs none of what was asked for. What may pass is an error that is tried again."""
+        why = StoreUnavailable(str(error)) if error.code == StoreUnavailable.reason else error
         future = self._asks.get(request)
         if future is not None and not future.done():
-            future.set_exception(error)
+            future.set_exception(why)
 
     def lost(self, why: str = "the control connection was lost") -> None:
         """No answer will come to what was asked."""

@@ -57,6 +57,12 @@ class UrlBook:
         """A URL that reads the object, if one is at hand."""
         return self._find(self._get, key)
 
+    def forget(self, key: str) -> None:
+        """The store refuses this key's URLs."""
+        with self._lock:
+            self._put.pop(key, None)
+            self._get.pop(key, None)
+
     def expect(self, keys: Iterable[str]) -> None:
         """These objects may be read at any time, the operator reachable or not; it replaces what was expected."""
         with self._lock:

@@ -98,6 +98,9 @@ class AskedUrls:
     def get_url(self, key: str) -> str:
         return self._wait(NeedUrls("get", get=(key,)))
 
+    def forget(self, key: str) -> None:
+        """Nothing is remembered."""
+
     def _wait(self, ask: NeedUrls) -> str:
         return asyncio.run_coroutine_threadsafe(self._ask(ask), self._loop).result(30)
 

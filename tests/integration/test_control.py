@@ -87,6 +87,9 @@ class AskedUrls:
     def get_url(self, key: str) -> str:
         return self._wait(NeedUrls("get", get=(key,)))
 
+    def forget(self, key: str) -> None:
+        """Nothing is remembered."""
+
     def _wait(self, ask: NeedUrls) -> str:
         return asyncio.run_coroutine_threadsafe(self._ask(ask), self._loop).result(30)
 
@@ -324,6 +327,9 @@ async def test_a_url_opens_one_object_of_the_own_repository(site: Site) -> None:
 
             def get_url(self, key: str) -> str:
                 return url.replace("/demo/coder/", "/demo/mailer/")
+
+            def forget(self, key: str) -> None:
+                """It stays the same."""
 
         moved = stack.enter_context(closing(PresignedStore(Moved(), retry=Retry(attempts=1))))
         with pytest.raises(StoreDenied):

@@ -143,6 +143,10 @@ def in_turn(*handlers: Handler) -> Handler:
 class Urls:
     server: Server
     asked: int = 0
+    forgotten: list[str] = field(default_factory=list)
+
+    def forget(self, key: str) -> None:
+        self.forgotten.append(key)
 
     def put_url(self, key: str) -> str:
         self.asked += 1
@@ -305,10 +309,12 @@ class TestRetries:
         with serving(in_turn(refused, answer(200, b"content"))) as server, store_of(server) as store:
             assert store.get("key", max_bytes=10) == b"content"
             assert [request.path[-7:] for request in server.requests] == ["secret1", "secret2"]
-        with serving(refused) as server, store_of(server, retry=QUICK) as store:
-            with pytest.raises(StoreDenied):
+        with serving(refused) as server:
+            urls = Urls(server)
+            with closing(PresignedStore(urls, retry=QUICK)) as store, pytest.raises(StoreDenied):
                 store.get("key", max_bytes=10)
             assert len(server.requests) == 2
+            assert urls.forgotten == ["key"]
 
     @pytest.mark.parametrize("stored", [b"content", b"another"])
     def test_a_lost_answer_to_a_put(self, stored: bytes) -> None:
@@ -386,6 +392,9 @@ def test_urls_that_are_neither_http_nor_https(url: str) -> None:
             return url
 
         get_url = put_url
+
+        def forget(self, key: str) -> None:
+            """It stays as strange."""
 
     with closing(PresignedStore(Strange(), retry=ONCE)) as store, pytest.raises(StoreMisconfigured):
         store.get("key", max_bytes=10)

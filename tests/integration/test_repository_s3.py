@@ -46,6 +46,9 @@ class Urls:
     def get_url(self, key: str) -> str:
         return self._presigner.presign_get(f"default/coder/{key}", 600)
 
+    def forget(self, key: str) -> None:
+        """Nothing is remembered."""
+
 
 @pytest.fixture
 def config(s3_server: S3Server) -> S3Config:

@@ -78,6 +78,9 @@ class Urls:
     def get_url(self, key: str) -> str:
         return self.presigner.presign_get(key, 600)
 
+    def forget(self, key: str) -> None:
+        """Nothing is remembered."""
+
 
 class TestS3Store(StoreContract):
     @pytest.fixture

@@ -39,6 +39,10 @@ class UrlSource(Protocol):
         """A URL that reads the object."""
         ...
 
+    def forget(self, key: str) -> None:
+        """The store has refused this object's URL, which is not to be handed out again."""
+        ...
+
 
 class PresignedStore:
     """A BlobReader and BlobWriter over presigned URLs, with its own retries."""
@@ -68,18 +72,18 @@ class PresignedStore:
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
         """The whole object."""
-        return self._retry.run(lambda: self._renewed(lambda: self._get(key, max_bytes)))
+        return self._retry.run(lambda: self._renewed(key, lambda: self._get(key, max_bytes)))
 
     def get_into(self, key: str, offset: int, target: memoryview) -> None:
         """Fill ``target`` from ``offset``."""
         view = target.cast("B")
         if len(view):
-            self._retry.run(lambda: self._renewed(lambda: self._get_into(key, offset, view)))
+            self._retry.run(lambda: self._renewed(key, lambda: self._get_into(key, offset, view)))
 
     def head(self, key: str) -> ObjectInfo | None:
         """Size of the object, by a read of its first byte: a URL that reads does not let one ask for less."""
         try:
-            return self._retry.run(lambda: self._renewed(lambda: self._head(key)))
+            return self._retry.run(lambda: self._renewed(key, lambda: self._head(key)))
         except ObjectMissing:
             return None
 
@@ -93,7 +97,7 @@ class PresignedStore:
                     raise _fault(answer, key, "PUT")
                 answer.read(_ERROR_BYTES)
 
-        self._renewed(put)
+        self._renewed(key, put)
 
     def _get(self, key: str, max_bytes: int) -> bytes:
         with self._asked("GET", key, self._urls.get_url(check_key(key)), {}) as answer:
@@ -141,11 +145,12 @@ class PresignedStore:
                 raise StoreUnavailable(f"the store did not say how large {key!r} is; try again")
             return ObjectInfo(key, int(total))
 
-    def _renewed(self, call: Callable[[], T]) -> T:
-        """Once more after a refusal: the URL may have expired on the way, and its source makes a new one."""
+    def _renewed(self, key: str, call: Callable[[], T]) -> T:
+        """Once more after a refusal: the URL may have expired, or what signed it may have been replaced meanwhile."""
         try:
             return call()
         except StoreDenied:
+            self._urls.forget(key)
             return call()
 
     @contextmanager

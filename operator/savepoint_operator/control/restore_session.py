@@ -7,7 +7,7 @@ It decides nothing: ``lineage`` grants. Whatever may pass is a ``wait``; only wh
 import asyncio
 from collections.abc import Callable
 
-from savepoint.contract.control import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Wait
+from savepoint.contract.control import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
 from savepoint.errors import (
     KeyMismatch,
     NotAdopted,
@@ -143,6 +143,13 @@ class RestoreSession:
         else:
             await self._presence.changed(self._who.agent, self._poll_seconds)
 
+    async def _urls(self, ask: NeedUrls, tenure: Tenure) -> Urls | Refused:
+        try:
+            self._tenure = await self._lineage.renewed(tenure)
+        except SavepointError as error:
+            return Refused(error.reason, str(error), request=ask.request)
+        return urls(ask, self._tenure, writes=False)
+
     async def _read(self) -> None:
         async for message in self._connection.messages(SILENT_SECONDS):
             match message:
@@ -158,7 +165,7 @@ class RestoreSession:
                 case _ if self._who is None or self._tenure is None:
                     raise Closing(CloseCode.VERSION, "nothing can be asked before the grant")
                 case NeedUrls():
-                    await self._connection.send(urls(message, self._tenure, writes=False))
+                    await self._connection.send(await self._urls(message, self._tenure))
                 case Progress():
                     await self._recorder.restore_progress(self._who, message)
                 case _:

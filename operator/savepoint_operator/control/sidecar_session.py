@@ -25,6 +25,7 @@ from savepoint.contract.control import (
     RequestCheckpoint,
     Result,
     Stop,
+    Urls,
 )
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
@@ -198,7 +199,7 @@ class SidecarSession:
         agent = self._who.agent
         match message:
             case NeedUrls():
-                await self._answer(urls(message, self._tenure, writes=True))
+                await self._answer(await self._urls(message, self._tenure))
             case Progress():
                 if self._registry.stage(agent, message.attempt, message.stage):
                     await self._recorder.progressed(agent, message)
@@ -213,6 +214,13 @@ class SidecarSession:
                 await self._release(message)
             case _:
                 await self._connection.close(CloseCode.VERSION, "a message of another role")
+
+    async def _urls(self, ask: NeedUrls, tenure: Tenure) -> Urls | Refused:
+        try:
+            self._tenure = await self._lineage.renewed(tenure)
+        except SavepointError as error:
+            return Refused(error.reason, str(error), request=ask.request)
+        return urls(ask, self._tenure, writes=True)
 
     async def _commit(self, offer: Offer) -> None:
         assert self._tenure is not None

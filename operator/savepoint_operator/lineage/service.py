@@ -8,6 +8,7 @@ tears one apart; the conditional write of the chain keeps it right even when ano
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from savepoint.contract.control import CheckpointRef, Offer, Result, Wait
@@ -103,6 +104,11 @@ class LineageService:
             return await self._tenure(opened, who, head)
 
         return await self._actors.run(who.agent, work)
+
+    async def renewed(self, tenure: Tenure) -> Tenure:
+        """The same hold over the store as it is now: its credentials or its address may have been changed since."""
+        store = await self._stores.open(tenure.store.name)
+        return tenure if store is tenure.store else replace(tenure, store=store)
 
     async def commit(self, tenure: Tenure, offer: Offer) -> CheckpointRef:
         """Make the offered checkpoint exist, once; the answer to a repeated offer is read from the store.

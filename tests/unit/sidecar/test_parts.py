@@ -10,14 +10,22 @@ from pathlib import Path
 
 import pytest
 from savepoint.contract import names
-from savepoint.contract.control import CheckpointRef, ObjectName, PolicyTerms, Urls, Welcome
-from savepoint.errors import DeadlineExceeded, SavepointError, StateUnstable, Unavailable
+from savepoint.contract.control import CheckpointRef, NeedUrls, ObjectName, PolicyTerms, Urls, Welcome
+from savepoint.errors import (
+    DeadlineExceeded,
+    Refused,
+    SavepointError,
+    StateUnstable,
+    StoreUnavailable,
+    Unavailable,
+)
 from savepoint_sidecar import probe, settings
 from savepoint_sidecar.attempt import Attempt, in_thread
 from savepoint_sidecar.components import begin_epoch, index_sequence, prepare_stage, read_index, write_index
 from savepoint_sidecar.failpoint import NAMES, Failpoints
 from savepoint_sidecar.restore import marker_of, restore_files
 from savepoint_sidecar.roots import Root
+from savepoint_sidecar.urlasks import UrlAsks
 from savepoint_sidecar.urls import RESERVE, UrlBook
 
 from tests.unit.sidecar.harness import running
@@ -74,6 +82,40 @@ def test_a_url_is_used_until_shortly_before_its_end() -> None:
     assert book.get_url("packs/1-a") is None
     clock.now += 541
     assert book.put_url("packs/1-a") is None and book.get_url("packs/1-b") is None
+
+
+async def test_a_url_that_the_store_refused_is_asked_for_anew() -> None:
+    sent: list[NeedUrls] = []
+    connected = asyncio.Event()
+    connected.set()
+
+    async def send(ask: NeedUrls) -> None:
+        sent.append(ask)
+        asks.answered(Urls(ask.request, put={key: f"P{len(sent)}" for key in ask.put}))
+
+    asks = UrlAsks(UrlBook(Clock()), connected, send, lambda: f"r{len(sent)}")
+    asks.bind()
+    key = "packs/1-a"
+    assert await asyncio.to_thread(asks.put_url, key) == "P1"
+    assert await asyncio.to_thread(asks.put_url, key) == "P1"
+    asks.forget(key)
+    assert await asyncio.to_thread(asks.put_url, key) == "P2"
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"), [("StoreUnavailable", StoreUnavailable), ("StoreDenied", Refused), ("Refused", Refused)]
+)
+async def test_urls_that_are_not_signed_now_may_be_later(reason: str, error: type[SavepointError]) -> None:
+    connected = asyncio.Event()
+    connected.set()
+
+    async def send(ask: NeedUrls) -> None:
+        asks.refused(ask.request, Refused("not now", reason))
+
+    asks = UrlAsks(UrlBook(Clock()), connected, send, lambda: "r1")
+    asks.bind()
+    with pytest.raises(error, match="not now"):
+        await asyncio.to_thread(asks.get_url, "packs/1-a")
 
 
 def test_the_reserve_is_renewed_at_half_its_life() -> None:

@@ -23,10 +23,11 @@ from savepoint.contract.control import (
     Welcome,
 )
 from savepoint.errors import Refused as RefusedError
-from savepoint.errors import Unavailable
+from savepoint.errors import StoreDenied, Unavailable
 from savepoint_operator.model.views import CheckpointName, Refusal
 
 from tests.fakes.control_cell import AGENT, Cell, attempt, until
+from tests.fakes.operator_ports import Signer
 
 RANDOM = "0123456789abcdef" * 2
 
@@ -62,6 +63,23 @@ async def test_an_ordered_checkpoint_is_committed(cell: Cell) -> None:
     assert view is not None
     assert view.attempt is None
     assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1)]
+
+
+async def test_urls_are_signed_for_the_store_as_it_is_now(cell: Cell) -> None:
+    class Rotated(Signer):
+        def presign_put(self, key: str, expires_seconds: int) -> str:
+            return super().presign_put(key, expires_seconds) + "&by=the-new-key"
+
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    pack = f"packs/1-{RANDOM}"
+    cell.stores.error = StoreDenied("the new credentials are wrong")
+    refused = await pod.ask(NeedUrls("1", put=(pack,)), Refused)
+    assert (refused.request, refused.reason) == ("1", "StoreDenied")
+    cell.stores.error = None
+    cell.stores.store = replace(cell.stores.store, signer=Rotated())
+    urls = await pod.ask(NeedUrls("2", put=(pack,)), Urls)
+    assert urls.put[pack].endswith("&by=the-new-key")
 
 
 async def test_an_offer_may_come_again_and_commits_once(cell: Cell) -> None:
