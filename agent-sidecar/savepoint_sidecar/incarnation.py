@@ -49,8 +49,20 @@ REMEMBERED_ATTEMPTS: Final = 64
 class Incarnation:
     """Started once, ended once."""
 
-    def __init__(self, authority: Authority, terms: Terms, edges: Edges, failpoints: Failpoints | None = None) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        terms: Terms,
+        edges: Edges,
+        failpoints: Failpoints | None = None,
+        *,
+        renewable: bool = False,
+    ) -> None:
+        """``renewable``: whoever runs it begins another one when an agent connects after the end of the run."""
         self._authority, self._terms, self._edges = authority, terms, edges
+        self._renewable = renewable
+        self.succeeded, self._closed = asyncio.Event(), asyncio.Event()
+        """An agent has connected that belongs to the next run."""
         self._failpoints = failpoints or Failpoints()
         self.sessions = Sessions(edges.random_id)
         self._server = SocketServer(terms.socket_path, self.sessions, self)
@@ -141,13 +153,14 @@ class Incarnation:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closed.set()
 
     # -- what the agent asks (socket_server.Host) -------------------------------------------------------------------
 
     async def bring_back(self, session: Session) -> wire.Connected:
         """Let files and values stand at the last cut, and hand over the values."""
         if self._completed:
-            raise RefusedError("The run is completed; the next pod of this agent starts the next one.", "Completed")
+            await self._make_way()
         if session.hello.reattach:
             await self._recovery.is_first()
             return self._connected(session, None, ())
@@ -160,6 +173,15 @@ class Incarnation:
                 await self._take_baseline(session)
                 return self._connected(session, restored(came_back, "Restored"), ())
             return self._connected(session, *await self._recovery.bring_back())
+
+    async def _make_way(self) -> None:
+        """The container was started again in its pod. Its connection ends without an answer when this incarnation
+        does, and its SDK dials the next one."""
+        if self._renewable:
+            self.succeeded.set()
+            await self._closed.wait()
+            raise asyncio.CancelledError
+        raise RefusedError("The run is completed; the next pod of this agent starts the next one.", "Completed")
 
     def asked(self, session: Session, request: wire.CheckpointRequest) -> None:
         """The agent wants a checkpoint."""

@@ -13,6 +13,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from savepoint.contract.agent import STAGE_SIDECAR
 from savepoint.errors import SavepointError
@@ -59,7 +60,23 @@ def _configured() -> Settings:
 
 
 async def _serve(configured: Settings, failpoints: Failpoints) -> int:
-    """Until SIGTERM, and through the last checkpoint."""
+    """Until SIGTERM, and through the last checkpoint. A run that begins in the same pod is another incarnation."""
+    terminated = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+    while (status := await _live(configured, failpoints, terminated)) is None:
+        log.info("the agent was started again after the end of its run: it gets the next epoch, and starts fresh")
+        renewal = asyncio.ensure_future(init.restore(configured, failpoints, None))
+        await _first_of(renewal, terminated)
+        if not renewal.done():
+            renewal.cancel()
+            return 0
+        if renewal.result():
+            return renewal.result()
+    return status
+
+
+async def _live(configured: Settings, failpoints: Failpoints, terminated: asyncio.Event) -> int | None:
+    """One incarnation; its exit status, None: the agent has begun the next run."""
     started = configured.stage / STAGE_SIDECAR / init.STARTED
     client = ControlClient(
         Dialer(configured.control_url, configured.control_ca, configured.token_path),
@@ -80,12 +97,10 @@ async def _serve(configured: Settings, failpoints: Failpoints) -> int:
         cut_sequence=None if started.exists() else index_sequence(configured.stage),
     )
     edges = Edges(lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
-    incarnation = Incarnation(client, terms, edges, failpoints)
+    incarnation = Incarnation(client, terms, edges, failpoints, renewable=True)
     client.heartbeat, client.attempts = incarnation.heartbeat, incarnation.attempts
-    terminated = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
-    starting, ending = asyncio.ensure_future(incarnation.start()), asyncio.ensure_future(terminated.wait())
-    await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
+    starting = asyncio.ensure_future(incarnation.start())
+    await _first_of(starting, terminated)
     try:
         if not starting.done():
             starting.cancel()
@@ -94,16 +109,27 @@ async def _serve(configured: Settings, failpoints: Failpoints) -> int:
         started.touch()
         log.info("agent %s/%s, epoch %d", welcome.namespace, welcome.agent, welcome.epoch)
         private = await _listen(configured.stage, incarnation)
-        await ending
+        await _first_of(asyncio.ensure_future(incarnation.succeeded.wait()), terminated)
         private.close()
+        if not terminated.is_set():
+            return None
         await incarnation.end()
     except SavepointError as error:
-        log.error("%s: %s", getattr(error, "code", error.reason), error)
+        code = getattr(error, "code", error.reason)
+        if code == "Completed" and not terminated.is_set():  # the sidecar's container was started again, too
+            return None
+        log.error("%s: %s", code, error)
         return 1
     finally:
-        ending.cancel()
         await incarnation.close()
     return 0
+
+
+async def _first_of(work: "asyncio.Future[Any]", terminated: asyncio.Event) -> None:
+    """Until the work has ended or the pod is to stop."""
+    ending = asyncio.ensure_future(terminated.wait())
+    await asyncio.wait([work, ending], return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
 
 
 async def _listen(stage: Path, incarnation: Incarnation) -> asyncio.Server:

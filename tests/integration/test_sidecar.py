@@ -310,6 +310,29 @@ async def test_a_pod_lives_crashes_ends_and_comes_back_elsewhere(site: Site) -> 
 
 
 @pytest.mark.timeout(180)
+async def test_a_container_that_starts_again_after_the_end_of_its_run_begins_the_next_one(site: Site) -> None:
+    pod = site.pod("a")
+    (pod.folder / "agent.py").write_text(
+        AGENT_PROGRAM.replace("range(100000)", "range(3)") + "agent.finish()\ntell(finished=agent.epoch)\n"
+    )
+    assert await pod.restore() == 0, pod.log()
+    sidecar = await pod.sidecar()
+    for run in (1, 2):  # as a Deployment's container does, whose restartPolicy is Always
+        assert await exit_of(pod.agent()) == 0, pod.log()
+        assert [each["finished"] for each in pod.told("finished")] == list(range(1, run + 1)), pod.log()
+    sidecar.kill()  # the sidecar's container, too
+    await exit_of(sidecar)
+    sidecar = await pod.sidecar()
+    assert await exit_of(pod.agent()) == 0, pod.log()
+    assert [each["step"] for each in pod.told("step")] == [0, 1, 2] * 3
+    assert {(each["connected"], each["at"]) for each in pod.told("connected")} == {(0, None)}
+    assert [each.outcome for each in site.recorder.of("restored")] == ["Fresh"] * 3
+    sidecar.send_signal(signal.SIGTERM)
+    assert await exit_of(sidecar) == 0, pod.log()
+    assert site.recorder.of("released")[-1] == ("a", True), pod.log()
+
+
+@pytest.mark.timeout(180)
 async def test_an_end_without_operator_is_committed_before_the_successor_starts(site: Site) -> None:
     pod = site.pod("a")
     assert await pod.restore() == 0, pod.log()
