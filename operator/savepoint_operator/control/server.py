@@ -209,6 +209,7 @@ class ControlServer:
             connection,
             who,
             hello,
+            directory=self._directory,
             lineage=self._lineage,
             registry=self._registry,
             presence=self._presence,

@@ -36,7 +36,7 @@ from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.welcome import urls, welcome
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.lineage.tenure import Tenure
-from savepoint_operator.model.ports import Recorder
+from savepoint_operator.model.ports import Directory, Recorder
 from savepoint_operator.model.views import Incarnation, Refusal, SessionView
 from savepoint_operator.rules.attempt import (
     UNKNOWN_DEADLINE_SECONDS,
@@ -56,6 +56,8 @@ FINISH_SECONDS = 60.0
 """How long what a sidecar sent before it went may take to be handled."""
 REQUEST_DEADLINE_SECONDS = 300
 RETRY_SECONDS = 1.0
+LOOK_SECONDS = 300.0
+"""How often it is looked whether the pod still exists: a token is shown once, and could be held by somebody else."""
 RENEW_SECONDS = 2 * 24 * 3600.0
 """Age at which an idle session is asked to dial again: the pending URL it was given lives for seven days."""
 
@@ -71,6 +73,7 @@ class SidecarSession:
         who: Incarnation,
         hello: Hello,
         *,
+        directory: Directory,
         lineage: LineageService,
         registry: Registry,
         presence: Presence,
@@ -78,10 +81,11 @@ class SidecarSession:
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
     ) -> None:
-        self._connection, self._who, self._hello = connection, who, hello
+        self._connection, self._who, self._hello, self._directory = connection, who, hello, directory
         self._lineage, self._registry, self._presence, self._recorder = lineage, registry, presence, recorder
         self._monotonic, self._connected_at = monotonic, now()
         self._renew_at = monotonic() + RENEW_SECONDS
+        self._look_at = monotonic() + LOOK_SECONDS
         self._heartbeat = Heartbeat()
         self._tenure: Tenure | None = None
         self._queue: asyncio.Queue[tuple[FromPod, int] | None] = asyncio.Queue(QUEUE_MESSAGES)
@@ -164,12 +168,25 @@ class SidecarSession:
                 await self._answer(Ack("heartbeat"))
                 if self._monotonic() > self._renew_at and self._registry.attempt(self._who.agent) is None:
                     raise Closing(CloseCode.NOT_LEADING, "a long session is renewed: dial again")
+                if self._monotonic() > self._look_at and self._registry.attempt(self._who.agent) is None:
+                    await self._look_again()
                 continue
             size = self._connection.received_bytes
             if self._queue.full() or self._waiting_bytes + size > QUEUE_BYTES:
                 raise Closing(CloseCode.SLOW, f"more than {QUEUE_MESSAGES} messages or {QUEUE_BYTES} bytes wait")
             self._waiting_bytes += size
             self._queue.put_nowait((message, size))
+
+    async def _look_again(self) -> None:
+        """End the session of a pod that is gone: nobody could follow it while it is connected."""
+        self._look_at = self._monotonic() + LOOK_SECONDS
+        try:
+            found = await self._directory.incarnation(self._who.pod)
+        except SavepointError:
+            return
+        if isinstance(found, Refusal) and found.reason == "PodGone":
+            await self._answer(Stop(found.reason, found.message))
+            raise Closing(CloseCode.DONE, found.reason)
 
     async def _finish(self, worker: "asyncio.Task[None]") -> None:
         """Handle what the sidecar had sent before it went: its release is often the last word."""

@@ -21,12 +21,15 @@ from savepoint.contract.control import (
     Refused,
     RequestCheckpoint,
     Result,
+    Stop,
     Timing,
     decode,
     encode,
 )
 from savepoint_operator.control.pace import BEGUN_MOST, BYTES_MOST, BYTES_PER_SECOND, Allowance, Paces
+from savepoint_operator.control.sidecar_session import LOOK_SECONDS
 from savepoint_operator.metrics import Metrics
+from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.attempt import offer_problem
 from savepoint_operator.rules.conditions import parsed_time, precise_stamp
 from savepoint_operator.rules.heard import DETAIL_MOST, MESSAGE_MOST, heard
@@ -227,3 +230,24 @@ async def test_many_who_say_nothing_keep_nobody_out() -> None:
             writer.close()
     finally:
         await cell.close()
+
+
+async def test_the_session_of_a_pod_that_is_gone_ends(cell: Cell) -> None:
+    """A stolen token, shown in time, must not keep the agent's next pod out for ever."""
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.directory.incarnations["a"] = Refusal("PodGone", "Pod demo/a is gone.")
+    await pod.ask(Heartbeat(), Ack)
+    cell.clock.advance(LOOK_SECONDS + 1)
+    await pod.ask(Heartbeat(), Ack)
+    assert (await pod.expect(Stop)).reason == "PodGone"
+    assert await pod.closed() == 1000
+
+
+async def test_a_session_outlives_whatever_else_the_cluster_says(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.directory.incarnations["a"] = Refusal("AmbiguousAgent", "Another pod has come.")
+    cell.clock.advance(LOOK_SECONDS + 1)
+    await pod.ask(Heartbeat(), Ack)
+    await pod.ask(Heartbeat(), Ack)
