@@ -173,8 +173,10 @@ def test_deep_folders(world: World, target: Path) -> None:
     world.checkpoint(
         lambda writer: writer.add_tree("workspace", "Files", [TreeDirectory(path, 0o755, 1) for path in paths])
     )
-    assert restored(world, target).directories == 1199
-    subprocess.run(["rm", "-rf", target], check=True)  # pytest's own way would recurse
+    try:
+        assert restored(world, target).directories == 1199
+    finally:
+        subprocess.run(["rm", "-rf", target], check=True)  # pytest's own way would recurse
 
 
 class Forger:
