@@ -15,11 +15,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
-from kubernetes.aio.client import ApiClient
 from savepoint.errors import SavepointError, Unavailable
 
 from savepoint_operator.certificates import Certificates
-from savepoint_operator.cluster.access import Access
+from savepoint_operator.cluster.access import Access, Client
 from savepoint_operator.cluster.api import Api
 from savepoint_operator.cluster.errors import Denied
 from savepoint_operator.cluster.events import Events
@@ -65,7 +64,7 @@ class Operator:
         finally:
             await self._health.stop()
 
-    async def _stand(self, client: ApiClient, stop: asyncio.Event) -> None:
+    async def _stand(self, client: Client, stop: asyncio.Event) -> None:
         api, settings = Api(client), self._settings
         owner = await self._self_test(api, stop)
         leadership = Leadership(

@@ -12,37 +12,32 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from aiohttp import web
-from kubernetes.aio import client
-from savepoint.contract.names import GROUP, VERSION
 
 from savepoint_operator.admission.certificate import ServingCertificate
 from savepoint_operator.admission.index import NamespaceIndex, PolicyIndex
 from savepoint_operator.admission.server import AdmissionMetrics, health_application, review_application
 from savepoint_operator.admission.settings import SettingsError, WebhookSettings
-from savepoint_operator.admission.watch import Watch
-from savepoint_operator.cluster.access import Access
+from savepoint_operator.cluster.access import Access, Client
+from savepoint_operator.cluster.watch import Watch, namespaces, policies
 from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.injection import Injected, InjectionTerms, inject
 
 log = logging.getLogger(__name__)
 
-_METADATA_ONLY = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
-
 
 class Webhook:
     """The process's parts, put together."""
 
-    def __init__(self, settings: WebhookSettings, api: client.ApiClient, jitter: Callable[[], float]) -> None:
+    def __init__(self, settings: WebhookSettings, api: Client, jitter: Callable[[], float]) -> None:
         self._settings = settings
         self._policies, self._namespaces = PolicyIndex(), NamespaceIndex()
         self._certificate = ServingCertificate(settings.tls_directory)
         self._watches = [
-            Watch("policies", _policy_lister(api), self._policies, jitter),
-            Watch("namespaces", _namespace_lister(api), self._namespaces, jitter),
+            Watch("policies", policies(api), self._policies, jitter),
+            Watch("namespaces", namespaces(api), self._namespaces, jitter),
         ]
         self._stopping = False
 
@@ -104,21 +99,6 @@ async def _first(stop: "asyncio.Task[Any]", *tasks: "asyncio.Task[Any]") -> None
     for task in done - {stop}:
         stop.cancel()
         task.result()
-
-
-def _policy_lister(api: client.ApiClient) -> Callable[..., Any]:
-    method = client.CustomObjectsApi(api).list_custom_object_for_all_namespaces_without_preload_content
-    return partial(method, GROUP, VERSION, "agentcheckpointpolicies")
-
-
-def _namespace_lister(api: client.ApiClient) -> Callable[..., Any]:
-    """Names and labels are enough. The API server wants another word for a list than for the objects of a watch."""
-    method = client.CoreV1Api(api).list_namespace_without_preload_content
-
-    def lister(*, watch: bool = False, **arguments: Any) -> Any:
-        return method(watch=watch, _headers={"Accept": _METADATA_ONLY.format("" if watch else "List")}, **arguments)
-
-    return lister
 
 
 async def _serve(settings: WebhookSettings) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from kubernetes.aio import client, config
 from kubernetes.aio.config.incluster_config import SERVICE_CERT_FILENAME, SERVICE_TOKEN_FILENAME, InClusterConfigLoader
 
+Client = client.ApiClient
+"""The official client: who holds one hands it to a door of this package."""
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -59,9 +62,9 @@ class Access:
             path = environment.get("KUBECONFIG")
             return await cls.by_kubeconfig(Path(path) if path else None)
 
-    def client(self) -> client.ApiClient:
+    def client(self) -> Client:
         """A new client; to be closed by whoever asked."""
-        return client.ApiClient(self.configuration)
+        return Client(self.configuration)
 
     async def connection(self) -> Connection:
         """For kopf."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from savepoint_operator.admission import watch
-from savepoint_operator.admission.watch import Watch
+from savepoint_operator.cluster import watch
+from savepoint_operator.cluster.watch import Watch
 
 
 class Answer:

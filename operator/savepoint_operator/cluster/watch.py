@@ -7,10 +7,15 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, Protocol
 
 import aiohttp
+from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
+from savepoint.contract.names import GROUP, VERSION
+
+from savepoint_operator.cluster.access import Client
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +26,8 @@ WATCH_SLACK_SECONDS: Final = 10.0
 PAUSE_SECONDS: Final = 0.2
 RETRY_MIN_SECONDS: Final = 0.5
 RETRY_MAX_SECONDS: Final = 30.0
+
+_METADATA_ONLY: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
 
 Lister = Callable[..., Awaitable[Any]]
 """A list method of the client, …_without_preload_content, bound to its kind."""
@@ -98,6 +105,22 @@ class Watch:
             self._sink.put(item)
         elif kind == "DELETED":
             self._sink.remove(item)
+
+
+def policies(api: Client) -> Lister:
+    """AgentCheckpointPolicies of every namespace."""
+    method = client.CustomObjectsApi(api).list_custom_object_for_all_namespaces_without_preload_content
+    return partial(method, GROUP, VERSION, "agentcheckpointpolicies")
+
+
+def namespaces(api: Client) -> Lister:
+    """Names and labels are enough. The API server wants another word for a list than for the objects of a watch."""
+    method = client.CoreV1Api(api).list_namespace_without_preload_content
+
+    def lister(*, watch: bool = False, **arguments: Any) -> Any:
+        return method(watch=watch, _headers={"Accept": _METADATA_ONLY.format("" if watch else "List")}, **arguments)
+
+    return lister
 
 
 async def _body(response: Any) -> dict[str, Any]:
