@@ -211,6 +211,9 @@ class Recorder:
     async def progressed(self, agent: AgentKey, progress: Progress) -> None:
         self.told.append(("progressed", progress))
 
+    async def delayed(self, agent: AgentKey, attempt: str, why: str) -> None:
+        self.told.append(("delayed", why))
+
     async def name_for(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
         if self.before_naming is not None:
             await self.before_naming()

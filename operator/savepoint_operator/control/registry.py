@@ -271,9 +271,10 @@ class Registry:
         while True:
             try:
                 return Committed(offer.attempt, await self._lineage.commit(tenure, offer))
-            except (StoreUnavailable, Unavailable):
+            except (StoreUnavailable, Unavailable) as error:
                 if self._monotonic() + pause > until:
                     raise
+                await self._recorder.delayed(tenure.agent, offer.attempt, str(error))
             await self._sleep(pause)
             pause = min(pause * 2, RETRY_MOST_SECONDS)
 

@@ -101,7 +101,8 @@ class Attempts:
         same_stage = item.reason == note.stage
         if same_stage and note.written_at is not None and now - note.written_at < PROGRESS_SECONDS:
             return PROGRESS_SECONDS - (now - note.written_at)
-        patch, condition = checkpoint_status.running(note.stage, note.progress)
+        delay = f"All of it is stored, but cannot be committed now; it is tried again: {note.delay}"
+        patch, condition = checkpoint_status.running(note.stage, note.progress, delay if note.delay else "")
         await self._objects.write(item, {**self._begun(line, note, item), **patch}, condition)
         note.written_at = now
         return None

@@ -27,6 +27,8 @@ class AttemptNote:
     why: str = ""
     stage: str = "Pending"
     progress: Progress | None = None
+    delay: str = ""
+    """Why its commit is tried again."""
     name: str = ""
     """Of its AgentCheckpoint, once there is one."""
     number: int = 0

@@ -138,6 +138,13 @@ class QueueingRecorder:
         note.progress, note.stage = progress, progress.stage or note.stage
         self._look(agent)
 
+    async def delayed(self, agent: AgentKey, attempt: str, why: str) -> None:
+        """See ``Recorder``."""
+        note = self._lines[agent].attempts.get(attempt)
+        if note is not None and not note.over:
+            note.stage, note.delay = "Committing", why
+            self._look(agent)
+
     async def name_for(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
         """See ``Recorder``. Raises Unavailable."""
         line = self._lines[agent]

@@ -321,6 +321,7 @@ async def test_a_store_that_comes_back_lets_a_commit_through(cell: Cell) -> None
     for _ in range(3):
         await asyncio.sleep(0.02)
         cell.clock.advance(1)
+    assert cell.recorder.of("delayed")
     cell.store.broken = False
     await asyncio.sleep(0.02)
     cell.clock.advance(8)

@@ -59,6 +59,20 @@ async def test_a_request_that_waits_says_for_what(bench: Bench) -> None:
     assert "comes after it" in condition(bench.checkpoint("second"))["message"]
 
 
+async def test_a_commit_that_is_tried_again_says_why(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    own = bench.ask("first")
+    await bench.settle()
+    await bench.now_leading.recorder.delayed(CODER, own, "nobody answers at s3.test")
+    await bench.settle()
+    assert bench.checkpoint("first")["reason"] == "Committing"
+    assert "nobody answers at s3.test" in condition(bench.checkpoint("first"))["message"]
+    await bench.commit(who)
+    await bench.now_leading.recorder.delayed(CODER, own, "too late to be news")
+    await bench.settle()
+    assert bench.checkpoint("first")["reason"] == "Ready"
+
+
 async def test_without_a_sidecar_a_request_ends_within_a_bound(bench: Bench) -> None:
     await bench.pass_time(100)
     bench.ask()
