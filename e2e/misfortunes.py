@@ -214,12 +214,18 @@ def _first_life(here: Trouble, agent: str, store_kind: str = "whole") -> AgentPo
     return pod
 
 
-def _small(here: Trouble) -> Object:
+def _second_life(here: Trouble, pod: AgentPod, reason: str) -> tuple[Object, Object]:
+    """Another pod of the same agent, whose start must fail in time."""
+    second = here.strict.replace(pod)
+    return second, here.strict.restore_of(second["metadata"]["uid"], reason, START_SECONDS)
+
+
+def _small(here: Trouble) -> tuple[Object, Object]:
     _first_life(here, "small")
-    return here.strict.replace(AgentPod("small", "small", state="/data", size="4Mi"))
+    return _second_life(here, AgentPod("small", "small", state="/data", size="4Mi"), "NoSpace")
 
 
-def _filled(here: Trouble) -> Object:
+def _filled(here: Trouble) -> tuple[Object, Object]:
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -230,8 +236,8 @@ def _filled(here: Trouble) -> Object:
     filler = AgentPod("filler", "", command=("sh", "-c", writes), state="/data", claim="filled")
     here.strict.create(claim, filler.pod())
     _first_life(here, "filled")
-    here.strict.started("filler")
-    return here.strict.replace(AgentPod("filled", "filled", state="/data", claim="filled"))
+    here.strict.started("filler", seconds=200)  # the provisioner gives one try two minutes
+    return _second_life(here, AgentPod("filled", "filled", state="/data", claim="filled"), "TargetNotEmpty")
 
 
 def _deleted(here: Trouble) -> tuple[Object, Object]:
