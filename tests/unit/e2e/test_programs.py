@@ -1,0 +1,115 @@
+"""Where programs lie, when they are built, and what a failed build leaves; the compiler is a stand-in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.cluster import programs
+from e2e.cluster.go.catalogue import GROUPS, Group, ProgramError
+from e2e.cluster.programs import NAMES, build, cache_root, group_key, main, path_of, program
+
+
+class Silent:
+    """Progress that nobody looks at."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def update(self, line: str) -> None:
+        self.said.append(line)
+
+    def done(self, line: str) -> None:
+        self.said.append(line)
+
+
+class Compiler:
+    """Writes the binary, or fails."""
+
+    def __init__(self) -> None:
+        self.built: list[str] = []
+        self.expected: list[str] = []
+        self.broken = ""
+
+    def __call__(self, group: Group, name: str, target: Path, log: Path, progress: Any, expected: str) -> None:
+        assert name in group.packages
+        if name == self.broken:
+            raise ProgramError(f"{name} does not build; see {log}")
+        self.built.append(name)
+        self.expected.append(expected)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"binary")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SAVEPOINT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    made = Compiler()
+    monkeypatch.setattr(programs, "compile_program", made)
+    return made
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_root() == tmp_path / "cache"
+    monkeypatch.delenv("SAVEPOINT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_root() == tmp_path / "xdg" / "savepoint"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_root() == tmp_path / "home" / ".cache" / "savepoint"
+
+
+def test_every_program_has_a_path_of_its_own(cache: Path) -> None:
+    paths = {name: path_of(name) for name in NAMES}
+    assert len(set(paths.values())) == len(NAMES)
+    assert all(path.is_relative_to(cache / "programs") and path.name == name for name, path in paths.items())
+
+
+def test_an_unknown_name_is_refused_before_anything_is_built(compiler: Compiler) -> None:
+    with pytest.raises(ProgramError, match=r"no program 'kubelt'; known are .*kubelet"):
+        build(["etcd", "kubelt"], Silent())
+    assert compiler.built == []
+
+
+def test_a_program_is_built_once(compiler: Compiler) -> None:
+    assert build(["etcd", "helm"], Silent()) == {"etcd": path_of("etcd"), "helm": path_of("helm")}
+    assert program("etcd", Silent()).read_bytes() == b"binary"
+    assert compiler.built == ["etcd", "helm"]
+
+
+def test_the_next_build_knows_how_long_it_took(compiler: Compiler) -> None:
+    program("etcd", Silent())
+    path_of("etcd").unlink()
+    program("etcd", Silent())
+    assert compiler.expected == [" (first time)", " (last time 0 s)"]
+
+
+def test_a_failed_build_is_tried_again(compiler: Compiler, capsys: pytest.CaptureFixture[str]) -> None:
+    compiler.broken = "helm"
+    assert main(["etcd", "helm"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error: helm does not build" in err
+    assert not path_of("helm").exists()
+    compiler.broken = ""
+    assert main(["etcd", "helm"]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(path_of("etcd")), str(path_of("helm"))]
+    assert compiler.built == ["etcd", "helm"]
+
+
+@pytest.mark.parametrize("file", programs.SOURCE_FILES)
+def test_a_changed_source_is_another_program(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "SOURCES", tmp_path)
+    group = GROUPS[0]
+    (tmp_path / group.name).mkdir()
+    before = group_key(group)
+    (tmp_path / group.name / file).write_text("another pin\n")
+    assert group_key(group) != before
+    assert group_key(group) == group_key(group)
