@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from tests.integration.helm import BUCKET, CHART, NAMESPACE, HelmFailed, helm, one, options, render
 from tests.integration.kubectl import CRDS, Kubectl, Refused
 from tests.servers.apiserver import ApiServer
-from tests.servers.process import HOST, answers, free_ports, running
+from tests.servers.process import HOST, Process, answers, free_ports, running
 from tests.servers.s3 import S3Server
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:savepoint-operator"
@@ -338,16 +339,16 @@ def test_the_operators_rights(kubectl: Kubectl, may: bool, verb: str, what: str,
     assert (answer.strip() == "yes") is may
 
 
-def test_the_operator_comes_up_with_the_charts_environment_under_its_own_account(
-    apiserver: ApiServer, kubectl: Kubectl, s3_versitygw: S3Server, tmp_path: Path
-) -> None:
-    s3_versitygw.client().make_bucket("chart")
-    keys = {"accessKey": s3_versitygw.access_key, "secretKey": s3_versitygw.secret_key}
-    kubectl(
-        "create", "secret", "generic", "s3-keys", "-n", NAMESPACE, *(f"--from-literal={k}={v}" for k, v in keys.items())
-    )
-    values = BUCKET | {"store.s3.endpoint": s3_versitygw.endpoint, "store.s3.bucket": "chart"}
-    values["store.s3.region"] = s3_versitygw.region
+@contextmanager
+def operator(apiserver: ApiServer, kubectl: Kubectl, store: S3Server, folder: Path, **more: str) -> Iterator[Process]:
+    """The operator's process with the chart's environment under its own account, until it has ended in good order."""
+    if not store.client().bucket_exists("chart"):
+        store.client().make_bucket("chart")
+    keys = {"accessKey": store.access_key, "secretKey": store.secret_key}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3-keys"}, "stringData": keys}
+    kubectl("apply", "-n", NAMESPACE, "-f", "-", given=secret)
+    values = BUCKET | {"store.s3.endpoint": store.endpoint, "store.s3.bucket": "chart"}
+    values["store.s3.region"] = store.region
     told = environment(one(render(values), "Deployment", "savepoint-operator"))
     control, health = free_ports(2)
     token = kubectl("create", "token", "savepoint-operator", "-n", NAMESPACE).strip()
@@ -357,21 +358,29 @@ def test_the_operator_comes_up_with_the_charts_environment_under_its_own_account
         "SAVEPOINT_POD_NAME": "operator-1",
         "SAVEPOINT_CONTROL_PORT": str(control),
         "SAVEPOINT_HEALTH_PORT": str(health),
+        **more,
     }
     command = [sys.executable, "-m", "savepoint_operator.main"]
     ready = answers(f"http://{HOST}:{health}/readyz")
-    with running("operator", command, tmp_path, ready, environment={**told, **own}) as process:
+    with running("operator", command, folder, ready, environment={**told, **own}) as process:
+        yield process
+        process.popen.terminate()
+        assert process.popen.wait(30) == 0
+    log = (folder / "operator.log").read_text().lower()
+    assert "forbidden" not in log
+    assert "traceback" not in log
+
+
+def test_the_operator_comes_up_with_the_charts_environment_under_its_own_account(
+    apiserver: ApiServer, kubectl: Kubectl, s3_versitygw: S3Server, tmp_path: Path
+) -> None:
+    with operator(apiserver, kubectl, s3_versitygw, tmp_path):
         kubectl("wait", "--for=condition=Ready", "ackptstore/default", "--timeout=30s")
         (webhook,) = json.loads(kubectl("get", "mutatingwebhookconfiguration", "savepoint", "-o", "json"))["webhooks"]
         secret = json.loads(kubectl("get", "secret", "savepoint-tls", "-n", NAMESPACE, "-o", "json"))
         assert webhook["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]
         assert set(secret["data"]) == {"tls.crt", "tls.key", "ca.crt"}
         assert kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "name")
-        process.popen.terminate()
-        assert process.popen.wait(30) == 0
-    log = (tmp_path / "operator.log").read_text().lower()
-    assert "forbidden" not in log
-    assert "traceback" not in log
 
 
 def test_users_roles_are_added_to_the_clusters_own(kubectl: Kubectl) -> None:
@@ -393,25 +402,34 @@ def test_an_upgrade_keeps_the_ca_bundle(apiserver: ApiServer, kubectl: Kubectl) 
     assert webhook["clientConfig"]["caBundle"] == bundle
 
 
-def test_uninstalling_keeps_kinds_objects_and_the_key_and_a_new_release_takes_them_over(
-    apiserver: ApiServer, kubectl: Kubectl
+def test_uninstalling_keeps_kinds_objects_and_the_key_and_a_new_release_takes_them_up(
+    apiserver: ApiServer, kubectl: Kubectl, s3_versitygw: S3Server, tmp_path: Path
 ) -> None:
-    made_by_the_operator = {"name": "savepoint-made", "namespace": NAMESPACE}
-    kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "Secret", "metadata": made_by_the_operator})
-    kubectl.create(
-        {
-            "apiVersion": "savepoint.dev/v1alpha1",
-            "kind": "AgentCheckpoint",
-            "metadata": {"name": "kept-1"},
-            "spec": {"agent": "kept"},
-        },
-        "-n",
-        "default",
-    )
+    if not kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "name", "--ignore-not-found"):
+        with operator(apiserver, kubectl, s3_versitygw, tmp_path):
+            pass
+    api = {"apiVersion": "savepoint.dev/v1alpha1"}
+    kubectl.create({**api, "kind": "AgentCheckpoint", "metadata": {"name": "kept-1"}, "spec": {"agent": "kept"}})
+    kubectl.create({**api, "kind": "ProtectedAgent", "metadata": {"name": "kept"}})
+    kept = [("ackpt", "kept-1"), ("pagent", "kept"), ("crd", "agentcheckpoints.savepoint.dev")]
+    keys = ["savepoint-master-key", "savepoint-ca"]
+
+    def uids() -> list[str]:
+        named = [*kept, *(("secret", name) for name in keys)]
+        place = {"secret": ("-n", NAMESPACE)}
+        return [
+            kubectl("get", kind, name, "-o", "jsonpath={.metadata.uid}", *place.get(kind, ())) for kind, name in named
+        ]
+
+    before = uids()
     helm("uninstall", "savepoint", "-n", NAMESPACE, kubeconfig=apiserver.kubeconfig)
-    assert kubectl("get", "ackpt/kept-1", "-n", "default", "-o", "name")
-    assert kubectl("get", "secret/savepoint-made", "-n", NAMESPACE, "-o", "name")
+    assert uids() == before
     with pytest.raises(Refused, match=r"not found"):
         kubectl("get", "mutatingwebhookconfiguration", "savepoint")
     helm("install", "savepoint", str(CHART), "-n", NAMESPACE, *options(BUCKET), kubeconfig=apiserver.kubeconfig)
-    assert kubectl("get", "ackpt/kept-1", "-n", "default", "-o", "name")
+    (tmp_path / "again").mkdir()
+    with operator(apiserver, kubectl, s3_versitygw, tmp_path / "again", SAVEPOINT_NOT_RUNNING_SECONDS="1"):
+        kubectl("wait", "--for=condition=Ready", "ackptstore/default", "--timeout=30s")
+        kubectl("wait", "--for=jsonpath={.status.reason}=AgentNotRunning", "ackpt/kept-1", "--timeout=30s")
+        kubectl("wait", "--for=jsonpath={.status.reason}=Unprotected", "pagent/kept", "--timeout=30s")
+    assert uids() == before
