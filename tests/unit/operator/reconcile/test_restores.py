@@ -41,6 +41,17 @@ async def test_a_successor_resumes_and_says_from_where(bench: Bench) -> None:
     assert bench.cluster.events("Restored") == ["Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."]
 
 
+async def test_a_successor_says_the_step_of_what_was_committed_while_nobody_led(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    bench.ask("coder-41")
+    await bench.settle()
+    await bench.commit(who, tell=False)  # as of a deferred commit, nobody hears an offer
+    bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
+    await bench.lead()
+    await bench.start(bench.pod())
+    assert bench.cluster.events("Restored") == ["Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."]
+
+
 async def test_what_was_lost_with_a_crash_is_told(bench: Bench) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-41")
