@@ -343,20 +343,29 @@ class Rig:
         return pod, await self.sidecar(session, pod)
 
 
-def install(kubectl: Kubectl) -> None:
-    """Kinds, rights and what the operator's namespace holds, from the chart."""
+def install(kubectl: Kubectl, *more: dict[str, Any]) -> None:
+    """Kinds, rights and what the operator's namespace holds, from the chart; and more, by one call."""
     kubectl.install_kinds()
-    kubectl.namespace(NAMESPACE)
     chart = render()
-    for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"):
-        kubectl("apply", "-f", "-", given=one(chart, kind, ACCOUNT))
+    items = [thing("Namespace", NAMESPACE)]
+    items += [
+        one(chart, kind, ACCOUNT)
+        for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+    ]
     # Which pods it is called for does not matter here: nothing serves it, and no pod of these tests opts in by it.
     configuration = one(chart, "MutatingWebhookConfiguration", "savepoint")
     configuration["webhooks"][0]["namespaceSelector"] = {"matchLabels": {"webhook": "served"}}
-    kubectl("apply", "-f", "-", given=configuration)
-    for name in ("n1", "n2"):
-        kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    nodes = ("n1", "n2")
+    items += [configuration, *(thing("Node", name) for name in nodes), *more]
+    kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": items})
+    for name in nodes:
         node_is(kubectl, name, ready=True)
+
+
+def thing(kind: str, name: str, namespace: str = "", **more: Any) -> dict[str, Any]:
+    """An object of the core group."""
+    metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **more}
 
 
 def node_is(kubectl: Kubectl, name: str, *, ready: bool) -> None:
@@ -376,21 +385,16 @@ def node_is(kubectl: Kubectl, name: str, *, ready: bool) -> None:
 def make_rig(apiserver: ApiServer, s3: S3Server, room: Path) -> Rig:
     """A namespace and a part of the bucket of its own."""
     kubectl = Kubectl(apiserver.kubeconfig)
-    install(kubectl)
+    namespace = f"agents-{secrets.token_hex(3)}"
+    keys = {"accessKey": s3.access_key, "secretKey": s3.secret_key}
+    install(
+        kubectl,
+        thing("Secret", "s3-keys", NAMESPACE, stringData=keys),
+        thing("Namespace", namespace),
+        thing("ServiceAccount", "default", namespace),
+    )
     client = s3.client()
     if not client.bucket_exists(BUCKET):
         client.make_bucket(BUCKET)
-    keys = {"accessKey": s3.access_key, "secretKey": s3.secret_key}
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": "s3-keys", "namespace": NAMESPACE},
-        "stringData": keys,
-    }
-    kubectl("apply", "-f", "-", given=secret)
-    namespace = f"agents-{secrets.token_hex(3)}"
-    kubectl.namespace(namespace)
-    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}}
-    kubectl("apply", "-f", "-", given=account)
     control, health = free_ports(2)
     return Rig(kubectl, apiserver, s3, room, f"store-{secrets.token_hex(3)}", namespace, control, health)

@@ -15,13 +15,11 @@ from typing import Any
 
 import pytest
 import urllib3
-import yaml
 from kubernetes import client, config
 
 from tests.servers.apiserver import ApiServer
 from tests.servers.s3 import S3Server
 
-CRDS = Path(__file__).parents[2] / "crds"
 WRITERS = 16
 
 
@@ -81,16 +79,21 @@ def test_api_server_keeps_a_namespace(apiserver: ApiServer) -> None:
         assert core.read_namespace(name).metadata.name == name
 
 
-def test_api_server_takes_the_custom_resources(apiserver: ApiServer) -> None:
+def test_api_server_holds_custom_resources_to_their_rules(apiserver: ApiServer) -> None:
     with connect(apiserver.kubeconfig) as connection:
         extensions: Any = client.ApiextensionsV1Api(connection)
-        for definition in _definitions():
-            name = definition["metadata"]["name"]
-            extensions.create_custom_resource_definition(definition)
-            conditions = extensions.read_custom_resource_definition(name).status.conditions or []
-            broken = [each.message for each in conditions if each.type == "NonStructuralSchema"]
+        definition = json.loads(PROBES)
+        extensions.create_custom_resource_definition(definition)
+        name, group = definition["metadata"]["name"], definition["spec"]["group"]
+        custom: Any = client.CustomObjectsApi(connection)
+        try:
+            assert served(lambda: custom.list_namespaced_custom_object(group, "v1", "default", "probes"))
+            probe = {"apiVersion": f"{group}/v1", "kind": "Probe", "metadata": {"generateName": "p-"}}
+            custom.create_namespaced_custom_object(group, "v1", "default", "probes", {**probe, "spec": {"size": 1}})
+            with pytest.raises(client.ApiException, match=r"failed rule: self\.size"):
+                custom.create_namespaced_custom_object(group, "v1", "default", "probes", {**probe, "spec": {"size": 0}})
+        finally:
             extensions.delete_custom_resource_definition(name)
-            assert not broken
 
 
 def test_a_user_may_do_what_rbac_says_and_no_more(apiserver: ApiServer) -> None:
@@ -128,16 +131,28 @@ def test_controllers_collect_what_a_deleted_owner_leaves(apiserver_with_controll
         assert gone(lambda: core.read_namespace("owned"))
 
 
-def gone(read: Callable[[], object], within_seconds: float = 30) -> bool:
+def gone(read: Callable[[], object]) -> bool:
     """Whether read() comes to answer 404 in time."""
-    deadline = time.monotonic() + within_seconds
+    return _comes_to(read, there=False)
+
+
+def served(read: Callable[[], object]) -> bool:
+    """Whether read() comes to be answered in time."""
+    return _comes_to(read, there=True)
+
+
+def _comes_to(read: Callable[[], object], *, there: bool) -> bool:
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
             read()
+            found = True
         except client.ApiException as error:
-            if error.status == 404:
-                return True
-            raise
+            if error.status != 404:
+                raise
+            found = False
+        if found == there:
+            return True
         time.sleep(0.1)
     return False
 
@@ -148,13 +163,7 @@ def connect(kubeconfig: Path) -> Any:
     return open_client(str(kubeconfig))
 
 
-def _definitions() -> list[dict[str, Any]]:
-    documents = [each for file in sorted(CRDS.glob("*.yaml")) for each in yaml.safe_load_all(file.read_text())]
-    definitions = [each for each in documents if each and each.get("kind") == "CustomResourceDefinition"]
-    return definitions or [json.loads(TINY)]
-
-
-TINY = """
+PROBES = """
 {
   "apiVersion": "apiextensions.k8s.io/v1",
   "kind": "CustomResourceDefinition",
