@@ -11,6 +11,7 @@ from savepoint.storage import ObjectStore
 from savepoint.storage.signature import S3Config
 from savepoint_operator.cluster.kinds import AGENTS, DEPLOYMENTS, PODS, POLICIES, REPLICASETS, SECRETS, STORES
 from savepoint_operator.model.views import NodeStanding, PodIdentity, PodStanding, Refusal, Standing
+from savepoint_operator.reconcile import stores
 from savepoint_operator.reconcile.keyring import MASTER_KEY_FIELD
 from savepoint_operator.reconcile.stores import DEFAULT_LABEL
 
@@ -280,6 +281,18 @@ async def test_a_store_that_is_not_opened_yet_may_pass(bench: Bench) -> None:
     bench.cluster.put(STORES, "new", spec={"s3": s3})
     with pytest.raises(StoreUnavailable):
         await bench.now_leading.stores.open("new")
+
+
+async def test_the_same_fault_of_a_store_has_the_same_words(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(_: ObjectStore, random_hex: str) -> None:
+        raise StoreUnavailable(f"the store could not be asked to GET 'probe/{random_hex}'")
+
+    monkeypatch.setattr(stores, "probe", faulty)
+    await bench.lead()
+    told = store(bench)["conditions"]
+    assert "'probe/…'" in told[-1]["message"]
+    await bench.pass_time(60)
+    assert store(bench)["conditions"] == told
 
 
 async def test_a_store_that_was_never_ready_says_why_to_those_who_wait(bench: Bench) -> None:
