@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from e2e import lab as stage
@@ -46,6 +47,14 @@ while True:
 """
 WAIT_FOR_GO = "while [ ! -e /tmp/go ]; do sleep 0.2; done; kill -CONT $pid; wait $pid"
 FILL = f"head -c 8388608 /dev/urandom >/data/precious; {SLEEP}"
+AT_START = {
+    "unreachable": "StoreUnavailable",
+    "denied": "StoreDenied",
+    "nobucket": "StoreMisconfigured",
+    "nosecret": "StoreMisconfigured",
+    "unknown": "NoStore",
+}
+"""Agents whose store is bad, and what their start says."""
 
 
 @dataclass
@@ -92,17 +101,21 @@ def prepare(here: Trouble) -> None:
         here.store("nosecret", secret=f"{here.name}-none"),
     )
     for place in (here.strict, here.loose):
-        until("service account", lambda place=place: place.kubectl.maybe("serviceaccount", "default"), seconds=60)  # type: ignore[misc]
+        until("service account", partial(place.kubectl.maybe, "serviceaccount", "default"), seconds=60)
+    _fill_claim(here)
 
 
-AT_START = {
-    "unreachable": "StoreUnavailable",
-    "denied": "StoreDenied",
-    "nobucket": "StoreMisconfigured",
-    "nosecret": "StoreMisconfigured",
-    "unknown": "NoStore",
-}
-"""Agents whose store is bad, and what their start says."""
+def _fill_claim(here: Trouble) -> None:
+    """A persistent volume with files of others. Before everything else: a provisioner's pod gets one try."""
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "filled"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "64Mi"}}},
+    }
+    command = ("sh", "-c", f"echo theirs >/data/theirs; {SLEEP}")
+    here.strict.create(claim, AgentPod("filler", "", command=command, state="/data", claim="filled").pod())
+    here.strict.started("filler", seconds=200)
 
 
 def deploy(here: Trouble) -> None:
@@ -226,17 +239,7 @@ def _small(here: Trouble) -> tuple[Object, Object]:
 
 
 def _filled(here: Trouble) -> tuple[Object, Object]:
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "filled"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "64Mi"}}},
-    }
-    writes = f"echo theirs >/data/theirs; {SLEEP}"
-    filler = AgentPod("filler", "", command=("sh", "-c", writes), state="/data", claim="filled")
-    here.strict.create(claim, filler.pod())
     _first_life(here, "filled")
-    here.strict.started("filler", seconds=200)  # the provisioner gives one try two minutes
     return _second_life(here, AgentPod("filled", "filled", state="/data", claim="filled"), "TargetNotEmpty")
 
 

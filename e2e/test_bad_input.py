@@ -18,7 +18,7 @@ from e2e.lab import condition
 from e2e.misfortunes import AT_START, START_SECONDS, STORE_SECONDS, STORIES, Trouble, clean_up, deploy, prepare
 from e2e.trouble import API, Object, Place, never_ran, seconds_until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(420)
 
 
 @pytest.fixture(scope="module")
