@@ -13,6 +13,10 @@ from savepoint.repository.canonical import FORMAT, Fields
 from savepoint.repository.manifest import MAX_MANIFEST_BYTES
 
 MAX_RECORD_BYTES = 4096
+MAX_COUNT = 2**53
+"""Of everything that is counted up: every JSON reader knows it exactly."""
+MAX_GAP = 10**9
+"""Between the numbers of two checkpoints: a forged record must not use up what can be counted."""
 
 Kind = Literal["grant", "checkpoint", "rollback", "completed"]
 _KINDS: tuple[Kind, ...] = ("grant", "checkpoint", "rollback", "completed")
@@ -100,17 +104,17 @@ def decode(content: bytes, where: str) -> CommitRecord:
         kind=known,
         namespace=fields.text("namespace"),
         agent=fields.text("agent"),
-        sequence=fields.integer("sequence", least=1),
-        epoch=fields.integer("epoch", least=1),
+        sequence=fields.integer("sequence", least=1, most=MAX_COUNT),
+        epoch=fields.integer("epoch", least=1, most=MAX_COUNT),
         pod_uid=fields.text("podUID"),
         node=fields.text("node"),
         attempt=fields.text_or_none("attempt"),
         manifest=_manifest_of(fields.take("manifest"), where),
         previous=fields.hexadecimal_or_none("previous"),
         time=fields.time("time"),
-        number=fields.integer("number"),
+        number=fields.integer("number", most=MAX_COUNT),
         name=fields.text_or_none("name"),
-        run=fields.integer("run", least=1),
+        run=fields.integer("run", least=1, most=MAX_COUNT),
         trigger=fields.text("trigger"),
     )
     fields.end()
@@ -209,7 +213,7 @@ def _ends_run(record: CommitRecord) -> bool:
 def _names_follow(record: CommitRecord, last: CommitRecord | None) -> bool:
     number, name = (last.number, last.name) if last else (0, None)
     if record.kind == "checkpoint":
-        return record.number > number and bool(record.name)
+        return number < record.number <= number + MAX_GAP and bool(record.name)
     return (record.number, record.name) == (number, name)
 
 

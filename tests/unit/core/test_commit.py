@@ -132,3 +132,20 @@ def test_a_record_is_small() -> None:
 def test_any_bytes_are_refused(content: bytes) -> None:
     with contextlib.suppress(IntegrityError, FormatTooNew):
         assert isinstance(commit.decode(content, "x"), CommitRecord)
+
+
+@pytest.mark.parametrize("field", ["sequence", "epoch", "number", "run"])
+def test_a_forged_count_is_refused(field: str) -> None:
+    """Whoever writes the bucket can add a record: the one after it must still be one."""
+    raw = json.loads(commit.encode(checkpointed(granted()).record))
+    for forged in (commit.MAX_COUNT + 1, 2**63):
+        with pytest.raises(IntegrityError, match=field):
+            commit.decode(canonical.encode(raw | {field: forged}), "x")
+
+
+def test_a_forged_number_does_not_use_up_the_numbers() -> None:
+    head = granted()
+    forged = commit.checkpoint(head, attempt="2", manifest=MANIFEST, time=TIME, trigger="T", number=commit.MAX_COUNT)
+    assert "number or name" in commit.follows(forged, head)
+    far = commit.checkpoint(head, attempt="2", manifest=MANIFEST, time=TIME, trigger="T", number=commit.MAX_GAP)
+    assert commit.follows(far, head) == ""
