@@ -16,17 +16,12 @@ ANSWER_GRACE_SECONDS = 5.0
 """How long after the deadline a sidecar may still report its own failure before the operator does."""
 UNKNOWN_DEADLINE_SECONDS = 600
 """Deadline of an attempt that a sidecar restates and that this leader did not order."""
-URGENT = frozenset({"Shutdown", "Finish", "Drain", "Preemption"})
+URGENT = frozenset({"Shutdown", "Finish", "Drain"})
 """Triggers whose pod is about to go: an operator that stops finishes these first."""
 REQUESTED = frozenset({"Agent", "Shutdown", "Finish"})
 """Triggers that a pod may ask for."""
 
-TRIGGERS = frozenset(
-    {
-        "Manual", "Interval", "Cron", "StateChange", "RiskyOperation", "Drain", "Preemption", "Shutdown", "Rollout",
-        "Rollback", "Agent", "Finish", "Adopted",
-    }
-)  # fmt: skip
+TRIGGERS = frozenset({"Manual", "Interval", "Drain", "Shutdown", "Rollback", "Agent", "Finish"})
 COMPONENTS_MOST = 512
 OPERATIONS_MOST = 512
 NAME_MOST = 1024

@@ -28,9 +28,9 @@ def test_the_time_of_transition_moves_only_with_the_status() -> None:
 
 
 def test_other_conditions_are_left_as_they_are() -> None:
-    before = merged((), (Condition.of("Verified", None, "NotYet"),), 1, NOW)
+    before = merged((), (Condition.of("ConditionalWrites", None, "NotProbed"),), 1, NOW)
     after = merged(before, (Condition.of("Ready", True, "Ready"),), 1, LATER)
-    assert [each["type"] for each in after] == ["Verified", "Ready"]
+    assert [each["type"] for each in after] == ["ConditionalWrites", "Ready"]
     assert after[0] == before[0]
     assert after[0]["status"] == "Unknown"
 
