@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from savepoint.contract import agent as wire
-from savepoint.contract.control import Checkpoint, Refused, Released, RequestCheckpoint, Stop, Welcome
+from savepoint.contract.control import Checkpoint, Refused, Released, RequestCheckpoint, Result, Stop, Welcome
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Unavailable
 
@@ -256,9 +256,12 @@ class Incarnation:
         await self._await_agent()
         with contextlib.suppress(SavepointError):
             async with self._lock:
-                if not self._completed:
-                    await self._recovery.rebase()
-                    await self._take(attempt, self.sessions.live)
+                if self._completed:
+                    why = "The run is completed: its last checkpoint holds its end, and nothing changes any more."
+                    await self._authority.result(Result(order.attempt, "Failed", "Completed", why))
+                    return
+                await self._recovery.rebase()
+                await self._take(attempt, self.sessions.live)
 
     async def _await_agent(self) -> None:
         """Give an agent with the SDK a moment to connect (again): a sidecar that was restarted is sooner here.

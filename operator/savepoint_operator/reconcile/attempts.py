@@ -229,7 +229,9 @@ class Attempts:
         """The checkpoint by time."""
         interval = policy.interval if policy is not None else Interval()
         session = orders.session(line.agent)
-        if interval is None or (policy is not None and policy.suspend) or session is None or line.connected_at is None:
+        if interval is None or (policy is not None and policy.suspend) or line.completed:
+            return None
+        if session is None or line.connected_at is None:
             return None
         if line.last_start is None:
             line.last_start = self._last_start(line, interval)

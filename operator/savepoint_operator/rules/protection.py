@@ -69,8 +69,8 @@ def judge(facts: Facts) -> Protection:  # noqa: PLR0911, PLR0912 - one per state
         return Protection("Restoring", facts.restoring)
     if facts.refused and live and not facts.connected:
         return Protection(weak, f"{facts.refused}{since}")
-    if facts.completed and not facts.connected:
-        return Protection("Completed", "The run has ended; the next pod starts fresh.")
+    if facts.completed:
+        return Protection("Completed", "The run has ended; the next one starts fresh.")
     if not live:
         if facts.latest_name:
             return Protection("Protected", f"No pod runs; the next one restores {facts.latest_name}.")

@@ -272,6 +272,9 @@ async def test_finish_commits_and_completes(tmp_path: Path) -> None:
         answer = await agent.post(wire.PATH_FINISH, agent.flush_of(""))
         assert answer["checkpoint"] == "coder-2"
         assert cell.authority.head.record.kind == "completed"
+        attempt = cell.authority.order()  # no order is left without an answer
+        await cell.authority.ended(len(cell.authority.offers) + 1)
+        assert cell.authority.results[-1].attempt == attempt and cell.authority.results[-1].reason == "Completed"
         assert await cell.incarnation.end()
         assert cell.authority.releases[-1].completed
 

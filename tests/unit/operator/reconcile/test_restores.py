@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from savepoint.contract.control import Outcome, Progress, Wait
 from savepoint.contract.names import LABEL_AGENT
+from savepoint.repository import lineage
+from savepoint.repository.canonical import time_text
 from savepoint_operator.cluster.kinds import DEPLOYMENTS, PODS, RESTORES
 from savepoint_operator.reconcile.restores import KEPT
 
@@ -164,6 +166,24 @@ async def test_a_completed_run_is_told(bench: Bench) -> None:
     await ready(bench, who, "coder-41")
     await bench.disconnect(who, released=True, completed=True)
     assert bench.agent()["reason"] == "Completed"
+
+
+async def test_a_completed_run_whose_pod_stays_is_asked_for_nothing_more(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-41")
+    head = bench.head()
+    assert head is not None
+    end = lineage.complete(bench.chain(), head, 1, who.pod.uid, time_text(bench.time.now()))
+    await bench.now_leading.recorder.committed(CODER, None, end, "default")
+    await bench.settle()
+    ordered = len(bench.orders.ordered)
+    await bench.pass_time(900, step=30)
+    assert bench.agent()["reason"] == "Completed"
+    assert len(bench.orders.ordered) == ordered
+    await bench.start(who.pod)  # its container starts again
+    assert bench.agent()["reason"] != "Completed"
+    await bench.pass_time(400, step=10)
+    assert len(bench.orders.ordered) == ordered + 1
 
 
 # -- rollback and reset -------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ GOOD = Facts(
         (replace(GOOD, connected=False, refused="AmbiguousAgent: two", latest_name=""), "Unprotected"),
         (replace(GOOD, refused="AmbiguousAgent: another pod is it"), "Protected"),
         (replace(GOOD, completed=True, connected=False, pods=()), "Completed"),
-        (replace(GOOD, completed=True), "Protected"),
+        (replace(GOOD, completed=True), "Completed"),
         (replace(GOOD, pods=(), connected=False), "Protected"),
         (replace(GOOD, pods=(pod(phase="Failed"),), connected=False), "Protected"),
         (replace(GOOD, pods=(), connected=False, latest_name=""), "Unprotected"),
