@@ -51,11 +51,13 @@ class Chronicle:
             store = await self._stores.open(store_name)
             head = await orders.head(line.agent, store_name)
             missed = await asyncio.to_thread(self._since, store, line.agent, head, item.pin[0] if item.pin else 0)
+            begin: Head | None = None
             if item.pin is None:
                 own = [each for each in missed if self._is_of(item, each)]
-                _begin_at(line, head, [each for each in missed if each not in own])
+                begin = _beginning(head, [each for each in missed if each not in own])
                 missed = own
-            contents = await asyncio.to_thread(self._contents, store, line.agent, missed[-MANIFESTS_MOST:])
+            read = missed[-MANIFESTS_MOST:] + ([begin] if begin is not None else [])
+            contents = await asyncio.to_thread(self._contents, store, line.agent, read)
         except IntegrityError as error:
             line.failure = line.failure or Failure(error.reason, str(error), self._recorder.now())
             log.error("agent %s: %s", line.agent, error)
@@ -63,6 +65,8 @@ class Chronicle:
         except SavepointError as error:
             log.info("agent %s: its chain cannot be read now: %s", line.agent, error)
             return RETRY_SECONDS
+        if begin is not None and line.latest is None:
+            _begin_at(line, begin, contents.get(begin.record.sequence))
         for each in missed:
             await self._recorder.committed(line.agent, None, each, store_name, contents.get(each.record.sequence))
         if head is not None:
@@ -95,10 +99,16 @@ class Chronicle:
         return {each.record.sequence: contents_of(repository, each) for each in heads}
 
 
-def _begin_at(line: Line, head: Head | None, records: list[Head]) -> None:
-    """The checkpoint that a new life of the name begins at has no object, and is its latest all the same."""
+def _beginning(head: Head | None, records: list[Head]) -> Head | None:
+    """The checkpoint of an earlier life of the name that a restart now would restore."""
     target = head.record.manifest if head is not None else None
     made = (each for each in reversed(records) if target is not None and each.record.manifest == target)
-    found = next((each for each in made if each.record.kind == "checkpoint"), None)
-    if found is not None and line.latest is None:
-        line.latest, line.recovery_point = found, parsed_time(found.record.time)
+    return next((each for each in made if each.record.kind == "checkpoint"), None)
+
+
+def _begin_at(line: Line, begin: Head, contents: Contents | None) -> None:
+    """It has no object, and is the new life's latest checkpoint all the same."""
+    line.latest, line.recovery_point = begin, parsed_time(contents.cut if contents else begin.record.time)
+    if contents is not None:
+        line.stored_bytes, line.uncertain = contents.stored_bytes, contents.uncertain_operations
+        line.latest_step = contents.step or ""

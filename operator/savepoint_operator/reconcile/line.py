@@ -112,6 +112,8 @@ class Line:
     head: Head | None = None
     latest: Head | None = None
     """The record of the checkpoint that a restart now would restore, where this leader has seen it."""
+    latest_step: str = ""
+    """Where that checkpoint stands, if it has no object to say so."""
     recovery_point: datetime | None = None
     failure: Failure | None = None
     failures_in_row: int = 0

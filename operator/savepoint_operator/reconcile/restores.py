@@ -190,7 +190,11 @@ class Restores:
             return f"Agent {line.agent.name} goes on with what its volumes hold: it is as new as {note.restores}."
         checkpoint = self._checkpoint(line, note)
         name = checkpoint.meta.name if checkpoint is not None else note.restores
-        step = ((checkpoint.status.get("execution") or {}).get("step") or "") if checkpoint is not None else ""
+        if checkpoint is not None:
+            step = str((checkpoint.status.get("execution") or {}).get("step") or "")
+        else:
+            known = line.latest is not None and line.latest.record.name == note.restores
+            step = line.latest_step if known else ""
         at = f" at step {step}" if step else ""
         return f"Agent {line.agent.name} resumed{at} from {name}, {took}."
 
