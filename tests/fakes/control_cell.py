@@ -44,15 +44,15 @@ T = TypeVar("T")
 class Pod:
     """One connection of a pod."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse, uid: str) -> None:
-        self.socket, self.uid = socket, uid
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, uid: str, patience: float = 10) -> None:
+        self.socket, self.uid, self._patience = socket, uid, patience
 
     async def send(self, message: FromPod) -> None:
         await self.socket.send_str(encode(message))
 
     async def receive(self) -> Message:
         """The next message; ConnectionError with the close code when there is none."""
-        frame = await asyncio.wait_for(self.socket.receive(), 10)
+        frame = await asyncio.wait_for(self.socket.receive(), self._patience)
         if frame.type is aiohttp.WSMsgType.CLOSE:
             raise ConnectionError(frame.data)
         if frame.type is not aiohttp.WSMsgType.TEXT:

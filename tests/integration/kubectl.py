@@ -70,7 +70,7 @@ class Kubectl:
 
     def install_kinds(self) -> None:
         """The kinds of crds/, served."""
-        self("apply", "--server-side", "-f", str(CRDS))
+        self("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))  # a release may have made them
         names = [yaml.safe_load(path.read_text())["metadata"]["name"] for path in sorted(CRDS.glob("*.yaml"))]
         self("wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{name}" for name in names))
         until = time.monotonic() + 30

@@ -311,7 +311,7 @@ class Rig:
             ssl=await asyncio.to_thread(self.trust),
             server_hostname=SERVER_NAME,
         )
-        return Pod(socket, pod["metadata"]["uid"])
+        return Pod(socket, pod["metadata"]["uid"], SECONDS)
 
     async def restore(
         self, session: aiohttp.ClientSession, pod: dict[str, Any], outcome: str = "", **more: Any
