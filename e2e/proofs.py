@@ -42,9 +42,14 @@ class Proof:
 
 @dataclass(frozen=True)
 class Reference:
-    """Digest of an uninterrupted researcher's whole state by turn."""
+    """What an uninterrupted researcher is by turn."""
 
     digests: tuple[str, ...]
+    """Of its whole state."""
+    conversations: tuple[str, ...] = ()
+    """Of its conversation, which only grows."""
+    steps: tuple[tuple[str, str], ...] = ()
+    """(document, question) of each turn, the first at 0."""
 
     @classmethod
     def run(cls, turns: int, *, mebibytes: int, stride: int, documents: int) -> "Reference":
@@ -55,7 +60,7 @@ class Reference:
         network = Network.fresh(mebibytes)
         memory: dict[str, Any] = {"turn": 0, "conversation": [], "index": {}}
         steps = [(f"doc-{d:04d}", question) for d in range(documents) for question in QUESTIONS]
-        digests = [_digest(memory, network.digest())]
+        digests, conversations = [_digest(memory, network.digest())], [_conversation(memory)]
         for turn in range(turns):
             document, question = steps[turn]
             prompt = {"role": "user", "content": f"{document}: {question}? (turn {turn})"}
@@ -65,7 +70,12 @@ class Reference:
             network.train(turn, stride)
             memory["turn"] = turn + 1
             digests.append(_digest(memory, network.digest()))
-        return cls(tuple(digests))
+            conversations.append(_conversation(memory))
+        return cls(tuple(digests), tuple(conversations), tuple(steps))
+
+
+def _conversation(memory: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(memory["conversation"]).encode()).hexdigest()
 
 
 def _digest(memory: dict[str, Any], network: str) -> str:
@@ -88,6 +98,28 @@ def state_agrees(reports: list[Report], reference: Reference) -> Proof:
     return Proof(
         "state digests equal an uninterrupted run's", f"{len(reports) - len(wrong)} of {len(reports)}", "all", not wrong
     )
+
+
+def position_agrees(reports: list[Report], reference: Reference) -> Proof:
+    """Every turn, after every restore, is at the document and question that come next."""
+    turns = [report for report in reports if report["event"] == "turn"]
+    right = sum((r["document"], r["question"]) == reference.steps[int(r["turn"]) - 1] for r in turns)
+    return Proof("loop position follows the list", f"{right} of {len(turns)}", "all", right == len(turns) > 0)
+
+
+def conversation_grows(reports: list[Report], reference: Reference) -> Proof:
+    """Every conversation is an uninterrupted run's at that turn: each later one begins with each earlier one."""
+    turns = [report for report in reports if report["event"] == "turn"]
+    right = sum(report["conversation"] == reference.conversations[int(report["turn"])] for report in turns)
+    return Proof("conversation is a prefix extension", f"{right} of {len(turns)}", "all", right == len(turns) > 0)
+
+
+def bytes_changed(reports: list[Report], since: float, until: float, *, mebibytes: int, stride: int) -> int:
+    """Bytes of weights and momentum that turns between two times touched."""
+    from state import RANGES
+
+    turns = [int(r["turn"]) - 1 for r in reports if r["event"] == "turn" and since < r["time"] <= until]
+    return len({(turn // stride) % RANGES for turn in turns}) * (mebibytes << 20) // RANGES
 
 
 def turns_lost(reports: list[Report]) -> list[int]:

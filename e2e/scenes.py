@@ -4,6 +4,7 @@ Shared by the demo and the suite.
 """
 
 import io
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -185,9 +186,11 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
     pauses = [item["status"]["timing"]["pauseMilliseconds"] for item in lab.checkpoints(RESEARCHER) if _paused(item)]
     twin_repeats = proof.calls_repeated(lab.world.calls(TWIN))
     twice = proof.effects_repeated(lab.world.effects(RESEARCHER))
-    uploads = [item["status"]["size"] for item in lab.checkpoints(RESEARCHER) if "size" in item["status"]]
     return [
         proof.state_agrees(reports, reference),
+        proof.position_agrees(reports, reference),
+        proof.conversation_grows(reports, reference),
+        _work_lost(reports),
         Proof(
             "kill -9 in place: calls repeated",
             str(facts.repeated_by_kills),
@@ -201,12 +204,7 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
         Proof("side effects booked more than once", str(len(twice)), "0", not twice),
         Proof("release to agent running, slowest, seconds", f"{slowest:.1f}", "≤ 10", slowest <= 10, figure=True),
         Proof("pause seen by the agent, longest, ms", str(max(pauses)), "≤ 100", max(pauses) <= 100, figure=True),
-        Proof(
-            "bytes uploaded by the newest checkpoint",
-            f"{uploads[-1]['uploaded']} of {uploads[-1]['logical']}",
-            "reported",
-            True,
-        ),
+        _uploaded(lab, reports),
         *_sidecar_memory(lab),
         Proof(
             "operator killed: sequence before and after",
@@ -224,6 +222,26 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
         Proof("put back: the agent goes on", "yes" if facts.mended else "no", "yes", facts.mended),
         *proof.coder_goes_on(lab.world.reports(CODER)),
     ]
+
+
+def _work_lost(reports: list[dict[str, Any]]) -> Proof:
+    """Turns that had been reported and were gone through again, their steps replayed, by restart."""
+    lost = proof.turns_lost(reports)
+    return Proof("work lost: turns gone through again, by restart", str(lost), "0 after a drain", True, figure=True)
+
+
+def _uploaded(lab: Lab, reports: list[dict[str, Any]]) -> Proof:
+    """The median checkpoint: what went up beside what the turns before it had changed."""
+    found = [item for item in lab.checkpoints(RESEARCHER) if _at(item) and "size" in item["status"]]
+    sizes, pairs = (lab.settings.state_mib, lab.settings.row_stride), []
+    for before, after in itertools.pairwise(found):
+        changed = proof.bytes_changed(reports, _at(before), _at(after), mebibytes=sizes[0], stride=sizes[1])
+        if changed:
+            uploaded = int(after["status"]["size"]["uploaded"])
+            pairs.append((uploaded / changed, uploaded, changed))
+    ratio, uploaded, changed = sorted(pairs)[len(pairs) // 2] if pairs else (float("inf"), 0, 0)
+    name = "bytes uploaded against bytes changed, median"
+    return Proof(name, f"{uploaded} / {changed} = {ratio:.2f}", "≤ 2", ratio <= 2)
 
 
 def _sidecar_memory(lab: Lab) -> list[Proof]:

@@ -86,6 +86,9 @@ def main() -> None:
     agent.tensors("optimizer", lambda: {"momentum": network.momentum}, load_momentum, kind="OptimizerState")
     memory = agent.document("memory", default={"turn": 0, "conversation": [], "index": {}})
 
+    def conversation() -> str:
+        return hashlib.sha256(json.dumps(memory["conversation"]).encode()).hexdigest()
+
     def digest() -> str:
         text = json.dumps(memory, sort_keys=True).encode()
         return hashlib.sha256(text + network.digest().encode()).hexdigest()
@@ -115,7 +118,14 @@ def main() -> None:
             network.train(turn, stride)
             agent.effect("book", lambda op, text=reply: world.book(op.id, text))
             memory["turn"] = turn + 1
-            world.report(event="turn", turn=turn + 1, digest=digest(), document=document, question=question)
+            world.report(
+                event="turn",
+                turn=turn + 1,
+                digest=digest(),
+                conversation=conversation(),
+                document=document,
+                question=question,
+            )
             time.sleep(think)
     agent.finish()
     world.report(event="finished", turn=memory["turn"], digest=digest())

@@ -58,3 +58,19 @@ def test_reference_depends_on_every_turn() -> None:
 def test_a_time_over_its_goal_is_shown_and_fails_nothing() -> None:
     slow, wrong = proofs.Proof("a", "12", "10", False, figure=True), proofs.Proof("b", "1", "0", False)
     assert (slow.mark, slow.failed, wrong.mark, wrong.failed) == ("over", False, "FAIL", True)
+
+
+def test_position_and_conversation_must_be_the_uninterrupted_runs() -> None:
+    reference = Reference(("a", "b"), ("c0", "c1"), (("d", "q"),))
+    good = report("turn", 1, "b", document="d", question="q", conversation="c1")
+    assert proofs.position_agrees([good], reference).holds
+    assert proofs.conversation_grows([good], reference).holds
+    assert not proofs.position_agrees([{**good, "question": "other"}], reference).holds
+    assert not proofs.conversation_grows([{**good, "conversation": "c0"}], reference).holds
+    assert not proofs.position_agrees([], reference).holds
+
+
+def test_bytes_changed_counts_each_range_once() -> None:
+    turns = [report("turn", turn, time=float(turn)) for turn in range(1, 8)]
+    assert proofs.bytes_changed(turns, 0.0, 7.0, mebibytes=100, stride=3) == 3 << 20
+    assert proofs.bytes_changed(turns, 6.0, 7.0, mebibytes=100, stride=3) == 1 << 20
