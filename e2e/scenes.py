@@ -203,7 +203,7 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
         _twin_started_over(twin),
         Proof("side effects booked more than once", str(len(twice)), "0", not twice),
         Proof("release to agent running, slowest, seconds", f"{slowest:.1f}", "≤ 10", slowest <= 10, figure=True),
-        Proof("pause seen by the agent, longest, ms", str(max(pauses)), "≤ 100", max(pauses) <= 100, figure=True),
+        _pause(pauses),
         _uploaded(lab, reports),
         *_sidecar_memory(lab),
         Proof(
@@ -222,6 +222,13 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
         Proof("put back: the agent goes on", "yes" if facts.mended else "no", "yes", facts.mended),
         *proof.coder_goes_on(lab.world.reports(CODER)),
     ]
+
+
+def _pause(pauses: list[int]) -> Proof:
+    """The longest is often the one during which the operator was killed and started again on the same cores."""
+    middle, longest = sorted(pauses)[len(pauses) // 2], max(pauses)
+    name = "pause seen by the agent, median and longest, ms"
+    return Proof(name, f"{middle}, {longest}", "≤ 100", longest <= 100, figure=True)
 
 
 def _work_lost(reports: list[dict[str, Any]]) -> Proof:
