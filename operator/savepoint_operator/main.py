@@ -31,9 +31,6 @@ from savepoint_operator.leader import Leadership
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.reconcile.assembly import Parts, assemble
 from savepoint_operator.settings import Settings, SettingsError
-from savepoint_operator.webhook_main import main as webhook
-
-__all__ = ["Operator", "main", "webhook"]
 
 log = logging.getLogger(__name__)
 
