@@ -70,6 +70,7 @@ class ScriptedOrders:
         self.in_flight: dict[AgentKey, str] = {}
         self.collected: list[tuple[AgentKey, frozenset[int]]] = []
         self.rolled_back: list[tuple[AgentKey, int | None]] = []
+        self.store_is_away = False
 
     def session(self, agent: AgentKey) -> SessionView | None:
         return self.sessions.get(agent)
@@ -90,6 +91,17 @@ class ScriptedOrders:
         assert head is not None
         manifest = None if to_sequence is None else chain.record(to_sequence).manifest
         return lineage.rollback(chain, head, manifest, time_text(self._bench.time.now()), attempt)
+
+    async def end_run(self, agent: AgentKey, pod_uid: str, store: str) -> Head | None:
+        head = self._bench.head(agent)
+        if self.store_is_away or agent in self.sessions:
+            raise Unavailable("not now")
+        if head is None or head.record.pod_uid != pod_uid or head.record.kind in ("completed", "rollback"):
+            return head
+        time = time_text(self._bench.time.now())
+        ended = lineage.complete(self._bench.chain(agent), head, head.record.epoch, pod_uid, time)
+        await self._bench.now_leading.recorder.committed(agent, None, ended, store)
+        return ended
 
     async def collect(self, agent: AgentKey, store: str, keep_sequences: frozenset[int]) -> int:
         self.collected.append((agent, keep_sequences))
@@ -176,13 +188,19 @@ class Bench:
         self.cluster.put(NODES, name, status={"conditions": conditions})
 
     def pod(
-        self, agent: str = "coder", *, injected: bool = True, phase: str = "Running", **metadata: Any
+        self,
+        agent: str = "coder",
+        *,
+        injected: bool = True,
+        phase: str = "Running",
+        restart_policy: str = "Always",
+        **metadata: Any,
     ) -> PodIdentity:
         """A pod on node n1."""
         self.numbers += 1
         name = f"{agent}-pod-{self.numbers}"
         metadata["labels"] = {LABEL_AGENT: agent, **metadata.get("labels", {})}
-        spec: dict[str, Any] = {"nodeName": "n1", "containers": [{"name": "agent"}]}
+        spec: dict[str, Any] = {"nodeName": "n1", "containers": [{"name": "agent"}], "restartPolicy": restart_policy}
         if injected:
             spec["initContainers"] = [{"name": CONTAINER_SIDECAR}]
         raw = self.cluster.put(PODS, name, NAMESPACE, metadata=metadata, spec=spec, status={"phase": phase})

@@ -251,7 +251,14 @@ class Rig:
         return [each for each in self.items("events") if each["reason"] == reason]
 
     def pod(
-        self, agent: str = "coder", *, node: str = "n1", injected: bool = True, owned: bool = True, **metadata: Any
+        self,
+        agent: str = "coder",
+        *,
+        node: str = "n1",
+        injected: bool = True,
+        owned: bool = True,
+        restart_policy: str = "Always",
+        **metadata: Any,
     ) -> dict[str, Any]:
         """A running pod; pods of one agent have one owner, unless it is bare."""
         if owned:
@@ -265,6 +272,7 @@ class Rig:
             "nodeName": node,
             "containers": [{"name": "agent", "image": "coder:7"}],
             "terminationGracePeriodSeconds": 0,
+            "restartPolicy": restart_policy,
         }
         if injected:
             spec["initContainers"] = [sidecar]
@@ -278,9 +286,10 @@ class Rig:
         self.phase(name, "Running")
         return made
 
-    def phase(self, name: str, phase: str) -> None:
+    def phase(self, name: str, phase: str, **status: Any) -> None:
         """As the kubelet reports it."""
-        self.kubectl.patch(f"pod/{name}", {"status": {"phase": phase}}, "-n", self.namespace, "--subresource=status")
+        told = {"status": {"phase": phase, **status}}
+        self.kubectl.patch(f"pod/{name}", told, "-n", self.namespace, "--subresource=status")
 
     def delete_pod(self, name: str) -> None:
         """Gone, as after its kubelet has let go of it."""

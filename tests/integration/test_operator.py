@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from typing import Any
 
 import aiohttp
 import pytest
-from savepoint.contract.control import Ack, Hello, Refused, Result
+from savepoint.contract.control import Ack, Checkpoint, Hello, Refused, RequestCheckpoint, Result, Welcome
 
 from tests.integration.operator_rig import Rig, make_rig, soon, until
 from tests.servers.apiserver import ApiServer
@@ -197,6 +199,55 @@ async def test_a_rollback_goes_back_and_evicts(rig: Rig, session: aiohttp.Client
     )
     assert agent["status"]["epoch"] == 2
     assert {wait.reason for wait in rig.waits} == {"PredecessorRunning"}
+
+
+async def test_a_job_that_exits_with_0_starts_fresh_the_next_time(rig: Rig, session: aiohttp.ClientSession) -> None:
+    first, _ = await _once(rig, session, "batch")
+    await asyncio.to_thread(rig.phase, first["metadata"]["name"], "Succeeded")
+    await soon("the run is completed", lambda: rig.reason("protectedagent", "batch") == "Completed")
+    second, welcome = await _once(rig, session, "batch")
+    assert (welcome.epoch, welcome.run, welcome.parent) == (2, 2, None)
+    await asyncio.to_thread(rig.phase, second["metadata"]["name"], "Failed")
+    third, welcome = await _once(rig, session, "batch")  # the Job tries again
+    assert (welcome.epoch, welcome.run) == (3, 2)
+    assert welcome.parent is not None
+    await asyncio.to_thread(rig.phase, third["metadata"]["name"], "Succeeded")
+    await asyncio.to_thread(rig.delete_pod, third["metadata"]["name"])  # as of a Job that is not kept
+    _, welcome = await _once(rig, session, "batch")
+    assert (welcome.epoch, welcome.run, welcome.parent) == (4, 4, None)
+
+
+async def test_a_pod_that_is_told_to_stop_and_exits_with_0_goes_on(rig: Rig, session: aiohttp.ClientSession) -> None:
+    first, _ = await _once(rig, session, "polite")
+    name = first["metadata"]["name"]
+    await asyncio.to_thread(
+        rig.kubectl, "delete", "pod", name, "-n", rig.namespace, "--grace-period=30", "--wait=false"
+    )
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    exit_0 = {"name": "agent", "image": "coder:7", "imageID": "", "ready": False, "restartCount": 0}
+    exit_0["state"] = {"terminated": {"exitCode": 0, "finishedAt": now, "startedAt": now}}
+    await asyncio.to_thread(lambda: rig.phase(name, "Succeeded", containerStatuses=[exit_0]))
+    await soon("it is known", lambda: rig.get("pod", name)["status"]["phase"] == "Succeeded")
+    second, welcome = await _once(rig, session, "polite")
+    assert (welcome.epoch, welcome.run) == (2, 1)
+    assert welcome.parent is not None
+    evicted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": ""}
+    await asyncio.to_thread(lambda: rig.phase(second["metadata"]["name"], "Succeeded", conditions=[evicted]))
+    _, welcome = await _once(rig, session, "polite")
+    assert (welcome.epoch, welcome.run) == (3, 1)
+    assert welcome.parent is not None
+    assert rig.reason("protectedagent", "polite") != "Completed"
+
+
+async def _once(rig: Rig, session: aiohttp.ClientSession, agent: str) -> tuple[dict[str, Any], Welcome]:
+    """A pod of a Job, from its creation to its sidecar's last word, with a checkpoint on the way; and how it began."""
+    pod = await asyncio.to_thread(lambda: rig.pod(agent, restart_policy="Never"))
+    welcome = await rig.restore(session, pod)
+    sidecar = await rig.sidecar(session, pod)
+    order = await sidecar.socket.ask(RequestCheckpoint(f"last-{pod['metadata']['name']}", "Shutdown"), Checkpoint)
+    await sidecar.commit(order)
+    await sidecar.release()
+    return pod, welcome
 
 
 async def test_a_failed_restore_is_told(rig: Rig, session: aiohttp.ClientSession) -> None:

@@ -1,7 +1,7 @@
 """Raw objects from the API server into the values of ``model.objects``. Unknown fields are ignored."""
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
@@ -72,6 +72,9 @@ def pod_of(raw: Raw) -> Pod:
         ready=_condition(status, "Ready") == "True",
         disruption=_disruption(status),
         blocked=next(filter(None, map(_blocked, _container_statuses(status))), ""),
+        restart_policy=spec.get("restartPolicy") or "Always",
+        exited=_exited(spec, status),
+        deletion_asked=_deletion_asked(raw["metadata"]),
     )
 
 
@@ -198,6 +201,18 @@ def _disruption(status: Raw) -> str:
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
             return str(condition.get("reason", ""))
     return ""
+
+
+def _exited(spec: Raw, status: Raw) -> datetime | None:
+    terminated = [(each.get("state") or {}).get("terminated") or {} for each in status.get("containerStatuses") or ()]
+    times = [time_of(each.get("finishedAt")) for each in terminated]
+    told = [time for time in times if time is not None]
+    return max(told) if told and len(told) == len(spec.get("containers") or ()) else None
+
+
+def _deletion_asked(metadata: Raw) -> datetime | None:
+    shown = time_of(metadata.get("deletionTimestamp"))
+    return None if shown is None else shown - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
 
 
 def _container_statuses(status: Raw) -> Iterator[Raw]:

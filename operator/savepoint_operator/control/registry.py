@@ -67,6 +67,12 @@ class Registry:
         self._stop(line, "RolledBack", message)
         return head
 
+    async def end_run(self, agent: AgentKey, pod_uid: str, store: str) -> Head | None:
+        """End the run of a pod that has exited with 0; Unavailable while its last checkpoint may be on its way."""
+        if self._line(agent).commits:
+            raise Unavailable(f"a checkpoint of agent {agent} is being committed; its run is ended after that")
+        return await self._lineage.end_run(agent, pod_uid, store)
+
     async def collect(self, agent: AgentKey, store: str, keep_sequences: frozenset[int]) -> int:
         """Collect; Refused with code AttemptInFlight while a checkpoint or a restore is under way."""
         line = self._line(agent)

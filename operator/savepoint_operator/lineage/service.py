@@ -21,7 +21,7 @@ from savepoint_operator.lineage.succession import Succession, fenced, holder_of,
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Directory, Liveness, Recorder, Stores
 from savepoint_operator.model.views import AgentKey, CheckpointName, Incarnation, Refusal
-from savepoint_operator.rules.takeover import Keep
+from savepoint_operator.rules.takeover import Granted, Keep
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ class LineageService:
             if isinstance(verdict, Wait):
                 return verdict
             head = await self._adopt(actor, opened, head)
+            if head is not None and isinstance(verdict, Granted) and verdict.run_ended:
+                head = await self._end_run(actor, opened, head)
             kept = isinstance(verdict, Keep) and head is not None and not holder_of(head).ended
             if not kept:
                 head = await self._call(opened, opened.grant, head, who.pod.uid, who.node, self._now())
@@ -176,6 +178,25 @@ class LineageService:
 
         return await self._actors.run(agent, work)
 
+    async def end_run(self, agent: AgentKey, pod_uid: str, store: str) -> Head | None:
+        """End the run of a pod that has exited with 0, if it holds the newest epoch; the newest record. Idempotent.
+
+        What it left behind is committed first. Unavailable while its sidecar may still be heard: the last checkpoint
+        comes before the end.
+        """
+
+        async def work(actor: Actor) -> Head | None:
+            if self._liveness.contact(pod_uid).connected:
+                raise Unavailable(f"the last words of the pod of agent {agent} are not all heard yet")
+            opened = await self._open(actor, agent, store)
+            head = await self._head(actor, opened)
+            if head is None or head.record.pod_uid != pod_uid or holder_of(head).ended:
+                return head
+            adopted = await self._adopt(actor, opened, head)
+            return await self._end_run(actor, opened, adopted or head)
+
+        return await self._actors.run(agent, work)
+
     async def collect(self, agent: AgentKey, store: str, keep: frozenset[int]) -> int:
         """Remove what no kept record needs; bytes freed. Nothing is committed for the agent meanwhile."""
 
@@ -264,9 +285,14 @@ class LineageService:
         head = actor.head
         if head is not None and head.record.kind == "completed" and head.record.epoch == tenure.epoch:
             return
-        head = self._held(actor, tenure)
-        actor.head = await self._call(opened, opened.complete, head, self._now())
-        await self._recorder.committed(tenure.agent, None, actor.head, opened.store.name)
+        await self._end_run(actor, opened, self._held(actor, tenure))
+
+    async def _end_run(self, actor: Actor, opened: Opened, head: Head) -> Head:
+        if holder_of(head).ended:
+            return head
+        actor.head = ended = await self._call(opened, opened.complete, head, self._now())
+        await self._recorder.committed(opened.agent, None, ended, opened.store.name)
+        return ended
 
     def _held(self, actor: Actor, tenure: Tenure) -> Head:
         """The head, if the tenure still counts. Raises Superseded."""

@@ -81,6 +81,11 @@ class Pod:
     """Why something outside ends it: the reason of its condition DisruptionTarget."""
     blocked: str = ""
     """Why one of its containers cannot start, and what to do about it; empty when none is stuck."""
+    restart_policy: str = "Always"
+    exited: datetime | None = None
+    """When the last of its containers ended, init containers and sidecars aside; None where one has not said so."""
+    deletion_asked: datetime | None = None
+    """When somebody asked for its deletion; the time that Kubernetes shows is later by the grace period."""
 
     @property
     def live(self) -> bool:

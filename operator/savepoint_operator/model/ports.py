@@ -160,6 +160,13 @@ class Orders(Protocol):
         """Append a rollback record (None: reset) under the current epoch; idempotent by attempt. Stops the session."""
         ...
 
+    async def end_run(self, agent: AgentKey, pod_uid: str, store: str) -> Head | None:
+        """End the run of a pod that has exited with 0 for good, if it holds the newest epoch; the newest record.
+
+        Idempotent. Unavailable while its connection is open or a commit of its is under way: ask again.
+        """
+        ...
+
     async def collect(self, agent: AgentKey, store: str, keep_sequences: frozenset[int]) -> int:
         """Collect what no kept record needs; bytes freed. Refused while a checkpoint or restore is in flight."""
         ...

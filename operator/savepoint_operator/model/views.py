@@ -51,6 +51,8 @@ class Standing:
 
     pod: PodStanding
     node: NodeStanding
+    run_ended: bool = False
+    """The pod has exited with 0 for good, and so ended its run."""
 
 
 @dataclass(frozen=True)

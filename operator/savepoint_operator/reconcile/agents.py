@@ -6,6 +6,7 @@ It is called for every reason alike: an object or pod that changed, something th
 from savepoint_operator.model.objects import ObjectKey, Pod, Policy
 from savepoint_operator.model.ports import Orders
 from savepoint_operator.model.views import AgentKey
+from savepoint_operator.reconcile import endings
 from savepoint_operator.reconcile.attempts import Attempts
 from savepoint_operator.reconcile.chronicle import Chronicle
 from savepoint_operator.reconcile.line import Line, Lines
@@ -48,6 +49,7 @@ class Agents:
         store = self._store(line, policy)
         await self._protected.ensure(line)
         again = [await self._chronicle.repair(line, store, orders)]
+        again.append(await endings.end_run(line, store, orders))
         await self._attempts.follow_annotation(line, pod)
         again.append(await self._attempts.write_notes(line))
         again.append(await self._attempts.order_requests(line, policy, orders))

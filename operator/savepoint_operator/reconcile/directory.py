@@ -29,6 +29,7 @@ from savepoint_operator.reconcile.door import Cluster
 from savepoint_operator.reconcile.line import Lines
 from savepoint_operator.reconcile.world import World
 from savepoint_operator.rules import identity
+from savepoint_operator.rules.completion import ends_run
 
 REMEMBER_SECONDS: Final = 5.0
 """A pod that waits asks every second; who it is does not change so fast."""
@@ -67,7 +68,9 @@ class ClusterDirectory:
             standing = PodStanding.GONE
         else:
             standing = PodStanding.TERMINAL if pod.phase in TERMINAL else PodStanding.RUNNING
-        return Standing(standing, await self._node(node or (pod.node if pod else "")))
+        line = self._lines.get(agent)
+        ended = (line is not None and pod_uid in line.ended_pods) or (pod is not None and ends_run(pod))
+        return Standing(standing, await self._node(node or (pod.node if pod else "")), ended)
 
     async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
         """What the ProtectedAgent pins, or what this leader has seen since and not written yet."""

@@ -124,6 +124,8 @@ class Line:
     restores: dict[str, RestoreNote] = field(default_factory=dict)
     """By pod uid."""
     completed: bool = False
+    ended_pods: set[str] = field(default_factory=set)
+    """Uids of pods that were seen to end their run by exiting with 0; they may be deleted before that is recorded."""
     released_pod: str = ""
     """Uid of the pod that has ended its work in good order."""
     stored_bytes: int | None = None

@@ -44,6 +44,7 @@ from savepoint_operator.reconcile.rollbacks import Rollbacks
 from savepoint_operator.reconcile.stores import StoreBook
 from savepoint_operator.reconcile.surroundings import Surroundings
 from savepoint_operator.reconcile.world import World
+from savepoint_operator.rules.completion import ends_run
 from savepoint_operator.rules.conditions import parsed_time
 from savepoint_operator.rules.identity import agent_of
 
@@ -124,6 +125,8 @@ class Reconciler:
             case Pod():
                 agent = agent_of(item)
                 if isinstance(agent, AgentKey):
+                    if ends_run(item):
+                        self._lines[agent].ended_pods.add(item.meta.uid)
                     add(AgentWork(agent))
                 add(PodWork(item.meta.key))
                 for policy in self._world.policies:

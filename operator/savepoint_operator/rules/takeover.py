@@ -38,6 +38,9 @@ class Keep:
 class Granted:
     """The next epoch may be granted."""
 
+    run_ended: bool = False
+    """The holder's pod has ended its run: the chain says so first, and the next epoch starts fresh."""
+
 
 Verdict = Keep | Granted | Wait
 
@@ -57,8 +60,9 @@ def may_grant(  # noqa: PLR0911 - one return per rule
         return Granted()
     if holder.pod_uid == asker_uid:
         return Granted() if holder.ended else Keep()
+    granted = Granted(standing.run_ended)
     if contact.released:
-        return Granted()
+        return granted
     silent = (
         0.0
         if contact.connected
@@ -67,7 +71,7 @@ def may_grant(  # noqa: PLR0911 - one return per rule
     who = _described(agent, holder, contact)
     if standing.node is NodeStanding.LOST:
         if silent >= TAKEOVER_SECONDS:
-            return Granted()
+            return granted
         return Wait(
             PREDECESSOR_RUNNING,
             f"{who}. That node is lost, but the pod may still run: the epoch is granted to this pod once the other has "
@@ -81,7 +85,7 @@ def may_grant(  # noqa: PLR0911 - one return per rule
             "`strategy: {type: Recreate, rollingUpdate: null}` on the Deployment, or delete the other pod.",
         )
     if silent >= RECONNECT_SECONDS:
-        return Granted()
+        return granted
     return Wait(
         PREDECESSOR_RUNNING,
         f"{who} and has ended. The epoch is granted to this pod once the other's connection has been closed for "

@@ -71,6 +71,15 @@ def test_the_message_names_pod_node_and_epoch() -> None:
     assert all(word in answer.message for word in ("coder-7f9", "n1", "epoch 3", "demo/coder"))
 
 
+@pytest.mark.parametrize("node", list(NodeStanding))
+@pytest.mark.parametrize("contact", [Contact(), Contact(connected=True, released=True)])
+def test_a_grant_says_that_the_run_of_the_predecessor_has_ended(node: NodeStanding, contact: Contact) -> None:
+    standing = Standing(PodStanding.TERMINAL, node, run_ended=True)
+    now = LEADER_SINCE + 1000
+    answer = may_grant(AGENT, HOLDER, "new", standing=standing, contact=contact, leader_since=LEADER_SINCE, now=now)
+    assert answer == Granted(run_ended=True)
+
+
 @pytest.mark.parametrize("pod", [PodStanding.TERMINAL, PodStanding.GONE])
 @pytest.mark.parametrize(("silent", "granted"), [(RECONNECT_SECONDS - 0.1, False), (RECONNECT_SECONDS, True)])
 def test_a_pod_that_has_ended_on_a_ready_node_is_succeeded_after_a_short_silence(

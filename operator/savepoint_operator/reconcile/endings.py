@@ -1,0 +1,36 @@
+"""The end of a run by its pod's exit with 0: a step of an agent's look. What counts as one is ``rules.completion``'s.
+
+``finish()`` needs none of it: the sidecar says so itself. A successor that asks before this step has come to it is no
+later for that: the grant looks, too.
+"""
+
+import logging
+from typing import Final
+
+from savepoint.errors import SavepointError
+
+from savepoint_operator.model.ports import Orders
+from savepoint_operator.reconcile.line import Line
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS: Final = 2.0
+"""Its sidecar's last words may still be under way."""
+
+
+async def end_run(line: Line, store: str, orders: Orders) -> float | None:
+    """Have the end recorded if the pod that holds the newest epoch has exited. Seconds until another try."""
+    if not line.chain_read or line.head is None or not store:
+        return None
+    record = line.head.record
+    line.ended_pods &= {record.pod_uid}
+    if not line.ended_pods or record.kind in ("completed", "rollback"):
+        return None
+    try:
+        head = await orders.end_run(line.agent, record.pod_uid, store)
+    except SavepointError as error:
+        log.info("agent %s: the end of its run is not recorded yet: %s: %s", line.agent, error.reason, error)
+        return AGAIN_SECONDS
+    if head is not None:
+        line.learn(head)
+    return None
