@@ -38,6 +38,8 @@ class Attempt:
     resumed: str | None = None
     planned_bytes: int = 0
     done_bytes: int = 0
+    stop_waiting: Callable[[], None] = lambda: None
+    """Ends whatever it waits for of its authority."""
     _held_until: float | None = None
     _error: SavepointError | None = None
     _interrupted: threading.Event = field(default_factory=threading.Event)
@@ -64,12 +66,13 @@ class Attempt:
         return self.transaction.pause_milliseconds if self.transaction else None
 
     def interrupt(self, error: SavepointError) -> None:
-        """End it from outside with this reason."""
+        """End it from outside with this reason, also while it waits. On the event loop."""
         if self._error is None:
             self._error = error
         if self.transaction is not None:
             self.transaction.fail(error)
         self._interrupted.set()
+        self.stop_waiting()
 
     def hold(self, seconds: float | None) -> None:
         """The agent waits for so long from now; None: it does not wait any more."""

@@ -82,6 +82,14 @@ class Authority(Protocol):
         """Leave a finished manifest for later. Unavailable if that is not possible either."""
         ...
 
+    def stop_waiting(self) -> None:
+        """Whoever waits for a commit or for access to an object is told Unavailable; what was offered may yet exist."""
+        ...
+
+    def hurry(self) -> None:
+        """The pod is about to go: from now on, try often."""
+        ...
+
     async def released(self, released: Released) -> None:
         """This incarnation has ended its work."""
         ...

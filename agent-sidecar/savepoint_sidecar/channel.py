@@ -4,6 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,9 @@ from savepoint.errors import Refused, Unavailable
 log = logging.getLogger(__name__)
 
 DIAL_SECONDS: Final = 10.0
+CONNECT_SECONDS: Final = 3.0
+"""Until there is a connection at all: an address behind which the operator was a moment ago says nothing."""
+HURRIED_SECONDS: Final = 1.0
 SEND_SECONDS: Final = 10.0
 CLOSE_NOT_AN_AGENT: Final = 4403
 CLOSE_VERSION: Final = 4406
@@ -83,7 +87,7 @@ class Dialer:
             raise Unavailable(f"the token cannot be read: {error.strerror}") from error
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=1, ssl=self._tls or False, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None, connect=DIAL_SECONDS, sock_connect=DIAL_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=None, connect=DIAL_SECONDS, sock_connect=CONNECT_SECONDS),
         )
         try:
             async with asyncio.timeout(DIAL_SECONDS):
@@ -107,6 +111,12 @@ class Backoff:
 
     def __init__(self, jitter: Callable[[], float], longest_seconds: float = 10.0) -> None:
         self._jitter, self._longest, self._step = jitter, longest_seconds, 0
+        self._hurried = asyncio.Event()
+
+    def hurry(self) -> None:
+        """From now on pauses stay short; one under way ends."""
+        self._longest = min(self._longest, HURRIED_SECONDS)
+        self._hurried.set()
 
     def reset(self) -> None:
         """A connection has held."""
@@ -116,7 +126,13 @@ class Backoff:
         """Wait before the next dial."""
         ceiling = min(self._longest, 0.25 * 2**self._step)
         self._step = min(self._step + 1, 16)
-        await asyncio.sleep(ceiling * (0.5 + self._jitter() / 2))
+        seconds = ceiling * (0.5 + self._jitter() / 2)
+        if self._hurried.is_set():
+            await asyncio.sleep(seconds)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
 
 
 def _short(error: BaseException) -> str:

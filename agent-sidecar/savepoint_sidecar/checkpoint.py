@@ -102,7 +102,7 @@ class Checkpointer:
 
         A SavepointError says why there is none; the authority and the agent have been told then.
         """
-        attempt.start = self._time()
+        attempt.start, attempt.stop_waiting = self._time(), self._authority.stop_waiting
         telling = asyncio.ensure_future(self._tell_progress(attempt))
         try:
             async with asyncio.timeout(max(0.0, attempt.left_seconds)):

@@ -161,6 +161,17 @@ class ControlClient:
         content, key = pending_bytes(pending), self._welcome.pending_key
         await asyncio.to_thread(lambda: self.blobs.put_new(key, content))
 
+    def stop_waiting(self) -> None:
+        """Whoever waits for the answer to an offer, or in a thread for a URL, is told that there is none."""
+        for _, future in self._offers.values():
+            if not future.done():
+                future.set_exception(Unavailable("the operator has not answered, and nobody waits for it any longer"))
+        self._urls.stop_waiting()
+
+    def hurry(self) -> None:
+        """Dial at once, and again after short pauses."""
+        self._backoff.hurry()
+
     async def released(self, released: wire.Released) -> None:
         """Say it, and wait until it was heard."""
         self._released = asyncio.get_running_loop().create_future()

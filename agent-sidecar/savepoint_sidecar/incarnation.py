@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 from savepoint.contract import agent as wire
@@ -42,6 +42,8 @@ BASELINE_SECONDS: Final = 60.0
 BASELINE_BYTES: Final = 256 << 20
 AGENT_SECONDS: Final = 5.0
 START_SECONDS: Final = 20.0
+AWAY_SECONDS: Final = 3.0
+"""How long the end of an agent waits for an attempt whose commit waits for an authority that is away."""
 POLL_SECONDS: Final = 0.05
 REMEMBERED_ATTEMPTS: Final = 64
 
@@ -101,9 +103,8 @@ class Incarnation:
             self._requests,
             self._recovery,
             self.checkpointer,
-            lock=self._lock,
+            turn=self._turn,
             take=self._take,
-            interrupt=self._interrupt,
             grace_seconds=self._terms.grace_seconds,
             edges=self._edges,
         )
@@ -194,8 +195,7 @@ class Incarnation:
     async def finish(self, session: Session, flush: wire.Flush) -> str:
         """The last checkpoint of the run, and its completion."""
         assert self._shutdown is not None
-        self._interrupt("the agent has finished its run")
-        async with self._lock:
+        async with self._turn("the agent has finished its run"):
             attempt = await self._shutdown.order_or_own("Finish", FINISH_SECONDS)
             attempt.completed = True
             last = Last(flush=flush)
@@ -331,6 +331,28 @@ class Incarnation:
                 return
         if self._attempt is not None:
             self._attempt.interrupt(Unavailable("the agent has started anew and cannot wait any longer"))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, why: str) -> AsyncIterator[None]:
+        """The lock, for an end that cannot wait: what is not sealed ends at once, and what is sealed may be committed,
+        but for an authority that is away it does not hold up the last checkpoint, which can be left for it."""
+        self._interrupt(why)
+        heard = self._edges.monotonic()
+        while not await self._locked_within(POLL_SECONDS):
+            now = self._edges.monotonic()
+            heard = now if self._authority.connected else heard
+            if self._attempt is not None and now - heard >= min(AWAY_SECONDS, self._terms.grace_seconds / 8):
+                self._attempt.interrupt(Unavailable(f"the operator is away, and {why}"))
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    async def _locked_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._lock.acquire()
+        return False
 
     @property
     def _is_ending(self) -> bool:

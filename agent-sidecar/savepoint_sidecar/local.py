@@ -161,6 +161,12 @@ class LocalAuthority:
         """Never needed: the store is here, or nothing is."""
         raise Unavailable("the store's directory cannot be written")
 
+    def stop_waiting(self) -> None:
+        """Nobody waits: the store is here."""
+
+    def hurry(self) -> None:
+        """Nothing is tried again."""
+
     async def released(self, released: Released) -> None:
         """End the run if it is completed; the epoch ends with the process."""
         if released.completed:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 SILENT_SECONDS: Final = 3600.0
 ACK_SECONDS: Final = 5.0
+LONGEST_PAUSE_SECONDS: Final = 2.0
+"""Between two dials: an agent waits for this container."""
 
 
 class RestoreClient:
@@ -36,7 +38,7 @@ class RestoreClient:
         jitter: Callable[[], float],
     ) -> None:
         self._dialer, self._node, self._version = dialer, node, version
-        self._backoff = Backoff(jitter)
+        self._backoff = Backoff(jitter, LONGEST_PAUSE_SECONDS)
         self._channel: Channel | None = None
         self._open, self._connected = asyncio.Event(), asyncio.Event()
         """Hello was said; an epoch is granted on this connection."""

@@ -1,6 +1,6 @@
 """The end of an incarnation: the agent's last flush, the last checkpoint, and how much time there is for both.
 
-It takes checkpoints only through ``take`` and holds the incarnation's lock while it does. The release is the
+It takes checkpoints only through ``take``, when it is its ``turn``. The release is the
 incarnation's own last word.
 """
 
@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from savepoint.contract import agent as wire
@@ -30,7 +31,7 @@ TRIGGER: Final = "Shutdown"
 
 
 class Take(Protocol):
-    """Runs one attempt; the lock is held."""
+    """Runs one attempt; it is the caller's turn."""
 
     def __call__(self, attempt: Attempt, session: Session | None, last: Last | None = None) -> Awaitable[Taken]: ...
 
@@ -46,15 +47,14 @@ class Shutdown:
         recovery: Recovery,
         checkpointer: Checkpointer,
         *,
-        lock: asyncio.Lock,
+        turn: Callable[[str], AbstractAsyncContextManager[None]],
         take: Take,
-        interrupt: Callable[[str], None],
         grace_seconds: float,
         edges: Edges,
     ) -> None:
         self._authority, self._sessions, self._requests = authority, sessions, requests
         self._recovery, self._checkpointer = recovery, checkpointer
-        self._lock, self._take, self._interrupt = lock, take, interrupt
+        self._turn, self._take = turn, take
         self._grace_seconds, self._edges = grace_seconds, edges
         self._last = Last()
         self._ends_at: float | None = None
@@ -69,6 +69,7 @@ class Shutdown:
         """Ask the agent for its last flush and start copying. May be told twice."""
         if self._task is None:
             self._ends_at = self._edges.monotonic() + self._grace_seconds + AFTER_SECONDS
+            self._authority.hurry()
             self._task = asyncio.ensure_future(self._run())
 
     async def ended(self) -> bool:
@@ -112,10 +113,9 @@ class Shutdown:
             except Unavailable as error:
                 log.info("no last checkpoint: %s", error)
                 return False
-        self._interrupt("the pod is stopping")
         flushing = asyncio.ensure_future(self._flush(session)) if session is not None else None
         try:
-            async with self._lock:
+            async with self._turn("the pod is stopping"):
                 await self._recovery.rebase()
                 if session is None and not self._last.ended.is_set() and self._authority.connected:
                     await self._take_while_it_ends()

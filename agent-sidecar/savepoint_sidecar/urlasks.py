@@ -6,6 +6,7 @@ says when it is lost.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError, Future
 from typing import Final
 
 from savepoint.contract.control import NeedUrls, Urls
@@ -32,6 +33,7 @@ class UrlAsks:
         self.book = book
         self._connected, self._send, self._random_id = connected, send, random_id
         self._asks: dict[str, asyncio.Future[None]] = {}
+        self._waits: set[Future[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
@@ -62,11 +64,14 @@ class UrlAsks:
         if self._loop is None or self._closed:
             raise Unavailable("the operator is not asked for URLs now")
         asking = asyncio.run_coroutine_threadsafe(self.fetch(put, get), self._loop)
+        self._waits.add(asking)
         try:
             asking.result(WAIT_SECONDS)
-        except TimeoutError as error:
+        except (TimeoutError, CancelledError) as error:
             asking.cancel()
             raise Unavailable("the operator cannot be reached, and no URL is at hand") from error
+        finally:
+            self._waits.discard(asking)
         url = find(key)
         if url is None:
             raise Unavailable(f"the operator signs no URL for {key}")
@@ -90,6 +95,11 @@ class UrlAsks:
             finally:
                 del self._asks[request]
         raise Unavailable("this container ends")
+
+    def stop_waiting(self) -> None:
+        """Threads that wait for a URL get none."""
+        for asking in tuple(self._waits):
+            asking.cancel()
 
     def waits_for(self, request: str) -> bool:
         """Whether somebody waits for the answer to this request."""

@@ -60,6 +60,8 @@ class FakeAuthority:
         self.answers_requests = True
         self.refuse_requests: list[Refused] = []
         self.commit_error: SavepointError | None = None
+        self.stopped_waiting = asyncio.Event()
+        self.hurried = False
         self.before_commit: Callable[[Offer], None] = lambda offer: None
         self.offers: list[Offer] = []
         self.results: list[Result] = []
@@ -143,7 +145,10 @@ class FakeAuthority:
         self.events.append(f"progress {progress.stage}")
 
     async def commit(self, offer: Offer) -> CheckpointRef:
-        await self.up.wait()
+        while not self.up.is_set():
+            if self.stopped_waiting.is_set():
+                raise Unavailable("nobody waits any longer")
+            await asyncio.sleep(0.005)
         self.before_commit(offer)
         if self.commit_error is not None:
             raise self.commit_error
@@ -184,6 +189,12 @@ class FakeAuthority:
         self.pending.append(
             lineage.Pending(attempt, self.head.record.epoch, self.pod_uid, trigger, completed, manifest)
         )
+
+    def stop_waiting(self) -> None:
+        self.stopped_waiting.set()
+
+    def hurry(self) -> None:
+        self.hurried = True
 
     async def released(self, released: Released) -> None:
         await self.up.wait()

@@ -346,6 +346,45 @@ async def test_an_end_without_an_operator_is_left_for_it(tmp_path: Path) -> None
         assert pending.trigger == "Shutdown" and not pending.completed and pending.manifest
 
 
+async def test_an_attempt_that_waits_for_an_absent_operator_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """Its commit could wait for minutes, and the pod's grace would pass before the last checkpoint began."""
+    async with running(tmp_path, grace_seconds=4.0) as cell:
+        agent = await cell.connected()
+        await checkpoint(cell)
+        committed = len(cell.authority.offers)
+        agent.documents = {"notes": "in the attempt that nobody commits"}
+        attempt = cell.authority.order(seconds=60)
+        cell.authority.up.clear()
+        await agent.flush()
+        await until(lambda: cell.incarnation.attempts() == ((attempt, "Committing"),))
+        cell.incarnation.begin_end()
+        agent.documents = {"notes": "at the end"}
+        await agent.flush()
+        await agent.die()
+        assert await cell.incarnation.end()
+        assert len(cell.authority.offers) == committed and cell.authority.hurried
+        (pending,) = cell.authority.pending
+        assert pending.trigger == "Shutdown" and pending.attempt != attempt and pending.manifest
+
+
+async def test_an_attempt_that_is_being_committed_is_waited_for_at_the_end(tmp_path: Path) -> None:
+    async with running(tmp_path, grace_seconds=4.0) as cell:
+        agent = await cell.connected()
+        agent.documents = {"notes": "before"}
+        attempt = cell.authority.order(seconds=60)
+        cell.authority.up.clear()
+        await agent.flush()
+        await until(lambda: cell.incarnation.attempts() == ((attempt, "Committing"),))
+        cell.incarnation.begin_end()
+        cell.authority.up.set()
+        agent.documents = {"notes": "at the end"}
+        await agent.flush()
+        await agent.die()
+        assert await cell.incarnation.end()
+        assert [each.trigger for each in cell.authority.offers][-2:] == ["Interval", "Shutdown"]
+        assert not cell.authority.pending
+
+
 async def test_a_request_of_the_agent_is_answered(tmp_path: Path) -> None:
     async with running(tmp_path) as cell:
         agent = await cell.connected()

@@ -21,6 +21,7 @@ from savepoint.errors import (
 )
 from savepoint_sidecar import probe, settings
 from savepoint_sidecar.attempt import Attempt, in_thread
+from savepoint_sidecar.channel import Backoff
 from savepoint_sidecar.components import begin_epoch, index_sequence, prepare_stage, read_index, write_index
 from savepoint_sidecar.failpoint import NAMES, Failpoints
 from savepoint_sidecar.restore import marker_of, restore_files
@@ -116,6 +117,33 @@ async def test_urls_that_are_not_signed_now_may_be_later(reason: str, error: typ
     asks.bind()
     with pytest.raises(error, match="not now"):
         await asyncio.to_thread(asks.get_url, "packs/1-a")
+
+
+async def test_a_thread_that_waits_for_a_url_can_be_let_go() -> None:
+    async def send(ask: NeedUrls) -> None:
+        raise AssertionError("nobody is connected")
+
+    asks = UrlAsks(UrlBook(Clock()), asyncio.Event(), send, lambda: "r1")
+    asks.bind()
+    waiting = asyncio.ensure_future(asyncio.to_thread(asks.put_url, "packs/1-a"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    async with asyncio.timeout(5):
+        while not waiting.done():
+            asks.stop_waiting()
+            await asyncio.sleep(0.005)
+    with pytest.raises(Unavailable):
+        await waiting
+
+
+async def test_a_pause_between_dials_ends_when_the_pod_is_about_to_go() -> None:
+    backoff = Backoff(lambda: 1.0)
+    backoff._step = 6
+    paused = asyncio.ensure_future(backoff.pause())
+    await asyncio.sleep(0)
+    backoff.hurry()
+    async with asyncio.timeout(2):
+        await paused
 
 
 def test_the_reserve_is_renewed_at_half_its_life() -> None:
