@@ -154,7 +154,7 @@ class Sidecar:
             stored_bytes=made.stored,
             uploaded_bytes=made.uploaded_bytes,
             timing=Timing(time_text(datetime.now(UTC)), time_text(datetime.now(UTC)), None, 38),
-            components=(ComponentSummary("notes", "Memory", "ab" * 32, len(content), len(content)),),
+            components=(ComponentSummary("notes", "Memory", "ab" * 32, len(content)),),
             **told,
         )
 

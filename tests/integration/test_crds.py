@@ -254,13 +254,7 @@ STATUSES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
             "integrity": {"manifestDigest": "ab", "previousDigest": "ef"},
             "formatVersion": 1,
             "components": [
-                {
-                    "name": "documents",
-                    "kind": "Memory",
-                    "digest": "d",
-                    "size": 5,
-                    "uploadedSize": "3Mi",
-                }
+                {"name": "documents", "kind": "Memory", "digest": "d", "size": "3Mi"},
             ],
             "execution": {"step": "docs/7", "openOperations": 1, "uncertainOperations": ["op-1"]},
             "size": {"logical": 429916160, "stored": "409Mi", "uploaded": 3},

@@ -80,7 +80,6 @@ class ComponentSummary:
     kind: str
     digest: str
     size: int
-    uploaded_size: int = 0
 
 
 # -- from the pod -----------------------------------------------------------------------------------------------
@@ -184,6 +183,7 @@ class Outcome:
     object_key: str = ""
     bytes_restored: int = 0
     milliseconds: int = 0
+    config_changed: bool = False  # the checkpoint was made under another configuration hash than the pod's
 
 
 # -- from the operator ------------------------------------------------------------------------------------------

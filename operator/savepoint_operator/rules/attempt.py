@@ -111,7 +111,7 @@ def told_problem(told: Offer | Contents) -> str | None:
     for each in told.components:
         if len(each.name) > NAME_MOST or each.kind not in KINDS or not _DIGEST.fullmatch(each.digest):
             return f"component {each.name[:80]!r} has no proper name, kind or digest"
-        if min(each.size, each.uploaded_size) < 0:
+        if each.size < 0:
             return f"component {each.name[:80]!r} is smaller than nothing"
     words = (told.step or "", *told.uncertain_operations)
     if len(words) > OPERATIONS_MOST or any(len(each) > NAME_MOST for each in words):

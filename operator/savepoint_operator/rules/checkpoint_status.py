@@ -107,14 +107,7 @@ def _tell_contents(patch: Patch, told: Offer | Contents) -> None:
     patch["size"] = {"logical": told.logical_bytes, "stored": told.stored_bytes, "uploaded": told.uploaded_bytes}
     patch["progress"] |= {"bytesDone": told.uploaded_bytes, "bytesTotal": told.uploaded_bytes}
     patch["components"] = [
-        {
-            "name": each.name,
-            "kind": each.kind,
-            "digest": each.digest,
-            "size": each.size,
-            "uploadedSize": each.uploaded_size,
-        }
-        for each in told.components
+        {"name": each.name, "kind": each.kind, "digest": each.digest, "size": each.size} for each in told.components
     ]
     execution: dict[str, Any] = {"openOperations": told.open_operations}
     if told.step is not None:
