@@ -115,8 +115,7 @@ class Cell:
             monotonic=self.clock.monotonic,
             random_bytes=self.random.randbytes,
             sleep=self.clock.sleep,
-            poll_seconds=0.01,
-            **more,
+            **{"poll_seconds": 0.01, "linger_seconds": 0.0, **more},
         )
         self._servers.append(self.server)
         self.port = await self.server.start(None, "127.0.0.1", 0)

@@ -156,12 +156,21 @@ class Directory:
         self.incarnations: dict[str, Incarnation | Refusal] = {}
         self.standings: dict[str, Standing] = {}
         self.pins: dict[AgentKey, tuple[int, str]] = {}
+        self.released_before: set[str] = set()
+        """Uids of pods of which an earlier leader wrote down that they had released."""
+        self.told_to_end: set[str] = set()
 
     async def incarnation(self, pod: PodIdentity) -> Incarnation | Refusal:
         return self.incarnations.get(pod.uid) or Refusal("NotAnAgent", "the pod has no label")
 
     async def standing(self, agent: AgentKey, pod_uid: str, node: str) -> Standing:
         return self.standings.get(pod_uid, Standing(PodStanding.RUNNING, NodeStanding.READY))
+
+    async def released(self, agent: AgentKey, pod_uid: str) -> bool:
+        return pod_uid in self.released_before
+
+    async def going(self, pod: PodIdentity) -> bool:
+        return pod.uid in self.told_to_end
 
     async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
         return self.pins.get(agent)

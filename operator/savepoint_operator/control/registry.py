@@ -18,7 +18,7 @@ from savepoint_operator.control.pace import BEGUN_MOST, BEGUN_PER_SECOND, Allowa
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Recorder
-from savepoint_operator.model.views import AgentKey, SessionView
+from savepoint_operator.model.views import AgentKey, PodIdentity, SessionView
 from savepoint_operator.rules.attempt import URGENT, Attempt, Start, start
 
 COMMIT_SECONDS = 30.0
@@ -184,16 +184,18 @@ class Registry:
         line.attempt = line.attempt.at(stage)
         return True
 
-    async def result(self, agent: AgentKey, result: Result, store: str) -> None:
-        """The sidecar ends its attempt without an offer."""
-        line = self._line(agent)
+    async def result(self, tenure: Tenure, result: Result) -> None:
+        """The sidecar ends its attempt. It may have offered it, and not have heard that it was committed."""
+        agent, line = tenure.agent, self._line(tenure.agent)
         if result.attempt in line.ended or result.attempt in line.commits:
             return
         if not line.knows(result.attempt) and not self.may_begin(agent):
             return
         if result.outcome == "Unchanged":
             line.end(result.attempt, "Unchanged")
-            await self._recorder.unchanged(agent, result, await self._lineage.head(agent, store))
+            await self._recorder.unchanged(agent, result, await self._lineage.head(agent, tenure.store.name))
+        elif await self._was_committed(tenure, result.attempt):
+            line.end(result.attempt, "")
         else:
             await self.fail(agent, result)
 
@@ -238,6 +240,10 @@ class Registry:
             for line in self._lines.values()
         )
 
+    def pods(self) -> list[PodIdentity]:
+        """Of every live session."""
+        return [line.session.view(None).pod for line in self._lines.values() if line.session is not None]
+
     async def close(self) -> None:
         """Forget everything: the sidecars restate it to the next leader."""
         tasks: list[asyncio.Task[None] | asyncio.Task[Committed | Refused]] = [*self._stops]
@@ -249,6 +255,13 @@ class Registry:
         self._lines.clear()
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    async def _was_committed(self, tenure: Tenure, attempt: str) -> bool:
+        """Where the store cannot say, it counts as not committed; the chain is compared again later."""
+        try:
+            return await self._lineage.has_committed(tenure, attempt)
+        except SavepointError:
+            return False
 
     def _line(self, agent: AgentKey) -> Line:
         return self._lines.setdefault(agent, Line())

@@ -34,10 +34,24 @@ SILENT_SECONDS = 3600.0
 
 REPEAT_SECONDS = 10.0
 """How often a wait is said again: silence would look like a dead connection."""
+PAUSE_GROWTH, PAUSE_MOST = 1.5, 8
+"""A store that is away is asked for ever less often, at last every eight polls, by each pod that waits."""
 REPORT_SECONDS = 5.0
 """How long a pod that was refused may take to report it on this connection."""
 
 _MAY_PASS = (StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable)
+
+
+class Pauses:
+    """Between two looks: they grow while the same thing is in the way that no pod can mend, such as a store."""
+
+    def __init__(self, shortest_seconds: float) -> None:
+        self._shortest = self._seconds = shortest_seconds
+
+    def next(self, *, again: bool) -> float:
+        """``again``: the same refusal as the last time."""
+        self._seconds = min(self._seconds * PAUSE_GROWTH, self._shortest * PAUSE_MOST) if again else self._shortest
+        return self._seconds
 
 
 class RestoreSession:
@@ -86,6 +100,7 @@ class RestoreSession:
         """Ask until the pod is granted (None) or refused for good."""
         shown: Wait | None = None
         first = True
+        pauses = Pauses(self._poll_seconds)
         again_at = self._monotonic()
         while True:
             if not self._leading():
@@ -102,8 +117,8 @@ class RestoreSession:
             if wait != shown or self._monotonic() >= again_at:
                 await self._connection.send(wait)
                 again_at = self._monotonic() + REPEAT_SECONDS
+            await self._pause(pauses.next(again=isinstance(answer, Refusal) and wait == shown))
             shown = wait
-            await self._pause()
         assert self._who is not None
         agent = self._who.agent
         self._registry.restoring(agent, self._pod.uid)
@@ -137,11 +152,11 @@ class RestoreSession:
         except SavepointError as error:
             return Refusal(error.reason, str(error))
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float) -> None:
         if self._who is None:
-            await asyncio.sleep(self._poll_seconds)
+            await asyncio.sleep(seconds)
         else:
-            await self._presence.changed(self._who.agent, self._poll_seconds)
+            await self._presence.changed(self._who.agent, seconds)
 
     async def _urls(self, ask: NeedUrls, tenure: Tenure) -> Urls | Refused:
         try:

@@ -31,6 +31,8 @@ HELLO_SECONDS = 10.0
 PING_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
 DRAIN_POLL_SECONDS = 0.05
+LINGER_SECONDS = 1.5
+"""Pods that are evicted together with the operator are told so within this time."""
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class ControlServer:
         answer_seconds: float = 20.0,
         strangers_most: int = STRANGERS_MOST,
         stranger_seconds: float = STRANGER_SECONDS,
+        linger_seconds: float = LINGER_SECONDS,
     ) -> None:
         """``sleep`` waits out deadlines by ``monotonic``; ``poll_seconds``: how often a pod that waits is looked at;
         ``answer_seconds``: after how long a store that says nothing counts as one that cannot be reached."""
@@ -77,6 +80,7 @@ class ControlServer:
         self._leading = False
         self._runner: web.AppRunner | None = None
         self._strangers_most, self._stranger_seconds = strangers_most, stranger_seconds
+        self._linger_seconds = linger_seconds
         self._strangers: Strangers | None = None
         self._listener: asyncio.Server | None = None
 
@@ -101,11 +105,17 @@ class ControlServer:
         return int(self._listener.sockets[0].getsockname()[1])
 
     async def drain(self, seconds: float) -> None:
-        """Leadership is about to end: begin nothing new; commits and shutdowns under way may end within the bound."""
+        """Leadership is about to end: begin nothing new; commits and shutdowns under way may end within the bound.
+
+        A drain often evicts this process and its agents at one time: those that are told to end may say their last.
+        """
         self._leading = False
         self._registry.stop_ordering()
-        until = self._monotonic() + seconds
-        while (self._registry.urgent or self._lineage.busy) and self._monotonic() < until:  # noqa: ASYNC110 - seldom
+        begun = self._monotonic()
+        while (passed := self._monotonic() - begun) < seconds:
+            going = any([await self._directory.going(pod) for pod in self._registry.pods()])
+            if passed >= self._linger_seconds and not (going or self._registry.urgent or self._lineage.busy):
+                return
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     async def stop(self) -> None:

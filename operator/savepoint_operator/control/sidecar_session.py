@@ -251,8 +251,9 @@ class SidecarSession:
             await self.stop(answer.reason, answer.message)
 
     async def _end(self, result: Result) -> None:
+        assert self._tenure is not None
         with suppress(StoreUnavailable, Unavailable):  # the recovery point advances with the next interval
-            await self._registry.result(self._who.agent, result, self._who.store_name)
+            await self._registry.result(self._tenure, result)
         await self._answer(Ack("result"))
 
     async def _request(self, ask: RequestCheckpoint) -> None:

@@ -189,6 +189,10 @@ class Opened:
 
     # -- what was left while no operator could be reached ---------------------------------------------------------
 
+    def left_behind(self, head: Head) -> bool:
+        """Whether the holder of the newest epoch has left anything: nothing comes after what a sidecar leaves."""
+        return self.repository.store.head(self._pending_key(head, 0)) is not None
+
     def adopt(self, head: Head, now: datetime) -> list[Adoption]:
         """Commit what the holder of the newest epoch has left; what is damaged is left alone and reported."""
         adoptions: list[Adoption] = []

@@ -71,7 +71,9 @@ class LineageService:
             other = head is not None and head.record.pod_uid != who.pod.uid
             if first and other and await self._call(opened, opened.held_before, head, who.pod.uid):
                 return fenced(who, head)
-            verdict = await self._succession.verdict(who, head)
+            verdict = await self._succession.verdict(
+                who, head, left=lambda head: self._call(opened, opened.left_behind, head)
+            )
             if isinstance(verdict, Wait):
                 return verdict
             head = await self._adopt(actor, opened, head)

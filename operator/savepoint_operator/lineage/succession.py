@@ -3,14 +3,14 @@
 It asks cluster and connections, and writes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from savepoint.contract.control import Wait
 from savepoint.repository.commit import Head
 
 from savepoint_operator.model.ports import Directory, Liveness
 from savepoint_operator.model.views import AgentKey, Incarnation, NodeStanding, PodStanding, Refusal, Standing
-from savepoint_operator.rules.takeover import Holder, Verdict, may_grant
+from savepoint_operator.rules.takeover import Granted, Holder, Verdict, may_grant
 
 
 class Succession:
@@ -19,9 +19,23 @@ class Succession:
     def __init__(self, directory: Directory, liveness: Liveness, monotonic: Callable[[], float]) -> None:
         self._directory, self._liveness, self._monotonic = directory, liveness, monotonic
 
-    async def verdict(self, who: Incarnation, head: Head | None) -> Verdict:
-        """Whether the pod may have the next epoch, by what cluster and connections say now."""
-        return self._decide(who, head, await self._standing(who, head))
+    async def verdict(self, who: Incarnation, head: Head | None, *, left: Callable[[Head], Awaitable[bool]]) -> Verdict:
+        """Whether the pod may have the next epoch, by what cluster and connections say now.
+
+        ``left``: whether the predecessor left its last checkpoint for the operator. That is its release, too.
+        """
+        standing = await self._standing(who, head)
+        verdict = self._decide(who, head, standing)
+        if head is None or not isinstance(verdict, Wait) or not self._ended(head, standing):
+            return verdict
+        if await self._directory.released(who.agent, head.record.pod_uid) or await left(head):
+            return Granted(standing.run_ended)
+        return verdict
+
+    def _ended(self, head: Head, standing: Standing) -> bool:
+        """The predecessor says nothing, and the node that says so is there."""
+        connected = self._liveness.contact(head.record.pod_uid).connected
+        return not connected and standing.pod is not PodStanding.RUNNING and standing.node is NodeStanding.READY
 
     def _decide(self, who: Incarnation, head: Head | None, standing: Standing) -> Verdict:
         return may_grant(

@@ -71,6 +71,14 @@ class Directory(Protocol):
         """The pod and node of an earlier incarnation, freshly read where that decides a grant."""
         ...
 
+    async def released(self, agent: AgentKey, pod_uid: str) -> bool:
+        """Whether the pod told this leader, or one before it, that it has ended in good order."""
+        ...
+
+    async def going(self, pod: PodIdentity) -> bool:
+        """Whether the pod has been told to end, as far as it was watched."""
+        ...
+
     async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
         """(sequence, record digest) pinned in ProtectedAgent.status, None when there is no object."""
         ...

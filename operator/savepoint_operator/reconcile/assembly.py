@@ -55,7 +55,7 @@ class Parts:
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
                 for line in self.lines.all():
-                    if line.attempts or line.restores:
+                    if line.attempts or line.restores or line.released_pod:
                         try:
                             await self.agents.tell(line.agent)
                         except SavepointError as error:
@@ -93,6 +93,7 @@ def assemble(
         world,
         keyring,
         owner,
+        events,
         now=now,
         monotonic=monotonic,
         random_bytes=random_bytes,

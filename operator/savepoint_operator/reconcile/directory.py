@@ -72,6 +72,20 @@ class ClusterDirectory:
         ended = (line is not None and pod_uid in line.ended_pods) or (pod is not None and ends_run(pod))
         return Standing(standing, await self._node(node or (pod.node if pod else "")), ended)
 
+    async def released(self, agent: AgentKey, pod_uid: str) -> bool:
+        """What this leader was told, or what the ProtectedAgent says that an earlier one was told."""
+        line = self._lines.get(agent)
+        if line is not None and line.who is not None:
+            return line.released_pod == pod_uid
+        item = self._world.agents.get(ObjectKey(*agent))
+        reference = (item.status.get("podRef") or {}) if item is not None else {}
+        return reference.get("uid") == pod_uid and reference.get("released") is True
+
+    async def going(self, pod: PodIdentity) -> bool:
+        """Whether the pod is being deleted. One that nobody watches any more is gone."""
+        item = self._world.pods.get(ObjectKey(pod.namespace, pod.name))
+        return item is None or item.meta.uid != pod.uid or item.meta.deleting
+
     async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
         """What the ProtectedAgent pins, or what this leader has seen since and not written yet."""
         item = self._world.agents.get(ObjectKey(*agent))

@@ -142,7 +142,8 @@ class ProtectedAgents:
         if store_name:
             patch["storeName"] = store_name
         if line.who is not None:
-            patch["podRef"] = {"name": line.who.pod.name, "uid": line.who.pod.uid}
+            pod = line.who.pod
+            patch["podRef"] = {"name": pod.name, "uid": pod.uid, "released": line.released_pod == pod.uid}
             patch["nodeName"] = line.who.node
         if line.session is not None:
             patch["sidecarVersion"] = line.session.sidecar_version

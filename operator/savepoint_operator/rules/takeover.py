@@ -84,8 +84,8 @@ def may_grant(  # noqa: PLR0911 - one return per rule
             "both belong to the rollout of one Deployment, the other ends only after this one has started: set "
             "`strategy: {type: Recreate, rollingUpdate: null}` on the Deployment, or delete the other pod.",
         )
-    if silent >= RECONNECT_SECONDS:
-        return granted
+    if silent >= RECONNECT_SECONDS or (holder.ended and not contact.connected):
+        return granted  # nothing of an ended epoch can still come
     return Wait(
         PREDECESSOR_RUNNING,
         f"{who} and has ended. The epoch is granted to this pod once the other's connection has been closed for "

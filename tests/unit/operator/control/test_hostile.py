@@ -136,6 +136,7 @@ def test_the_honest_are_heard_as_they_spoke() -> None:
         Result(attempt(1), "Unchanged", pause_milliseconds=3),
         Progress("", "Restoring", 5, 10, 200),
         Outcome("KeptLocal", "", "", 0, 12),
+        Outcome("Restored", "", "", 5, 12, config_changed=True),
         Outcome("IntegrityError", "pack 1 is damaged", "packs/1-a"),
     ):
         assert heard(message) == message

@@ -12,6 +12,7 @@ from savepoint.contract.control import (
     Hello,
     Refused,
     Released,
+    Result,
     Stop,
     Wait,
     Welcome,
@@ -49,11 +50,7 @@ async def test_a_deferred_commit_is_adopted_before_the_next_grant(cell: Cell) ->
     name = leave_behind(cell, welcome, 1)
     cell.end("a")
     await cell.lead()  # knows no pending key
-    cell.pod("b")
-    waiting = await cell.hello("b", "restore")
-    await waiting.expect(Wait)
-    cell.clock.advance(15)
-    granted = await waiting.granted()
+    granted = await cell.grant("b")  # at once: nothing comes after what is left behind
     assert granted.parent is not None
     assert (granted.parent.manifest.name, granted.parent.name) == (name, "coder-1")
     assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1), ("grant", 3, 2)]
@@ -90,6 +87,41 @@ async def test_an_ordered_attempt_that_was_left_behind_is_no_failure(cell: Cell)
     cell.clock.advance(20)
     assert (await cell.grant("b")).parent is not None
     assert not cell.recorder.of("failed")
+
+
+async def test_what_was_left_behind_is_no_release_while_the_pod_runs(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, welcome = await cell.sidecar("a")
+    await cell.leave(pod)
+    leave_behind(cell, welcome, 1)
+    cell.pod("b")
+    waiting = await cell.hello("b", "restore")
+    await waiting.expect(Wait)
+    cell.end("a", PodStanding.TERMINAL)
+    assert (await waiting.granted()).parent is not None
+
+
+async def test_a_release_that_an_earlier_leader_heard_lets_the_successor_in_at_once(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.end("a")
+    await cell.lead()
+    cell.pod("b")
+    waiting = await cell.hello("b", "restore")
+    await waiting.expect(Wait)
+    cell.directory.released_before.add("a")
+    assert (await waiting.granted()).epoch == 2
+
+
+async def test_an_attempt_that_its_sidecar_gave_up_but_that_was_committed_has_not_failed(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    await pod.send(cell.offer(attempt(1), 1))
+    await until(lambda: cell.head().record.kind == "checkpoint")  # type: ignore[union-attr]
+    await cell.lead()
+    pod, _ = await cell.sidecar("a", epoch=1)
+    await pod.ask(Result(attempt(1), "Failed", "Unavailable", "the operator is away"), Ack)
+    await pod.ask(Result(attempt(2), "Failed", "Unavailable", "another one"), Ack)
+    assert [each.attempt for each in cell.recorder.of("failed")] == [attempt(2)]
 
 
 async def test_a_completion_that_was_left_behind_lets_the_next_start_fresh(cell: Cell) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from savepoint.contract.control import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
 from savepoint.errors import StoreDenied
+from savepoint_operator.control.restore_session import Pauses
 from savepoint_operator.model.views import Incarnation, NodeStanding, PodStanding, Refusal
 
 from tests.fakes.control_cell import AGENT, Cell, attempt, until
@@ -256,6 +257,13 @@ async def test_a_pod_that_is_refused_reports_it_on_the_same_connection(cell: Cel
     await pod.ask(Outcome("RollbackDetected", "in its own words"), Ack)
     assert await pod.closed() == 1000
     assert [each.message for each in cell.recorder.of("restored")] == ["in its own words"]
+
+
+def test_the_same_refusal_is_looked_at_ever_less_often() -> None:
+    pauses = Pauses(1.0)
+    assert [pauses.next(again=False), pauses.next(again=True)] == [1.0, 1.5]
+    assert [pauses.next(again=True) for _ in range(9)][-1] == 8.0
+    assert pauses.next(again=False) == 1.0
 
 
 async def test_a_wait_is_said_again(cell: Cell) -> None:

@@ -14,6 +14,7 @@ from savepoint.contract.control import (
     Hello,
     NeedUrls,
     Refused,
+    Released,
     RequestCheckpoint,
     Wait,
 )
@@ -148,6 +149,46 @@ async def test_a_stop_finishes_the_shutdown_commit_under_way(cell: Cell) -> None
     await server.stop()
     assert await pod.closed() == 4503
     assert [kind for kind, _, _ in cell.chain()] == ["grant", "checkpoint"]
+
+
+async def test_a_stop_waits_for_the_last_word_of_a_pod_that_goes_at_the_same_time(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    server = cell.server
+    assert server is not None
+    cell.directory.told_to_end.add("a")
+    drain = asyncio.ensure_future(server.drain(25))
+    order = await pod.ask(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
+    await pod.ask(cell.offer(order.attempt, 1, trigger="Shutdown"), Committed)
+    await asyncio.sleep(0.1)
+    assert not drain.done()
+    await pod.ask(Released(1), Ack)
+    await pod.close()
+    async with asyncio.timeout(5):
+        await drain
+    assert cell.recorder.of("released") == [("a", False)]
+
+
+async def test_a_stop_waits_for_nobody_longer_than_its_bound(cell: Cell) -> None:
+    await cell.grant("a")
+    await cell.sidecar("a")
+    assert cell.server is not None
+    cell.directory.told_to_end.add("a")
+    drain = asyncio.ensure_future(cell.server.drain(25))
+    await asyncio.sleep(0.1)
+    cell.clock.advance(25)
+    async with asyncio.timeout(5):
+        await drain
+
+
+async def test_a_stop_gives_pods_a_moment_to_be_told_that_they_go(cell: Cell) -> None:
+    server = await cell.lead(linger_seconds=1.5)
+    drain = asyncio.ensure_future(server.drain(25))
+    await asyncio.sleep(0.1)
+    assert not drain.done()
+    cell.clock.advance(2)
+    async with asyncio.timeout(5):
+        await drain
 
 
 async def test_a_stop_waits_for_nothing_else_and_grants_nothing_more(cell: Cell) -> None:

@@ -142,3 +142,24 @@ async def test_what_was_rolled_back_is_not_completed(bench: Bench) -> None:
     await exits(bench, who)
     await bench.pass_time(10)
     assert kinds(bench) == ["grant", "checkpoint", "rollback"]
+
+
+async def test_the_next_leader_knows_which_pod_has_released(bench: Bench) -> None:
+    who = await at_work(bench, "Always")
+    assert bench.agent()["podRef"]["released"] is False
+    await bench.disconnect(who, released=True)
+    assert bench.agent()["podRef"] == {"name": who.pod.name, "uid": who.pod.uid, "released": True}
+    directory = (await bench.lead()).directory
+    assert await directory.released(CODER, who.pod.uid)
+    assert not await directory.released(CODER, "another pod")
+    await bench.connect(who)  # its sidecar was started again
+    assert not await directory.released(CODER, who.pod.uid)
+
+
+async def test_a_pod_that_was_told_to_end_is_going(bench: Bench) -> None:
+    who = await at_work(bench)
+    directory = bench.now_leading.directory
+    assert not await directory.going(who.pod)
+    bench.cluster.put(PODS, who.pod.name, NAMESPACE, metadata={"deletionTimestamp": "2026-11-24T00:00:30Z"})
+    await bench.settle()
+    assert await directory.going(who.pod)

@@ -54,6 +54,13 @@ def test_an_ended_epoch_is_no_release_while_its_pod_runs() -> None:
     assert isinstance(ask(PodStanding.RUNNING, holder=Holder(3, "old", "n1", ended=True)), Wait)
 
 
+def test_nothing_of_an_ended_epoch_is_waited_for_once_its_pod_has_ended() -> None:
+    ended, at_once = Holder(3, "old", "n1", ended=True), LEADER_SINCE
+    assert ask(PodStanding.TERMINAL, holder=ended, now=at_once) == Granted()
+    assert isinstance(ask(PodStanding.TERMINAL, holder=ended, now=at_once, contact=Contact(connected=True)), Wait)
+    assert isinstance(ask(PodStanding.GONE, NodeStanding.LOST, holder=ended, now=at_once), Wait)
+
+
 def test_a_release_is_enough_even_while_connected() -> None:
     assert ask(PodStanding.RUNNING, contact=Contact(connected=True, released=True)) == Granted()
 
