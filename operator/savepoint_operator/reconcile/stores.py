@@ -27,7 +27,8 @@ from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import Presigner, S3Config
 from savepoint.storage.wrapper import Retrying
 
-from savepoint_operator.cluster.errors import Conflict
+from savepoint_operator.cluster.errors import Conflict, Missing
+from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import STORES
 from savepoint_operator.cluster.parse import store_of
 from savepoint_operator.model.objects import ObjectKey, Store
@@ -47,6 +48,13 @@ LOOK_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 15.0
 RETRY: Final = Retry(attempts=4, total_seconds=12.0)
 DEFAULT_LABEL: Final = {"savepoint.dev/from": "installation"}
+NEXT_STEP: Final = {
+    "StoreDenied": "Check the Secret named in spec.s3.credentialsSecretName and the rights of its user below the "
+    "prefix; both are looked at again by themselves.",
+    "StoreUnavailable": "Earlier checkpoints are safe, and it is tried again every 15 s. If it lasts, check "
+    "spec.s3.endpoint and whether the operator's pod reaches it.",
+}
+"""Of the reasons whose messages do not say what to do."""
 
 Builder = Callable[[S3Config], ObjectStore]
 
@@ -72,6 +80,7 @@ class StoreBook:
         world: World,
         keyring: Keyring,
         owner: str,
+        events: Events,
         *,
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
@@ -80,7 +89,8 @@ class StoreBook:
     ) -> None:
         """``owner``: the cluster's identity, the UID of namespace kube-system."""
         self._cluster, self._world, self._keyring, self._owner = cluster, world, keyring, owner
-        self._now, self._monotonic, self._random_bytes, self._build = now, monotonic, random_bytes, build
+        self._events, self._now, self._monotonic = events, now, monotonic
+        self._random_bytes, self._build = random_bytes, build
         self._kept: dict[str, _Kept] = {}
         self._failed: dict[str, SavepointError] = {}
         """How the last look ended, of stores that could not be used."""
@@ -229,9 +239,25 @@ class StoreBook:
         if store.meta.name in self._collected:
             patch["lastCollectionTime"] = stamp(self._collected[store.meta.name])
         difference = changed(store.status, patch)
-        if difference:
+        if not difference:
+            return
+        try:
             raw = await self._cluster.patch(STORES, "", store.meta.name, {"status": difference}, subresource="status")
-            self._world.stores.put(raw)
+        except Missing:
+            return
+        self._world.stores.put(raw)
+        await self._say(store, wanted[-1])
+
+    async def _say(self, store: Store, ready: Condition) -> None:
+        """What is new since the status that was there before."""
+        before = next((each for each in store.status.get("conditions") or () if each.get("type") == "Ready"), {})
+        if (before.get("status"), before.get("reason")) == (ready.status, ready.reason):
+            return
+        about = About.of(STORES, store.meta)
+        if ready.status == "True":
+            await self._events.normal(about, "StoreReady", ready.message)
+        else:
+            await self._events.warning(about, ready.reason, ready.message)
 
 
 def conditions(error: SavepointError | None) -> tuple[Condition, ...]:
@@ -242,7 +268,7 @@ def conditions(error: SavepointError | None) -> tuple[Condition, ...]:
             Condition.of("ConditionalWrites", True, "Honoured", "Of concurrent creations of one object one wins."),
             Condition.of("Ready", True, "Ready", "Checkpoints can be stored."),
         )
-    message = str(error)
+    message = _with_step(error)
     ready = Condition.of("Ready", False, error.reason, message)
     if isinstance(error, KeyMismatch | NotAdopted):
         return Condition.of("Available", True, "Reachable", "The store answers."), ready
@@ -257,3 +283,8 @@ def conditions(error: SavepointError | None) -> tuple[Condition, ...]:
         Condition.of("ConditionalWrites", None, "NotProbed", "The store could not be probed."),
         ready,
     )
+
+
+def _with_step(error: SavepointError) -> str:
+    message, step = str(error), NEXT_STEP.get(error.reason)
+    return f"{message}. {step}" if step else message

@@ -9,7 +9,8 @@ from savepoint.errors import KeyMismatch, StoreMisconfigured, StoreUnavailable
 from savepoint.repository.repository import open_store
 from savepoint.storage import ObjectStore
 from savepoint.storage.signature import S3Config
-from savepoint_operator.cluster.kinds import AGENTS, DEPLOYMENTS, PODS, POLICIES, REPLICASETS, SECRETS, STORES
+from savepoint_operator.cluster.errors import Missing
+from savepoint_operator.cluster.kinds import AGENTS, DEPLOYMENTS, EVENTS, PODS, POLICIES, REPLICASETS, SECRETS, STORES
 from savepoint_operator.model.views import NodeStanding, PodIdentity, PodStanding, Refusal, Standing
 from savepoint_operator.reconcile import stores
 from savepoint_operator.reconcile.keyring import MASTER_KEY_FIELD
@@ -234,6 +235,43 @@ async def test_the_master_key_is_made_once(bench: Bench) -> None:
     await bench.lead()
     assert bench.master().check == before.check
     assert len(bench.cluster.object(SECRETS, "savepoint-master-key", "savepoint-system")["data"]) == 1
+
+
+def told(bench: Bench) -> list[tuple[str, str]]:
+    """Type and reason of the Events on the store, oldest first."""
+    events = [each for each in bench.cluster.every(EVENTS) if each["involvedObject"]["kind"] == "AgentCheckpointStore"]
+    assert {each["metadata"]["namespace"] for each in events} == {"default"}
+    return [(each["type"], each["reason"]) for each in events]
+
+
+async def test_a_store_says_in_events_what_has_changed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(bench) == [("Normal", "StoreReady")]
+    await bench.lead()
+    await bench.pass_time(180, step=5)
+    assert told(bench) == [("Normal", "StoreReady")]  # nothing was new
+
+    def away(*_: object) -> None:
+        raise StoreUnavailable("nobody answers")
+
+    monkeypatch.setattr(bench.objects, "head", away)
+    await bench.pass_time(180, step=5)
+    assert told(bench)[1:] == [("Warning", "StoreUnavailable")]
+    assert "nobody answers. Earlier checkpoints are safe" in bench.cluster.events("StoreUnavailable")[0]
+    assert store(bench)["conditions"][-1]["message"] == bench.cluster.events("StoreUnavailable")[0]
+    bench.cluster.remove(SECRETS, "s3-keys", "savepoint-system")
+    await bench.pass_time(60, step=5)
+    assert told(bench)[2:] == [("Warning", "StoreMisconfigured")]
+    monkeypatch.undo()
+    bench.cluster.put(SECRETS, "s3-keys", "savepoint-system", data={"accessKey": "YQ==", "secretKey": "Yg=="})
+    await bench.pass_time(60, step=5)
+    assert told(bench)[3:] == [("Normal", "StoreReady")]
+
+
+async def test_a_store_that_is_deleted_while_it_is_looked_at_is_let_go(bench: Bench) -> None:
+    bench.cluster.fail["patch", "AgentCheckpointStore"] = Missing("it does not exist")
+    bench.cluster.put(STORES, STORE, spec={"s3": {"endpoint": "https://other.test", "bucket": "agents"}})
+    await bench.settle()
+    assert told(bench) == [("Normal", "StoreReady")]
 
 
 async def test_a_store_of_another_cluster_is_not_taken(bench: Bench) -> None:
