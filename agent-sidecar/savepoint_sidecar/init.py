@@ -26,7 +26,7 @@ from savepoint_sidecar import cut
 from savepoint_sidecar.channel import Dialer
 from savepoint_sidecar.components import begin_epoch, prepare_stage, restore_components, write_index
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.restore import marker_of, plan, restore_files, unusable
+from savepoint_sidecar.restore import config_changed, marker_of, plan, restore_files, unusable
 from savepoint_sidecar.restore_client import RestoreClient
 from savepoint_sidecar.roots import write_marker
 from savepoint_sidecar.settings import Settings
@@ -143,6 +143,13 @@ class _Restore:
         self._client.expect((manifest_key(parent.manifest.name),))
         loaded = cut.load(self._store, key, welcome.namespace, welcome.agent, parent)
         self._client.expect(loaded.keys())
+        changed = config_changed(welcome, loaded.manifest)
+        if changed:
+            log.warning(
+                "ConfigurationChanged: %s was made under another configuration (image, command, args, environment or "
+                "ConfigMaps) than this pod's; it is restored all the same",
+                parent.name,
+            )
         actions = plan(roots, welcome, loaded.manifest)
         lost = [root for root, action in actions.items() if action == "restore"]
         kept = [root for root, action in actions.items() if action == "keep"]
@@ -152,11 +159,12 @@ class _Restore:
             if held:
                 names = ", ".join(root.mount_path for root in held)
                 message = f"{names} holds state that is at least as new as {parent.name}: it was kept"
-                return Outcome("Restored" if lost else "KeptLocal", message, bytes_restored=written)
+                reason = "Restored" if lost else "KeptLocal"
+                return Outcome(reason, message, bytes_restored=written, config_changed=changed)
             components = restore_components(reader, stage, str(parent.sequence))
             write_index(stage, parent.sequence, components)
         message = f"{parent.name} ({parent.time}, {written} bytes of files) is back in epoch {welcome.epoch}"
-        return Outcome("Restored", message, bytes_restored=written)
+        return Outcome("Restored", message, bytes_restored=written, config_changed=changed)
 
     def _progressed(self, done: int) -> None:
         self._done = done
@@ -176,6 +184,7 @@ def _write_termination(path: Path, outcome: Outcome) -> None:
             "object": outcome.object_key[:512],
             "bytes": outcome.bytes_restored,
             "milliseconds": outcome.milliseconds,
+            "configChanged": outcome.config_changed,
         }
     )
     with suppress(OSError):

@@ -50,6 +50,11 @@ def decide(root: Root, marker: Marker | None, welcome: Welcome, *, empty: bool, 
     )
 
 
+def config_changed(welcome: Welcome, manifest: Manifest) -> bool:
+    """Whether the checkpoint was made under another configuration than the pod's; not where one of them is unknown."""
+    return "" not in (welcome.config_hash, manifest.config_hash) and welcome.config_hash != manifest.config_hash
+
+
 def plan(roots: Sequence[Root], welcome: Welcome, manifest: Manifest | None) -> dict[Root, Action]:
     """What becomes of each root, from what stands there."""
     actions: dict[Root, Action] = {}

@@ -256,7 +256,7 @@ class Bench:
         assert not isinstance(found, Refusal), found
         return found
 
-    async def start(self, pod: PodIdentity, outcome: str = "") -> Incarnation:
+    async def start(self, pod: PodIdentity, outcome: str = "", **more: Any) -> Incarnation:
         """Granted, restored, connected."""
         who, recorder = await self.who(pod), self.now_leading.recorder
         head = self.chain(who.agent).append(
@@ -267,7 +267,8 @@ class Bench:
         restores = self._restores(who.agent, head)
         await recorder.granted(who, head, restores)
         await self.settle()
-        await recorder.restored(who, Outcome(outcome or ("Restored" if restores else "Fresh"), milliseconds=3100))
+        told = outcome or ("Restored" if restores else "Fresh")
+        await recorder.restored(who, Outcome(told, milliseconds=3100, **more))
         await self.connect(who)
         return who
 

@@ -84,7 +84,7 @@ async def test_every_start_of_a_pod_is_a_restore(rig: Rig, session: aiohttp.Clie
     await sidecar.release()
     await asyncio.to_thread(rig.delete_pod, first["metadata"]["name"])
     second = await asyncio.to_thread(rig.pod, "mover")
-    welcome = await rig.restore(session, second, message="")
+    welcome = await rig.restore(session, second, message="", config_changed=True)
     assert welcome.epoch == 2
     assert welcome.parent is not None
     restores = await soon(
@@ -104,6 +104,9 @@ async def test_every_start_of_a_pod_is_a_restore(rig: Rig, session: aiohttp.Clie
     (event,) = await soon("the pod's Event", lambda: rig.events("Restored"))
     assert event["message"] == "Agent mover resumed at step docs 42 of 90 from mover-1, 3.1s."
     assert event["involvedObject"]["uid"] == second["metadata"]["uid"]
+    (warning,) = await soon("and its Warning", lambda: rig.events("ConfigurationChanged"))
+    assert (warning["type"], warning["involvedObject"]["uid"]) == ("Warning", second["metadata"]["uid"])
+    assert "another configuration" in by_epoch[2]["conditions"][0]["message"]
     checkpoint = await asyncio.to_thread(rig.get, "agentcheckpoint", "mover-1")
     assert checkpoint["status"]["trigger"] == {
         "type": "Manual",

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,9 @@ class Site:
         failed = {result.attempt: result.reason for result in self.recorder.of("failed")}
         return {**failed, **committed}
 
-    def pod(self, uid: str) -> "Pod":
+    def pod(self, uid: str, **more: str) -> "Pod":
         """A pod with empty volumes on a node of its own."""
-        who = incarnation(AGENT, uid)
+        who = replace(incarnation(AGENT, uid), **more)
         self.reviewer.pods[uid], self.directory.incarnations[uid] = who.pod, who
         pod = Pod(self, uid, self.folder / uid)
         self.pods.append(pod)
@@ -295,8 +295,9 @@ async def test_a_pod_lives_crashes_ends_and_comes_back_elsewhere(site: Site) -> 
     steps = [each["step"] for each in pod.told("step")]
     assert len(steps) - len(set(steps)) <= 1, "only the step in flight at the crash may run again"
 
-    successor = site.pod("b")
+    successor = site.pod("b", config_hash="cd" * 32)
     assert await successor.restore() == 0, successor.log()
+    assert "ConfigurationChanged" in successor.log() and "ConfigurationChanged" not in pod.log()
     log_before = (pod.folder / "state" / "log").read_text()
     assert (successor.folder / "state" / "log").read_text() == log_before
     sidecar = await successor.sidecar()
@@ -306,7 +307,8 @@ async def test_a_pod_lives_crashes_ends_and_comes_back_elsewhere(site: Site) -> 
     assert third["how"] == "Restored" and third["connected"] == third["lines"] == len(log_before.splitlines())
     assert successor.told("step")[0]["step"] == len(steps) - (len(steps) - len(set(steps)))
     await terminate(successor, agent, sidecar)
-    assert [each.outcome for each in site.recorder.of("restored")] == ["Fresh", "Restored"]
+    told = [(each.outcome, each.config_changed) for each in site.recorder.of("restored")]
+    assert told == [("Fresh", False), ("Restored", True)]
 
 
 @pytest.mark.timeout(180)

@@ -5,6 +5,7 @@ They report; what is granted and restored is decided by ``lineage``. Ten are kep
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
@@ -123,7 +124,7 @@ class Restores:
         if outcome.outcome in restore_status.GOOD:
             return outcome
         message = with_next_step(outcome.outcome, outcome.message, note.who.policy_name)
-        return Outcome(outcome.outcome, message, outcome.object_key, outcome.bytes_restored, outcome.milliseconds)
+        return replace(outcome, message=message)
 
     def _resolved(self, line: Line, note: RestoreNote) -> restore_status.Patch | None:
         if note.restores is None or note.head is None:
@@ -179,6 +180,13 @@ class Restores:
             await self._events.warning(about, outcome.outcome, self._with_step(note).message)
             return
         await self._events.normal(about, outcome.outcome, self._sentence(line, note))
+        if outcome.config_changed and note.restores is not None:
+            name = self._restored_name(line, note)
+            await self._events.warning(about, "ConfigurationChanged", restore_status.other_configuration(name))
+
+    def _restored_name(self, line: Line, note: RestoreNote) -> str:
+        checkpoint = self._checkpoint(line, note)
+        return checkpoint.meta.name if checkpoint is not None else note.restores or ""
 
     def _sentence(self, line: Line, note: RestoreNote) -> str:
         outcome = note.outcome
@@ -189,14 +197,13 @@ class Restores:
         if outcome.outcome == "KeptLocal":
             return f"Agent {line.agent.name} goes on with what its volumes hold: it is as new as {note.restores}."
         checkpoint = self._checkpoint(line, note)
-        name = checkpoint.meta.name if checkpoint is not None else note.restores
         if checkpoint is not None:
             step = str((checkpoint.status.get("execution") or {}).get("step") or "")
         else:
             known = line.latest is not None and line.latest.record.name == note.restores
             step = line.latest_step if known else ""
         at = f" at step {step}" if step else ""
-        return f"Agent {line.agent.name} resumed{at} from {name}, {took}."
+        return f"Agent {line.agent.name} resumed{at} from {self._restored_name(line, note)}, {took}."
 
     async def _say_on_deployment(self, line: Line, note: RestoreNote) -> None:
         """A rolling Deployment waits for ever: its user watches the Deployment, not the pod."""

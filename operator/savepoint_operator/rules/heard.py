@@ -50,6 +50,7 @@ def heard(message: FromPod) -> FromPod:  # noqa: PLR0911 - one return per messag
                 text(message.object_key, MESSAGE_MOST),
                 max(message.bytes_restored, 0),
                 min(max(message.milliseconds, 0), MILLISECONDS_MOST),
+                message.config_changed,
             )
     return message
 

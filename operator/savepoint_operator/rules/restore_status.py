@@ -19,6 +19,19 @@ _SENTENCES: Final = {
     "KeptLocal": "What the pod's volumes hold is at least as new as the checkpoint: it was kept.",
 }
 
+_OTHER_CONFIGURATION: Final = (
+    "was made under another configuration (image, command, args, environment or ConfigMaps) than the pod's"
+)
+
+
+def other_configuration(checkpoint: str) -> str:
+    """What the user is told once: the agent runs, and may not understand what it has got."""
+    return (
+        f"Checkpoint {checkpoint} {_OTHER_CONFIGURATION}. The agent runs on with it; later checkpoints are made under "
+        "the new one. If it does not understand its state, roll the change back, or the agent: see "
+        "docs/reasons/ConfigurationChanged.md."
+    )
+
 
 def target(who: Incarnation, state: str, outcome: Outcome | None, message: str) -> Patch:
     """The one pod of an automatic restore."""
@@ -77,6 +90,8 @@ def ended(
     message = outcome.message or sentence
     if outcome.object_key and outcome.object_key not in message:
         message = f"{message} (object {outcome.object_key})"
+    if good and outcome.config_changed and resolved:
+        message = f"{message.removesuffix('.')}. The checkpoint {_OTHER_CONFIGURATION} (ConfigurationChanged)."
     patch: Patch = {
         "agent": who.agent.name,
         "reason": outcome.outcome,

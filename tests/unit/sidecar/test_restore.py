@@ -1,5 +1,6 @@
 """What becomes of a root before an agent starts, and a restore that is killed at every step."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.tree import TreeDirectory, TreeFile
 from savepoint_sidecar import restore
 from savepoint_sidecar.failpoint import NAMES, Failpoints
-from savepoint_sidecar.restore import decide, marker_of, plan, restore_files
+from savepoint_sidecar.restore import config_changed, decide, marker_of, plan, restore_files
 from savepoint_sidecar.roots import Marker, Root, read_marker, write_marker
 
 from tests.fakes.store import MemoryStore
@@ -75,6 +76,16 @@ def manifest(store: MemoryStore) -> Manifest:
     files = [TreeFile(path, 0o640, 10**18, writer.store_bytes(data, "Files")) for path, data in contents.items()]
     writer.add_tree("files.files", "Files", [*entries, *sorted(files, key=lambda each: each.path)])
     return finish(writer)
+
+
+@pytest.mark.parametrize(
+    ("pod", "checkpoint", "changed"),
+    [("ab", "ab", False), ("ab", "cd", True), ("", "cd", False), ("ab", "", False), ("", "", False)],
+)
+def test_the_configuration_is_compared_where_both_are_known(
+    manifest: Manifest, pod: str, checkpoint: str, changed: bool
+) -> None:
+    assert config_changed(replace(welcome(), config_hash=pod), replace(manifest, config_hash=checkpoint)) is changed
 
 
 class Killed(BaseException):

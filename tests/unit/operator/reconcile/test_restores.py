@@ -7,7 +7,7 @@ from savepoint.contract.control import Outcome, Progress, Wait
 from savepoint.contract.names import LABEL_AGENT
 from savepoint.repository import lineage
 from savepoint.repository.canonical import time_text
-from savepoint_operator.cluster.kinds import DEPLOYMENTS, PODS, RESTORES
+from savepoint_operator.cluster.kinds import DEPLOYMENTS, EVENTS, PODS, RESTORES
 from savepoint_operator.reconcile.restores import KEPT
 
 from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench
@@ -52,6 +52,28 @@ async def test_a_successor_says_the_step_of_what_was_committed_while_nobody_led(
     await bench.lead()
     await bench.start(bench.pod())
     assert bench.cluster.events("Restored") == ["Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."]
+
+
+@pytest.mark.parametrize("outcome", ["Restored", "KeptLocal"])
+async def test_a_checkpoint_of_another_configuration_is_told_once(bench: Bench, outcome: str) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-41")
+    await bench.disconnect(who, released=True)
+    bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
+    await bench.start(bench.pod(), outcome, config_changed=True)
+    status = bench.restores()[-1]
+    assert (status["reason"], status["conditions"][0]["status"]) == (outcome, "True")
+    assert "another configuration" in status["conditions"][0]["message"]
+    await bench.pass_time(10)
+    (message,) = bench.cluster.events("ConfigurationChanged")
+    assert message.startswith("Checkpoint coder-41 was made under another configuration (image, command,")
+    (event,) = [each for each in bench.cluster.every(EVENTS) if each["reason"] == "ConfigurationChanged"]
+    assert (event["type"], event["involvedObject"]["kind"]) == ("Warning", "Pod")
+
+
+async def test_a_fresh_start_has_nothing_to_compare(bench: Bench) -> None:
+    await bench.start(bench.pod(), config_changed=True)
+    assert bench.cluster.events("ConfigurationChanged") == []
 
 
 async def test_what_was_lost_with_a_crash_is_told(bench: Bench) -> None:

@@ -120,6 +120,11 @@ def test_how_a_restore_ended() -> None:
     assert ended(Outcome("Fresh"))[1:] == ("True", "There is no checkpoint: the agent starts from nothing.")
     assert ended(Outcome("Strange"))[1:] == ("False", "Strange")
     assert ended(Outcome("IntegrityError", "Damaged.", "packs/a"))[2] == "Damaged. (object packs/a)"
+    other = ended(Outcome("Restored", "coder-41 is back", config_changed=True), {"checkpointName": "coder-41"})
+    assert other[1] == "True"
+    assert other[2].startswith("coder-41 is back. The checkpoint was made under another configuration")
+    assert other[0]["targets"][0]["message"] == other[2]
+    assert ended(Outcome("Fresh", config_changed=True))[2] == "There is no checkpoint: the agent starts from nothing."
 
 
 def test_a_restore_on_its_way_and_one_that_was_lost() -> None:
