@@ -45,6 +45,7 @@ def trouble(kubeconfig: Path) -> Iterator[Trouble]:
 # -- the API server's own refusals ----------------------------------------------------------------------------------
 
 
+STORE: Object = {"endpoint": "http://x", "bucket": "abc", "credentialsSecretName": "keys"}
 MALFORMED: tuple[tuple[str, Object, str], ...] = (
     ("AgentCheckpoint", {"agent": "Not_A_Name"}, "spec.agent"),
     ("AgentCheckpoint", {}, "spec.agent"),
@@ -55,8 +56,9 @@ MALFORMED: tuple[tuple[str, Object, str], ...] = (
     ("AgentCheckpointPolicy", {"triggers": [{"interval": {"periodSeconds": 1}}]}, "periodSeconds"),
     ("AgentCheckpointPolicy", {"state": {"paths": [{"mountPath": "work/../x"}]}}, "mountPath"),
     ("AgentCheckpointPolicy", {"stage": {"sizeLimit": "much"}}, "spec.stage.sizeLimit"),
-    ("AgentCheckpointStore", {"s3": {"endpoint": "ftp://x", "bucket": "abc"}}, "spec.s3.endpoint"),
-    ("AgentCheckpointStore", {"s3": {"endpoint": "http://x"}}, "spec.s3.bucket"),
+    ("AgentCheckpointStore", {"s3": {**STORE, "endpoint": "ftp://x"}}, "spec.s3.endpoint"),
+    ("AgentCheckpointStore", {"s3": {"endpoint": "http://x", "credentialsSecretName": "keys"}}, "spec.s3.bucket"),
+    ("AgentCheckpointStore", {"s3": {"endpoint": "http://x", "bucket": "abc"}}, "spec.s3.credentialsSecretName"),
 )
 
 

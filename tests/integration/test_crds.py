@@ -43,7 +43,8 @@ def policy(**spec: Any) -> dict[str, Any]:
 
 
 def store(**s3: Any) -> dict[str, Any]:
-    return thing("AgentCheckpointStore", {"s3": {"endpoint": "https://s3.example.com", "bucket": "agents"} | s3})
+    needed = {"endpoint": "https://s3.example.com", "bucket": "agents", "credentialsSecretName": "s3-keys"}
+    return thing("AgentCheckpointStore", {"s3": needed | s3})
 
 
 def path(mount_path: str, **more: Any) -> dict[str, Any]:
@@ -110,6 +111,8 @@ BAD = [
     (expression("Like", "x"), "spec.selector.matchExpressions[0].operator"),
     (thing("AgentCheckpointStore", {}), "spec.s3: Required"),
     (thing("AgentCheckpointStore", {"s3": {"bucket": "agents"}}), "spec.s3.endpoint: Required"),
+    (thing("AgentCheckpointStore", {"s3": {"endpoint": "https://s3.test"}}), "spec.s3.credentialsSecretName: Required"),
+    (store(credentialsSecretName=""), "spec.s3.credentialsSecretName"),
     (store(endpoint="file:///etc/passwd"), "spec.s3.endpoint and podEndpoint must be https://"),
     (store(endpoint="https://user:pass@host"), "spec.s3.endpoint and podEndpoint must be https://"),
     (store(podEndpoint="https://host/path"), "spec.s3.endpoint and podEndpoint must be https://"),
@@ -168,11 +171,12 @@ def test_an_empty_policy_holds_the_defaults(kubectl: Kubectl) -> None:
     }
 
 
-def test_a_store_needs_endpoint_and_bucket(kubectl: Kubectl) -> None:
+def test_a_store_needs_endpoint_bucket_and_credentials(kubectl: Kubectl) -> None:
     assert kubectl.create(store())["spec"] == {
         "s3": {
             "endpoint": "https://s3.example.com",
             "bucket": "agents",
+            "credentialsSecretName": "s3-keys",
             "prefix": "",
             "region": "us-east-1",
             "addressing": "Path",
@@ -332,7 +336,7 @@ STATUSES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
     "agentcheckpointstores": (
         thing(
             "AgentCheckpointStore",
-            {"default": True, "s3": {"endpoint": "https://s3", "bucket": "agents", "prefix": "p"}},
+            store(prefix="p", endpoint="https://s3")["spec"] | {"default": True},
             "main",
         ),
         BASIC
