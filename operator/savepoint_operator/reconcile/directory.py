@@ -29,6 +29,7 @@ from savepoint_operator.reconcile.door import Cluster
 from savepoint_operator.reconcile.line import Lines
 from savepoint_operator.reconcile.world import World
 from savepoint_operator.rules import identity
+from savepoint_operator.rules.admission_config import noted_hash
 from savepoint_operator.rules.completion import ends_run
 
 REMEMBER_SECONDS: Final = 5.0
@@ -111,7 +112,7 @@ class ClusterDirectory:
             agent=agent,
             pod=who,
             node=pod.node,
-            config_hash=pod.meta.annotations.get(ANNOTATION_CONFIG_HASH, ""),
+            config_hash=noted_hash(pod.meta.annotations.get(ANNOTATION_CONFIG_HASH, "")),
             policy=terms(policy),
             policy_name=policy.meta.name if policy else None,
             store_name="",

@@ -6,6 +6,7 @@ nothing that differs from pod to pod (names of generated volumes, tokens, mounts
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,11 @@ def config_hash(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str:
     }
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def noted_hash(annotation: str) -> str:
+    """The hash in a pod's annotation; empty, and compared with nothing, where somebody has changed it to a word."""
+    return annotation if re.fullmatch(r"[0-9a-f]{64}", annotation) else ""
 
 
 def _origin(item: Mapping[str, Any]) -> str:

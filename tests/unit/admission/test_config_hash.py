@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from savepoint.contract.names import ANNOTATION_CONFIG_HASH
-from savepoint_operator.rules.admission_config import config_hash
+from savepoint_operator.rules.admission_config import config_hash, noted_hash
 from savepoint_operator.rules.injection import Injected, inject
 
 from tests.unit.admission.pods import TERMS, pod
@@ -150,3 +150,9 @@ def test_what_is_injected_does_not_count() -> None:
 )
 def test_another_template_has_another_hash(container: dict[str, Any]) -> None:
     assert told(from_template(**container)) != told(from_template())
+
+
+def test_an_annotation_that_is_no_hash_is_none() -> None:
+    """It would else stand in the manifest, which nobody could read."""
+    assert noted_hash(told(from_template())) == told(from_template())
+    assert {noted_hash(word) for word in ("", "mine", "AB" * 32, "ab" * 31, "ab" * 32 + "\n")} == {""}
