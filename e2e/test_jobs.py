@@ -120,13 +120,34 @@ def test_a_job_that_fails_once_goes_on_in_its_next_pod(place: Kubectl) -> None:
     completed(place, "flaky")
 
 
+def lives(place: Kubectl, made: Object) -> Object:
+    """The pod from its creation to its deletion, for as long as it takes to look around; as it was when it ran."""
+    name = made["metadata"]["name"]
+    place.apply(json.dumps(made))
+    place("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=90s", timeout=100)
+    pod: Object = place.get("pod", name)
+    pod["said"] = until("it has looked", lambda: said(place, pod), seconds=20)
+    place("delete", "pod", name, "--wait=true", "--timeout=60s")
+    return pod
+
+
+def warnings(place: Kubectl, pod: Object) -> list[str]:
+    """Reasons of the Warnings about the pod that are not the kubelet's."""
+    about = f"involvedObject.uid={pod['metadata']['uid']},type=Warning"
+    found = place.get("events", "--field-selector", about)["items"]
+    return [str(each["reason"]) for each in found if each["source"].get("component") == "savepoint"]
+
+
 def test_a_pod_that_is_told_to_stop_and_exits_with_0_goes_on(place: Kubectl) -> None:
-    polite = agent("polite", POLITE)
-    for policy, found in (("Never", "nothing"), ("OnFailure", "found half")):
-        place.apply(json.dumps(run_once(polite.pod(), policy)))
-        place("wait", "--for=condition=Ready", "pod/polite", "--timeout=90s", timeout=100)
-        pod = place.get("pod", "polite")
-        until("it has looked", lambda pod=pod: said(place, pod), seconds=20)
-        assert said(place, pod) == found
-        place("delete", "pod", "polite", "--wait=true", "--timeout=60s")
+    first, second = (lives(place, run_once(agent("polite", POLITE).pod(), each)) for each in ("Never", "OnFailure"))
+    assert [first["said"], second["said"]] == ["nothing", "found half"]
     assert starts(place, "polite") == ["Fresh", "Restored"]
+    assert "ConfigurationChanged" not in warnings(place, second)
+
+
+def test_another_configuration_gets_the_state_and_a_warning(place: Kubectl) -> None:
+    lives(place, agent("changed", POLITE).pod())
+    other = lives(place, agent("changed", f": version 2; {POLITE}").pod())
+    assert other["said"] == "found half"
+    until("the pod's Warning", lambda: "ConfigurationChanged" in warnings(place, other), seconds=30)
+    assert starts(place, "changed") == ["Fresh", "Restored"]
