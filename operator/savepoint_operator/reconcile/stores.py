@@ -250,7 +250,9 @@ class StoreBook:
 
     async def _say(self, store: Store, ready: Condition) -> None:
         """What is new since the status that was there before."""
-        before = next((each for each in store.status.get("conditions") or () if each.get("type") == "Ready"), {})
+        before: dict[str, Any] = next(
+            (each for each in store.status.get("conditions") or () if each.get("type") == "Ready"), {}
+        )
         if (before.get("status"), before.get("reason")) == (ready.status, ready.reason):
             return
         about = About.of(STORES, store.meta)
