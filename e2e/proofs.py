@@ -16,6 +16,10 @@ AGENTS = Path(__file__).parent / "agents"
 sys.path[:0] = [str(AGENTS / "services"), str(AGENTS / "researcher")]
 
 Report = dict[str, Any]
+Effects = dict[str, dict[str, Any]]
+"""The ledger: by id, what was booked and how often it came."""
+WORKSPACE = ("head", "rows", "tree", "logLines", "logDigest")
+"""By what the coder says that its workspace is the same: git's head and tree, the table, the log byte for byte."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Proof:
     expected: str
     holds: bool
     figure: bool = False
-    """A time: shown beside its goal, and never a reason to fail, since it depends on what else the machine does."""
+    """A time or a size: shown beside its goal, and no reason to fail: it depends on what else the machine does."""
 
     @property
     def failed(self) -> bool:
@@ -50,6 +54,8 @@ class Reference:
     """Of its conversation, which only grows."""
     steps: tuple[tuple[str, str], ...] = ()
     """(document, question) of each turn, the first at 0."""
+    replies: tuple[str, ...] = ()
+    """What the model answers in each turn, the first at 0; no two are alike, and each is booked as a side effect."""
 
     @classmethod
     def run(cls, turns: int, *, mebibytes: int, stride: int, documents: int) -> "Reference":
@@ -61,17 +67,19 @@ class Reference:
         memory: dict[str, Any] = {"turn": 0, "conversation": [], "index": {}}
         steps = [(f"doc-{d:04d}", question) for d in range(documents) for question in QUESTIONS]
         digests, conversations = [_digest(memory, network.digest())], [_conversation(memory)]
+        replies: list[str] = []
         for turn in range(turns):
             document, question = steps[turn]
             prompt = {"role": "user", "content": f"{document}: {question}? (turn {turn})"}
             reply = answer("scripted-1", [*memory["conversation"][-6:], prompt])
+            replies.append(reply)
             memory["conversation"] += [prompt, {"role": "assistant", "content": reply}]
             memory["index"].setdefault(reply.split()[0], []).append(f"{document}/{question}")
             network.train(turn, stride)
             memory["turn"] = turn + 1
             digests.append(_digest(memory, network.digest()))
             conversations.append(_conversation(memory))
-        return cls(tuple(digests), tuple(conversations), tuple(steps))
+        return cls(tuple(digests), tuple(conversations), tuple(steps), tuple(replies))
 
 
 def _conversation(memory: dict[str, Any]) -> str:
@@ -137,31 +145,72 @@ def calls_repeated(calls: dict[str, list[int]]) -> int:
     return sum(max(0, completed - 1) for _, completed in calls.values())
 
 
-def effects_repeated(effects: dict[str, dict[str, Any]]) -> list[str]:
-    """Ids that the ledger saw more than once."""
-    return [identifier for identifier, entry in effects.items() if entry["count"] > 1]
+def effects_counted(before: list[Report], effects: Effects, after: list[Report], reference: Reference) -> Proof:
+    """Each turn's side effect is in the ledger under one id, counted once unless that id is listed as uncertain.
+
+    ``before`` and ``after`` are what had been reported before and after the ledger was read: the effect of a turn in
+    between, and of the one in flight at the end, may be booked or not. What belongs to no turn may not be.
+    """
+    uncertain, turns = _uncertain(after), last_turn(before)
+    ids: dict[str, list[str]] = {}
+    for identifier, entry in effects.items():
+        ids.setdefault(str(entry["body"]), []).append(identifier)
+    sound = {
+        reply
+        for reply, (first, *others) in ids.items()
+        if not others and (effects[first]["count"] == 1 or first in uncertain)
+    }
+    right = sum(reply in sound for reply in reference.replies[:turns])
+    strange = len(set(ids) - (sound & set(reference.replies[: last_turn(after) + 1])))
+    found = f"{right} of {turns} turns" + (f", {strange} wrong in the ledger" if strange else "")
+    name = "side effects counted once, or listed as uncertain"
+    return Proof(name, found, "all", right == turns > 0 and not strange)
+
+
+def effects_uncertain(reports: list[Report], kills: int) -> Proof:
+    """What was sent and not confirmed when the process was killed comes back, to be looked up by its id."""
+    uncertain = _uncertain(reports)
+    arrived = sum(uncertain.values())
+    name, expected = "side effects listed as uncertain, and of them arrived", f"≤ {kills}, the one in flight a kill"
+    return Proof(name, f"{len(uncertain)}, {arrived}", expected, len(uncertain) <= kills)
+
+
+def _uncertain(reports: list[Report]) -> dict[str, bool]:
+    """Ids that a restarted agent was handed back, and whether the ledger had them."""
+    return {str(report["effect"]): bool(report["arrived"]) for report in reports if report["event"] == "uncertain"}
 
 
 def coder_goes_on(reports: list[Report]) -> list[Proof]:
-    """The coder's workspace: whole and the same at the turn it came back with."""
+    """The coder's workspace: whole, and the same at the turn it came back with; its log grows with every turn."""
     known: dict[int, Report] = {}
-    same, total, sound = 0, 0, True
+    same, total, sound, grows, lines = 0, 0, True, True, 0
     for report in reports:
         sound = sound and (report["integrity"], report["fsck"], report["hook"]) == ("ok", "ok", "yes")
         sound = sound and report["links"] == "src/1,/nowhere/at/all"
         if report["event"] == "start" and known:
             total += 1
-            before = known.get(int(report["turn"]))
-            same += before is not None and (before["head"], before["rows"], before["tree"]) == (
-                report["head"],
-                report["rows"],
-                report["tree"],
-            )
+            before = known.get(int(report["turn"]), {})
+            same += all(before.get(name) == report[name] for name in WORKSPACE)
+        grows = grows and (report["event"] != "turn" or int(report["logLines"]) > lines)
+        lines = int(report["logLines"])
         known[int(report["turn"])] = report
     return [
         Proof("coder: git, SQLite, hooks and links sound", "yes" if sound else "no", "yes", sound),
+        Proof("coder: its log grows in every turn", f"{lines} lines" if grows else "no", "yes", grows and lines > 0),
         Proof("coder: came back with a workspace it had", f"{same} of {total}", "all", same == total),
     ]
+
+
+def summary(proofs: list[Proof]) -> str:
+    """One line: how many hold, and how many of the figures are over their goals."""
+    judged = [entry for entry in proofs if not entry.figure]
+    failed = sum(entry.failed for entry in judged)
+    figures = [entry for entry in proofs if entry.figure]
+    over = sum(not entry.holds for entry in figures)
+    text = f"{len(judged) - failed} of {len(judged)} proofs hold"
+    text += f", {failed} FAIL" if failed else ""
+    text += f"; {over} of {len(figures)} figures over their goals"
+    return text + (", which depends on what else the machine does and is no failure" if over else "")
 
 
 def table(proofs: list[Proof]) -> str:

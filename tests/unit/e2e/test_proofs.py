@@ -27,20 +27,68 @@ def test_calls_repeated_counts_only_answers_delivered_twice() -> None:
     assert proofs.calls_repeated({"a": [2, 2], "b": [3, 3]}) == 3
 
 
-def test_effects_repeated_names_the_ids() -> None:
-    assert proofs.effects_repeated({"x": {"count": 1}, "y": {"count": 2}}) == ["y"]
+REPLIES = Reference(("d",) * 4, replies=("one", "two", "three"))
+TURNS = [report("start", 0), report("turn", 1), report("turn", 2)]
+
+
+def booked(*replies: str, **counts: int) -> dict[str, dict[str, Any]]:
+    """The ledger with these replies, each under an id of its own and counted once unless told otherwise."""
+    return {f"id-{reply}": {"body": reply, "count": counts.get(reply, 1)} for reply in replies}
+
+
+def test_effects_are_counted_once_and_none_is_missing() -> None:
+    assert proofs.effects_counted(TURNS, booked("one", "two"), TURNS, REPLIES).holds
+    for wrong in (
+        {},
+        booked("one"),
+        booked("one", "two", two=2),
+        booked("one", "two", "another"),
+        booked("one", "two") | {"again": {"body": "two", "count": 1}},
+    ):
+        assert not proofs.effects_counted(TURNS, wrong, TURNS, REPLIES).holds, wrong
+    assert not proofs.effects_counted([], {}, [], REPLIES).holds
+
+
+def test_the_effect_in_flight_and_those_booked_meanwhile_may_be_there() -> None:
+    assert proofs.effects_counted(TURNS[:2], booked("one", "two"), TURNS[:2], REPLIES).holds
+    assert not proofs.effects_counted(TURNS[:2], booked("one", "two", "three"), TURNS[:2], REPLIES).holds
+    assert proofs.effects_counted(TURNS[:2], booked("one", "two", "three"), TURNS, REPLIES).holds
+    assert not proofs.effects_counted(TURNS[:2], booked("one", "two", two=2), TURNS, REPLIES).holds
+
+
+def test_an_effect_may_be_booked_twice_only_when_it_is_listed_as_uncertain() -> None:
+    listed = [*TURNS, report("uncertain", 1, effect="id-two", arrived=True)]
+    assert proofs.effects_counted(listed, booked("one", "two", two=2), listed, REPLIES).holds
+    assert not proofs.effects_counted(listed, booked("one", "two", one=2), listed, REPLIES).holds
+    assert not proofs.effects_counted(listed, booked("one"), listed, REPLIES).holds
+
+
+def test_uncertain_effects_are_at_most_those_in_flight() -> None:
+    listed = [report("uncertain", 1, effect="a", arrived=True), report("uncertain", 1, effect="b", arrived=False)]
+    line = proofs.effects_uncertain(listed, 2)
+    assert line.holds and line.found == "2, 1"
+    assert not proofs.effects_uncertain(listed, 1).holds
 
 
 def coder(event: str, turn: int, **more: Any) -> dict[str, Any]:
     facts = {"head": f"h{turn}", "rows": turn, "tree": f"t{turn}", "integrity": "ok", "fsck": "ok", "hook": "yes"}
-    return {"event": event, "turn": turn, "links": "src/1,/nowhere/at/all", **facts, **more}
+    log = {"logLines": 1 + 2 * turn, "logDigest": f"l{turn}"}
+    return {"event": event, "turn": turn, "links": "src/1,/nowhere/at/all", **facts, **log, **more}
 
 
-def test_coder_goes_on_refuses_another_head_and_a_broken_database() -> None:
-    good = [coder("start", 0), coder("turn", 1), coder("start", 1)]
+def test_coder_goes_on_accepts_the_same_workspace_and_refuses_any_other() -> None:
+    good = [coder("start", 0), coder("turn", 1), coder("start", 1), coder("turn", 2)]
     assert all(proof.holds for proof in proofs.coder_goes_on(good))
-    assert not all(proof.holds for proof in proofs.coder_goes_on([*good, coder("start", 1, head="other")]))
-    assert not all(proof.holds for proof in proofs.coder_goes_on([*good, coder("turn", 2, integrity="malformed")]))
+    for wrong in (
+        coder("start", 2, head="other"),
+        coder("start", 2, logDigest="other"),
+        coder("start", 2, logLines=4),
+        coder("start", 7),
+        coder("turn", 3, integrity="malformed"),
+        coder("turn", 3, logLines=5),
+        coder("turn", 3, links="src/1,"),
+    ):
+        assert not all(proof.holds for proof in proofs.coder_goes_on([*good, wrong])), wrong
 
 
 def test_table_marks_failures() -> None:
@@ -58,6 +106,13 @@ def test_reference_depends_on_every_turn() -> None:
 def test_a_time_over_its_goal_is_shown_and_fails_nothing() -> None:
     slow, wrong = proofs.Proof("a", "12", "10", False, figure=True), proofs.Proof("b", "1", "0", False)
     assert (slow.mark, slow.failed, wrong.mark, wrong.failed) == ("over", False, "FAIL", True)
+
+
+def test_the_last_line_counts_what_is_over() -> None:
+    good, slow = proofs.Proof("a", "0", "0", True), proofs.Proof("b", "12", "10", False, figure=True)
+    assert proofs.summary([good, slow]).startswith("1 of 1 proofs hold; 1 of 1 figures over their goals")
+    wrong = proofs.Proof("c", "1", "0", False)
+    assert proofs.summary([good, wrong]) == "1 of 2 proofs hold, 1 FAIL; 0 of 0 figures over their goals"
 
 
 def test_position_and_conversation_must_be_the_uninterrupted_runs() -> None:
