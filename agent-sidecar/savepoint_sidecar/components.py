@@ -6,7 +6,7 @@ It neither decides when (``checkpoint``, ``barrier``) nor knows what the values 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,11 +55,17 @@ def store_components(writer: CheckpointWriter, stage: Path, components: tuple[wi
 
 
 def restore_components(
-    reader: CheckpointReader, stage: Path, label: str, *, bound: int = INLINE_ALL_BYTES
+    reader: CheckpointReader,
+    stage: Path,
+    label: str,
+    *,
+    bound: int = INLINE_ALL_BYTES,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[wire.Component, ...]:
     """Bring back what an SDK handed over: small documents inline, the rest as files below ``stage/restored/<label>``.
 
-    What an earlier call left there is removed. NoSpace if the stage has no room.
+    What an earlier call left there is removed. NoSpace if the stage has no room. ``progress`` is told the bytes brought
+    back so far.
     """
     top = stage / wire.STAGE_RESTORED
     for each in top.iterdir() if top.is_dir() else ():
@@ -67,7 +73,7 @@ def restore_components(
             shutil.rmtree(each, ignore_errors=True)
     folder = top / label
     result: list[wire.Component] = []
-    left, number = bound, 0
+    left, number, done = bound, 0, 0
     for component in sdk_components(reader.manifest):
         entries: list[wire.Entry] = []
         for record in reader.read_entries(component).values():
@@ -76,11 +82,13 @@ def restore_components(
                 left -= size
                 inline = _text(reader.read_content(record.content), component.name, record.name)
                 entries.append(wire.Entry(record.name, record.encoding, size, inline=inline, meta=dict(record.meta)))
+                done += size
+                progress(done)
                 continue
             path = f"{wire.STAGE_RESTORED}/{label}/{number}"
             number += 1
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _write(reader, record, stage / path)
+            done = _write(reader, record, stage / path, progress, done)
             entries.append(wire.Entry(record.name, record.encoding, size, path=path, meta=dict(record.meta)))
         result.append(wire.Component(component.name, component.kind, tuple(entries)))  # type: ignore[arg-type]
     return tuple(result)
@@ -182,13 +190,24 @@ def _store(writer: CheckpointWriter, stage: Path, entry: wire.Entry, kind: str) 
         os.close(handle)
 
 
-def _write(reader: CheckpointReader, record: EntryRecord, path: Path) -> None:
+def _write(
+    reader: CheckpointReader, record: EntryRecord, path: Path, progress: Callable[[int], None], done: int
+) -> int:
+    """``done`` and what was written here, together."""
     try:
         with create_own(path) as file:
-            reader.read_content_into(record.content, file.write)
+
+            def write(piece: bytes) -> None:
+                nonlocal done
+                file.write(piece)
+                done += len(piece)
+                progress(done)
+
+            reader.read_content_into(record.content, write)
     except OSError as error:
         message = f"no room in the stage for the value {record.name!r}: {error.strerror}; raise its size"
         raise NoSpace(message) from error
+    return done
 
 
 def _text(content: bytes, component: str, name: str) -> str:

@@ -10,6 +10,7 @@ import logging
 import random
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,16 +20,17 @@ from savepoint.contract import agent as agent_wire
 from savepoint.contract.control import Outcome, Welcome
 from savepoint.errors import IntegrityError, Refused, SavepointError, StoreUnavailable, Unavailable
 from savepoint.repository.keys import AgentKey
+from savepoint.repository.manifest import Manifest
 from savepoint.repository.repository import manifest_key
 from savepoint.storage.presigned import PresignedStore
 
 from savepoint_sidecar import cut
 from savepoint_sidecar.channel import Dialer
-from savepoint_sidecar.components import begin_epoch, prepare_stage, restore_components, write_index
+from savepoint_sidecar.components import begin_epoch, prepare_stage, restore_components, sdk_components, write_index
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.restore import config_changed, marker_of, plan, restore_files, unusable
 from savepoint_sidecar.restore_client import RestoreClient
-from savepoint_sidecar.roots import write_marker
+from savepoint_sidecar.roots import Root, write_marker
 from savepoint_sidecar.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -107,16 +109,15 @@ class _Restore:
     ) -> None:
         self._settings, self._client, self._store, self._welcome = settings, client, store, welcome
         self._failpoints = failpoints
-        self._done = 0
+        self._done = self._planned = 0
 
     async def run(self) -> Outcome:
         """Restore in a thread, and tell how far it is."""
         work = asyncio.ensure_future(asyncio.to_thread(self._work))
-        total = 0
         while not work.done():
             await asyncio.wait([work], timeout=PROGRESS_SECONDS)
             if self._done and not work.done():
-                await self._client.progress(self._done, total)
+                await self._client.progress(self._done, self._planned)
         return work.result()
 
     def _work(self) -> Outcome:
@@ -154,6 +155,7 @@ class _Restore:
         lost = [root for root, action in actions.items() if action == "restore"]
         kept = [root for root, action in actions.items() if action == "keep"]
         held = [root for root in kept if loaded.manifest.component(root.component) is not None]
+        self._planned = planned_bytes(loaded.manifest, lost, values=not held)
         with loaded.reader(self._store, key) as reader:
             written = restore_files(reader, lost, marker, self._failpoints, self._progressed)
             if held:
@@ -161,13 +163,21 @@ class _Restore:
                 message = f"{names} holds state that is at least as new as {parent.name}: it was kept"
                 reason = "Restored" if lost else "KeptLocal"
                 return Outcome(reason, message, bytes_restored=written, config_changed=changed)
-            components = restore_components(reader, stage, str(parent.sequence))
+            components = restore_components(
+                reader, stage, str(parent.sequence), progress=lambda done: self._progressed(written + done)
+            )
             write_index(stage, parent.sequence, components)
         message = f"{parent.name} ({parent.time}, {written} bytes of files) is back in epoch {welcome.epoch}"
         return Outcome("Restored", message, bytes_restored=written, config_changed=changed)
 
     def _progressed(self, done: int) -> None:
         self._done = done
+
+
+def planned_bytes(manifest: Manifest, roots: Sequence[Root], *, values: bool) -> int:
+    """What a restore of these roots will write; ``values``: and what an SDK handed over. Pure."""
+    found = [manifest.component(root.component) for root in roots]
+    return sum(each.size for each in (*found, *(sdk_components(manifest) if values else ())) if each is not None)
 
 
 def _failed(error: SavepointError) -> Outcome:

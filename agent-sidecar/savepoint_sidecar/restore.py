@@ -80,7 +80,8 @@ def restore_files(
 ) -> int:
     """Clear these roots and restore the checkpoint's trees into them; the bytes written. ``reader`` None: only clear.
 
-    A root is marked as restoring before it is touched, and as ready when all of it is on disk.
+    A root is marked as restoring before it is touched, and as ready when all of it is on disk. ``progress`` is told the
+    bytes written so far, of all roots together, from several threads.
     """
     failpoints.reach("restore-begin")
     written = 0
@@ -104,7 +105,8 @@ def restore_files(
                 log.info("the checkpoint holds nothing of %s: it starts empty", root.mount_path)
                 continue
             failpoints.reach("restore-half")
-            written += restore_tree(reader, component, root.path, progress=progress).bytes
+            tell = None if progress is None else lambda done, before=written: progress(before + done)
+            written += restore_tree(reader, component, root.path, progress=tell).bytes
     failpoints.reach("restore-written")
     failpoints.reach("restore-before-ready")
     for root in roots:

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 from savepoint.contract.control import CheckpointRef, ObjectName, PolicyTerms, Welcome
 from savepoint.errors import IntegrityError, NoSpace, TargetNotEmpty, TargetUnusable
+from savepoint.repository.entry import EntryRecord
 from savepoint.repository.manifest import Manifest
 from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.tree import TreeDirectory, TreeFile
 from savepoint_sidecar import restore
+from savepoint_sidecar.components import restore_components
 from savepoint_sidecar.failpoint import NAMES, Failpoints
+from savepoint_sidecar.init import planned_bytes
 from savepoint_sidecar.restore import config_changed, decide, marker_of, plan, restore_files
 from savepoint_sidecar.roots import Marker, Root, read_marker, write_marker
 
@@ -86,6 +89,33 @@ def test_the_configuration_is_compared_where_both_are_known(
     manifest: Manifest, pod: str, checkpoint: str, changed: bool
 ) -> None:
     assert config_changed(replace(welcome(), config_hash=pod), replace(manifest, config_hash=checkpoint)) is changed
+
+
+def test_how_far_it_is_is_told_of_all_roots_together(tmp_path: Path, store: MemoryStore) -> None:
+    writer = writer_of(store)
+    for name in ("a", "b"):
+        writer.add_tree(
+            f"files.{name}", "Files", [TreeFile("f", 0o640, 0, writer.store_bytes(name.encode() * 500_000, "Files"))]
+        )
+    values = (
+        EntryRecord("small", "json", writer.store_bytes(b"[1]", "Memory"), {}),
+        EntryRecord("large", "json", writer.store_bytes(b"[" + b"1," * 200_000 + b"1]", "Memory"), {}),
+        EntryRecord("raw", "bytes", writer.store_bytes(bytes(range(256)) * 3000, "Memory"), {}),
+    )
+    writer.add_stored_entries("documents", "Memory", values)
+    manifest = finish(writer)
+    roots = [Root(name, f"/{name}", tmp_path / name) for name in ("a", "b")]
+    for root in roots:
+        root.path.mkdir()
+    told: list[int] = []
+    with CheckpointReader(store, KEY, manifest) as reader:
+        written = restore_files(reader, roots, marker_of(welcome(), "uid", PARENT), Failpoints(), told.append)
+        assert told == sorted(told) and told[-1] == written == planned_bytes(manifest, roots, values=False) == 1_000_000
+        told.clear()
+        restore_components(reader, tmp_path / "stage", "40", progress=told.append)
+    assert told == sorted(told)
+    assert written + told[-1] == planned_bytes(manifest, roots, values=True)
+    assert planned_bytes(manifest, [Root("c", "/c", tmp_path / "c")], values=False) == 0
 
 
 class Killed(BaseException):
