@@ -17,7 +17,7 @@ DETAIL_MOST: Final = 256
 VERSION_MOST: Final = 64
 ATTEMPTS_MOST: Final = 8
 MILLISECONDS_MOST: Final = 10 * 365 * 24 * 3600 * 1000
-STAGES: Final = RUNNING | {"Restoring", "Fetching", "Verifying", "Writing"}
+STAGES: Final = RUNNING | {"Restoring", "Fetching"}
 
 _WORD: Final = re.compile(r"[A-Z][A-Za-z]{1,63}")
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from savepoint.errors import SavepointError
 from savepoint_operator.rules import checkpoint_status, restore_status, texts
 
@@ -41,7 +42,7 @@ def _reasons() -> set[str]:
                 for match in re.finditer(pattern, source):
                     found.update(group for group in match.groups() if group)
     found |= checkpoint_status.RUNNING | restore_status.GOOD | set(texts.NEXT_STEP)
-    found |= {"Protected", "AtRisk", "Unprotected", "Restoring", "Completed", "Fetching", "Verifying", "Writing"}
+    found |= {"Protected", "AtRisk", "Unprotected", "Restoring", "Completed", "Fetching"}
     return found
 
 
@@ -65,6 +66,18 @@ def test_what_the_webhook_refuses_has_pages_that_say_so() -> None:
     assert {"AgentNameInvalid", "RunAsUserRequired", "StatePathInvalid", "ContainerNotFound"} <= said
     for reason in said:
         assert "admission" in PAGES[reason].partition("## What it means")[0], reason
+
+
+def test_the_kind_and_its_page_list_the_same_reasons_of_a_restore() -> None:
+    kind = yaml.safe_load((ROOT / "crds" / "agentrestores.yaml").read_text())["spec"]["versions"][0]["schema"]
+    told = kind["openAPIV3Schema"]["properties"]["status"]["properties"]["reason"]["description"]
+    page = (ROOT / "docs" / "spec" / "agentrestore.md").read_text()
+    (row,) = re.findall(r"^\| `reason` \| (.*) See .* \|$", page, re.MULTILINE)
+    assert told == row.replace("reason of Succeeded", "reason of condition Succeeded")
+    words = {each for each in re.findall(r"[A-Z][A-Za-z]+", told) if each in PAGES}
+    assert {"PredecessorRunning", "Restoring", "KeptLocal", "EvictionBlocked"} <= words
+    for reason in words - {"Succeeded"}:
+        assert "AgentRestore" in PAGES[reason].partition("## What it means")[0], reason
 
 
 def test_every_page_is_of_a_reason_and_in_the_list() -> None:

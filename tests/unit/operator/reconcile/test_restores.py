@@ -123,10 +123,10 @@ async def test_progress_and_a_failure_with_its_object(bench: Bench) -> None:
     head = bench.head()
     assert head is not None
     await recorder.granted(successor, head, "coder-41")
-    await recorder.restore_progress(successor, Progress("", "Verifying", 40))
+    await recorder.restore_progress(successor, Progress("", "Restoring", 40))
     await bench.settle()
     status = bench.restores()[-1]
-    assert (status["reason"], status["targets"][0]["message"]) == ("Verifying", "40% of coder-41")
+    assert (status["reason"], status["targets"][0]["message"]) == ("Restoring", "40% of coder-41")
     await recorder.restored(successor, Outcome("IntegrityError", "It is damaged.", "packs/1-ab", 0, 20))
     await bench.settle()
     status = bench.restores()[-1]

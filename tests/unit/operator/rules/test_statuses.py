@@ -128,8 +128,8 @@ def test_how_a_restore_ended() -> None:
 
 
 def test_a_restore_on_its_way_and_one_that_was_lost() -> None:
-    patch, _ = restore_status.granted(WHO, 2, {"checkpointName": "coder-41"}, Progress("", "Writing", 50), NOW)
-    assert (patch["reason"], patch["targets"][0]["message"]) == ("Writing", "50% of coder-41")
+    patch, _ = restore_status.granted(WHO, 2, {"checkpointName": "coder-41"}, Progress("", "Restoring", 50), NOW)
+    assert (patch["reason"], patch["targets"][0]["message"]) == ("Restoring", "50% of coder-41")
     patch, _ = restore_status.granted(WHO, 2, None, None, NOW)
     assert patch["reason"] == "Fetching"
     patch, condition = restore_status.lost({"targets": [{"podUID": "u1"}]}, NOW)
