@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from e2e import lab as stage
+from e2e import leaving
 from e2e.kube import Kubectl, until
 from e2e.trouble import CODER, PYTHON, SLEEP, AgentPod, Object, Place, gone, never_ran, policy, store
 
@@ -155,7 +156,7 @@ def clean_up(here: Trouble) -> None:
     here.kubectl("delete", "agentcheckpointstore", *stores, "--ignore-not-found")
     secrets = [f"{here.name}-keys", f"{here.name}-wrong"]
     here.kubectl.within(stage.SYSTEM)("delete", "secret", *secrets, "--ignore-not-found")
-    here.kubectl("wait", "--for=delete", *(f"namespace/{name}" for name in names), "--timeout=120s", timeout=150)
+    leaving.remove(here.kubectl, *names)
     for bucket in (here.name, f"{here.name}-2"):
         with contextlib.suppress(Exception):  # one of them is removed by its test
             for each in here.strict.bucket.list_objects(bucket, recursive=True):

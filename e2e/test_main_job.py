@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from e2e import lab as stage
+from e2e import leaving, scenes, verdict
 from e2e import proofs as proof
-from e2e import scenes, verdict
 from e2e.kube import Kubectl, until
 from e2e.lab import Lab, Settings
 from e2e.laptop import laptop
@@ -31,7 +31,7 @@ def lab(kubeconfig: Path) -> Iterator[Lab]:
         scenes.protect(opened)
         yield opened
         opened.nodes.heal()
-        kubectl("delete", "namespace", settings.namespace, "--wait=true", "--timeout=120s", timeout=150)
+        leaving.remove(kubectl, settings.namespace)
 
 
 @pytest.fixture(scope="module")
