@@ -15,8 +15,10 @@ from pathlib import Path
 
 from e2e import lab as stage
 from e2e import proofs as proof
+from e2e.cluster.paths import default_paths
+from e2e.cluster.up import plan
 from e2e.kube import Kubectl, kubeconfig_from_environment
-from e2e.lab import SYSTEM, Lab, Settings
+from e2e.lab import SYSTEM, WORLD, Lab, Settings
 from e2e.laptop import laptop
 from e2e.scenes import (
     Facts,
@@ -129,10 +131,23 @@ def cluster_scenes(lab: Lab, facts: Facts) -> None:
     shown(lab.agents, "get", "agentrestores")
 
 
+def announce(external: bool) -> None:
+    """What will be installed and changed, before anything is."""
+    scene("What this installs and changes")
+    lines = ["KUBECONFIG is set: no cluster is made here"] if external else plan(default_paths())
+    lines += [
+        "then the project's images are built from its Dockerfiles, with wheels from PyPI, and loaded into the nodes",
+        f"into the cluster come: the namespaces {WORLD}, {SYSTEM} and {Settings().namespace}, and Savepoint by Helm",
+    ]
+    for line in lines:
+        print(f"  {line}", flush=True)
+
+
 def main() -> int:
     """Run it all; 0 when every proof holds."""
     external = "KUBECONFIG" in os.environ
     print(__doc__ or "")
+    announce(external)
     command = [sys.executable, "-m", "e2e.cluster", "up"]
     building = None if external else Background(command)
 

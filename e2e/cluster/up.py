@@ -50,10 +50,19 @@ def down(paths: Paths, steps: Steps) -> None:
             engine.stop(paths)
 
 
+def plan(paths: Paths) -> list[str]:
+    """What `up` would install and change on this machine now, in lines. It changes nothing itself."""
+    found = engine.running(paths)
+    if found is None and (of_the_machine := engine.of_the_machine()) is not None:
+        return _plan_with_published_image(of_the_machine)
+    if found is not None and kind.answers(paths):
+        return [f"the cluster is up, and nothing is installed: KUBECONFIG={paths.kubeconfig}"]
+    return _plan_with_own_image(paths)
+
+
 def _with_published_image(found: Engine, paths: Paths, steps: Steps, *, fast: bool) -> Engine:
-    steps.say(
-        f"{found.program} answers: kind's published node image is used, nothing is installed but kind and kubectl"
-    )
+    for line in _plan_with_published_image(found):
+        steps.say(line)
     programs.build(("kind", "kubectl"))
     if kind.exists(found) and _mended(found, paths, steps):
         return found
@@ -64,7 +73,8 @@ def _with_published_image(found: Engine, paths: Paths, steps: Steps, *, fast: bo
 
 
 def _with_own_image(paths: Paths, steps: Steps, *, fast: bool) -> Engine:
-    _announce(paths, steps)
+    for line in _plan_with_own_image(paths):
+        steps.say(line)
     if os.geteuid() != 0:
         raise ClusterError("no engine answers `docker info` here, and installing and starting one needs root")
     with steps.step("install Debian packages"):
@@ -147,8 +157,14 @@ def _beside(steps: Steps, jobs: list[Callable[[], object]]) -> Iterator[list[Fut
             raise
 
 
-def _announce(paths: Paths, steps: Steps) -> None:
-    """What will be installed and changed, before anything is."""
+def _plan_with_published_image(found: Engine) -> list[str]:
+    return [
+        f"{found.program} answers: kind's published node image is used, nothing is installed but kind and kubectl",
+        "  to be started until `down`: three containers as nodes, on a network of kind's",
+    ]
+
+
+def _plan_with_own_image(paths: Paths) -> list[str]:
     packages = bootstrap.missing(DEBIAN) if shutil.which("dpkg-query") else list(DEBIAN)
     missing = _missing_programs()
     recipes = [
@@ -166,5 +182,4 @@ def _announce(paths: Paths, steps: Steps) -> None:
     ]
     if engine.lacks_sys_resource():
         lines.append("  this root lacks CAP_SYS_RESOURCE: a wrapper around runc takes it from what containers ask for")
-    for line in lines:
-        steps.say(line)
+    return lines
