@@ -64,9 +64,13 @@ class FakeCluster:
         """All of a kind."""
         return [copy.deepcopy(raw) for key, raw in self._objects.items() if key[0] == kind.kind]
 
-    def events(self, reason: str = "") -> list[str]:
-        """Messages of the Events with this reason."""
-        return [each["message"] for each in self.every(EVENTS) if reason in ("", each["reason"])]
+    def events(self, reason: str = "", about: str = "") -> list[str]:
+        """Messages of the Events with this reason, about objects of this kind."""
+        return [
+            each["message"]
+            for each in self.every(EVENTS)
+            if reason in ("", each["reason"]) and about in ("", each["involvedObject"]["kind"])
+        ]
 
     # -- the door -------------------------------------------------------------------------------------------------
 

@@ -246,9 +246,10 @@ class Rig:
         """status.reason."""
         return str((self.get(kind, name).get("status") or {}).get("reason", ""))
 
-    def events(self, reason: str) -> list[dict[str, Any]]:
-        """Events of the test's namespace with this reason."""
-        return [each for each in self.items("events") if each["reason"] == reason]
+    def events(self, reason: str, about: str = "") -> list[dict[str, Any]]:
+        """Events of the test's namespace with this reason, about objects of this kind."""
+        found = [each for each in self.items("events") if each["reason"] == reason]
+        return [each for each in found if about in ("", each["involvedObject"]["kind"])]
 
     def pod(
         self,

@@ -101,9 +101,11 @@ async def test_every_start_of_a_pod_is_a_restore(rig: Rig, session: aiohttp.Clie
     assert by_epoch[2]["reason"] == "Restored"
     assert by_epoch[2]["resolved"]["checkpointName"] == welcome.parent.name == "mover-1"
     assert by_epoch[2]["summary"]["took"] == "3.1s"
-    (event,) = await soon("the pod's Event", lambda: rig.events("Restored"))
+    (event,) = await soon("the pod's Event", lambda: rig.events("Restored", "Pod"))
     assert event["message"] == "Agent mover resumed at step docs 42 of 90 from mover-1, 3.1s."
     assert event["involvedObject"]["uid"] == second["metadata"]["uid"]
+    (own,) = await soon("and the AgentRestore's", lambda: rig.events("Restored", "AgentRestore"))
+    assert own["message"] == event["message"]
     (warning,) = await soon("and its Warning", lambda: rig.events("ConfigurationChanged"))
     assert (warning["type"], warning["involvedObject"]["uid"]) == ("Warning", second["metadata"]["uid"])
     assert "another configuration" in by_epoch[2]["conditions"][0]["message"]

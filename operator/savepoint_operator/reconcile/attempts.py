@@ -129,14 +129,16 @@ class Attempts:
 
     async def _say_failure(self, line: Line, note: AttemptNote, item: CheckpointObject) -> None:
         assert note.result is not None
-        good = self._objects.latest_name(line)
-        when = f" ({ago(line.recovery_point, self._now())})" if line.recovery_point else ""
-        last = f" Last good: {good}{when}." if good else " There is no checkpoint yet."
-        text = f"{note.result.reason}: {note.result.message}{last}"
+        text = f"{note.result.reason}: {note.result.message}{self._last_good(line)}"
         await self._events.warning(About.of(CHECKPOINTS, item.meta), "CheckpointFailed", text)
         if note.pod[0]:
             about = About(PODS, line.agent.namespace, note.pod[0], note.pod[1])
             await self._events.warning(about, "CheckpointFailed", f"{item.meta.name}: {text}")
+
+    def _last_good(self, line: Line) -> str:
+        good = self._objects.latest_name(line)
+        when = f" ({ago(line.recovery_point, self._now())})" if line.recovery_point else ""
+        return f" Last good: {good}{when}." if good else " There is no checkpoint yet."
 
     # -- what is asked for ------------------------------------------------------------------------------------------
 
@@ -221,6 +223,8 @@ class Attempts:
         text = "The operator was restarted while this was under way, and the sidecar says nothing of it any more."
         message = with_next_step("DeadlineExceeded", text, None)
         await self._objects.write(item, *checkpoint_status.failed("DeadlineExceeded", message))
+        about = About.of(CHECKPOINTS, item.meta)
+        await self._events.warning(about, "CheckpointFailed", f"DeadlineExceeded: {message}{self._last_good(line)}")
         return None
 
     # -- what is due ------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Restores:
             patch, condition = self._told(line, note)
             news = item.reason != patch["reason"] or (note.outcome is None and _message(item) != condition.message)
             if await self._write(item, patch, condition) and news:
-                await self._say(line, note)
+                await self._say(line, note, item)
             if told is not None and line.restores.get(uid) is note:
                 del line.restores[uid]
 
@@ -72,7 +72,9 @@ class Restores:
             if (self._now() - item.meta.created).total_seconds() < GONE_SECONDS:
                 again = GONE_SECONDS
                 continue
-            await self._write(item, *restore_status.lost(item.status, self._now()))
+            patch, condition = restore_status.lost(item.status, self._now())
+            if await self._write(item, patch, condition):
+                await self._events.warning(About.of(RESTORES, item.meta), condition.reason, condition.message)
         return again
 
     def _gone(self, agent: AgentKey, uid: str) -> bool:
@@ -167,19 +169,23 @@ class Restores:
         assert found is not None
         return found
 
-    async def _say(self, line: Line, note: RestoreNote) -> None:
-        """On the pod, where its user looks."""
+    async def _say(self, line: Line, note: RestoreNote, item: RestoreObject) -> None:
+        """On the pod, where its user looks, and on the object itself, which outlives the pod."""
         about = About(PODS, line.agent.namespace, note.who.pod.name, note.who.pod.uid)
+        both = (about, About.of(RESTORES, item.meta))
         outcome = note.outcome
         if outcome is None:
             if note.wait is not None:
-                await self._events.warning(about, note.wait.reason, note.wait.message)
+                for each in both:
+                    await self._events.warning(each, note.wait.reason, note.wait.message)
                 await self._say_on_deployment(line, note)
             return
         if outcome.outcome not in restore_status.GOOD:
-            await self._events.warning(about, outcome.outcome, self._with_step(note).message)
+            for each in both:
+                await self._events.warning(each, outcome.outcome, self._with_step(note).message)
             return
-        await self._events.normal(about, outcome.outcome, self._sentence(line, note))
+        for each in both:
+            await self._events.normal(each, outcome.outcome, self._sentence(line, note))
         if outcome.config_changed and note.restores is not None:
             name = self._restored_name(line, note)
             await self._events.warning(about, "ConfigurationChanged", restore_status.other_configuration(name))

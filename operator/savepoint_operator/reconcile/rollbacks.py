@@ -184,10 +184,13 @@ class Rollbacks:
     # -- writing --------------------------------------------------------------------------------------------------
 
     async def _end(self, item: RestoreObject, condition: Condition) -> None:
+        about = About.of(RESTORES, item.meta)
         if condition.status == "False":
             text = with_next_step(condition.reason, condition.message, None)
             condition = Condition(condition.type, condition.status, condition.reason, text)
-            await self._events.warning(About.of(RESTORES, item.meta), condition.reason, condition.message)
+            await self._events.warning(about, condition.reason, condition.message)
+        else:
+            await self._events.normal(about, condition.reason, condition.message)
         now = self._now()
         took = duration_text((now - item.meta.created).total_seconds() * 1000)
         summary = {**(item.status.get("summary") or {}), "took": took}

@@ -361,6 +361,9 @@ async def test_what_an_earlier_leader_began_and_nobody_ends_is_given_up(bench: B
     assert bench.checkpoints() == {"coder-1": "Uploading"}
     await bench.pass_time(80)
     assert bench.checkpoints() == {"coder-1": "DeadlineExceeded"}
+    (told,) = bench.cluster.events("CheckpointFailed", "AgentCheckpoint")
+    assert told.startswith("DeadlineExceeded: The operator was restarted while this was under way")
+    assert told.endswith("There is no checkpoint yet.")
 
 
 async def test_a_deleted_checkpoint_does_not_come_back(bench: Bench) -> None:

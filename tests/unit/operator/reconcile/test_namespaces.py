@@ -44,7 +44,7 @@ async def test_old_checkpoints_stay_in_the_store_and_numbers_go_on(bench: Bench,
     who = await bench.start(bench.pod())
     assert bench.restores()[-1]["reason"] == "Restored"
     assert bench.restores()[-1]["resolved"]["checkpointName"] == "coder-3"
-    assert bench.cluster.events("Restored") == ["Agent coder resumed at step docs 42 of 90 from coder-3, 3.1s."]
+    assert bench.cluster.events("Restored", "Pod") == ["Agent coder resumed at step docs 42 of 90 from coder-3, 3.1s."]
     assert bench.checkpoints() == {}
     assert bench.agent()["latest"]["checkpointName"] == "coder-3"
     assert bench.agent()["storedSize"] == 200 << 20

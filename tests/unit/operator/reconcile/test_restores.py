@@ -24,7 +24,8 @@ async def test_the_first_start_is_fresh(bench: Bench) -> None:
     (status,) = bench.restores()
     assert (status["reason"], status["epoch"], status["agent"]) == ("Fresh", 1, "coder")
     assert status["targets"][0] | {"podName": who.pod.name, "state": "Fresh"} == status["targets"][0]
-    assert bench.cluster.events("Fresh") == ["Agent coder starts fresh in epoch 1: there is no checkpoint."]
+    assert bench.cluster.events("Fresh", "AgentRestore") == bench.cluster.events("Fresh", "Pod")
+    assert bench.cluster.events("Fresh", "Pod") == ["Agent coder starts fresh in epoch 1: there is no checkpoint."]
     (item,) = bench.cluster.every(RESTORES)
     assert item["spec"] == {"mode": "Resume", "source": {"agent": "coder"}}
     assert item["metadata"]["labels"] == {LABEL_AGENT: "coder"}
@@ -40,7 +41,7 @@ async def test_a_successor_resumes_and_says_from_where(bench: Bench) -> None:
     assert (status["reason"], status["epoch"]) == ("Restored", 2)
     assert status["resolved"]["checkpointName"] == "coder-41"
     assert status["summary"] == {"took": "3.1s", "discarded": "0s"}
-    assert bench.cluster.events("Restored") == ["Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."]
+    assert bench.cluster.events("Restored", "Pod") == ["Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."]
 
 
 async def test_a_successor_says_the_step_of_what_was_committed_while_nobody_led(bench: Bench) -> None:
@@ -51,7 +52,7 @@ async def test_a_successor_says_the_step_of_what_was_committed_while_nobody_led(
     bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
     await bench.lead()
     await bench.start(bench.pod())
-    assert bench.cluster.events("Restored") == ["Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."]
+    assert bench.cluster.events("Restored", "Pod") == ["Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."]
 
 
 @pytest.mark.parametrize("outcome", ["Restored", "KeptLocal"])
@@ -99,9 +100,10 @@ async def test_a_pod_that_waits_says_for_what(bench: Bench) -> None:
     assert status["reason"] == "PredecessorRunning"
     assert status["conditions"][0]["status"] == "Unknown"
     assert bench.agent()["reason"] == "Restoring"
-    told = bench.cluster.events("PredecessorRunning")
-    assert told[0] == "Pod coder-1 holds epoch 1."
-    assert "Recreate" in told[1]
+    for kind in ("Pod", "AgentRestore"):
+        assert bench.cluster.events("PredecessorRunning", kind) == ["Pod coder-1 holds epoch 1."]
+    (told,) = bench.cluster.events("PredecessorRunning", "Deployment")
+    assert "Recreate" in told
     await bench.start(who.pod)
     (status,) = bench.restores()
     assert (status["reason"], status["epoch"]) == ("Fresh", 1)
@@ -112,7 +114,8 @@ async def test_a_pod_that_waits_for_something_else_by_now_says_so(bench: Bench) 
     for message in ("It is being looked at.", "Nobody answers.", "Nobody answers."):
         await bench.now_leading.recorder.waiting(who, Wait("StoreUnavailable", message))
         await bench.settle()
-    assert bench.cluster.events("StoreUnavailable") == ["It is being looked at.", "Nobody answers."]
+    for kind in ("Pod", "AgentRestore"):
+        assert bench.cluster.events("StoreUnavailable", kind) == ["It is being looked at.", "Nobody answers."]
 
 
 async def test_progress_and_a_failure_with_its_object(bench: Bench) -> None:
@@ -133,6 +136,9 @@ async def test_progress_and_a_failure_with_its_object(bench: Bench) -> None:
     assert status["reason"] == "IntegrityError"
     assert status["conditions"][0]["status"] == "False"
     assert "packs/1-ab" in status["conditions"][0]["message"]
+    (told,) = bench.cluster.events("IntegrityError", "AgentRestore")
+    assert bench.cluster.events("IntegrityError", "Pod") == [told]
+    assert "It is damaged." in told
 
 
 async def test_a_start_whose_pod_is_gone_ends(bench: Bench) -> None:
@@ -157,6 +163,7 @@ async def test_a_start_that_an_earlier_leader_saw_ends_too(bench: Bench) -> None
     await bench.pass_time(40)
     (status,) = bench.restores()
     assert status["reason"] == "PodGone"
+    assert bench.cluster.events("PodGone", "AgentRestore") == [status["conditions"][0]["message"]]
 
 
 async def test_an_init_container_that_runs_again_is_the_same_start(bench: Bench) -> None:
@@ -239,6 +246,7 @@ async def test_a_rollback_checkpoints_first_then_commits_then_evicts(bench: Benc
     assert (status["reason"], status["resolved"]["checkpointName"]) == ("Succeeded", "coder-1")
     assert status["conditions"][0]["status"] == "True"
     assert status["summary"]["discarded"] == "60s"
+    assert bench.cluster.events("Succeeded", "AgentRestore") == [status["conditions"][0]["message"]]
     assert bench.checkpoint("coder-3")["trigger"] == {"type": "Rollback", "reason": "before AgentRestore back"}
     assert bench.agent()["latest"]["checkpointName"] == "coder-1"
     await bench.pass_time(100)

@@ -192,7 +192,7 @@ async def test_without_a_store_a_pod_waits(bench: Bench) -> None:
     await bench.now_leading.recorder.waiting(refused.who, Wait(refused.reason, refused.message))
     await bench.settle()
     assert bench.restores()[-1]["reason"] == "NoStore"
-    assert bench.cluster.events("NoStore") == [refused.message]
+    assert bench.cluster.events("NoStore", "Pod") == [refused.message]
 
 
 async def test_how_a_predecessor_stands_is_read_afresh(bench: Bench) -> None:
