@@ -127,13 +127,16 @@ def start(paths: Paths) -> Engine:
     raise ClusterError(f"dockerd does not answer; the end of its log:\n{tail}")
 
 
-def stop(paths: Paths) -> None:
-    """Stop our engine and remove all that it left outside its data. Safe in any state, also when nothing runs."""
+def stop(paths: Paths) -> list[str]:
+    """Stop our engine and remove all that it left outside its data; what could not be removed, in words.
+
+    Safe in any state, also when nothing runs.
+    """
     pid = _pid(paths)
     if pid is not None and _is_dockerd(pid, paths):
         _forget(_ours(paths))
         terminate(pid, grace_seconds=20)
-    leftovers.sweep(paths, CGROUP)
+    return leftovers.sweep(paths, CGROUP)
 
 
 def _forget(engine: Engine) -> None:

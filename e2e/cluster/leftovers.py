@@ -17,15 +17,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from e2e.cluster import remains
 from e2e.cluster.command import run
 from e2e.cluster.paths import Paths
 from e2e.cluster.process import ENGINE, KIND, alive, mentioning
+from e2e.cluster.remains import Before, Machine
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _MODULES = Path("/lib/modules")
 _TABLES = ("filter", "nat", "raw", "mangle")
-_DOCKER_CHAINS = ("DOCKER",)
+_SETTLE_SECONDS = 10.0
+"""So long the kernel may take to remove a dead network namespace's links."""
 
 
 def remember(paths: Paths) -> None:
@@ -52,8 +55,8 @@ def anything(paths: Paths, cgroup: str) -> bool:
     )
 
 
-def sweep(paths: Paths, cgroup: str) -> None:
-    """Remove all of it. Raises ClusterError only when a program that must exist does not."""
+def sweep(paths: Paths, cgroup: str) -> list[str]:
+    """Remove all of it; what could not be removed, in words. Raises ClusterError when a program is missing."""
     end_orphans(paths)
     _end(mentioning(paths.run, ENGINE))
     _empty_cgroups(cgroup)
@@ -61,17 +64,62 @@ def sweep(paths: Paths, cgroup: str) -> None:
     for mount in _mounts((paths.run, paths.engine_data)):
         run(["umount", "--lazy", mount], check=False)
     record = _record(paths)
-    if record is not None:
-        _remove_links(set(record.get("links", [])))
-        _put_rules_back(record.get("rules", {}))
-        if record.get("ip_forward") == "0":
+    before = None if record is None else _before(record)
+    if before is not None:
+        for link in remains.links_of_ours(before, _links()):
+            run(["ip", "link", "delete", link], check=False)
+        _put_rules_back(before)
+        if before.ip_forward == "0":
             _FORWARD.write_text("0")
-        if not record.get("modules", True):
+        if not before.modules:
             with suppress(OSError):
                 _MODULES.rmdir()  # docker made it for kind's mount; only if it is still empty
     shutil.rmtree(paths.run, ignore_errors=True)
     for scratch in paths.cache.glob("savepoint-node-*"):  # of a build that was killed
         shutil.rmtree(scratch, ignore_errors=True)
+    left = _settled(paths, cgroup, before)
+    if left and record is not None:  # the next attempt must know, too, what was there before
+        paths.run.mkdir(parents=True, exist_ok=True)
+        paths.before.write_text(json.dumps(record, indent=1))
+    return left
+
+
+def _settled(paths: Paths, cgroup: str, before: Before | None) -> list[str]:
+    """What is left when the kernel has had its time."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while (left := remains.left(before, _machine(paths, cgroup))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
+def _machine(paths: Paths, cgroup: str) -> Machine:
+    """What there is now."""
+    return Machine(
+        processes=tuple(_words(pid) for pid in mentioning(paths.run, ENGINE | KIND)),
+        cgroups=tuple(_members(room) for room in _cgroup_rooms(cgroup)),
+        mounts=tuple(_mounts((paths.run, paths.engine_data))),
+        links=_links(),
+        rules={table: _rules(table) for table in _TABLES},
+        ip_forward=_FORWARD.read_text().strip(),
+        empty_modules=_MODULES.exists() and not any(_MODULES.iterdir()),
+    )
+
+
+def _words(pid: int) -> str:
+    """A process by its id and the beginning of its command."""
+    words = b""
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(bytes(1), b" ")
+    return f"{pid}: {words.decode(errors='replace')[:80]}"
+
+
+def _members(room: Path) -> str:
+    """A cgroup and the processes in and below it."""
+    pids: list[str] = []
+    for file in room.rglob("cgroup.procs"):
+        with suppress(OSError):
+            pids += file.read_text().split()
+    return f"{room}, processes in it: {' '.join(pids) or 'none'}"
 
 
 def end_orphans(paths: Paths) -> None:
@@ -85,6 +133,15 @@ def _record(paths: Paths) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _before(record: dict[str, Any]) -> Before:
+    return Before(
+        links=frozenset(record.get("links", ())),
+        rules=record.get("rules", {}),
+        ip_forward=str(record.get("ip_forward", "")),
+        modules=bool(record.get("modules", True)),
+    )
 
 
 def _end(pids: Iterable[int]) -> None:
@@ -141,14 +198,8 @@ def _mounts(below: tuple[Path, ...]) -> list[str]:
     return sorted(points, key=len, reverse=True)
 
 
-def _links() -> set[str]:
-    return {entry.name for entry in Path("/sys/class/net").iterdir()}
-
-
-def _remove_links(before: set[str]) -> None:
-    for link in sorted(_links() - before):
-        if link.startswith(("br-", "veth", "docker")):
-            run(["ip", "link", "delete", link], check=False)
+def _links() -> frozenset[str]:
+    return frozenset(entry.name for entry in Path("/sys/class/net").iterdir())
 
 
 def _rules(table: str) -> list[str]:
@@ -157,33 +208,16 @@ def _rules(table: str) -> list[str]:
     return run(["iptables", "--wait", "-t", table, "-S"], check=False).stdout.splitlines()
 
 
-def _put_rules_back(before: object) -> None:
-    """Delete the rules and chains that were not there before and speak of docker, and restore the policies.
-
-    Rules that somebody else has added meanwhile stay.
-    """
-    if not isinstance(before, dict) or shutil.which("iptables") is None:
+def _put_rules_back(before: Before) -> None:
+    """Delete an engine's rules and chains, and restore the policies."""
+    if shutil.which("iptables") is None:
         return
-    for table, old in before.items():
-        now = [line for line in _rules(table) if line not in old]
-        chains = [
-            line.split()[1] for line in now if line.startswith("-N ") and line.split()[1].startswith(_DOCKER_CHAINS)
-        ]
-        for line in now:
-            words = line.split()
-            if words[0] == "-A" and (words[1] in chains or _is_ours(words, chains)):
-                run(["iptables", "--wait", "-t", table, "-D", *words[1:]], check=False)
-        for chain in chains:
-            run(["iptables", "--wait", "-t", table, "-F", chain], check=False)
-        for chain in chains:
-            run(["iptables", "--wait", "-t", table, "-X", chain], check=False)
-        for line in old:
-            if line.startswith("-P "):
-                run(["iptables", "--wait", "-t", table, *line.split()], check=False)
-
-
-def _is_ours(words: list[str], chains: list[str]) -> bool:
-    bridges = [word for word in words if word.startswith("br-")]
-    jumps = [word for word in words if word in chains]
-    masquerade = words[1] == "POSTROUTING" and "MASQUERADE" in words
-    return bool(bridges or jumps or masquerade)
+    for table, old in before.rules.items():
+        found = remains.filter_of_ours(old, _rules(table))
+        for line in found.rules:
+            run(["iptables", "--wait", "-t", table, "-D", *line.split()[1:]], check=False)
+        for verb in ("-F", "-X"):
+            for chain in found.chains:
+                run(["iptables", "--wait", "-t", table, verb, chain], check=False)
+        for line in found.policies:
+            run(["iptables", "--wait", "-t", table, *line.split()], check=False)

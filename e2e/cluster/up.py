@@ -41,13 +41,18 @@ def up(paths: Paths, steps: Steps, *, fast: bool = True) -> Engine:
 
 
 def down(paths: Paths, steps: Steps) -> None:
-    """Remove the cluster and our engine with all that they left on the machine; the cache stays. Safe in any state."""
+    """Remove the cluster and our engine with all that they left on the machine; the cache stays. Safe in any state.
+
+    Raises ClusterError with what is still there.
+    """
     with lock.held(paths.cache / "cluster.lock", steps.say):
         if paths.run.exists() and engine.running(paths) is None and (other := engine.of_the_machine()) is not None:
             with steps.step("delete the cluster"):
                 kind.delete(other, paths)
         with steps.step("stop the engine and clean up"):
-            engine.stop(paths)
+            left = engine.stop(paths)
+        if left:
+            raise ClusterError("\n  ".join(("this is still there, and `down` may be run again:", *left)))
 
 
 def plan(paths: Paths) -> list[str]:
