@@ -1,6 +1,7 @@
 """AgentRestore objects of mode Resume: one for every start of a pod, so that the list tells the whole story.
 
-They report; what is granted and restored is decided by ``lineage``. Ten are kept for each agent.
+They report; what is granted and restored is decided by ``lineage``. Ten are kept for each agent, and ten of those that
+users made.
 """
 
 import hashlib
@@ -82,10 +83,11 @@ class Restores:
         return pod is None or pod.phase in ("Succeeded", "Failed")
 
     async def expire(self, line: Line) -> None:
-        """Delete the oldest ones beyond the limit."""
-        resumes = [each for each in self._world.restores.of(line.agent) if each.mode == "Resume"]
-        ended = [each for each in resumes if each.finished]
-        for item in ended[: max(len(resumes) - KEPT, 0)]:
+        """Delete the oldest ones beyond the limit: of the starts, and of the rollbacks and resets."""
+        every = self._world.restores.of(line.agent)
+        starts = [each for each in every if each.mode == "Resume"]
+        asked = [each for each in every if each.mode != "Resume"]
+        for item in (*_beyond(starts), *_beyond(asked)):
             await self._cluster.delete(RESTORES, item.meta.namespace, item.meta.name, item.meta.uid)
             self._world.restores.remove(
                 {"metadata": {"namespace": item.meta.namespace, "name": item.meta.name, "uid": item.meta.uid}}
@@ -229,6 +231,11 @@ class Restores:
             "The rollout waits: the new pod may not start before the old one has ended, and RollingUpdate ends the "
             "old one only after the new one has started. Set `strategy: {type: Recreate, rollingUpdate: null}`.",
         )
+
+
+def _beyond(items: list[RestoreObject]) -> list[RestoreObject]:
+    """Of the ended ones the oldest, so that as many stay as are kept."""
+    return [each for each in items if each.finished][: max(len(items) - KEPT, 0)]
 
 
 def _message(item: RestoreObject) -> str:

@@ -6,6 +6,7 @@ The successor's AgentRestore (mode Resume) tells how it went on from there.
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -60,7 +61,7 @@ class Rollbacks:
             return None
         source = self._source(item)
         if isinstance(source, Condition):
-            await self._end(item, source)
+            await self._end(item, source, self._agent_name(item))
             return None
         agent, checkpoint = source
         try:
@@ -87,6 +88,11 @@ class Rollbacks:
         what = "is not Ready" if found is not None else f"does not exist in namespace {namespace}"
         text = f"AgentCheckpoint {item.checkpoint_name} {what}: choose one whose STATUS is Ready."
         return Condition.of("Succeeded", False, "CheckpointNotReady" if found else "CheckpointNotFound", text)
+
+    def _agent_name(self, item: RestoreObject) -> str:
+        """Whose it is; empty where its checkpoint does not exist."""
+        found = self._world.checkpoints.get(ObjectKey(item.meta.namespace, item.checkpoint_name))
+        return found.agent.name if found is not None else item.agent_name
 
     async def _go_on(
         self, item: RestoreObject, agent: AgentKey, checkpoint: CheckpointObject | None, orders: Orders
@@ -121,9 +127,7 @@ class Rollbacks:
         return await self._evict(item, agent, checkpoint)
 
     async def _begin(self, item: RestoreObject, agent: AgentKey, checkpoint: CheckpointObject | None) -> RestoreObject:
-        if item.meta.labels.get(LABEL_AGENT) != agent.name:
-            body = {"metadata": {"labels": {LABEL_AGENT: agent.name}}}
-            self._take(await self._cluster.patch(RESTORES, item.meta.namespace, item.meta.name, body))
+        await self._label(item, agent.name)
         patch = {
             "agent": agent.name,
             "attempt": item.own_attempt,
@@ -183,7 +187,7 @@ class Rollbacks:
 
     # -- writing --------------------------------------------------------------------------------------------------
 
-    async def _end(self, item: RestoreObject, condition: Condition) -> None:
+    async def _end(self, item: RestoreObject, condition: Condition, agent: str = "") -> None:
         about = About.of(RESTORES, item.meta)
         if condition.status == "False":
             text = with_next_step(condition.reason, condition.message, None)
@@ -194,7 +198,19 @@ class Rollbacks:
         now = self._now()
         took = duration_text((now - item.meta.created).total_seconds() * 1000)
         summary = {**(item.status.get("summary") or {}), "took": took}
-        await self._write(item, {"completionTime": stamp(now), "summary": summary}, condition)
+        patch: dict[str, Any] = {"completionTime": stamp(now), "summary": summary}
+        if agent:
+            await self._label(item, agent)
+        item = await self._write(item, {**patch, **({"agent": agent} if agent else {})}, condition)
+        if item.agent_name:
+            self._queue.add(AgentWork(AgentKey(item.meta.namespace, item.agent_name)))  # older ones go
+
+    async def _label(self, item: RestoreObject, agent: str) -> None:
+        if item.meta.labels.get(LABEL_AGENT) == agent:
+            return
+        body = {"metadata": {"labels": {LABEL_AGENT: agent}}}
+        with suppress(Missing):
+            self._take(await self._cluster.patch(RESTORES, item.meta.namespace, item.meta.name, body))
 
     async def _write(self, item: RestoreObject, patch: dict[str, Any], condition: Condition) -> RestoreObject:
         generation = item.meta.generation

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from savepoint.contract.names import LABEL_AGENT
 from savepoint_operator.cluster.kinds import AGENTS, CHECKPOINTS, EVENTS, PODS, RESTORES
 from savepoint_operator.model.views import Incarnation
 
@@ -64,6 +65,25 @@ async def test_a_leader_that_comes_between_brings_nothing_back_either(bench: Ben
     await bench.pass_time(5)
     assert bench.checkpoints() == {}
     assert "head" in bench.agent()
+
+
+async def test_an_agent_that_does_not_return_stays_until_its_objects_are_deleted(bench: Bench) -> None:
+    """As the guide on sizing says: by label first, the ProtectedAgent last, in a namespace that stays."""
+    who = await used(bench)
+    await bench.disconnect(who, released=True)
+    bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
+    await bench.pass_time(3 * 3600, step=300)
+    assert len(bench.checkpoints()) == 3
+    for kind in (CHECKPOINTS, RESTORES):
+        for raw in bench.cluster.every(kind):
+            assert raw["metadata"]["labels"] == {LABEL_AGENT: "coder"}
+            bench.cluster.remove(kind, raw["metadata"]["name"], NAMESPACE)
+            await bench.settle()
+    bench.cluster.remove(AGENTS, "coder", NAMESPACE)
+    await bench.pass_time(600, step=20)
+    await bench.lead()
+    await bench.pass_time(600, step=20)
+    assert (bench.checkpoints(), bench.restores(), bench.cluster.every(AGENTS)) == ({}, [], [])
 
 
 async def test_what_was_committed_before_the_first_pin_is_told(bench: Bench) -> None:

@@ -286,6 +286,37 @@ async def test_a_new_leader_finishes_what_the_old_one_began(bench: Bench) -> Non
     assert bench.orders.rolled_back == []
 
 
+async def test_ten_that_users_asked_for_are_kept_beside_the_starts(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-1")
+    bench.ask("slow")
+    await bench.settle()
+    for number in range(KEPT + 3):
+        rollback(bench, f"back-{number}", checkpointName="slow")
+        await bench.pass_time(1)
+    left = {raw["metadata"]["name"] for raw in bench.cluster.every(RESTORES) if raw["spec"]["mode"] == "Rollback"}
+    assert left == {f"back-{number}" for number in range(3, KEPT + 3)}
+    assert restore(bench, "back-3")["agent"] == "coder"
+    assert bench.cluster.object(RESTORES, "back-3", NAMESPACE)["metadata"]["labels"] == {LABEL_AGENT: "coder"}
+    assert [each["reason"] for each in bench.restores() if each.get("targets")] == ["Fresh"]
+    rollback(bench, "never", checkpointName="never")
+    rollback(bench, "start-over", agent="coder")
+    await bench.settle()
+    assert "agent" not in restore(bench, "never")
+    assert "agent" in restore(bench, "start-over")
+
+
+async def test_what_has_not_ended_is_not_removed(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-1")
+    rollback(bench, "first", checkpointName="coder-1")
+    await bench.settle()
+    for number in range(KEPT + 1):
+        rollback(bench, f"more-{number:02}", checkpointName="coder-1")
+        await bench.settle()
+    assert restore(bench, "first")["reason"] == "Checkpointing"
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [({"checkpointName": "never"}, "CheckpointNotFound"), ({"agent": "never"}, "AgentNotFound")],
