@@ -37,7 +37,7 @@ def open_store(store: ObjectStore, owner: str, master: MasterKey) -> None:
     check, found = fields.hexadecimal("keyCheck"), fields.text("owner")
     fields.end()
     if found != owner:
-        raise NotAdopted(f"the store belongs to {found}, not to {owner}; use another prefix, or adopt it")
+        raise NotAdopted(f"the store belongs to {found}, not to {owner}; use a prefix of its own for each cluster")
     if check != master.check:
         raise KeyMismatch("the store was written under another master key; give Savepoint the key it was made with")
 
