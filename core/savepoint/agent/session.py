@@ -26,6 +26,7 @@ from savepoint.errors import DeadlineExceeded, SavepointError, Unavailable
 log: Final = logging.getLogger("savepoint")
 _LATE: Final = 0.9  # of a quiesce's timeout: then we say what keeps us
 _ORDER_SECONDS: Final = 1.0  # between SIGTERM and the sidecar's own order
+_LAST_ORDERS: Final = 4  # what was ordered before SIGTERM may be flushed for, or given up, before the last one comes
 _SHUTDOWN_REASON: Final = "Shutdown"
 
 
@@ -48,6 +49,7 @@ class Session:
         self.stopping = False  # SIGTERM came
         self.ending = False  # the last flush of this process is done
         self._asked_to_stop = False
+        self._flushed_last = False  # after SIGTERM, for an order that came after it
 
     def attach(self, link: Link) -> None:
         """From here on there is a sidecar."""
@@ -145,11 +147,14 @@ class Session:
             error = self._flush(pending, at)
             if error is not None:
                 failure.append(error)
+            elif isinstance(pending.order, wire.Stopping) or self._asked_to_stop:
+                self._flushed_last = True
 
-        if self.stopping and not self.ending and self.gate.pending is None:
-            self._ask_to_stop()
-        served = self.gate.park(self.position.now(), flush)
-        if (served is not None and isinstance(served.order, wire.Stopping)) or self.stopping or self.ending:
+        if not self.stopping:
+            self.gate.park(self.position.now(), flush)
+        if self.stopping:
+            self._flush_last(flush)
+        if self._flushed_last or self.stopping or self.ending:
             self._stop()
         if failure and self.required and failure[0].reason in ("NotEncodable", "StageFull"):
             raise failure[0]
@@ -273,28 +278,41 @@ class Session:
             )
             link.failed(wire.Failed("", order.transaction, "QuiesceTimeout", message))
 
-    def _ask_to_stop(self) -> None:
-        """SIGTERM came before any order: wait a moment for the order, else ask for one."""
+    def _flush_last(self, flush: Callable[[Pending], None]) -> None:
+        """SIGTERM came: flush until it was for the end. For what was ordered before it, nobody may wait any more."""
+        for _ in range(_LAST_ORDERS):
+            if not self._order_to_stop():
+                return
+            self.gate.park(self.position.now(), flush)
+
+    def _order_to_stop(self) -> bool:
+        """Whether there is an order to flush for: one comes by itself within a moment, else one thread asks for it."""
         link = self.link
+        if link is None or self._order_within(_ORDER_SECONDS):
+            return link is not None and self.gate.pending is not None
         with self.lock:
             first, self._asked_to_stop = not self._asked_to_stop, True
-        if link is None or not first:
-            return
         request = uuid4().hex
         waiter = self.gate.expect(request)
         try:
-            if not self._order_within(_ORDER_SECONDS, waiter):
+            if first:
                 link.request(wire.CheckpointRequest("", request, _SHUTDOWN_REASON))
-                self._order_within(5 * _ORDER_SECONDS, waiter)
+            self._order_within(5 * _ORDER_SECONDS, waiter)
         except SavepointError as error:
             log.warning("no checkpoint before the end: %s", error)
         finally:
             self.gate.forget(request)
+        return self.gate.pending is not None
 
-    def _order_within(self, seconds: float, waiter: Waiter) -> bool:
-        """Whether an order, or a refusal of the one asked for, comes in time."""
+    def _order_within(self, seconds: float, waiter: Waiter | None = None) -> bool:
+        """Whether, in time, there is an order, or it is known that none comes: refused, or not needed any more."""
+
+        def settled() -> bool:
+            done = self._flushed_last or self.ending or (waiter is not None and waiter.done)
+            return done or self.gate.pending is not None
+
         with self.lock:
-            return self.lock.wait_for(lambda: self.gate.pending is not None or waiter.done, seconds)
+            return self.lock.wait_for(settled, seconds)
 
     def _stop(self) -> None:
         """After the last flush: every thread that comes to a safe point ends, where ending is ours."""
@@ -302,7 +320,7 @@ class Session:
             self.ending = True
             self.gate.alarm()
             self.exit()
-        self.stopping = self._asked_to_stop = False
+        self.stopping = self._asked_to_stop = self._flushed_last = False
         self.gate.calm()
 
 

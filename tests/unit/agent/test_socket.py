@@ -411,6 +411,37 @@ def test_sigterm_without_an_order_asks_for_the_last_checkpoint(sidecar: FakeSide
     assert len(sidecar.flushes) == 1
 
 
+@pytest.mark.parametrize("taken", [False, True], ids=["given up", "taken"])
+@pytest.mark.parametrize("early", [False, True], ids=["signal first", "order first"])
+def test_a_flush_under_way_at_sigterm_is_not_the_last_one(sidecar: FakeSidecar, taken: bool, early: bool) -> None:
+    """The sidecar ends an attempt that is not complete when the pod stops, and asks for the flush that counts."""
+    process = spawn(looping())
+    assert process.stdout is not None
+    process.stdout.readline()
+    transactions = []
+
+    def on_flush(flush: wire.Flush) -> None:
+        transactions.append(flush.transaction)
+        if flush.transaction != first:
+            return
+        if early:
+            transactions.append(sidecar.stopping())
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        if not early:
+            transactions.append(sidecar.stopping())
+        if not taken:
+            sidecar.send(wire.Cancelled(first, "Unavailable", "the pod is stopping"))
+            raise Refusal(409, "TransactionOver", "nobody waits for this flush any more; go on")
+
+    sidecar.on_flush = on_flush
+    first = sidecar.quiesce()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143, errors
+    assert transactions[0] == first and transactions[1] == transactions[2], "the order to stop was not flushed for"
+    assert len(transactions) == 3 and not sidecar.requests
+
+
 def test_a_stopping_order_alone_ends_the_process(sidecar: FakeSidecar) -> None:
     process = spawn(looping())
     assert process.stdout is not None
