@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,8 +16,9 @@ from savepoint.errors import Refused, Unavailable
 log = logging.getLogger(__name__)
 
 DIAL_SECONDS: Final = 10.0
-CONNECT_SECONDS: Final = 3.0
-"""Until there is a connection at all: an address behind which the operator was a moment ago says nothing."""
+SYN_REPEATS: Final = 1
+"""An address behind which the operator was a moment ago says nothing: it is given up after 3 s. A handshake with one
+that is busy may take longer."""
 HURRIED_SECONDS: Final = 1.0
 SEND_SECONDS: Final = 10.0
 CLOSE_NOT_AN_AGENT: Final = 4403
@@ -86,8 +88,10 @@ class Dialer:
         except OSError as error:
             raise Unavailable(f"the token cannot be read: {error.strerror}") from error
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=1, ssl=self._tls or False, force_close=True),
-            timeout=aiohttp.ClientTimeout(total=None, connect=DIAL_SECONDS, sock_connect=CONNECT_SECONDS),
+            connector=aiohttp.TCPConnector(
+                limit=1, ssl=self._tls or False, force_close=True, socket_factory=_impatient_socket
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, connect=DIAL_SECONDS, sock_connect=DIAL_SECONDS),
         )
         try:
             async with asyncio.timeout(DIAL_SECONDS):
@@ -133,6 +137,12 @@ class Backoff:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._hurried.wait()
+
+
+def _impatient_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, SYN_REPEATS)
+    return made
 
 
 def _short(error: BaseException) -> str:

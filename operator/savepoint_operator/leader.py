@@ -18,6 +18,8 @@ from savepoint_operator.cluster.kinds import LEASES, Kind
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 2.0
+LOOK_SECONDS: Final = 0.5
+"""How often a candidate looks whether the Lease is free: agents wait for it."""
 
 Raw = dict[str, Any]
 
@@ -58,7 +60,7 @@ class Leadership:
     async def acquire(self) -> None:
         """Return once this candidate leads."""
         while not await self._try():  # noqa: ASYNC110 - nobody tells when a Lease expires
-            await asyncio.sleep(self._retry)
+            await asyncio.sleep(min(self._retry, LOOK_SECONDS))
         log.info("leading by Lease %s/%s", self._namespace, self._name)
 
     async def keep(self) -> None:
