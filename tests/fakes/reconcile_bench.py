@@ -35,6 +35,7 @@ from savepoint_operator.cluster.kinds import (
     STORES,
     WATCHED,
 )
+from savepoint_operator.lineage.opened import Opened
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.views import AgentKey, CheckpointName, Incarnation, PodIdentity, Refusal, SessionView
 from savepoint_operator.reconcile.assembly import Parts, assemble
@@ -108,7 +109,10 @@ class ScriptedOrders:
         return 0
 
     async def head(self, agent: AgentKey, store: str) -> Head | None:
-        return self._bench.head(agent)
+        parts = self._bench.now_leading
+        opened = Opened(await parts.stores.open(store), agent, self._bench.random.randbytes)
+        opened.open(self._bench.time.now())
+        return opened.head(None, await parts.directory.pinned(agent))
 
 
 class Bench:

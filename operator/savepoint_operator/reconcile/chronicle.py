@@ -59,12 +59,16 @@ class Chronicle:
             read = missed[-MANIFESTS_MOST:] + ([begin] if begin is not None else [])
             contents = await asyncio.to_thread(self._contents, store, line.agent, read)
         except IntegrityError as error:
-            line.failure = line.failure or Failure(error.reason, str(error), self._recorder.now())
+            known = line.failure
+            if known is None or not known.of_chain or known.reason != error.reason:
+                line.failure = Failure(error.reason, str(error), self._recorder.now(), of_chain=True)
             log.error("agent %s: %s", line.agent, error)
             return RETRY_SECONDS * 4
         except SavepointError as error:
             log.info("agent %s: its chain cannot be read now: %s", line.agent, error)
             return RETRY_SECONDS
+        if line.failure is not None and line.failure.of_chain:
+            line.failure = None
         if begin is not None and line.latest is None:
             _begin_at(line, begin, contents.get(begin.record.sequence))
         for each in missed:

@@ -86,6 +86,8 @@ class Failure:
     reason: str
     message: str
     time: datetime
+    of_chain: bool = False
+    """Its chain of records is damaged: over as soon as it can be read."""
 
 
 @dataclass(frozen=True)

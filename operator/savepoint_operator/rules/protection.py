@@ -12,6 +12,8 @@ PERIODS_MISSED: Final = 3
 SLACK_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 60.0
 """How long a running pod may be without its sidecar's connection."""
+DAMAGED: Final = frozenset({"RollbackDetected", "IntegrityError"})
+"""Failures after which the next start cannot be trusted to restore, whether a pod runs or not."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def judge(facts: Facts) -> Protection:  # noqa: PLR0911, PLR0912 - one per state
         return Protection("Restoring", facts.restoring)
     if facts.refused and live and not facts.connected:
         return Protection(weak, f"{facts.refused}{since}")
+    if facts.failure is not None and facts.failure[0] in DAMAGED:
+        return Protection(weak, f"{facts.failure[0]}: {facts.failure[1]}{since}")
     if facts.completed:
         return Protection("Completed", "The run has ended; the next one starts fresh.")
     if not live:

@@ -6,6 +6,7 @@ import pytest
 from savepoint.contract.control import Outcome, Wait
 from savepoint.contract.names import LABEL_AGENT
 from savepoint.errors import KeyMismatch, StoreMisconfigured, StoreUnavailable
+from savepoint.repository.chain import commit_key
 from savepoint.repository.repository import open_store
 from savepoint.storage import ObjectStore
 from savepoint.storage.signature import S3Config
@@ -77,15 +78,31 @@ async def test_whoever_deletes_it_accepts_what_the_store_holds(bench: Bench) -> 
     assert await bench.now_leading.directory.pinned(CODER) is None
 
 
-async def test_a_store_that_was_put_back_is_noticed(bench: Bench) -> None:
+@pytest.mark.parametrize("runs", [True, False])
+async def test_a_store_that_was_put_back_is_noticed(bench: Bench, runs: bool) -> None:
     who = await bench.start(bench.pod())
     bench.ask()
     await bench.settle()
     await bench.commit(who)
-    status = bench.cluster.object(AGENTS, "coder", NAMESPACE)["status"]
-    status["head"] = {"sequence": 2, "recordDigest": "ab" * 32}
-    bench.cluster.put(AGENTS, "coder", NAMESPACE, status=status)
+    lost = "demo/coder/" + commit_key(2)
+    record = bench.objects.get(lost, max_bytes=1 << 20)
+    if not runs:
+        await bench.disconnect(who, released=True)
+        bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
+    bench.objects.delete(lost)
     await bench.lead()
+    if runs:
+        await bench.connect(who)
+    status = bench.agent()
+    assert (status["reason"], status["lastFailure"]["reason"]) == ("AtRisk", "RollbackDetected")
+    assert "delete the ProtectedAgent to accept" in status["conditions"][0]["message"]
+    assert status["head"]["sequence"] == 2  # the pin does not follow
+    assert len(bench.cluster.events("AtRisk")) == 1
+    since = status["lastFailure"]["time"]
+    await bench.pass_time(200, step=10)
+    assert bench.agent()["lastFailure"]["time"] == since
+    bench.objects.put_new(lost, record)
+    await bench.pass_time(70)
     assert bench.agent()["reason"] == "Protected"
 
 
