@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -220,9 +220,9 @@ def rss(process: "subprocess.Popen[bytes]", field_name: str) -> int:
     raise AssertionError(field_name)
 
 
-@pytest.fixture
-async def site(s3_versitygw: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
-    server = s3_versitygw
+@asynccontextmanager
+async def site_over(server: S3Server, folder: Path) -> AsyncIterator[Site]:
+    """A site over this S3 server, whose pods end with the block."""
     client = server.client()
     if not client.bucket_exists(BUCKET):
         client.make_bucket(BUCKET)
@@ -236,14 +236,14 @@ async def site(s3_versitygw: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
     )
     authority = Authority()
     pair = authority.server(["localhost", "127.0.0.1"])
-    (tmp_path / "tls.crt").write_bytes(pair.certificate)
-    (tmp_path / "tls.key").write_bytes(pair.key)
+    (folder / "tls.crt").write_bytes(pair.certificate)
+    (folder / "tls.key").write_bytes(pair.key)
     served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    served.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    served.load_cert_chain(folder / "tls.crt", folder / "tls.key")
     with closing(S3Store(config)) as objects:
         stores = Stores(objects, MasterKey(bytes(range(32))))
         stores.store = OpenStore("default", objects, Presigner(config, lambda: datetime.now(UTC)), stores.store.master)
-        made = Site(tmp_path, stores, served, authority)
+        made = Site(folder, stores, served, authority)
         await made.start()
         try:
             yield made
@@ -251,6 +251,12 @@ async def site(s3_versitygw: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
             for pod in made.pods:
                 pod.kill()
             await made.stop()
+
+
+@pytest.fixture
+async def site(s3_versitygw: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
+    async with site_over(s3_versitygw, tmp_path) as made:
+        yield made
 
 
 async def terminate(pod: Pod, agent: "subprocess.Popen[bytes]", sidecar: "subprocess.Popen[bytes]") -> None:
