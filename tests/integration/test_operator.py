@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import pytest
-from savepoint.contract.control import Ack, Checkpoint, Hello, Refused, RequestCheckpoint, Result, Welcome
+from prometheus_client.parser import text_string_to_metric_families
+from savepoint.contract.control import Ack, Checkpoint, Committed, Hello, Refused, RequestCheckpoint, Result, Welcome
 
 from tests.integration.operator_rig import Rig, make_rig, soon, until
 from tests.servers.apiserver import ApiServer
@@ -275,6 +277,51 @@ def test_metrics_and_health(rig: Rig) -> None:
     assert status == 200
     assert "savepoint_leading 1.0" in text
     assert 'savepoint_store_ready{store="' in text
+
+
+def counted(rig: Rig, name: str, **labels: str) -> float:
+    """The sum of the samples of this name and these labels."""
+    families = text_string_to_metric_families(rig.health("/metrics")[1])
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(each.value for each in samples if each.labels.items() >= labels.items())
+
+
+async def test_a_commit_is_counted(rig: Rig, session: aiohttp.ClientSession) -> None:
+    await soon("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
+    manual = {"trigger": "Manual"}
+    starts = counted(rig, "savepoint_restores_total", outcome="Fresh")
+    restored_seconds = counted(rig, "savepoint_restore_seconds_sum")
+    counters = (
+        ("savepoint_checkpoints_total", {"result": "Ready", **manual}),
+        ("savepoint_checkpoint_seconds_count", manual),
+        ("savepoint_checkpoint_seconds_sum", manual),
+        ("savepoint_uploaded_bytes_total", {}),
+        ("savepoint_logical_bytes_total", {}),
+        ("savepoint_pause_seconds_count", {}),
+        ("savepoint_pause_seconds_sum", {}),
+    )
+    _, sidecar = await rig.start(session, "measured")
+    assert counted(rig, "savepoint_restores_total", outcome="Fresh") == starts + 1
+    assert counted(rig, "savepoint_restore_seconds_sum") - restored_seconds == pytest.approx(3.1)
+    was = [counted(rig, name, **labels) for name, labels in counters]
+    await asyncio.to_thread(rig.kubectl.create, _asked("measured"), "-n", rig.namespace)
+    order = await sidecar.order()
+    offer = await sidecar.store(order, os.urandom(5000))
+    await sidecar.socket.ask(offer, Committed)
+    await soon("it is counted", lambda: counted(rig, counters[0][0], **counters[0][1]) > was[0])
+    attempts, ordered, seconds, uploaded, logical, pauses, paused = (
+        counted(rig, name, **labels) - old for (name, labels), old in zip(counters, was, strict=True)
+    )
+    assert (attempts, ordered, pauses) == (1, 1, 1)
+    assert 0 < seconds < 30
+    assert (uploaded, logical) == (offer.uploaded_bytes, 5000)
+    assert uploaded >= 5000
+    assert paused == pytest.approx(0.038)
+    agent = {"namespace": rig.namespace, "agent": "measured"}
+    age = await soon("its age is told", lambda: counted(rig, "savepoint_recovery_point_age_seconds", **agent))
+    assert 0 < age < 60
+    assert counted(rig, "savepoint_agents", state="Protected") >= 1
+    await sidecar.release()
 
 
 def test_kopf_writes_nothing_into_objects(rig: Rig) -> None:
