@@ -1,7 +1,7 @@
 """Entry points of the image's two processes; the operator's parts are put together here and nowhere else.
 
-Order: health port, API self-test, Lease, certificates, listing, watches, looks, control port. The other way round at
-the end: the Lease is kept while shutdown commits in flight finish, and released last.
+Order: health port, API self-test, Lease, certificates, listing, stores, watches, looks, control port. The other way
+round at the end: the Lease is kept while shutdown commits in flight finish, and released last.
 """
 
 import asyncio
@@ -35,6 +35,8 @@ from savepoint_operator.settings import Settings, SettingsError
 log = logging.getLogger(__name__)
 
 SELF_TEST_SECONDS = 2.0
+STORES_SECONDS = 5.0
+"""How long stores may take to answer before pods are served: until then each sidecar would be told to dial again."""
 
 
 class LeadershipLost(Exception):
@@ -131,7 +133,7 @@ class Operator:
             name, spec = settings.default_store.name, dict(settings.default_store.spec)
             await _until_it_works(lambda: parts.stores.make_default(name, spec), stop)
         await _until_it_works(parts.reconciler.list_all, stop)
-        if stop.is_set():
+        if stop.is_set() or not await _unless(stop, parts.reconciler.look_at_stores(STORES_SECONDS)):
             return
         await self._serve(api, parts, certificates, keeping, stop)
 

@@ -113,6 +113,20 @@ class Reconciler:
                 self._add_for(item, gone=False)
         return missed
 
+    async def look_at_stores(self, seconds: float) -> None:
+        """Each store once, all together, for at most so long: pods can be served only by stores that were looked at.
+
+        What failed, or takes longer, comes from the queue.
+        """
+        looks = [asyncio.create_task(self._look_at_store(store.meta.name)) for store in self._world.stores]
+        try:
+            if looks:
+                await asyncio.wait(looks, timeout=seconds)
+        finally:
+            for each in looks:
+                each.cancel()
+            await asyncio.gather(*looks, return_exceptions=True)
+
     def _add_for(self, item: object, *, gone: bool) -> None:  # noqa: PLR0912 - one branch per kind
         add = self._queue.add
         match item:

@@ -1,0 +1,49 @@
+"""What a new leader looks at before it serves pods: stores, for a bounded time."""
+
+import pytest
+from savepoint.errors import StoreMisconfigured, StoreUnavailable
+from savepoint_operator.cluster.kinds import STORES
+
+from tests.fakes.reconcile_bench import Bench
+
+SECOND = "second"
+
+
+def another_store(bench: Bench, secret: str = "s3-keys") -> None:
+    """One that nobody has looked at yet."""
+    s3 = {"endpoint": "https://s3.test", "bucket": "agents", "credentialsSecretName": secret}
+    bench.cluster.put(STORES, SECOND, spec={"s3": s3})
+
+
+async def test_a_store_that_was_looked_at_can_be_opened(bench: Bench) -> None:
+    another_store(bench)
+    parts = bench.now_leading
+    with pytest.raises(StoreUnavailable, match="is being looked at"):
+        await parts.stores.open(SECOND)
+    await parts.reconciler.look_at_stores(30)
+    assert (await parts.stores.open(SECOND)).name == SECOND
+    assert bench.cluster.object(STORES, SECOND)["status"]["reason"] == "Ready"
+
+
+async def test_a_store_that_takes_longer_comes_from_the_queue(bench: Bench) -> None:
+    another_store(bench)
+    parts = bench.now_leading
+    await parts.reconciler.look_at_stores(0)
+    with pytest.raises(StoreUnavailable, match="is being looked at"):
+        await parts.stores.open(SECOND)
+    await bench.settle()
+    assert (await parts.stores.open(SECOND)).name == SECOND
+
+
+async def test_a_store_that_cannot_be_used_says_why_and_holds_up_nobody(bench: Bench) -> None:
+    another_store(bench, "no-such-secret")
+    parts = bench.now_leading
+    await parts.reconciler.look_at_stores(30)
+    with pytest.raises(StoreMisconfigured, match="no-such-secret does not exist"):
+        await parts.stores.open(SECOND)
+
+
+async def test_without_a_store_there_is_nothing_to_wait_for(bench: Bench) -> None:
+    for name in [store.meta.name for store in bench.now_leading.reconciler._world.stores]:
+        bench.cluster.remove(STORES, name)
+    await bench.now_leading.reconciler.look_at_stores(30)
