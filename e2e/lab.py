@@ -172,8 +172,8 @@ def helm(kubeconfig: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def install(kubectl: Kubectl) -> str:
-    """The world, its bucket, and Savepoint by Helm; returns what Helm printed. May be run again."""
+def install(kubectl: Kubectl, **values: str) -> str:
+    """The world, its bucket, and Savepoint by Helm, with more values; returns what Helm printed. May be run again."""
     kubectl.manifest("world.yaml", S3_ACCESS_KEY=ACCESS_KEY, S3_SECRET_KEY=SECRET_KEY)
     for name in ("s3", "world"):
         kubectl.within(WORLD)("rollout", "status", f"deployment/{name}", "--timeout=120s", timeout=130)
@@ -198,6 +198,7 @@ def install(kubectl: Kubectl) -> str:
         "store.s3.credentialsSecret": "s3-keys",
         "image.operator": "savepoint.local/operator:dev",
         "image.sidecar": "savepoint.local/sidecar:dev",
+        **values,
     }
     printed = helm(
         kubectl.kubeconfig,
@@ -215,6 +216,11 @@ def install(kubectl: Kubectl) -> str:
     )
     kubectl("wait", "--for=condition=Ready", "agentcheckpointstore/default", "--timeout=60s", timeout=70)
     return printed
+
+
+def uninstall(kubectl: Kubectl) -> None:
+    """`helm uninstall`, and nothing else."""
+    helm(kubectl.kubeconfig, "uninstall", "savepoint", "-n", SYSTEM, "--wait", "--timeout=120s")
 
 
 def _namespace(name: str) -> dict[str, Any]:

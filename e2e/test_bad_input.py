@@ -109,6 +109,7 @@ def test_a_store_that_is_missing_at_restore_is_no_fresh_start(trouble: Trouble) 
     waits, restored = trouble.told("deleted")
     assert condition(waits, "Succeeded")["status"] == "Unknown"
     assert "create it" in condition(waits, "Succeeded")["message"]
+    trouble.strict.warning(waits["status"]["targets"][0]["podUID"], "NoStore", "create it")
     assert restored["metadata"]["uid"] == waits["metadata"]["uid"]
     assert restored["status"]["targets"][0]["bytes"] >= 8 << 20
 
@@ -116,6 +117,7 @@ def test_a_store_that_is_missing_at_restore_is_no_fresh_start(trouble: Trouble) 
 def test_a_bucket_that_is_missing_or_emptied_is_no_fresh_start(trouble: Trouble) -> None:
     pod, missing, emptied = trouble.told("lost")
     assert "bucket" in condition(missing, "Succeeded")["message"]
+    trouble.strict.warning(pod["metadata"]["uid"], "StoreMisconfigured", "bucket")
     assert condition(emptied, "Succeeded")["status"] == "False"
     assert "pinned" in condition(emptied, "Succeeded")["message"]
     trouble.strict.warning(pod["metadata"]["uid"], "RollbackDetected", "pinned")
@@ -177,10 +179,17 @@ def test_a_deployment_of_two_is_ambiguous(trouble: Trouble) -> None:
     place = trouble.strict
     pods = until("two pods", lambda: _two(place.kubectl.items("pods", "trouble=many")), seconds=30, every=1)
     for pod in pods:
-        place.warning(pod["metadata"]["uid"], "AmbiguousAgent", "use a StatefulSet", START_SECONDS)
+        _ambiguous(place, pod, "use a StatefulSet")
         assert never_ran(place.kubectl, pod["metadata"]["name"])
     place.protected("many", "use a StatefulSet", seconds=30)
     place.nothing_visible("many")
+
+
+def _ambiguous(place: Place, pod: Object, words: str) -> None:
+    uid = pod["metadata"]["uid"]
+    place.warning(uid, "AmbiguousAgent", words, START_SECONDS)
+    found = place.restore_of(uid, "AmbiguousAgent", START_SECONDS, words)
+    assert condition(found, "Succeeded")["status"] == "False"
 
 
 def _two(pods: list[Object]) -> list[Object] | None:
@@ -190,7 +199,7 @@ def _two(pods: list[Object]) -> list[Object] | None:
 def test_a_second_pod_of_an_agent_does_not_start(trouble: Trouble) -> None:
     second = trouble.told("twins")
     place = trouble.strict
-    place.warning(second["metadata"]["uid"], "AmbiguousAgent", "delete it", START_SECONDS)
+    _ambiguous(place, second, "delete it")
     assert never_ran(place.kubectl, "twins-2")
     assert condition(place.kubectl.get("pod", "twins-1"), "Ready")["status"] == "True"
     assert place.ready_checkpoint("twins")["status"]["podRef"]["name"] == "twins-1"

@@ -5,6 +5,7 @@ The same scenes as `make demo`; here each proof is a test of its own, so that a 
 
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,25 +132,85 @@ def test_every_proof_holds(lab: Lab, facts: Facts) -> None:
     assert not [entry for entry in found if entry.failed]
 
 
+SECRETS = (stage.SECRET_KEY, "X-Amz-Signature", "eyJhbGciOi")
+"""The store's key, a presigned URL, a token."""
+
+
 def test_no_secret_is_shown(lab: Lab) -> None:
     """I9: neither the store's key nor a token nor a presigned URL in objects, Events, pod specs or logs."""
     shown = lab.agents("get", "pods,events,pagent,ackpt,arst,ackptpol", "-o", "yaml")
     for pod in lab.agents.items("pods", "savepoint.dev/agent"):
         for container in ("savepoint-restore", "savepoint-sidecar"):
             shown += lab.agents("logs", pod["metadata"]["name"], "-c", container)
-    system = lab.kubectl.within(stage.SYSTEM)
-    for pod in system.items("pods"):
-        shown += system("logs", pod["metadata"]["name"])
-    shown += system("get", "events,pods", "-o", "yaml")
-    for secret in (stage.SECRET_KEY, "X-Amz-Signature", "eyJhbGciOi"):
+    shown += _system_logs(lab) + lab.kubectl.within(stage.SYSTEM)("get", "events,pods", "-o", "yaml")
+    for secret in SECRETS:
         assert secret not in shown
 
 
+def _system_logs(lab: Lab) -> str:
+    return "".join(lab.kubectl.within(stage.SYSTEM)("logs", name) for name in _system(lab))
+
+
+def _system(lab: Lab) -> set[str]:
+    """The operator's and the webhook's pods that are not on their way out."""
+    pods = lab.kubectl.within(stage.SYSTEM).items("pods", "app.kubernetes.io/component in (operator,webhook)")
+    return {pod["metadata"]["name"] for pod in pods if not pod["metadata"].get("deletionTimestamp")}
+
+
+def _level(lab: Lab, deployment: str) -> str:
+    spec = lab.kubectl.within(stage.SYSTEM).get("deployment", deployment)["spec"]["template"]["spec"]
+    environment = spec["containers"][0]["env"]
+    return str(next(each["value"] for each in environment if each["name"] == "SAVEPOINT_LOG_LEVEL"))
+
+
+def _lives(lab: Lab) -> dict[str, tuple[str, int]]:
+    """Of each protected agent: its pod, and how often its container was started again."""
+    found = {}
+    for agent in (RESEARCHER, CODER):
+        pod = lab.wait_running(agent)
+        status = next(each for each in pod["status"]["containerStatuses"] if each["name"] == "agent")
+        found[agent] = (pod["metadata"]["uid"], int(status["restartCount"]))
+    return found
+
+
+def _names(lab: Lab) -> set[str]:
+    return {item["metadata"]["name"] for item in lab.checkpoints(RESEARCHER)}
+
+
 def test_upgrade_leaves_checkpoints_and_agents_alone(lab: Lab) -> None:
-    pod = lab.wait_running(RESEARCHER)["metadata"]["uid"]
-    names = {item["metadata"]["name"] for item in lab.checkpoints(RESEARCHER)}
-    stage.install(lab.kubectl)
-    assert lab.wait_running(RESEARCHER)["metadata"]["uid"] == pod
-    assert names & {item["metadata"]["name"] for item in lab.checkpoints(RESEARCHER)}
-    lab.wait_turns(RESEARCHER, 3)
+    lives = _lives(lab)
+    for level in ("DEBUG", "INFO"):
+        before, names, sequence = _system(lab), _names(lab), lab.newest_sequence(RESEARCHER)
+        stage.install(lab.kubectl, logLevel=level)
+        until("every pod is another one", partial(_replaced, lab, before), seconds=60)
+        assert {_level(lab, f"savepoint-{each}") for each in ("operator", "webhook")} == {level}
+        assert names & _names(lab)  # some may be beyond keepLast since
+        lab.wait_turns(RESEARCHER, 3)
+        assert lab.checkpoint_now(RESEARCHER)["status"]["sequence"] > sequence
+        logs = _system_logs(lab)
+        assert not [secret for secret in SECRETS if secret in logs]  # at every level
+    assert _lives(lab) == lives
+
+
+def _replaced(lab: Lab, before: set[str]) -> bool:
+    now = _system(lab)
+    return bool(now) and not before & now
+
+
+def test_uninstall_leaves_checkpoints_and_agents_alone(lab: Lab) -> None:
+    """The agents run on without an operator, and a new release takes up what the old one has left."""
+    lives = _lives(lab)
     lab.checkpoint_now(RESEARCHER)
+    stage.uninstall(lab.kubectl)
+    until("operator and webhook go", lambda: not _system(lab), seconds=60)
+    names, sequence = _names(lab), lab.newest_sequence(RESEARCHER)
+    lab.wait_turns(RESEARCHER, 40)  # longer than a sidecar waits before it asks whether its node is cut off
+    lab.wait_turns(CODER, 5)
+    assert _lives(lab) == lives
+    assert names and _names(lab) == names
+    stage.install(lab.kubectl)
+    resumed = lab.wait_checkpoint(RESEARCHER, sequence)["status"]
+    assert resumed["trigger"]["type"] == "Interval" and resumed["podRef"]["uid"] == lives[RESEARCHER][0]
+    lab.agents("wait", "--for=condition=Protected", f"protectedagent/{RESEARCHER}", "--timeout=60s")
+    assert names & _names(lab)
+    assert _lives(lab) == lives
