@@ -76,6 +76,8 @@ async def _outcome(settings: Settings, client: RestoreClient, failpoints: Failpo
         return Outcome(reason, f"{waited.message} (waited {BOUND_SECONDS:.0f} s; the container starts again)")
     except SavepointError as error:
         return _failed(error)
+    what = welcome.parent.name if welcome.parent is not None else "nothing: the agent starts fresh"
+    log.info("epoch %d is granted; restoring %s", welcome.epoch, what)
     with closing(PresignedStore(client.urls, ca_pem=welcome.store_ca or None)) as store:
         return await _tries(_Restore(settings, client, store, welcome, failpoints), ends_at)
 
