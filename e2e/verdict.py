@@ -33,7 +33,7 @@ def laptop_proofs(here: Laptop) -> list[Proof]:
             repeated <= LAPTOP_KILLS,
         ),
         proof.effects_counted(reports, here.world.effects(RESEARCHER), here.world.reports(RESEARCHER), reference),
-        proof.effects_uncertain(reports, LAPTOP_KILLS),
+        proof.effects_uncertain(reports),
     ]
     return [Proof(f"laptop: {entry.name}", entry.found, entry.expected, entry.holds) for entry in found]
 
@@ -56,7 +56,7 @@ def cluster_proofs(lab: Lab, facts: Facts) -> list[Proof]:
         proof.position_agrees(reports, reference),
         proof.conversation_grows(reports, reference),
         proof.effects_counted(before, effects, reports, reference),
-        proof.effects_uncertain(reports, facts.kills),
+        proof.effects_uncertain(reports),
         work_lost(reports, facts),
         Proof(
             "kill -9 in place: calls repeated",

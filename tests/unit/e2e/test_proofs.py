@@ -56,6 +56,12 @@ def test_the_effect_in_flight_and_those_booked_meanwhile_may_be_there() -> None:
     assert not proofs.effects_counted(TURNS[:2], booked("one", "two", two=2), TURNS, REPLIES).holds
 
 
+def test_turns_of_which_the_witness_knows_nothing_are_not_asked_for() -> None:
+    later = [report("start", 1), report("turn", 2)]
+    assert proofs.effects_counted(later, booked("two"), later, REPLIES).holds
+    assert not proofs.effects_counted(later, booked("one"), later, REPLIES).holds
+
+
 def test_an_effect_may_be_booked_twice_only_when_it_is_listed_as_uncertain() -> None:
     listed = [*TURNS, report("uncertain", 1, effect="id-two", arrived=True)]
     assert proofs.effects_counted(listed, booked("one", "two", two=2), listed, REPLIES).holds
@@ -64,10 +70,13 @@ def test_an_effect_may_be_booked_twice_only_when_it_is_listed_as_uncertain() -> 
 
 
 def test_uncertain_effects_are_at_most_those_in_flight() -> None:
-    listed = [report("uncertain", 1, effect="a", arrived=True), report("uncertain", 1, effect="b", arrived=False)]
-    line = proofs.effects_uncertain(listed, 2)
+    first, again, moved = (report("start", 1, pod=pod) for pod in ("one", "one", "two"))
+    lost = [report("uncertain", 1, effect="a", arrived=True), report("uncertain", 1, effect="b", arrived=False)]
+    line = proofs.effects_uncertain([first, again, lost[0], again, lost[1]])
     assert line.holds and line.found == "2, 1"
-    assert not proofs.effects_uncertain(listed, 1).holds
+    assert proofs.effects_uncertain([first, again, moved]).holds
+    assert not proofs.effects_uncertain([first, again, *lost]).holds
+    assert not proofs.effects_uncertain([first, moved, lost[0]]).holds
 
 
 def coder(event: str, turn: int, **more: Any) -> dict[str, Any]:
