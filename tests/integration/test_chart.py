@@ -342,12 +342,11 @@ def test_the_operators_rights(kubectl: Kubectl, may: bool, verb: str, what: str,
 @contextmanager
 def operator(apiserver: ApiServer, kubectl: Kubectl, store: S3Server, folder: Path, **more: str) -> Iterator[Process]:
     """The operator's process with the chart's environment under its own account, until it has ended in good order."""
-    if not store.client().bucket_exists("chart"):
-        store.client().make_bucket("chart")
+    bucket = store.bucket("chart")
     keys = {"accessKey": store.access_key, "secretKey": store.secret_key}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3-keys"}, "stringData": keys}
     kubectl("apply", "-n", NAMESPACE, "-f", "-", given=secret)
-    values = BUCKET | {"store.s3.endpoint": store.endpoint, "store.s3.bucket": "chart"}
+    values = BUCKET | {"store.s3.endpoint": store.endpoint, "store.s3.bucket": bucket}
     values["store.s3.region"] = store.region
     told = environment(one(render(values), "Deployment", "savepoint-operator"))
     control, health = free_ports(2)

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import json
 import os
-import secrets
 import ssl
 import time
 import warnings
@@ -40,17 +39,13 @@ from savepoint.errors import StoreDenied, Unavailable
 from savepoint.repository.canonical import time_text
 from savepoint.repository.content import MemorySource
 from savepoint.repository.keys import AgentKey as RepositoryKey
-from savepoint.repository.keys import MasterKey
 from savepoint.repository.manifest import open_manifest
 from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.tree import TreeFile
 from savepoint.repository.writer import CheckpointWriter
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
-from savepoint.storage.s3 import S3Store
-from savepoint.storage.signature import Presigner, S3Config
 from savepoint_operator.control.server import PATH, ControlServer
-from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.model.views import AgentKey
 from savepoint_sidecar.authority import Blobs
 from savepoint_sidecar.channel import Dialer
@@ -62,6 +57,7 @@ from savepoint_sidecar.settings import Settings
 
 from tests.fakes.control_cell import Pod, attempt, until
 from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
+from tests.servers.control import ground
 from tests.servers.pki import Authority
 from tests.servers.s3 import S3Server
 
@@ -175,30 +171,11 @@ class Site:
 
 @pytest.fixture
 async def site(s3_server: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
-    client = s3_server.client()
-    if not client.bucket_exists(BUCKET):
-        client.make_bucket(BUCKET)
-    config = S3Config(
-        endpoint=s3_server.endpoint,
-        bucket=BUCKET,
-        access_key=s3_server.access_key,
-        secret_key=s3_server.secret_key,
-        region=s3_server.region,
-        prefix=f"{secrets.token_hex(8)}/",
-    )
-    authority = Authority()
-    pair = authority.server(["localhost", "127.0.0.1"])
-    (tmp_path / "tls.crt").write_bytes(pair.certificate)
-    (tmp_path / "tls.key").write_bytes(pair.key)
-    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    served.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
-    with closing(S3Store(config)) as objects:
-        stores = Stores(objects, MasterKey(bytes(range(32))))
-        stores.store = OpenStore("default", objects, Presigner(config, _now), stores.store.master)
+    with ground(s3_server, BUCKET, tmp_path) as on:
         directory = Directory()
         recorder, reviewer = Recorder(directory), Reviewer()
         async with aiohttp.ClientSession() as session:
-            site = Site(recorder, reviewer, directory, stores, authority, served, session, tmp_path)
+            site = Site(recorder, reviewer, directory, on.stores, on.authority, on.served, session, tmp_path)
             await site.start()
             yield site
             await site.stop()

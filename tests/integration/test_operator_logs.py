@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 from savepoint.storage.s3 import S3Store
-from savepoint.storage.signature import S3Config
 from savepoint_operator.main import set_up_logs
 
 from tests.servers.s3 import S3Server
@@ -24,18 +23,9 @@ def levels() -> Iterator[None]:
 def test_no_signed_url_is_logged_at_any_level(
     s3_versitygw: S3Server, levels: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    s3_versitygw.client().make_bucket("logs")
+    store = S3Store(s3_versitygw.config("logs"))
     caplog.set_level(logging.DEBUG)
     set_up_logs("DEBUG")
-    store = S3Store(
-        S3Config(
-            endpoint=s3_versitygw.endpoint,
-            bucket="logs",
-            access_key=s3_versitygw.access_key,
-            secret_key=s3_versitygw.secret_key,
-            region=s3_versitygw.region,
-        )
-    )
     store.put_new("commits/1", b"record")
     assert store.get("commits/1", max_bytes=10) == b"record"
     store.close()

@@ -362,11 +362,7 @@ class TestRetries:
 class TestTls:
     def test_only_the_given_authority_is_trusted(self, tmp_path: Path) -> None:
         authority, other = Authority(), Authority()
-        pair = authority.server(["127.0.0.1"])
-        (tmp_path / "certificate").write_bytes(pair.certificate)
-        (tmp_path / "key").write_bytes(pair.key)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+        context = authority.serving(["127.0.0.1"], tmp_path)
         with serving(answer(200, b"content"), context=context) as server:
             with store_of(server, ca_pem=authority.certificate.decode()) as store:
                 assert store.get("key", max_bytes=10) == b"content"

@@ -52,17 +52,7 @@ class Urls:
 
 @pytest.fixture
 def config(s3_server: S3Server) -> S3Config:
-    client = s3_server.client()
-    if not client.bucket_exists(BUCKET):
-        client.make_bucket(BUCKET)
-    return S3Config(
-        s3_server.endpoint,
-        BUCKET,
-        s3_server.access_key,
-        s3_server.secret_key,
-        prefix=f"{secrets.token_hex(8)}/",
-        region=s3_server.region,
-    )
+    return s3_server.config(BUCKET)
 
 
 @pytest.fixture

@@ -29,23 +29,9 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _config(server: S3Server) -> S3Config:
-    client = server.client()
-    if not client.bucket_exists(BUCKET):
-        client.make_bucket(BUCKET)
-    return S3Config(
-        endpoint=server.endpoint,
-        bucket=BUCKET,
-        access_key=server.access_key,
-        secret_key=server.secret_key,
-        region=server.region,
-        prefix=f"{secrets.token_hex(8)}/",
-    )
-
-
 @pytest.fixture
 def config(s3_server: S3Server) -> S3Config:
-    return _config(s3_server)
+    return s3_server.config(BUCKET)
 
 
 @pytest.fixture
@@ -181,7 +167,7 @@ def test_nobody_there_is_unavailable(config: S3Config, presigned: Make) -> None:
 
 def test_connections_are_used_again(s3_minio: S3Server, presigned: Make) -> None:
     """MinIO keeps connections; versitygw closes each after its answer."""
-    store = presigned(Urls(Presigner(_config(s3_minio), _now)))
+    store = presigned(Urls(Presigner(s3_minio.config(BUCKET), _now)))
     store.put_new("key", bytes(100))
     for _ in range(5):
         assert store.get("key", max_bytes=100) == bytes(100)

@@ -13,21 +13,18 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from savepoint.repository.keys import MasterKey
-from savepoint.storage.s3 import S3Store
-from savepoint.storage.signature import Presigner, S3Config
 from savepoint_operator.control.server import PATH, ControlServer
-from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.model.views import AgentKey, NodeStanding, PodStanding, Standing
 
 from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
+from tests.servers.control import ground
 from tests.servers.pki import Authority
 from tests.servers.s3 import S3Server
 
@@ -223,27 +220,8 @@ def rss(process: "subprocess.Popen[bytes]", field_name: str) -> int:
 @asynccontextmanager
 async def site_over(server: S3Server, folder: Path) -> AsyncIterator[Site]:
     """A site over this S3 server, whose pods end with the block."""
-    client = server.client()
-    if not client.bucket_exists(BUCKET):
-        client.make_bucket(BUCKET)
-    config = S3Config(
-        endpoint=server.endpoint,
-        bucket=BUCKET,
-        access_key=server.access_key,
-        secret_key=server.secret_key,
-        region=server.region,
-        prefix=f"{secrets.token_hex(8)}/",
-    )
-    authority = Authority()
-    pair = authority.server(["localhost", "127.0.0.1"])
-    (folder / "tls.crt").write_bytes(pair.certificate)
-    (folder / "tls.key").write_bytes(pair.key)
-    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    served.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-    with closing(S3Store(config)) as objects:
-        stores = Stores(objects, MasterKey(bytes(range(32))))
-        stores.store = OpenStore("default", objects, Presigner(config, lambda: datetime.now(UTC)), stores.store.master)
-        made = Site(folder, stores, served, authority)
+    with ground(server, BUCKET, folder) as on:
+        made = Site(folder, on.stores, on.served, on.authority)
         await made.start()
         try:
             yield made

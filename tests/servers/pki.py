@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -48,6 +50,15 @@ class Authority:
     def server(self, names: Sequence[str]) -> Pair:
         """For a server reached by these DNS names and addresses."""
         return self._issue(_name(names[0]), ExtendedKeyUsageOID.SERVER_AUTH, names)
+
+    def serving(self, names: Sequence[str], folder: Path) -> ssl.SSLContext:
+        """What such a server speaks TLS with; the key is left in folder, since ssl reads files only."""
+        pair = self.server(names)
+        (folder / "tls.crt").write_bytes(pair.certificate)
+        (folder / "tls.key").write_bytes(pair.key)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+        return context
 
     def user(self, name: str, groups: Sequence[str] = ()) -> Pair:
         """For a client; Kubernetes reads the user's name and groups from the subject."""
