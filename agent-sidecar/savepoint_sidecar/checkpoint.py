@@ -93,8 +93,9 @@ class Checkpointer:
             )
         if not self._capture.roots:
             raise Unavailable(
-                "There is nothing to capture: the agent has no volume and no state path, and no SDK is connected. Name "
-                f"its folders in annotation {ANNOTATION_STATE} of the pod template, or call savepoint.connect() in it."
+                "There is nothing to capture: the agent has no volume of its own and no state path, and no SDK is "
+                f"connected. Name its folders in annotation {ANNOTATION_STATE} of the pod template, or call "
+                "savepoint.connect() in it."
             )
 
     async def take(self, attempt: Attempt, session: Session | None, last: "Last | None" = None) -> Taken:

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import logging
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from typing import Any, Final
 
 from savepoint.contract import agent as wire
@@ -26,7 +27,7 @@ from savepoint_sidecar.fence import Fence
 from savepoint_sidecar.recovery import Recovery, restored
 from savepoint_sidecar.request import Requests
 from savepoint_sidecar.restore import marker_of
-from savepoint_sidecar.roots import write_marker
+from savepoint_sidecar.roots import without_shared, write_marker
 from savepoint_sidecar.session import Session, Sessions
 from savepoint_sidecar.shutdown import Shutdown
 from savepoint_sidecar.socket_server import SocketServer
@@ -85,6 +86,7 @@ class Incarnation:
     async def start(self) -> Welcome:
         """Learn who we are, know the cut, and serve the agent's socket. Raises what the authority or the store says."""
         welcome = self._welcome = await self._authority.welcome()
+        self._terms = replace(self._terms, roots=without_shared(self._terms.roots, welcome.shared_roots))
         await asyncio.to_thread(prepare_stage, self._terms.stage, welcome.run)
         self.capture = Capture(self._terms.roots, welcome.policy.exclude, self._edges.clock_ns)
         self.checkpointer = Checkpointer(

@@ -30,7 +30,7 @@ from savepoint_sidecar.components import begin_epoch, prepare_stage, restore_com
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.restore import config_changed, marker_of, plan, restore_files, unusable
 from savepoint_sidecar.restore_client import RestoreClient
-from savepoint_sidecar.roots import Root, write_marker
+from savepoint_sidecar.roots import Root, without_shared, write_marker
 from savepoint_sidecar.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class _Restore:
     ) -> None:
         self._settings, self._client, self._store, self._welcome = settings, client, store, welcome
         self._failpoints = failpoints
+        self._roots = without_shared(settings.roots, welcome.shared_roots)
         self._done = self._planned = 0
 
     async def run(self) -> Outcome:
@@ -124,7 +125,7 @@ class _Restore:
 
     def _work(self) -> Outcome:
         settings, welcome = self._settings, self._welcome
-        roots, stage, parent = settings.roots, settings.stage, welcome.parent
+        roots, stage, parent = self._roots, settings.stage, welcome.parent
         prepare_stage(stage, welcome.run)
         begin_epoch(stage, welcome.epoch, welcome.run)
         with suppress(FileNotFoundError):

@@ -4,15 +4,18 @@ A marker is a hint, never proof: what counts is in the store. It does not walk, 
 """
 
 import json
+import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from savepoint.contract.names import MARKER_DIRECTORY
+
+log = logging.getLogger(__name__)
 
 MARKER_NAME: Final = "marker.json"
 MARKER_MAX_BYTES: Final = 4096
@@ -44,6 +47,18 @@ class Marker:
     epoch: int
     sequence: int
     state: Literal["restoring", "ready"]
+
+
+def without_shared(roots: tuple[Root, ...], shared: Collection[str]) -> tuple[Root, ...]:
+    """The roots that are this agent's alone, and a line in the log for each other one. ``shared``: by their names."""
+    for root in roots:
+        if root.name in shared:
+            log.info(
+                "%s lies on a ReadWriteMany claim, which other pods may write: it is left out of checkpoints and "
+                "restores, unless the policy's spec.state.volumes names its volume",
+                root.mount_path,
+            )
+    return tuple(root for root in roots if root.name not in shared)
 
 
 @contextmanager

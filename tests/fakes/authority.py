@@ -48,6 +48,7 @@ class FakeAuthority:
         self._random = Random(seed)
         self.store, self.pod_uid = store, pod_uid
         self.policy = policy or PolicyTerms()
+        self.shared_roots: tuple[str, ...] = ()
         self.repository = Repository.open_or_create(
             store, "demo", agent, MASTER, now=_now(), random_bytes=self._random.randbytes
         )
@@ -129,6 +130,7 @@ class FakeAuthority:
             config_hash="",
             policy=self.policy,
             parent=parent_of(self.chain, self.head),
+            shared_roots=self.shared_roots,
         )
 
     async def orders(self) -> AsyncIterator[Order]:

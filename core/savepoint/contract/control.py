@@ -204,6 +204,7 @@ class Welcome:
     pending_key: str = ""
     pending_url: str = field(default="", repr=False)
     store_ca: str = ""  # PEM, empty: system roots
+    shared_roots: tuple[str, ...] = ()  # names of state roots that other pods may write: never read, never written
 
 
 @dataclass(frozen=True)

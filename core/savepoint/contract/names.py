@@ -36,7 +36,7 @@ STAGE_DIRECTORY: Final = "/run/savepoint/stage"
 # Environment of the injected containers.
 ENV_CONTROL_URL: Final = "SAVEPOINT_CONTROL_URL"  # wss://…:8443/v1/control
 ENV_CONTROL_CA: Final = "SAVEPOINT_CONTROL_CA"  # PEM
-ENV_ROOTS: Final = "SAVEPOINT_ROOTS"  # JSON list of {"name","mountPath","path","persistent"}
+ENV_ROOTS: Final = "SAVEPOINT_ROOTS"  # JSON list of {"name","mountPath","path","persistent","chosen"}
 ENV_POD_NAME: Final = "SAVEPOINT_POD_NAME"
 ENV_POD_NAMESPACE: Final = "SAVEPOINT_POD_NAMESPACE"
 ENV_POD_UID: Final = "SAVEPOINT_POD_UID"

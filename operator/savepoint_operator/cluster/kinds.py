@@ -53,6 +53,7 @@ AGENTS: Final = Kind(API_VERSION, "ProtectedAgent", "protectedagents")
 STORES: Final = Kind(API_VERSION, "AgentCheckpointStore", "agentcheckpointstores", namespaced=False)
 
 PODS: Final = Kind("v1", "Pod", "pods")
+CLAIMS: Final = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 NODES: Final = Kind("v1", "Node", "nodes", namespaced=False)
 SECRETS: Final = Kind("v1", "Secret", "secrets")
 NAMESPACES: Final = Kind("v1", "Namespace", "namespaces", namespaced=False)

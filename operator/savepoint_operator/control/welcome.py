@@ -29,6 +29,7 @@ def welcome(who: Incarnation, tenure: Tenure, *, writes: bool) -> Welcome:
             else ""
         ),
         store_ca=tenure.store.pod_ca_pem,
+        shared_roots=tuple(root.name for root in who.shared),
     )
 
 

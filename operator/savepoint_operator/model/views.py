@@ -67,6 +67,16 @@ class Contact:
 
 
 @dataclass(frozen=True)
+class ClaimedRoot:
+    """A folder of state that lies on a PersistentVolumeClaim."""
+
+    name: str
+    """Of the folder, as the webhook named it."""
+    volume: str
+    claim: str
+
+
+@dataclass(frozen=True)
 class Incarnation:
     """What the operator needs to know of the pod that asks: resolved from owner references, policies and stores."""
 
@@ -77,6 +87,8 @@ class Incarnation:
     policy: PolicyTerms
     policy_name: str | None
     store_name: str
+    shared: tuple[ClaimedRoot, ...] = ()
+    """What other pods may write as well, and nobody has chosen as state: the pod leaves it alone."""
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from savepoint.errors import Unavailable
 from savepoint_operator.cluster import parse
 from savepoint_operator.cluster.errors import Denied
 from savepoint_operator.cluster.events import About, Events
-from savepoint_operator.cluster.kinds import NAMESPACES, NODES, OWNER_KINDS, PODS
+from savepoint_operator.cluster.kinds import CLAIMS, NAMESPACES, NODES, OWNER_KINDS, PODS
 from savepoint_operator.model.objects import ObjectKey, Pod, Policy, Store, Workload
 from savepoint_operator.model.views import (
     AgentKey,
+    ClaimedRoot,
     Incarnation,
     NodeStanding,
     PodIdentity,
@@ -25,10 +26,10 @@ from savepoint_operator.model.views import (
     Refusal,
     Standing,
 )
-from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.door import Cluster, Raw
 from savepoint_operator.reconcile.line import Lines
 from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules import identity
+from savepoint_operator.rules import identity, shared_volumes
 from savepoint_operator.rules.admission_config import noted_hash
 from savepoint_operator.rules.completion import ends_run
 
@@ -119,7 +120,11 @@ class ClusterDirectory:
         )
         refusal = identity.refuse_kind(pod) or await self._ambiguous(agent, pod, owners)
         store = refusal or await self._store(pod, policy)
-        return replace(store, who=found) if isinstance(store, Refusal) else replace(found, store_name=store.meta.name)
+        if isinstance(store, Refusal):
+            return replace(store, who=found)
+        found = replace(found, store_name=store.meta.name)
+        shared = await self._shared(raw)
+        return replace(shared, who=found) if isinstance(shared, Refusal) else replace(found, shared=shared)
 
     async def _ambiguous(self, agent: AgentKey, pod: Pod, owners: list[Workload]) -> Refusal | None:
         """The pod that holds the agent's epoch is it, whatever came later."""
@@ -166,6 +171,21 @@ class ClusterDirectory:
             raw = await self._cluster.get(NAMESPACES, "", pod.meta.namespace)
             labels = dict((raw or {"metadata": {}})["metadata"].get("labels") or {})
         return identity.refuse_store(store, pod.meta.namespace, labels) or store
+
+    async def _shared(self, pod: Raw) -> tuple[ClaimedRoot, ...] | Refusal:
+        """What other pods may write too. Where that cannot be known the pod waits: to clear what may be others' would
+        destroy it, and to leave out what may be the agent's own would start it on a part of its state."""
+        found: list[ClaimedRoot] = []
+        for root in shared_volumes.claimed_roots(pod):
+            try:
+                claim = await self._cluster.get(CLAIMS, pod["metadata"]["namespace"], root.claim)
+            except Denied as error:
+                return Refusal("ClaimUnreadable", shared_volumes.unreadable(root, str(error)), retry=True)
+            if claim is None:
+                return Refusal("ClaimUnreadable", shared_volumes.unreadable(root, "it does not exist"), retry=True)
+            if shared_volumes.is_shared(claim):
+                found.append(root)
+        return tuple(found)
 
     def _remember(self, who: Incarnation) -> None:
         now = self._monotonic()

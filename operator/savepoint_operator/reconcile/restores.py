@@ -22,7 +22,7 @@ from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.door import Cluster
 from savepoint_operator.reconcile.line import Line, RestoreNote
 from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules import restore_status
+from savepoint_operator.rules import restore_status, shared_volumes
 from savepoint_operator.rules.conditions import Condition, changed, stamp
 from savepoint_operator.rules.texts import duration_text, with_next_step
 
@@ -191,6 +191,9 @@ class Restores:
         if outcome.config_changed and note.restores is not None:
             name = self._restored_name(line, note)
             await self._events.warning(about, "ConfigurationChanged", restore_status.other_configuration(name))
+        if note.who.shared:
+            words = shared_volumes.left_out(note.who.shared, note.who.policy_name)
+            await self._events.normal(about, "SharedVolumeLeftOut", words)
 
     def _restored_name(self, line: Line, note: RestoreNote) -> str:
         checkpoint = self._checkpoint(line, note)

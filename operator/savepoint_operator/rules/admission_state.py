@@ -2,7 +2,7 @@
 
 Every writable volume of the agent's container is a root, or those that the policy names, and so is every path that
 annotation or policy names; a path that is no volume gets an emptyDir. A pod does not say how many may write a claim, so
-ReadWriteMany ones cannot be told apart here.
+which ones are shared is found when the pod asks (``shared_volumes``); here is noted which volumes the policy names.
 """
 
 import hashlib
@@ -37,6 +37,8 @@ class Root:
     volume: str
     persistent: bool
     sub_path: str = ""
+    chosen: bool = False
+    """The policy names its volume: it is state even if other pods may write it."""
 
     @property
     def name(self) -> str:
@@ -68,7 +70,13 @@ class State:
     def environment(self) -> str:
         """The value of SAVEPOINT_ROOTS, as a container's env holds it: the kubelet reads $$ as $."""
         fields = (
-            {"name": root.name, "mountPath": root.mount_path, "path": root.path, "persistent": root.persistent}
+            {
+                "name": root.name,
+                "mountPath": root.mount_path,
+                "path": root.path,
+                "persistent": root.persistent,
+                "chosen": root.chosen,
+            }
             for root in self.roots
         )
         return json.dumps(list(fields), separators=(",", ":")).replace("$", "$$")
@@ -116,11 +124,12 @@ def _volume_roots(
         if volume is None or mount.get("readOnly") or _within(where, ("/dev",)):
             continue  # below /dev: shared memory of processes that will be gone
         kind = next((key for key in volume if key != "name"), "emptyDir")
-        why_not = _why_not(kind, volume, mount)
+        why_not = _why_not(kind, volume, mount, chosen=named is not None)
         if why_not:
             warnings.append(f"{where} (volume {mount['name']!r}) is not protected: {why_not}")
         elif kind in _PERSISTENT and not (volume[kind] or {}).get("readOnly"):
-            candidates.append(Root(where, mount["name"], _PERSISTENT[kind], mount.get("subPath") or ""))
+            sub_path = mount.get("subPath") or ""
+            candidates.append(Root(where, mount["name"], _PERSISTENT[kind], sub_path, chosen=named is not None))
     mounted = {mount["name"] for mount in container.get("volumeMounts") or ()}
     warnings += [
         f"policy {policy.name!r} names volume {name!r} as state, but container {container['name']!r} does not mount it"
@@ -130,16 +139,16 @@ def _volume_roots(
     return _outermost(candidates)
 
 
-def _why_not(kind: str, volume: Mapping[str, Any], mount: Mapping[str, Any]) -> str:
+def _why_not(kind: str, volume: Mapping[str, Any], mount: Mapping[str, Any], *, chosen: bool) -> str:
     """Why a writable volume is no state though one might expect it; empty where it is, or where nobody would."""
     if kind in _NEVER_STATE:
         return ""
     if kind not in _PERSISTENT:
         return f"a {kind} volume may be shared with others; use an emptyDir or a claim"
-    if kind == "ephemeral":
+    if kind == "ephemeral" and not chosen:
         template = (volume["ephemeral"] or {}).get("volumeClaimTemplate") or {}
         if "ReadWriteMany" in ((template.get("spec") or {}).get("accessModes") or ()):
-            return "it is ReadWriteMany; use ReadWriteOnce"
+            return "it is ReadWriteMany; use ReadWriteOnce, or name it in the policy's spec.state.volumes"
     if mount.get("subPathExpr"):
         return "its mount uses subPathExpr; use subPath"
     return ""

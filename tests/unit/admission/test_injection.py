@@ -167,7 +167,13 @@ def test_a_policys_path_gets_a_volume_of_its_size() -> None:
     agent = result.pod["spec"]["containers"][0]
     assert {"name": "savepoint-state-workspace", "mountPath": "/workspace"} in agent["volumeMounts"]
     assert roots(result) == [
-        {"name": "workspace", "mountPath": "/workspace", "path": "/savepoint/state/workspace", "persistent": False}
+        {
+            "name": "workspace",
+            "mountPath": "/workspace",
+            "path": "/savepoint/state/workspace",
+            "persistent": False,
+            "chosen": False,
+        }
     ]
 
 

@@ -95,6 +95,26 @@ def test_a_policy_may_name_the_volumes_that_are_state() -> None:
     assert paths(state(given, AdmissionPolicy("p", state_volumes=()))) == []
 
 
+def test_a_shared_volume_that_the_policy_names_is_state() -> None:
+    many = {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteMany"]}}}
+    given = pod(
+        container=mounted(claim="/claim", scratch="/scratch"),
+        volumes=[
+            {"name": "claim", "persistentVolumeClaim": {"claimName": "c"}},
+            {"name": "scratch", "ephemeral": many},
+        ],
+    )
+    found = state(given, AdmissionPolicy("p", state_volumes=("claim", "scratch"), state_paths=(StatePath("/more"),)))
+    assert [(root.mount_path, root.chosen) for root in found.roots] == [
+        ("/claim", True),
+        ("/more", False),
+        ("/scratch", True),
+    ]
+    assert found.warnings == ()
+    (left,) = state(given).roots
+    assert (left.mount_path, left.chosen) == ("/claim", False)
+
+
 def test_a_sub_path_is_honoured() -> None:
     given = pod(
         container={"volumeMounts": [{"name": "v", "mountPath": "/v/", "subPath": "a/b"}]},

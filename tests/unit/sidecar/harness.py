@@ -172,11 +172,13 @@ async def running(
     *,
     policy: PolicyTerms | None = None,
     pod_uid: str = "pod-1",
+    shared_roots: tuple[str, ...] = (),
     **terms: Any,
 ) -> AsyncIterator[Cell]:
     """A started incarnation."""
     objects = store if store is not None else MemoryStore(lambda: datetime.now(UTC))
     authority = FakeAuthority(objects, policy=policy, pod_uid=pod_uid)
+    authority.shared_roots = shared_roots
     cell = Cell(folder, objects, authority, **terms)
     await cell.incarnation.start()
     try:

@@ -1,0 +1,71 @@
+"""A claim that other pods may write is told to the pod, which leaves it alone, and to its user, once."""
+
+import json
+from typing import Any
+
+import pytest
+from savepoint.contract.names import CONTAINER_RESTORE, CONTAINER_SIDECAR, ENV_ROOTS
+from savepoint_operator.cluster.errors import Denied
+from savepoint_operator.cluster.kinds import CLAIMS, EVENTS, PODS
+from savepoint_operator.model.views import ClaimedRoot, PodIdentity, Refusal
+from savepoint_operator.reconcile.directory import REMEMBER_SECONDS
+
+from tests.fakes.reconcile_bench import NAMESPACE, Bench
+
+SHARED = ClaimedRoot("team", "files", "team-files")
+
+
+def claimed_pod(bench: Bench, *, chosen: bool = False) -> PodIdentity:
+    """A pod whose folder /team lies on a claim."""
+    pod = bench.pod()
+    spec: dict[str, Any] = bench.cluster.object(PODS, pod.name, NAMESPACE)["spec"]
+    roots = [{"name": "team", "mountPath": "/team", "path": "/savepoint/state/team", "persistent": True}]
+    restore = {
+        "name": CONTAINER_RESTORE,
+        "env": [{"name": ENV_ROOTS, "value": json.dumps([{**each, "chosen": chosen} for each in roots])}],
+        "volumeMounts": [{"name": "files", "mountPath": "/savepoint/state/team"}],
+    }
+    spec["initContainers"] = [restore, {"name": CONTAINER_SIDECAR}]
+    spec["volumes"] = [{"name": "files", "persistentVolumeClaim": {"claimName": "team-files"}}]
+    bench.cluster.put(PODS, pod.name, NAMESPACE, spec=spec)
+    return pod
+
+
+def claim(bench: Bench, *modes: str) -> None:
+    bench.cluster.put(CLAIMS, "team-files", NAMESPACE, spec={"accessModes": list(modes)})
+
+
+async def test_a_claim_of_many_writers_is_told_to_the_pod_and_once_in_an_event(bench: Bench) -> None:
+    claim(bench, "ReadWriteMany")
+    who = await bench.start(claimed_pod(bench))
+    assert who.shared == (SHARED,)
+    await bench.pass_time(60)
+    (event,) = [each for each in bench.cluster.every(EVENTS) if each["reason"] == "SharedVolumeLeftOut"]
+    assert (event["type"], event["involvedObject"]["kind"], event["count"]) == ("Normal", "Pod", 1)
+    assert "volume files (claim team-files)" in event["message"]
+    assert "spec.state.volumes" in event["message"]
+
+
+@pytest.mark.parametrize(("modes", "chosen"), [(["ReadWriteOnce"], False), (["ReadWriteMany"], True)])
+async def test_what_one_pod_writes_or_the_policy_names_is_state(bench: Bench, modes: list[str], chosen: bool) -> None:
+    claim(bench, *modes)
+    who = await bench.start(claimed_pod(bench, chosen=chosen))
+    assert who.shared == ()
+    await bench.pass_time(10)
+    assert bench.cluster.events("SharedVolumeLeftOut") == []
+
+
+@pytest.mark.parametrize("why", ["missing", "denied"])
+async def test_a_pod_whose_claim_cannot_be_read_waits(bench: Bench, why: str) -> None:
+    if why == "denied":
+        claim(bench, "ReadWriteMany")
+        bench.cluster.fail["get", "PersistentVolumeClaim"] = Denied("persistentvolumeclaims is forbidden")
+    pod, directory = claimed_pod(bench), bench.now_leading.directory
+    refused = await directory.incarnation(pod)
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.retry) == ("ClaimUnreadable", True)
+    assert "team-files of volume files cannot be read" in refused.message
+    assert refused.who is not None and refused.who.agent.name == "coder"
+    claim(bench, "ReadWriteMany")
+    await bench.pass_time(REMEMBER_SECONDS)
+    assert (await bench.who(pod)).shared == (SHARED,)

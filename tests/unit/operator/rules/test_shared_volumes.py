@@ -1,0 +1,98 @@
+"""Which claims of an injected pod are looked at, and which of them are left alone."""
+
+import json
+from typing import Any
+
+import pytest
+from savepoint.contract import names
+from savepoint_operator.model.views import ClaimedRoot
+from savepoint_operator.rules.admission_policy import AdmissionPolicy
+from savepoint_operator.rules.injection import Injected, InjectionTerms, inject
+from savepoint_operator.rules.shared_volumes import claimed_roots, is_shared, left_out, unreadable
+
+VOLUMES = [
+    {"name": "work", "emptyDir": {}},
+    {"name": "team", "persistentVolumeClaim": {"claimName": "team-files"}},
+    {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"]}}}},
+    {"name": "read", "persistentVolumeClaim": {"claimName": "read-only", "readOnly": True}},
+    {"name": "unmounted", "persistentVolumeClaim": {"claimName": "of-another-container"}},
+]
+TEAM, SCRATCH = ClaimedRoot("team-files", "team", "team-files"), ClaimedRoot("scratch", "scratch", "coder-1-scratch")
+
+
+def injected(*policies: AdmissionPolicy, path: str = "/team/files") -> dict[str, Any]:
+    mounts = {"work": "/work", "team": path, "scratch": "/scratch", "read": "/read"}
+    agent = {
+        "name": "agent",
+        "image": "coder:7",
+        "volumeMounts": [{"name": name, "mountPath": where} for name, where in mounts.items()],
+    }
+    given = {
+        "metadata": {"name": "coder-1", "labels": {names.LABEL_AGENT: "coder"}},
+        "spec": {"containers": [agent], "volumes": VOLUMES},
+    }
+    made = inject(given, policies, "", InjectionTerms("sidecar:1", "wss://operator", "PEM"))
+    assert isinstance(made, Injected), made
+    return made.pod
+
+
+def test_claims_that_nobody_chose_are_looked_at() -> None:
+    assert set(claimed_roots(injected())) == {TEAM, SCRATCH}
+
+
+def test_what_the_policy_names_is_state_whoever_writes_it() -> None:
+    assert claimed_roots(injected(AdmissionPolicy("p", state_volumes=("work", "team")))) == ()
+
+
+def test_a_path_that_env_variables_escape_is_found() -> None:
+    (root,) = (each for each in claimed_roots(injected(path="/a$$(b)")) if each.volume == "team")
+    assert root.name in json.loads(environment(injected(path="/a$$(b)")).replace("$$", "$"))[0]["name"]
+
+
+def environment(pod: dict[str, Any]) -> str:
+    variables = pod["spec"]["initContainers"][0]["env"]
+    return next(str(each["value"]) for each in variables if each["name"] == names.ENV_ROOTS)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"name": "a"}]', '[{"name":"team-files","path":"/x"}]'])
+def test_a_pod_of_another_version_tells_nothing(text: str) -> None:
+    pod = injected()
+    variables = pod["spec"]["initContainers"][0]["env"]
+    next(each for each in variables if each["name"] == names.ENV_ROOTS)["value"] = text
+    assert claimed_roots(pod) == ()
+
+
+def test_a_pod_of_an_older_webhook_tells_nothing() -> None:
+    pod = injected()
+    roots = [{k: v for k, v in each.items() if k != "chosen"} for each in json.loads(environment(pod))]
+    for each in pod["spec"]["initContainers"][0]["env"]:
+        if each["name"] == names.ENV_ROOTS:
+            each["value"] = json.dumps(roots)
+    assert claimed_roots(pod) == ()
+
+
+def test_a_pod_that_bears_nothing_injected_tells_nothing() -> None:
+    assert claimed_roots({"metadata": {"name": "bare"}, "spec": {"volumes": VOLUMES, "containers": []}}) == ()
+
+
+@pytest.mark.parametrize(
+    ("modes", "shared"),
+    [
+        (["ReadWriteMany"], True),
+        (["ReadWriteOnce", "ReadWriteMany"], True),
+        (["ReadWriteOnce"], False),
+        (["ReadWriteOncePod"], False),
+        (["ReadOnlyMany"], False),
+        (None, False),
+    ],
+)
+def test_many_writers_make_it_shared(modes: list[str] | None, shared: bool) -> None:
+    assert is_shared({"spec": {"accessModes": modes}}) is shared
+
+
+def test_the_words_name_volume_claim_and_what_to_do() -> None:
+    words = left_out([TEAM, SCRATCH], "coders")
+    assert "volume team (claim team-files)" in words and "volume scratch" in words
+    assert 'spec.state.volumes of policy "coders"' in words
+    assert "an AgentCheckpointPolicy" in left_out([TEAM], None)
+    assert "PersistentVolumeClaim team-files of volume team cannot be read: no." in unreadable(TEAM, "no")
