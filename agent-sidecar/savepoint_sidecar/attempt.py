@@ -30,6 +30,8 @@ class Attempt:
     completed: bool = False
     deferrable: bool = False
     """Nothing comes after it: when the authority cannot be reached, the finished manifest is left for later."""
+    kept: bool = False
+    """It has ended well: what it captured is committed, left for later, or was there before."""
     defer_after_seconds: float = 5.0
     stage: str = "Quiescing"
     transaction: Transaction | None = None
@@ -48,6 +50,11 @@ class Attempt:
     def sealed(self) -> bool:
         """What is captured is complete: the agent may go on, or go, and the attempt still counts."""
         return self.stage in ("Uploading", "Committing")
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was ended from outside."""
+        return self._interrupted.is_set()
 
     @property
     def left_seconds(self) -> float:
@@ -73,6 +80,12 @@ class Attempt:
             self.transaction.fail(error)
         self._interrupted.set()
         self.stop_waiting()
+
+    def defer(self) -> None:
+        """Nothing comes after it, as it turns out, and the authority is away. On the event loop."""
+        self.deferrable = True
+        if self.stage == "Committing":
+            self.stop_waiting()
 
     def hold(self, seconds: float | None) -> None:
         """The agent waits for so long from now; None: it does not wait any more."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
@@ -46,6 +46,7 @@ START_SECONDS: Final = 20.0
 AWAY_SECONDS: Final = 3.0
 """How long the end of an agent waits for an attempt whose commit waits for an authority that is away."""
 POLL_SECONDS: Final = 0.05
+STOPPING: Final = "The pod is stopping: its last checkpoint is taken instead of this one."
 REMEMBERED_ATTEMPTS: Final = 64
 
 
@@ -107,6 +108,7 @@ class Incarnation:
             self.checkpointer,
             turn=self._turn,
             take=self._take,
+            in_flight=lambda: self._attempt,
             grace_seconds=self._terms.grace_seconds,
             edges=self._edges,
         )
@@ -192,12 +194,13 @@ class Incarnation:
             told = wire.Result("", "Failed", request.request, reason=self._stopped.code, message=str(self._stopped))
             session.send(told)
             return
-        self._spawn(self._requests.forward(session, RequestCheckpoint(request.request, "Agent", request.reason)))
+        trigger = "Shutdown" if request.reason == "Shutdown" else "Agent"
+        self._spawn(self._requests.forward(session, RequestCheckpoint(request.request, trigger, request.reason)))
 
     async def finish(self, session: Session, flush: wire.Flush) -> str:
         """The last checkpoint of the run, and its completion."""
         assert self._shutdown is not None
-        async with self._turn("the agent has finished its run"):
+        async with self._turn("the agent has finished its run", lambda: True):
             attempt = await self._shutdown.order_or_own("Finish", FINISH_SECONDS)
             attempt.completed = True
             last = Last(flush=flush)
@@ -249,8 +252,11 @@ class Incarnation:
         self._seen[order.attempt] = None
         while len(self._seen) > REMEMBERED_ATTEMPTS:
             del self._seen[next(iter(self._seen))]
-        if not self._requests.answered(order) and not known and not self._is_ending:
-            self._spawn(self._obey_checkpoint(order))
+        if not self._requests.answered(order) and not known:
+            self._spawn(self._decline(order) if self._is_ending else self._obey_checkpoint(order))
+
+    async def _decline(self, order: Checkpoint) -> None:
+        await self._authority.result(Result(order.attempt, "Failed", Unavailable.reason, STOPPING))
 
     async def _obey_checkpoint(self, order: Checkpoint) -> None:
         ends_at = self._edges.monotonic() + order.deadline_seconds
@@ -263,6 +269,9 @@ class Incarnation:
                     await self._authority.result(Result(order.attempt, "Failed", "Completed", why))
                     return
                 await self._recovery.rebase()
+                if self._is_ending:
+                    await self._decline(order)
+                    return
                 await self._take(attempt, self.sessions.live)
 
     async def _await_agent(self) -> None:
@@ -286,6 +295,7 @@ class Incarnation:
         self._attempt = attempt
         try:
             taken = await self.checkpointer.take(attempt, session, last)
+            attempt.kept = True
         finally:
             self._attempt = None
             await asyncio.to_thread(_trim)
@@ -335,16 +345,23 @@ class Incarnation:
             self._attempt.interrupt(Unavailable("the agent has started anew and cannot wait any longer"))
 
     @contextlib.asynccontextmanager
-    async def _turn(self, why: str) -> AsyncIterator[None]:
-        """The lock, for an end that cannot wait: what is not sealed ends at once, and what is sealed may be committed,
-        but for an authority that is away it does not hold up the last checkpoint, which can be left for it."""
+    async def _turn(self, why: str, superseded: Callable[[], bool | None]) -> AsyncIterator[None]:
+        """The lock, for an end that cannot wait: what is not sealed ends at once, and what is sealed may be committed.
+
+        When that waits for an authority that is away, ``superseded`` says whether a later state is at hand (it makes
+        way), will not come (it is left for later itself), or may yet come (None: both wait). Only one can be left.
+        """
         self._interrupt(why)
         heard = self._edges.monotonic()
         while not await self._locked_within(POLL_SECONDS):
-            now = self._edges.monotonic()
+            now, attempt, later = self._edges.monotonic(), self._attempt, superseded()
             heard = now if self._authority.connected else heard
-            if self._attempt is not None and now - heard >= min(AWAY_SECONDS, self._terms.grace_seconds / 8):
-                self._attempt.interrupt(Unavailable(f"the operator is away, and {why}"))
+            if attempt is None or later is None or now - heard < min(AWAY_SECONDS, self._terms.grace_seconds / 8):
+                continue
+            if later:
+                attempt.interrupt(Unavailable(f"the operator is away, and {why}"))
+            else:
+                attempt.defer()
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from savepoint.contract import agent as wire
-from savepoint.errors import SavepointError, Unavailable
+from savepoint.errors import SavepointError, StateUnstable, StoreUnavailable, Unavailable
 
 from savepoint_sidecar.attempt import Attempt
 from savepoint_sidecar.authority import Authority
@@ -27,13 +27,21 @@ log = logging.getLogger(__name__)
 
 AFTER_SECONDS: Final = 1.0
 """Of the two seconds that a sidecar has when the grace is spent: for the last checkpoint."""
+AGAIN_SECONDS: Final = 1.0
 TRIGGER: Final = "Shutdown"
+WHY: Final = "the pod is stopping"
 
 
 class Take(Protocol):
     """Runs one attempt; it is the caller's turn."""
 
     def __call__(self, attempt: Attempt, session: Session | None, last: Last | None = None) -> Awaitable[Taken]: ...
+
+
+class Turn(Protocol):
+    """Waits until nothing else is done to the state; for an absent authority only as ``superseded`` says."""
+
+    def __call__(self, why: str, superseded: Callable[[], bool | None]) -> AbstractAsyncContextManager[None]: ...
 
 
 class Shutdown:
@@ -47,14 +55,15 @@ class Shutdown:
         recovery: Recovery,
         checkpointer: Checkpointer,
         *,
-        turn: Callable[[str], AbstractAsyncContextManager[None]],
+        turn: Turn,
         take: Take,
+        in_flight: Callable[[], Attempt | None],
         grace_seconds: float,
         edges: Edges,
     ) -> None:
         self._authority, self._sessions, self._requests = authority, sessions, requests
         self._recovery, self._checkpointer = recovery, checkpointer
-        self._turn, self._take = turn, take
+        self._turn, self._take, self._in_flight = turn, take, in_flight
         self._grace_seconds, self._edges = grace_seconds, edges
         self._last = Last()
         self._ends_at: float | None = None
@@ -106,27 +115,54 @@ class Shutdown:
         return self.last_attempt(identifier, trigger, seconds)
 
     async def _run(self) -> bool:
-        session = self._sessions.live
-        if session is None:
-            try:
+        session, before = self._sessions.live, self._in_flight()
+        try:
+            if session is None:
                 self._checkpointer.require_values(False)
-            except Unavailable as error:
-                log.info("no last checkpoint: %s", error)
-                return False
+        except Unavailable as error:
+            log.info("no last checkpoint: %s", error)
+            return await self._see_through(before)
         flushing = asyncio.ensure_future(self._flush(session)) if session is not None else None
         try:
-            async with self._turn("the pod is stopping"):
-                await self._recovery.rebase()
+            async with self._turn(WHY, lambda: session is None or self._superseded()):
+                with contextlib.suppress(StoreUnavailable, Unavailable):  # the cut that is known will do
+                    await self._recovery.rebase()
                 if session is None and not self._last.ended.is_set() and self._authority.connected:
                     await self._take_while_it_ends()
-                await self._take(await self.order_or_own(TRIGGER, self._grace_seconds), session, self._last)
+                await self._take_last(session)
         except SavepointError as error:
             log.warning("no last checkpoint: %s", error)
-            return False
+            return before is not None and before.kept
         finally:
             if flushing is not None:
                 flushing.cancel()
         return True
+
+    async def _see_through(self, attempt: Attempt | None) -> bool:
+        """The agent has gone, and what it handed over last may be in the attempt under way: whether that is stored."""
+        if attempt is None:
+            return False
+        async with self._turn(WHY, lambda: False):
+            return attempt.kept
+
+    def _superseded(self) -> bool | None:
+        """Whether the agent has handed over its last state; None while it may."""
+        return True if self._last.flush is not None else False if self._last.ended.is_set() else None
+
+    async def _take_last(self, session: Session | None) -> None:
+        """As often as there is time for it: what is in the way may pass."""
+        while True:
+            attempt = await self.order_or_own(TRIGGER, self._grace_seconds)
+            try:
+                await self._take(attempt, session, self._last)
+                return
+            except (StoreUnavailable, StateUnstable, Unavailable) as error:
+                nothing = session is not None and self._last.ended.is_set() and self._last.flush is None
+                assert self._ends_at is not None
+                if nothing or attempt.interrupted or self._edges.monotonic() + AGAIN_SECONDS > self._ends_at:
+                    raise
+                log.warning("the last checkpoint is tried again: %s: %s", error.reason, error)
+            await asyncio.sleep(AGAIN_SECONDS)
 
     async def _take_while_it_ends(self) -> None:
         """An agent without the SDK, told to stop and not gone yet: what it has done so far, in case it takes too long.

@@ -113,6 +113,8 @@ class _Attached:
         while True:
             assert self.stream is not None
             for order in self.stream:
+                if isinstance(order, wire.Stopping):
+                    self.termination.told(order.grace_seconds)
                 self.session.receive(order)
             with self.link.finishing:  # the stream ends, too, when the sidecar takes the last checkpoint
                 if self._closed:

@@ -26,6 +26,7 @@ from savepoint.errors import DeadlineExceeded, SavepointError, Unavailable
 log: Final = logging.getLogger("savepoint")
 _LATE: Final = 0.9  # of a quiesce's timeout: then we say what keeps us
 _ORDER_SECONDS: Final = 1.0  # between SIGTERM and the sidecar's own order
+_LATE_ORDER_SECONDS: Final = 15.0  # the same where the node is so busy that the pod's hook runs late
 _LAST_ORDERS: Final = 4  # what was ordered before SIGTERM may be flushed for, or given up, before the last one comes
 _SHUTDOWN_REASON: Final = "Shutdown"
 
@@ -293,26 +294,21 @@ class Session:
         with self.lock:
             first, self._asked_to_stop = not self._asked_to_stop, True
         request = uuid4().hex
-        waiter = self.gate.expect(request)
         try:
             if first:
                 link.request(wire.CheckpointRequest("", request, _SHUTDOWN_REASON))
-            self._order_within(5 * _ORDER_SECONDS, waiter)
+            self._order_within(_LATE_ORDER_SECONDS)
         except SavepointError as error:
             log.warning("no checkpoint before the end: %s", error)
-        finally:
-            self.gate.forget(request)
         return self.gate.pending is not None
 
-    def _order_within(self, seconds: float, waiter: Waiter | None = None) -> bool:
-        """Whether, in time, there is an order, or it is known that none comes: refused, or not needed any more."""
-
-        def settled() -> bool:
-            done = self._flushed_last or self.ending or (waiter is not None and waiter.done)
-            return done or self.gate.pending is not None
-
+    def _order_within(self, seconds: float) -> bool:
+        """Whether, in time, there is an order, or none is needed any more. A refusal of what was asked for is no
+        answer: the order to stop, which nobody refuses, may yet come."""
         with self.lock:
-            return self.lock.wait_for(settled, seconds)
+            return self.lock.wait_for(
+                lambda: self.gate.pending is not None or self._flushed_last or self.ending or self.link is None, seconds
+            )
 
     def _stop(self) -> None:
         """After the last flush: every thread that comes to a safe point ends, where ending is ours."""

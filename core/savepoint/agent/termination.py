@@ -7,13 +7,15 @@ end of the grace, ends the process without a flush, so that a call that never re
 import signal
 import threading
 from collections.abc import Callable
+from time import monotonic
 from types import FrameType
 from typing import Any, Final
 
 from savepoint.agent.clerk import Clerk
 
 EXIT_CODE: Final = 128 + int(signal.SIGTERM)
-GRACE_SECONDS: Final = 25.0  # Kubernetes gives 30 unless told otherwise
+GRACE_SECONDS: Final = 25.0  # until told otherwise: Kubernetes gives 30
+_MARGIN_SECONDS: Final = 5.0
 _Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -28,6 +30,7 @@ class Termination:
         self._installed = False
         self._signalled = False
         self._left = False  # the main thread is on its way out
+        self._ends_at = 0.0  # monotonic; 0: nobody has told
 
     def install(self) -> bool:
         """Take SIGTERM, if this is the main thread and Python holds the signal. Tells whether exit() may end it."""
@@ -45,6 +48,13 @@ class Termination:
     def owns_exit(self) -> bool:
         """Whether the process is ours to end: the program has no handler of its own."""
         return self._installed and not callable(self._previous)
+
+    def told(self, grace_seconds: float) -> None:
+        """The pod ends after so many seconds: what is left of them belongs to the sidecar."""
+        margin = min(max(_MARGIN_SECONDS, grace_seconds / 6), grace_seconds / 2)
+        self._ends_at = monotonic() + grace_seconds - margin
+        if self._signalled:
+            self._clerk.do(self._kick_in_time)
 
     def uninstall(self) -> None:
         """Give SIGTERM back, if it is still ours."""
@@ -76,7 +86,14 @@ class Termination:
             raise SystemExit(EXIT_CODE)
         self._signalled = True
         self._alarm()
-        self._clerk.do(self._kick, self._grace_seconds)
+        self._clerk.do(self._kick_in_time, self._grace_seconds if not self._ends_at else 0.0)
+
+    def _kick_in_time(self) -> None:
+        left = self._ends_at - monotonic()
+        if self._ends_at and left > 0:
+            self._clerk.do(self._kick_in_time, left)
+        else:
+            self._kick()
 
     def _kick(self) -> None:
         """Raise SystemExit in the main thread, out of whatever call it waits in."""

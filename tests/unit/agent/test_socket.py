@@ -411,6 +411,33 @@ def test_sigterm_without_an_order_asks_for_the_last_checkpoint(sidecar: FakeSide
     assert len(sidecar.flushes) == 1
 
 
+def test_a_refusal_is_no_answer_the_order_to_stop_may_come_late(sidecar: FakeSidecar) -> None:
+    """An operator that is about to stop refuses; the pod's hook of a busy node runs seconds after SIGTERM."""
+
+    def refuse(request: wire.CheckpointRequest) -> None:
+        sidecar.send(wire.Result("", "Failed", request.request, reason="Unavailable", message="not now"))
+        threading.Timer(0.5, sidecar.stopping).start()
+
+    sidecar.on_request = refuse
+    process = spawn(looping())
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143, errors
+    assert len(sidecar.flushes) == 1
+
+
+def test_a_call_that_never_returns_is_ended_before_the_pods_grace_is(sidecar: FakeSidecar) -> None:
+    process = spawn("import savepoint, time; agent = savepoint.connect(); print(1, flush=True); time.sleep(600)")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    sidecar.stopping(grace_seconds=2)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143, errors
+
+
 @pytest.mark.parametrize("taken", [False, True], ids=["given up", "taken"])
 @pytest.mark.parametrize("early", [False, True], ids=["signal first", "order first"])
 def test_a_flush_under_way_at_sigterm_is_not_the_last_one(sidecar: FakeSidecar, taken: bool, early: bool) -> None:
