@@ -14,6 +14,7 @@ import os
 import secrets
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -49,6 +50,7 @@ from savepoint.errors import Unavailable
 from savepoint.repository.canonical import time_text
 from savepoint.repository.content import MemorySource
 from savepoint.repository.keys import AgentKey as RepositoryKey
+from savepoint.repository.manifest import Manifest, Parent
 from savepoint.repository.writer import CheckpointWriter
 from savepoint.storage.presigned import PresignedStore
 from savepoint_operator.control.server import PATH
@@ -90,7 +92,7 @@ class AskedUrls:
     """URLs asked for over the pod's own connection, from the threads that move bytes."""
 
     def __init__(self, pod: Pod) -> None:
-        self._pod, self._loop = pod, asyncio.get_running_loop()
+        self._pod, self._loop, self._one = pod, asyncio.get_running_loop(), threading.Lock()
 
     def put_url(self, key: str) -> str:
         return self._wait(NeedUrls("put", put=(key,)))
@@ -102,7 +104,8 @@ class AskedUrls:
         """Nothing is remembered."""
 
     def _wait(self, ask: NeedUrls) -> str:
-        return asyncio.run_coroutine_threadsafe(self._ask(ask), self._loop).result(30)
+        with self._one:
+            return asyncio.run_coroutine_threadsafe(self._ask(ask), self._loop).result(30)
 
     async def _ask(self, ask: NeedUrls) -> str:
         await self._pod.send(ask)
@@ -120,6 +123,8 @@ class Sidecar:
 
     socket: Pod
     welcome: Welcome
+    manifest: Manifest | None = None
+    """Of what was stored last."""
 
     async def order(self) -> Checkpoint:
         """The next order."""
@@ -133,7 +138,9 @@ class Sidecar:
     def _store(self, store: PresignedStore, order: Checkpoint, content: bytes, more: dict[str, Any]) -> Offer:
         welcome = self.welcome
         key = RepositoryKey(bytes.fromhex(welcome.key))
-        writer = CheckpointWriter(store, store, key, welcome.epoch, None, random_bytes=os.urandom)
+        parent: Parent | None = more.pop("parent", None)
+        base = self.manifest if parent is not None else None
+        writer = CheckpointWriter(store, store, key, welcome.epoch, base, random_bytes=os.urandom)
         writer.add_blob("notes", "Memory", MemorySource(content))
         made = writer.finish(
             namespace=welcome.namespace,
@@ -141,9 +148,10 @@ class Sidecar:
             attempt=order.attempt,
             created=time_text(datetime.now(UTC)),
             consistency="Application",
-            parent=None,
+            parent=parent,
         )
         writer.commit()
+        self.manifest = writer.manifest
         told: dict[str, Any] = {"trigger": order.trigger, "step": "docs 42 of 90", **more}
         return Offer(
             attempt=made.attempt,
@@ -187,6 +195,8 @@ class Rig:
     settings: dict[str, str] = field(default_factory=dict)
     waits: list[Wait] = field(default_factory=list)
     """What init containers were told while they waited."""
+    program: tuple[str, ...] = ("-m", "savepoint_operator.main")
+    """What python runs."""
 
     # -- the operator ---------------------------------------------------------------------------------------------
 
@@ -215,7 +225,7 @@ class Rig:
             "SAVEPOINT_LEASE_SECONDS": "9",
             **self.settings,
         }
-        command = [sys.executable, "-W", "error", "-m", "savepoint_operator.main"]
+        command = [sys.executable, "-W", "error", *self.program]
         path = "/readyz" if leads else "/healthz"
         with running(name, command, self.room, lambda: self.health(path)[0] == 200, environment=environment) as it:
             self.process = it

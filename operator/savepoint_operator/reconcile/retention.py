@@ -36,7 +36,7 @@ class Retention:
         collected: Callable[[str], None],
         monotonic: Callable[[], float],
     ) -> None:
-        """``collected`` is told the name of a store of which something was collected."""
+        """``collected`` is told the name of a store from which something was removed."""
         self._collected = collected
         self._cluster, self._objects, self._metrics, self._monotonic = cluster, objects, metrics, monotonic
 
@@ -74,5 +74,6 @@ class Retention:
             return RETRY_SECONDS
         line.collected_at = now
         self._metrics.collected(freed)
-        self._collected(store_name)
+        if freed:
+            self._collected(store_name)
         return COLLECT_SECONDS
