@@ -113,10 +113,15 @@ class ControlServer:
         self._registry.stop_ordering()
         begun = self._monotonic()
         while (passed := self._monotonic() - begun) < seconds:
-            going = any([await self._directory.going(pod) for pod in self._registry.pods()])
-            if passed >= self._linger_seconds and not (going or self._registry.urgent or self._lineage.busy):
+            busy = self._registry.urgent or self._lineage.busy or await self._any_is_going()
+            if passed >= self._linger_seconds and not busy:
                 return
             await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    async def _any_is_going(self) -> bool:
+        """Whether the last word of a pod is still to come. A connection that is open after it says nothing more."""
+        silent = [pod for pod in self._registry.pods() if not self._presence.contact(pod.uid).released]
+        return any([await self._directory.going(pod) for pod in silent])
 
     async def stop(self) -> None:
         """Close every connection and the port."""

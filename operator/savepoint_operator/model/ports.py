@@ -76,7 +76,7 @@ class Directory(Protocol):
         ...
 
     async def going(self, pod: PodIdentity) -> bool:
-        """Whether the pod has been told to end, as far as it was watched."""
+        """Whether the pod has been told to end and has not ended yet, as far as it was watched."""
         ...
 
     async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:

@@ -84,9 +84,9 @@ class ClusterDirectory:
         return reference.get("uid") == pod_uid and reference.get("released") is True
 
     async def going(self, pod: PodIdentity) -> bool:
-        """Whether the pod is being deleted. One that nobody watches any more is gone."""
+        """Whether the pod is being deleted and still there."""
         item = self._world.pods.get(ObjectKey(pod.namespace, pod.name))
-        return item is None or item.meta.uid != pod.uid or item.meta.deleting
+        return item is not None and item.meta.uid == pod.uid and item.meta.deleting
 
     async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
         """What the ProtectedAgent pins, or what this leader has seen since and not written yet."""
