@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 import urllib3
+from prometheus_client.parser import text_string_to_metric_families
 from savepoint.contract.control import (
     Ack,
     Checkpoint,
@@ -66,6 +67,7 @@ SECONDS = 30.0
 BUCKET = "savepoint-operator-tests"
 SERVER_NAME = f"savepoint-operator.{NAMESPACE}.svc"
 ACCOUNT = "savepoint-operator"
+API = "/apis/savepoint.dev/v1alpha1"
 T = TypeVar("T")
 numbers = itertools.count(1)
 
@@ -195,6 +197,8 @@ class Rig:
     settings: dict[str, str] = field(default_factory=dict)
     waits: list[Wait] = field(default_factory=list)
     """What init containers were told while they waited."""
+    namespaces: list[str] = field(default_factory=list)
+    """This one's, and those of all that stand beside it."""
     program: tuple[str, ...] = ("-m", "savepoint_operator.main")
     """What python runs."""
 
@@ -202,7 +206,7 @@ class Rig:
 
     @contextmanager
     def operator(self, name: str = "operator-0", *, leads: bool = True) -> Iterator[Process]:
-        """The process, ready (or, if another one leads, alive), and ended as a kubelet ends it."""
+        """The process, ready (or, if another one leads, alive), and killed at the end."""
         token = self.kubectl("create", "token", ACCOUNT, "-n", NAMESPACE).strip()
         spec = {
             "default": True,
@@ -222,7 +226,7 @@ class Rig:
             "SAVEPOINT_WEBHOOK_CONFIGURATION": "savepoint",
             "SAVEPOINT_CONTROL_PORT": str(self.control_port),
             "SAVEPOINT_HEALTH_PORT": str(self.health_port),
-            "SAVEPOINT_LEASE_SECONDS": "9",
+            "SAVEPOINT_LEASE_SECONDS": "40",  # a busy machine cannot lose it
             **self.settings,
         }
         command = [sys.executable, "-W", "error", *self.program]
@@ -230,6 +234,7 @@ class Rig:
         with running(name, command, self.room, lambda: self.health(path)[0] == 200, environment=environment) as it:
             self.process = it
             yield it
+            it.kill()
 
     def health(self, path: str) -> tuple[int, str]:
         """What the health port answers; (0, "") when it is closed."""
@@ -239,7 +244,35 @@ class Rig:
             return 0, ""
         return answer.status, answer.data.decode()
 
+    def let_lapse(self) -> None:
+        """The holder of the Lease is dead, and has been for nearly as long as it lasts."""
+        short = {"spec": {"leaseDurationSeconds": 1}}
+        self.kubectl.patch("lease/savepoint-operator", short, "-n", NAMESPACE)
+
     # -- the cluster ----------------------------------------------------------------------------------------------
+
+    def beside(self) -> Rig:
+        """The same operator seen from another namespace."""
+        namespace = f"agents-{secrets.token_hex(3)}"
+        items = [thing("Namespace", namespace), thing("ServiceAccount", "default", namespace)]
+        self.kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": items})
+        self.namespaces.append(namespace)
+        return replace(self, namespace=namespace, waits=[])
+
+    def leave(self) -> None:
+        """Take away what a later operator would look after, and the Lease that it would wait for."""
+        self.server.delete(f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{ACCOUNT}")
+        self.server.delete(f"{API}/agentcheckpointstores/{self.prefix}")
+        for namespace in self.namespaces:
+            self.server.delete(f"/api/v1/namespaces/{namespace}/pods")
+            for kind in ("agentcheckpoints", "agentrestores", "protectedagents", "agentcheckpointpolicies"):
+                self.server.delete(f"{API}/namespaces/{namespace}/{kind}")
+
+    def counted(self, name: str, **labels: str) -> float:
+        """The sum of the operator's samples of this name and these labels."""
+        families = text_string_to_metric_families(self.health("/metrics")[1])
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(each.value for each in samples if each.labels.items() >= labels.items())
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """One object of the test's namespace; empty when there is none."""
@@ -260,6 +293,16 @@ class Rig:
         """Events of the test's namespace with this reason, about objects of this kind."""
         found = [each for each in self.items("events") if each["reason"] == reason]
         return [each for each in found if about in ("", each["involvedObject"]["kind"])]
+
+    def marks(self) -> list[str]:
+        """What kopf would leave in the test's objects if it kept state there: finalizers and annotations."""
+        found = []
+        for kind in ("agentcheckpoints", "protectedagents", "agentrestores", "pods"):
+            for metadata in (item["metadata"] for item in self.items(kind)):
+                found += metadata.get("finalizers") or []
+                names = metadata.get("annotations") or {}
+                found += [name for name in names if "operator.savepoint.dev" in name or "kopf" in name]
+        return found
 
     def pod(
         self,
@@ -363,9 +406,14 @@ class Rig:
         return pod, await self.sidecar(session, pod)
 
 
-def install(kubectl: Kubectl, *more: dict[str, Any]) -> None:
-    """Kinds, rights and what the operator's namespace holds, from the chart; and more, by one call."""
+def install(server: ApiServer, *more: dict[str, Any]) -> None:
+    """Kinds, rights and what the operator's namespace holds, from the chart; and more, by one call.
+
+    Stores that other tests have left go: the oldest of those that say so would be the default one.
+    """
+    kubectl = Kubectl(server.kubeconfig)
     kubectl.install_kinds()
+    server.delete(f"{API}/agentcheckpointstores")
     chart = render()
     items = [thing("Namespace", NAMESPACE)]
     items += [
@@ -388,6 +436,16 @@ def thing(kind: str, name: str, namespace: str = "", **more: Any) -> dict[str, A
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **more}
 
 
+def asked(agent: str, **spec: Any) -> dict[str, Any]:
+    """A user's wish for a checkpoint."""
+    return {
+        "apiVersion": "savepoint.dev/v1alpha1",
+        "kind": "AgentCheckpoint",
+        "metadata": {"generateName": f"{agent}-"},
+        "spec": {"agent": agent, **spec},
+    }
+
+
 def node_is(kubectl: Kubectl, name: str, *, ready: bool) -> None:
     """As its kubelet, or the node lifecycle controller, reports it."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -403,18 +461,15 @@ def node_is(kubectl: Kubectl, name: str, *, ready: bool) -> None:
 
 
 def make_rig(apiserver: ApiServer, s3: S3Server, room: Path) -> Rig:
-    """A namespace and a part of the bucket of its own."""
-    kubectl = Kubectl(apiserver.kubeconfig)
-    namespace = f"agents-{secrets.token_hex(3)}"
+    """With all that the operator needs, a namespace and a part of the bucket of its own."""
     keys = {"accessKey": s3.access_key, "secretKey": s3.secret_key}
-    install(
-        kubectl,
-        thing("Secret", "s3-keys", NAMESPACE, stringData=keys),
-        thing("Namespace", namespace),
-        thing("ServiceAccount", "default", namespace),
-    )
-    client = s3.client()
-    if not client.bucket_exists(BUCKET):
-        client.make_bucket(BUCKET)
+    install(apiserver, thing("Secret", "s3-keys", NAMESPACE, stringData=keys))
+    return another_rig(apiserver, s3, room)
+
+
+def another_rig(apiserver: ApiServer, s3: S3Server, room: Path) -> Rig:
+    """The same where everything is installed."""
+    s3.bucket(BUCKET)
     control, health = free_ports(2)
-    return Rig(kubectl, apiserver, s3, room, f"store-{secrets.token_hex(3)}", namespace, control, health)
+    prefix = f"store-{secrets.token_hex(3)}"
+    return Rig(Kubectl(apiserver.kubeconfig), apiserver, s3, room, prefix, "", control, health).beside()

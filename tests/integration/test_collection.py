@@ -56,6 +56,7 @@ def rig(apiserver: ApiServer, s3_server: S3Server, tmp_path_factory: pytest.Temp
     rig.kubectl.create(policy, "-n", rig.namespace)
     with rig.operator():
         yield rig
+    rig.leave()
 
 
 @pytest.fixture

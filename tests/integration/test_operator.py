@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from savepoint.contract.control import Ack, Checkpoint, Committed, Hello, Refused, RequestCheckpoint, Result, Welcome
+from savepoint_operator.rules.takeover import RECONNECT_SECONDS
 
-from tests.integration.operator_rig import Rig, make_rig, soon, until
+from tests.integration.helm import NAMESPACE
+from tests.integration.operator_rig import Rig, asked, make_rig, soon, until
 from tests.servers.apiserver import ApiServer
 from tests.servers.s3 import S3Server
 
@@ -23,9 +26,9 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture(scope="module")
 def rig(apiserver: ApiServer, s3_minio: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     rig = make_rig(apiserver, s3_minio, tmp_path_factory.mktemp("operator"))
-    rig.settings["SAVEPOINT_NOT_RUNNING_SECONDS"] = "4"
     with rig.operator():
         yield rig
+    rig.leave()
 
 
 @pytest.fixture
@@ -45,13 +48,7 @@ def test_the_default_store_is_made_and_becomes_ready(rig: Rig) -> None:
 async def test_a_user_asks_for_a_checkpoint(rig: Rig, session: aiohttp.ClientSession) -> None:
     await soon("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
     pod, sidecar = await rig.start(session, "writer")
-    asked = {
-        "apiVersion": "savepoint.dev/v1alpha1",
-        "kind": "AgentCheckpoint",
-        "metadata": {"generateName": "writer-"},
-        "spec": {"agent": "writer"},
-    }
-    made = await asyncio.to_thread(rig.kubectl.create, asked, "-n", rig.namespace)
+    made = await asyncio.to_thread(rig.kubectl.create, asked("writer"), "-n", rig.namespace)
     name = made["metadata"]["name"]
     order = await sidecar.order()
     assert (order.attempt, order.trigger) == (made["metadata"]["uid"].replace("-", ""), "Manual")
@@ -120,7 +117,7 @@ async def test_every_start_of_a_pod_is_a_restore(rig: Rig, session: aiohttp.Clie
 
 async def test_a_failure_names_what_to_do(rig: Rig, session: aiohttp.ClientSession) -> None:
     _, sidecar = await rig.start(session, "stuck")
-    made = await asyncio.to_thread(rig.kubectl.create, _asked("stuck"), "-n", rig.namespace)
+    made = await asyncio.to_thread(rig.kubectl.create, asked("stuck"), "-n", rig.namespace)
     order = await sidecar.order()
     text = 'Agent did not reach a safe point within 10s (in tool "crawl" for 94s); it was resumed.'
     await sidecar.socket.ask(Result(order.attempt, "Failed", "QuiesceTimeout", text), Ack)
@@ -138,7 +135,7 @@ async def test_many_requests_at_once_are_all_answered(rig: Rig, session: aiohttp
     _, sidecar = await rig.start(session, "busy")
     names = []
     for _ in range(5):
-        made = await asyncio.to_thread(rig.kubectl.create, _asked("busy"), "-n", rig.namespace)
+        made = await asyncio.to_thread(rig.kubectl.create, asked("busy"), "-n", rig.namespace)
         names.append(made["metadata"]["name"])
     attempts = []
     for _ in names:
@@ -151,12 +148,6 @@ async def test_many_requests_at_once_are_all_answered(rig: Rig, session: aiohttp
     statuses = [(await asyncio.to_thread(rig.get, "agentcheckpoint", name))["status"] for name in names]
     assert sorted(each["number"] for each in statuses) == [1, 2, 3, 4, 5]
     await sidecar.release()
-
-
-def test_a_request_that_nobody_can_answer_ends(rig: Rig) -> None:
-    made = rig.kubectl.create(_asked("nobody"), "-n", rig.namespace)
-    name = made["metadata"]["name"]
-    until("it has ended", lambda: rig.reason("agentcheckpoint", name) == "AgentNotRunning")
 
 
 def test_a_pod_that_was_not_injected_is_unprotected(rig: Rig) -> None:
@@ -174,10 +165,11 @@ async def test_two_pods_of_different_owners_are_ambiguous(rig: Rig, session: aio
 
 
 async def test_a_rollback_goes_back_and_evicts(rig: Rig, session: aiohttp.ClientSession) -> None:
+    rig = await asyncio.to_thread(rig.beside)
     pod, sidecar = await rig.start(session, "regret")
     names = []
     for content in (b"good", b"bad"):
-        made = await asyncio.to_thread(rig.kubectl.create, _asked("regret"), "-n", rig.namespace)
+        made = await asyncio.to_thread(rig.kubectl.create, asked("regret"), "-n", rig.namespace)
         names.append(made["metadata"]["name"])
         await sidecar.commit(await sidecar.order(), content)
         await soon("Ready", lambda: rig.reason("agentcheckpoint", names[-1]) == "Ready")
@@ -205,7 +197,7 @@ async def test_a_rollback_goes_back_and_evicts(rig: Rig, session: aiohttp.Client
         ),
     )
     assert agent["status"]["epoch"] == 2
-    assert {wait.reason for wait in rig.waits} == {"PredecessorRunning"}
+    assert rig.waits == []  # nothing of an ended epoch can still come
 
 
 async def test_a_job_that_exits_with_0_starts_fresh_the_next_time(rig: Rig, session: aiohttp.ClientSession) -> None:
@@ -279,18 +271,11 @@ def test_metrics_and_health(rig: Rig) -> None:
     assert 'savepoint_store_ready{store="' in text
 
 
-def counted(rig: Rig, name: str, **labels: str) -> float:
-    """The sum of the samples of this name and these labels."""
-    families = text_string_to_metric_families(rig.health("/metrics")[1])
-    samples = [sample for family in families for sample in family.samples if sample.name == name]
-    return sum(each.value for each in samples if each.labels.items() >= labels.items())
-
-
 async def test_a_commit_is_counted(rig: Rig, session: aiohttp.ClientSession) -> None:
     await soon("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
     manual = {"trigger": "Manual"}
-    starts = counted(rig, "savepoint_restores_total", outcome="Fresh")
-    restored_seconds = counted(rig, "savepoint_restore_seconds_sum")
+    starts = rig.counted("savepoint_restores_total", outcome="Fresh")
+    restored_seconds = rig.counted("savepoint_restore_seconds_sum")
     counters = (
         ("savepoint_checkpoints_total", {"result": "Ready", **manual}),
         ("savepoint_checkpoint_seconds_count", manual),
@@ -301,41 +286,57 @@ async def test_a_commit_is_counted(rig: Rig, session: aiohttp.ClientSession) -> 
         ("savepoint_pause_seconds_sum", {}),
     )
     _, sidecar = await rig.start(session, "measured")
-    assert counted(rig, "savepoint_restores_total", outcome="Fresh") == starts + 1
-    assert counted(rig, "savepoint_restore_seconds_sum") - restored_seconds == pytest.approx(3.1)
-    was = [counted(rig, name, **labels) for name, labels in counters]
-    await asyncio.to_thread(rig.kubectl.create, _asked("measured"), "-n", rig.namespace)
+    assert rig.counted("savepoint_restores_total", outcome="Fresh") == starts + 1
+    assert rig.counted("savepoint_restore_seconds_sum") - restored_seconds == pytest.approx(3.1)
+    was = [rig.counted(name, **labels) for name, labels in counters]
+    await asyncio.to_thread(rig.kubectl.create, asked("measured"), "-n", rig.namespace)
     order = await sidecar.order()
     offer = await sidecar.store(order, os.urandom(5000))
     await sidecar.socket.ask(offer, Committed)
-    await soon("it is counted", lambda: counted(rig, counters[0][0], **counters[0][1]) > was[0])
+    await soon("it is counted", lambda: rig.counted(counters[0][0], **counters[0][1]) > was[0])
     attempts, ordered, seconds, uploaded, logical, pauses, paused = (
-        counted(rig, name, **labels) - old for (name, labels), old in zip(counters, was, strict=True)
+        rig.counted(name, **labels) - old for (name, labels), old in zip(counters, was, strict=True)
     )
     assert (attempts, ordered, pauses) == (1, 1, 1)
     assert 0 < seconds < 30
     assert (uploaded, logical) == (offer.uploaded_bytes, 5000)
     assert uploaded >= 5000
     assert paused == pytest.approx(0.038)
-    agent = {"namespace": rig.namespace, "agent": "measured"}
-    age = await soon("its age is told", lambda: counted(rig, "savepoint_recovery_point_age_seconds", **agent))
-    assert 0 < age < 60
-    assert counted(rig, "savepoint_agents", state="Protected") >= 1
     await sidecar.release()
 
 
+async def test_a_pod_that_releases_is_followed_at_once(rig: Rig, session: aiohttp.ClientSession) -> None:
+    rig = await asyncio.to_thread(rig.beside)
+    _, sidecar = await rig.start(session)
+    await sidecar.release()
+    successor = await asyncio.to_thread(rig.pod)
+    started = time.monotonic()
+    assert (await rig.restore(session, successor)).epoch == 2
+    assert time.monotonic() - started < RECONNECT_SECONDS
+    assert rig.waits == []
+
+
+async def test_only_a_pods_own_token_for_our_audience_opens_the_door(rig: Rig, session: aiohttp.ClientSession) -> None:
+    pod = await asyncio.to_thread(rig.pod, "guest")
+    unbound = ("create", "token", "default", "-n", rig.namespace, "--audience=savepoint.dev")
+    for token in (
+        await asyncio.to_thread(rig.token, pod, "https://kubernetes.default.svc.cluster.local"),
+        (await asyncio.to_thread(rig.kubectl, *unbound)).strip(),
+        "nonsense",
+    ):
+        assert await (await rig.dial(session, pod, token)).closed() == 4401
+    good = await asyncio.to_thread(rig.token, pod)
+    await asyncio.to_thread(rig.delete_pod, pod["metadata"]["name"])
+    assert await (await rig.dial(session, pod, good)).closed() == 4401
+
+
+def test_the_certificate_is_for_the_services_and_the_webhook_knows_its_ca(rig: Rig) -> None:
+    configuration = json.loads(rig.kubectl("get", "mutatingwebhookconfiguration", "savepoint", "-o", "json"))
+    secret = json.loads(rig.kubectl("get", "secret", "savepoint-tls", "-n", NAMESPACE, "-o", "json"))
+    assert secret["type"] == "kubernetes.io/tls"
+    assert configuration["webhooks"][0]["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]
+
+
 def test_kopf_writes_nothing_into_objects(rig: Rig) -> None:
-    for kind in ("agentcheckpoints", "protectedagents", "agentrestores", "pods"):
-        for item in rig.items(kind):
-            assert not item["metadata"].get("finalizers"), item["metadata"]
-            annotations = item["metadata"].get("annotations") or {}
-            assert not [name for name in annotations if "operator.savepoint.dev" in name or "kopf" in name]
-
-
-def _asked(agent: str) -> dict[str, object]:
-    return {
-        "apiVersion": "savepoint.dev/v1alpha1",
-        "kind": "AgentCheckpoint",
-        "metadata": {"generateName": f"{agent}-"},
-        "spec": {"agent": agent},
-    }
+    assert rig.items("agentrestores")
+    assert rig.marks() == []
