@@ -149,6 +149,12 @@ class Incarnation:
         await self.close()
         return stored
 
+    @property
+    def stands_at_cut(self) -> bool:
+        """After the end: whether the roots stand as the last cut has them. An agent that was killed may have gone on
+        after it, though it was committed later."""
+        return self._completed or (self._shutdown is not None and self._shutdown.took_last)
+
     async def close(self) -> None:
         """Stop everything at once."""
         await self._server.close()

@@ -68,6 +68,8 @@ class Shutdown:
         self._last = Last()
         self._ends_at: float | None = None
         self._task: asyncio.Task[bool] | None = None
+        self.took_last = False
+        """The last checkpoint was taken after the agent's end: nothing was written since."""
 
     @property
     def begun(self) -> bool:
@@ -130,6 +132,7 @@ class Shutdown:
                 if session is None and not self._last.ended.is_set() and self._authority.connected:
                     await self._take_while_it_ends()
                 await self._take_last(session)
+                self.took_last = True
         except SavepointError as error:
             log.warning("no last checkpoint: %s", error)
             return before is not None and before.kept

@@ -137,9 +137,9 @@ class _Supervisor:
             status = await asyncio.to_thread(self._process.wait)
         finally:
             _take_terminal()
-            stored = await self._incarnation.end()
+            await self._incarnation.end()
             cut_now = self._incarnation.checkpointer.cut
-        if stored and cut_now is not None:
+        if self._incarnation.stands_at_cut and cut_now is not None:
             (self._stage / "sidecar" / RELEASED).write_text(json.dumps({"sequence": cut_now.ref.sequence}))
         return status if status >= 0 else 128 - status
 

@@ -106,6 +106,19 @@ async def test_an_intervals_flush_is_not_given_up_for_one_that_may_never_come(tm
         assert stored_notes(cell) == ["interval"]
 
 
+async def test_files_of_an_agent_that_was_killed_are_not_those_of_the_cut_under_way(tmp_path: Path) -> None:
+    """It went on after what it handed over for the interval: who starts next must set its files back."""
+    async with running(tmp_path) as cell:
+        agent, go_on = await sealed(cell, "interval")
+        await agent.die()
+        ending = asyncio.ensure_future(cell.incarnation.end())
+        await asyncio.sleep(0.05)
+        go_on.set()
+        assert await ending
+        assert stored_notes(cell) == ["interval"]
+        assert not cell.incarnation.stands_at_cut
+
+
 async def test_an_order_that_is_about_to_be_obeyed_does_not_take_the_last_flushs_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +175,7 @@ async def test_what_is_in_the_way_of_the_last_checkpoint_may_pass(
         await agent.die()
         assert await cell.incarnation.end()
         assert stored_notes(cell) == ["last"] and not faults
+        assert cell.incarnation.stands_at_cut
 
 
 async def test_the_wait_for_a_url_does_not_outlive_the_patience_for_the_commit(
