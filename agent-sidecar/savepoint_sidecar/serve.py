@@ -6,6 +6,7 @@ It decides nothing: see ``incarnation`` and ``init``.
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import secrets
 import signal
@@ -30,6 +31,8 @@ from savepoint_sidecar.settings import Settings
 from savepoint_sidecar.terms import Edges, Terms
 
 EXIT_USAGE = 2
+EXIT_TERMINATED = 128 + signal.SIGTERM
+"""Of a restore that is told to end: at once, since it may end anywhere, and as process 1 it would ignore the signal."""
 
 log = logging.getLogger("savepoint_sidecar")
 
@@ -43,6 +46,7 @@ def run_restore() -> int:
     """The init container; its exit status."""
     failpoints = Failpoints(settings.failpoint_of())
     told = settings.TERMINATION_LOG if settings.TERMINATION_LOG.exists() else None  # kubelet makes it
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_TERMINATED))
     return asyncio.run(init.restore(_configured(), failpoints, told))
 
 

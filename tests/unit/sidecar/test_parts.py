@@ -211,6 +211,18 @@ async def test_a_cancelled_thread_is_waited_for() -> None:
     assert steps == ["ended"]
 
 
+def test_a_restore_that_waits_ends_at_once_when_it_is_told_to() -> None:
+    """As process 1 of its container it would ignore the signal, and its pod's deletion would last the whole grace."""
+    environment = {**ENVIRONMENT, names.ENV_CONTROL_URL: "ws://127.0.0.1:9/v1/control"}
+    program = "import sys; from savepoint_sidecar.main import restore; sys.exit(restore())"
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "waiting" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+
+
 def test_a_failpoint_kills_at_its_count() -> None:
     program = (
         "from savepoint_sidecar.failpoint import Failpoints\n"
