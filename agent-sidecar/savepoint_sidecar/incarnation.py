@@ -46,6 +46,7 @@ START_SECONDS: Final = 20.0
 AWAY_SECONDS: Final = 3.0
 """How long the end of an agent waits for an attempt whose commit waits for an authority that is away."""
 POLL_SECONDS: Final = 0.05
+CONNECTED_ANEW: Final = "the agent has connected anew while it was captured"
 STOPPING: Final = "The pod is stopping: its last checkpoint is taken instead of this one."
 REMEMBERED_ATTEMPTS: Final = 64
 
@@ -74,6 +75,8 @@ class Incarnation:
         self._fence = Fence(authority, self.sessions)
         self._lock = asyncio.Lock()
         self._attempt: Attempt | None = None
+        self._connecting = 0
+        """Agents in their connect(): they wait for the lock, and hand over nothing before they have it."""
         self._seen: dict[str, None] = {}
         """Attempts that were ordered: every order may come twice."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -175,8 +178,7 @@ class Incarnation:
         if session.hello.reattach:
             await self._recovery.is_first()
             return self._connected(session, None, ())
-        await self._wait_for_attempt()
-        async with self._lock:
+        async with self._after_attempt():
             await self._recovery.rebase()
             if await self._recovery.is_first():
                 assert self._welcome is not None
@@ -278,6 +280,8 @@ class Incarnation:
                 if self._is_ending:
                     await self._decline(order)
                     return
+                if self._connecting:
+                    attempt.interrupt(Unavailable(CONNECTED_ANEW))
                 await self._take(attempt, self.sessions.live)
 
     async def _await_agent(self) -> None:
@@ -341,14 +345,23 @@ class Incarnation:
     def _attempt_of(self, identifier: str, trigger: str, seconds: float) -> Attempt:
         return Attempt(identifier, trigger, self._edges.monotonic() + seconds, self._edges.monotonic)
 
-    async def _wait_for_attempt(self) -> None:
-        """An attempt that had not captured everything dies with the process it captured; a sealed one may commit."""
-        self._interrupt("the agent has connected anew while it was captured")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CONNECT_WAIT_SECONDS), self._lock:
-                return
-        if self._attempt is not None:
-            self._attempt.interrupt(Unavailable("the agent has started anew and cannot wait any longer"))
+    @contextlib.asynccontextmanager
+    async def _after_attempt(self) -> AsyncIterator[None]:
+        """The lock, for an agent that connects. An attempt that had not captured everything dies with the process it
+        captured; a sealed one may commit."""
+        self._interrupt(CONNECTED_ANEW)
+        self._connecting += 1
+        try:
+            if not await self._locked_within(CONNECT_WAIT_SECONDS):
+                if self._attempt is not None:
+                    self._attempt.interrupt(Unavailable("the agent has started anew and cannot wait any longer"))
+                await self._lock.acquire()
+        finally:
+            self._connecting -= 1
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @contextlib.asynccontextmanager
     async def _turn(self, why: str, superseded: Callable[[], bool | None]) -> AsyncIterator[None]:

@@ -72,6 +72,8 @@ class LocalAuthority:
         self._now, self._random_bytes = now, random_bytes
         self._orders: asyncio.Queue[Order | None] = asyncio.Queue()
         self._timer: asyncio.Task[None] | None = None
+        self._in_flight: dict[str, float] = {}
+        """Attempts that were ordered and have not ended: when, by the loop's clock."""
         self._commits = 0
         self._closed = False
 
@@ -146,10 +148,13 @@ class LocalAuthority:
 
     async def commit(self, offer: Offer) -> CheckpointRef:
         """Append the record."""
-        return await asyncio.to_thread(self._commit, offer)
+        made = await asyncio.to_thread(self._commit, offer)
+        self._in_flight.pop(offer.attempt, None)
+        return made
 
     async def result(self, result: Result) -> None:
-        """Nobody asks."""
+        """The attempt has ended: the next may come."""
+        self._in_flight.pop(result.attempt, None)
 
     async def request_checkpoint(self, request: RequestCheckpoint) -> None:
         """Order it at once."""
@@ -184,11 +189,13 @@ class LocalAuthority:
         while True:
             await asyncio.sleep(pause)
             pause = self._terms.interval_seconds
-            if self._orders.empty():
+            since = asyncio.get_running_loop().time() - ATTEMPT_SECONDS
+            if all(at < since for at in self._in_flight.values()):  # else they would pile up before one that waits
                 self._order("Interval", "")
 
     def _order(self, trigger: str, request: str) -> None:
         attempt = self._random_bytes(16).hex()
+        self._in_flight[attempt] = asyncio.get_running_loop().time()
         self._orders.put_nowait(Checkpoint(attempt, trigger, ATTEMPT_SECONDS, request=request))
 
     def _commit(self, offer: Offer) -> CheckpointRef:
