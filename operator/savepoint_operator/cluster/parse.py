@@ -49,6 +49,7 @@ def meta_of(raw: Raw) -> Meta:
         deleting=bool(metadata.get("deletionTimestamp")),
         labels=metadata.get("labels") or {},
         annotations=metadata.get("annotations") or {},
+        generated=bool(metadata.get("generateName")),
     )
 
 

@@ -51,6 +51,8 @@ class Meta:
     deleting: bool
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    generated: bool = False
+    """The API server chose its name: nobody makes it anew under the same one."""
 
     @property
     def key(self) -> ObjectKey:

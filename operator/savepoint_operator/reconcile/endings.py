@@ -14,12 +14,16 @@ from savepoint_operator.reconcile.line import Line
 
 log = logging.getLogger(__name__)
 
+ENDED_KEPT: Final = 64
+"""While the chain cannot be read it is not known which of them counts; the grant looks at the pod itself, too."""
 AGAIN_SECONDS: Final = 2.0
 """Its sidecar's last words may still be under way."""
 
 
 async def end_run(line: Line, store: str, orders: Orders) -> float | None:
     """Have the end recorded if the pod that holds the newest epoch has exited. Seconds until another try."""
+    while len(line.ended_pods) > ENDED_KEPT:
+        line.ended_pods.pop()
     if not line.chain_read or line.head is None or not store:
         return None
     record = line.head.record

@@ -83,10 +83,13 @@ class Restores:
         return pod is None or pod.phase in ("Succeeded", "Failed")
 
     async def expire(self, line: Line) -> None:
-        """Delete the oldest ones beyond the limit: of the starts, and of the rollbacks and resets."""
+        """Delete the oldest ones beyond the limit: of starts, and of rollbacks and resets that no manifest names.
+
+        What is applied by its name would come again, and roll the agent back once more.
+        """
         every = self._world.restores.of(line.agent)
         starts = [each for each in every if each.mode == "Resume"]
-        asked = [each for each in every if each.mode != "Resume"]
+        asked = [each for each in every if each.mode != "Resume" and each.meta.generated]
         for item in (*_beyond(starts), *_beyond(asked)):
             await self._cluster.delete(RESTORES, item.meta.namespace, item.meta.name, item.meta.uid)
             self._world.restores.remove(

@@ -11,7 +11,7 @@ from savepoint_operator.model.objects import Pod
 
 RUNS_ONCE: Final = ("Never", "OnFailure")
 """Restart policies under which an exit with 0 is the end: the kubelet starts nothing again."""
-CLOCKS_APART: Final = timedelta(seconds=2)
+CLOCKS_APART: Final = timedelta(seconds=5)
 """By how much a node's clock, which tells the exit, may be behind the API server's, which tells the deletion; and both
 are told in whole seconds."""
 

@@ -13,6 +13,7 @@ from savepoint.contract.names import CONTAINER_RESTORE, ENV_ROOTS
 from savepoint_operator.model.views import ClaimedRoot
 
 READ_WRITE_MANY: Final = "ReadWriteMany"
+_WORDS: Final = ("name", "path")
 
 
 def claimed_roots(pod: Mapping[str, Any]) -> tuple[ClaimedRoot, ...]:
@@ -67,10 +68,12 @@ def _claims(pod_name: str, volumes: Iterable[Mapping[str, Any]]) -> Iterable[tup
 
 
 def _roots(container: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """As the webhook has written them, whose text no pod's owner can choose; none where something else stands there."""
+    """As the webhook has written them; a pod that did not pass it may say anything, and names none then."""
     told = {each.get("name"): each.get("value") or "" for each in container.get("env") or ()}
     try:
         found = json.loads(told.get(ENV_ROOTS, "").replace("$$", "$"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
-    return [each for each in found if isinstance(each, dict) and {"name", "path"} <= each.keys()]
+    if not isinstance(found, list):
+        return []
+    return [each for each in found if isinstance(each, dict) and all(isinstance(each.get(n), str) for n in _WORDS)]

@@ -218,9 +218,12 @@ async def test_a_completed_run_whose_pod_stays_is_asked_for_nothing_more(bench: 
 # -- rollback and reset -------------------------------------------------------------------------------------------
 
 
+GENERATED = {"generateName": "back-"}
+
+
 def rollback(bench: Bench, name: str = "back", **source: str) -> None:
     mode = "Rollback" if "checkpointName" in source else "Reset"
-    bench.cluster.put(RESTORES, name, NAMESPACE, spec={"mode": mode, "source": source})
+    bench.cluster.put(RESTORES, name, NAMESPACE, spec={"mode": mode, "source": source}, metadata=GENERATED)
 
 
 def restore(bench: Bench, name: str = "back") -> dict[str, Any]:
@@ -286,14 +289,19 @@ async def test_a_new_leader_finishes_what_the_old_one_began(bench: Bench) -> Non
     assert bench.orders.rolled_back == []
 
 
-async def test_ten_that_users_asked_for_are_kept_beside_the_starts(bench: Bench) -> None:
+@pytest.mark.parametrize("applied", [False, True])
+async def test_ten_that_users_asked_for_are_kept_beside_the_starts(bench: Bench, applied: bool) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     bench.ask("slow")
     await bench.settle()
     for number in range(KEPT + 3):
-        rollback(bench, f"back-{number}", checkpointName="slow")
+        name, spec = f"back-{number}", {"mode": "Rollback", "source": {"checkpointName": "slow"}}
+        bench.cluster.put(RESTORES, name, NAMESPACE, spec=spec, metadata={} if applied else GENERATED)
         await bench.pass_time(1)
+    if applied:  # a tool would make it again, and ask for the same rollback once more
+        assert restore(bench, "back-0")["reason"]
+        return
     left = {raw["metadata"]["name"] for raw in bench.cluster.every(RESTORES) if raw["spec"]["mode"] == "Rollback"}
     assert left == {f"back-{number}" for number in range(3, KEPT + 3)}
     assert restore(bench, "back-3")["agent"] == "coder"

@@ -56,10 +56,10 @@ def evicted(status: str = "True") -> dict[str, Any]:
         (pod(ended(ASKED + timedelta(seconds=4)), deleted=True), False),
         (pod(ended(ASKED + timedelta(seconds=4)), deleted=True, **evicted()), False),
         # Its own end came first, and then its Job was deleted while the last checkpoint was taken:
-        (pod(ended(ASKED - timedelta(seconds=3)), deleted=True), True),
+        (pod(ended(ASKED - timedelta(seconds=6)), deleted=True), True),
         # Nobody can say which came first:
         (pod(ended(ASKED), deleted=True), False),
-        (pod(ended(ASKED - timedelta(seconds=2)), deleted=True), False),
+        (pod(ended(ASKED - timedelta(seconds=5)), deleted=True), False),
         (pod({"name": "agent", "state": {"terminated": {"exitCode": 0, "finishedAt": None}}}, deleted=True), False),
         (pod({"name": "agent"}, deleted=True), False),
         # One container went by itself, the other was told to:
@@ -77,6 +77,6 @@ def test_a_container_without_a_status_has_not_said_when_it_ended() -> None:
 
 
 def test_a_shorter_grace_on_a_second_thought_moves_nothing() -> None:
-    raw = pod(ended(ASKED - timedelta(seconds=3)), deleted=True)
+    raw = pod(ended(ASKED - timedelta(seconds=6)), deleted=True)
     raw["metadata"] |= {"deletionTimestamp": stamp(ASKED), "deletionGracePeriodSeconds": 0}
     assert ends_run(pod_of(raw))

@@ -54,7 +54,20 @@ def environment(pod: dict[str, Any]) -> str:
     return next(str(each["value"]) for each in variables if each["name"] == names.ENV_ROOTS)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"name": "a"}]', '[{"name":"team-files","path":"/x"}]'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        "5",
+        "null",
+        '[{"name":"a","path":[],"chosen":false}]',
+        "[" * 5000,
+        '[{"name": "a"}]',
+        '[{"name":"team-files","path":"/x"}]',
+    ],
+)
 def test_a_pod_of_another_version_tells_nothing(text: str) -> None:
     pod = injected()
     variables = pod["spec"]["initContainers"][0]["env"]
