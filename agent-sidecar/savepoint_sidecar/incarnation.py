@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
@@ -32,21 +32,18 @@ from savepoint_sidecar.session import Session, Sessions
 from savepoint_sidecar.shutdown import Shutdown
 from savepoint_sidecar.socket_server import SocketServer
 from savepoint_sidecar.terms import Edges, Terms
+from savepoint_sidecar.turn import CONNECTED_ANEW, Turn
 
 log = logging.getLogger(__name__)
 
 RELEASE_SECONDS: Final = 0.8
 """Of the two seconds that a sidecar has when the grace is spent: for the release."""
 FINISH_SECONDS: Final = 300.0
-CONNECT_WAIT_SECONDS: Final = 120.0
 BASELINE_SECONDS: Final = 60.0
 BASELINE_BYTES: Final = 256 << 20
 AGENT_SECONDS: Final = 5.0
 START_SECONDS: Final = 20.0
-AWAY_SECONDS: Final = 3.0
-"""How long the end of an agent waits for an attempt whose commit waits for an authority that is away."""
 POLL_SECONDS: Final = 0.05
-CONNECTED_ANEW: Final = "the agent has connected anew while it was captured"
 STOPPING: Final = "The pod is stopping: its last checkpoint is taken instead of this one."
 REMEMBERED_ATTEMPTS: Final = 64
 
@@ -73,10 +70,7 @@ class Incarnation:
         self._server = SocketServer(terms.socket_path, self.sessions, self)
         self._requests = Requests(authority, edges.random_id)
         self._fence = Fence(authority, self.sessions)
-        self._lock = asyncio.Lock()
-        self._attempt: Attempt | None = None
-        self._connecting = 0
-        """Agents in their connect(): they wait for the lock, and hand over nothing before they have it."""
+        self.turn = Turn(authority, edges.monotonic, terms.grace_seconds)
         self._seen: dict[str, None] = {}
         """Attempts that were ordered: every order may come twice."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -109,9 +103,8 @@ class Incarnation:
             self._requests,
             self._recovery,
             self.checkpointer,
-            turn=self._turn,
+            turn=self.turn,
             take=self._take,
-            in_flight=lambda: self._attempt,
             grace_seconds=self._terms.grace_seconds,
             edges=self._edges,
         )
@@ -127,7 +120,7 @@ class Incarnation:
 
     def attempts(self) -> tuple[tuple[str, str], ...]:
         """The attempt in flight and its stage, to be restated after a reconnect."""
-        return ((self._attempt.id, self._attempt.stage),) if self._attempt is not None else ()
+        return ((self.turn.attempt.id, self.turn.attempt.stage),) if self.turn.attempt is not None else ()
 
     def begin_end(self) -> None:
         """The pod is stopping: ask the agent for its last flush and start copying. May be told twice."""
@@ -142,8 +135,8 @@ class Incarnation:
         stored = self._completed
         if not self._completed and self._stopped is None:
             stored = await self._shutdown.ended() or self._completed
-        if not stored and self._attempt is not None:
-            self._attempt.interrupt(Unavailable("the grace period ended before this checkpoint did"))
+        if not stored and self.turn.attempt is not None:
+            self.turn.attempt.interrupt(Unavailable("the grace period ended before this checkpoint did"))
         if self._stopped is None:
             message = "" if stored else "The end of this incarnation is in no checkpoint; the last one counts."
             with contextlib.suppress(TimeoutError, SavepointError):
@@ -178,7 +171,7 @@ class Incarnation:
         if session.hello.reattach:
             await self._recovery.is_first()
             return self._connected(session, None, ())
-        async with self._after_attempt():
+        async with self.turn.of_connect():
             await self._recovery.rebase()
             if await self._recovery.is_first():
                 assert self._welcome is not None
@@ -208,7 +201,7 @@ class Incarnation:
     async def finish(self, session: Session, flush: wire.Flush) -> str:
         """The last checkpoint of the run, and its completion."""
         assert self._shutdown is not None
-        async with self._turn("the agent has finished its run", lambda: True):
+        async with self.turn.of_end("the agent has finished its run", lambda: True):
             attempt = await self._shutdown.order_or_own("Finish", FINISH_SECONDS)
             attempt.completed = True
             last = Last(flush=flush)
@@ -246,11 +239,11 @@ class Incarnation:
                 case Refused():
                     again = self._requests.refused(order)
                     if again is not None:
-                        self._spawn(self._requests.forward(*again, after=self._lock))
+                        self._spawn(self._requests.forward(*again, after=self.turn.lock))
                 case Stop() if self._stopped is None:
                     log.error("this incarnation is stopped: %s: %s", order.reason, order.message)
                     self._stopped = RefusedError(order.message, order.reason)
-                    self._interrupt(order.message)
+                    self.turn.interrupt(order.message)
                     self._fence.stop(order.message)
                 case Welcome():
                     self._recovery.heard(order)
@@ -271,7 +264,7 @@ class Incarnation:
         attempt = Attempt(order.attempt, order.trigger, ends_at, self._edges.monotonic, request=order.request)
         await self._await_agent()
         with contextlib.suppress(SavepointError):
-            async with self._lock:
+            async with self.turn.lock:
                 if self._completed:
                     why = "The run is completed: its last checkpoint holds its end, and nothing changes any more."
                     await self._authority.result(Result(order.attempt, "Failed", "Completed", why))
@@ -280,7 +273,7 @@ class Incarnation:
                 if self._is_ending:
                     await self._decline(order)
                     return
-                if self._connecting:
+                if self.turn.agent_waits:
                     attempt.interrupt(Unavailable(CONNECTED_ANEW))
                 await self._take(attempt, self.sessions.live)
 
@@ -302,12 +295,12 @@ class Incarnation:
         """Run one attempt; the lock is held. The authority and the agent are told how it ended."""
         if self._stopped is not None:
             raise self._stopped
-        self._attempt = attempt
+        self.turn.attempt = attempt
         try:
             taken = await self.checkpointer.take(attempt, session, last)
             attempt.kept = True
         finally:
-            self._attempt = None
+            self.turn.attempt = None
             await asyncio.to_thread(_trim)
         if taken == "Ready":
             await self._raise_markers()
@@ -345,60 +338,9 @@ class Incarnation:
     def _attempt_of(self, identifier: str, trigger: str, seconds: float) -> Attempt:
         return Attempt(identifier, trigger, self._edges.monotonic() + seconds, self._edges.monotonic)
 
-    @contextlib.asynccontextmanager
-    async def _after_attempt(self) -> AsyncIterator[None]:
-        """The lock, for an agent that connects. An attempt that had not captured everything dies with the process it
-        captured; a sealed one may commit."""
-        self._interrupt(CONNECTED_ANEW)
-        self._connecting += 1
-        try:
-            if not await self._locked_within(CONNECT_WAIT_SECONDS):
-                if self._attempt is not None:
-                    self._attempt.interrupt(Unavailable("the agent has started anew and cannot wait any longer"))
-                await self._lock.acquire()
-        finally:
-            self._connecting -= 1
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, why: str, superseded: Callable[[], bool | None]) -> AsyncIterator[None]:
-        """The lock, for an end that cannot wait: what is not sealed ends at once, and what is sealed may be committed.
-
-        When that waits for an authority that is away, ``superseded`` says whether a later state is at hand (it makes
-        way), will not come (it is left for later itself), or may yet come (None: both wait). Only one can be left.
-        """
-        self._interrupt(why)
-        heard = self._edges.monotonic()
-        while not await self._locked_within(POLL_SECONDS):
-            now, attempt, later = self._edges.monotonic(), self._attempt, superseded()
-            heard = now if self._authority.connected else heard
-            if attempt is None or later is None or now - heard < min(AWAY_SECONDS, self._terms.grace_seconds / 8):
-                continue
-            if later:
-                attempt.interrupt(Unavailable(f"the operator is away, and {why}"))
-            else:
-                attempt.defer()
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    async def _locked_within(self, seconds: float) -> bool:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                return await self._lock.acquire()
-        return False
-
     @property
     def _is_ending(self) -> bool:
         return self._shutdown is not None and self._shutdown.begun
-
-    def _interrupt(self, why: str) -> None:
-        if self._attempt is not None and not self._attempt.sealed:
-            self._attempt.interrupt(Unavailable(why))
 
     def _connected(
         self, session: Session, what: wire.Restored | None, components: tuple[wire.Component, ...]

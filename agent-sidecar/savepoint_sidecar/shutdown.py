@@ -1,14 +1,12 @@
 """The end of an incarnation: the agent's last flush, the last checkpoint, and how much time there is for both.
 
-It takes checkpoints only through ``take``, when it is its ``turn``. The release is the
-incarnation's own last word.
+It takes checkpoints only through ``take``, when it is its turn. The release is the incarnation's own last word.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable
 from typing import Final, Protocol
 
 from savepoint.contract import agent as wire
@@ -22,6 +20,7 @@ from savepoint_sidecar.recovery import Recovery
 from savepoint_sidecar.request import Requests
 from savepoint_sidecar.session import Session, Sessions
 from savepoint_sidecar.terms import Edges
+from savepoint_sidecar.turn import Turn
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +37,6 @@ class Take(Protocol):
     def __call__(self, attempt: Attempt, session: Session | None, last: Last | None = None) -> Awaitable[Taken]: ...
 
 
-class Turn(Protocol):
-    """Waits until nothing else is done to the state; for an absent authority only as ``superseded`` says."""
-
-    def __call__(self, why: str, superseded: Callable[[], bool | None]) -> AbstractAsyncContextManager[None]: ...
-
-
 class Shutdown:
     """Begun once, by the news that the pod stops or by the agent's exit; over when ``ended`` has returned."""
 
@@ -57,13 +50,12 @@ class Shutdown:
         *,
         turn: Turn,
         take: Take,
-        in_flight: Callable[[], Attempt | None],
         grace_seconds: float,
         edges: Edges,
     ) -> None:
         self._authority, self._sessions, self._requests = authority, sessions, requests
         self._recovery, self._checkpointer = recovery, checkpointer
-        self._turn, self._take, self._in_flight = turn, take, in_flight
+        self._turn, self._take = turn, take
         self._grace_seconds, self._edges = grace_seconds, edges
         self._last = Last()
         self._ends_at: float | None = None
@@ -117,7 +109,7 @@ class Shutdown:
         return self.last_attempt(identifier, trigger, seconds)
 
     async def _run(self) -> bool:
-        session, before = self._sessions.live, self._in_flight()
+        session, before = self._sessions.live, self._turn.attempt
         try:
             if session is None:
                 self._checkpointer.require_values(False)
@@ -126,7 +118,7 @@ class Shutdown:
             return await self._see_through(before)
         flushing = asyncio.ensure_future(self._flush(session)) if session is not None else None
         try:
-            async with self._turn(WHY, lambda: session is None or self._superseded()):
+            async with self._turn.of_end(WHY, lambda: session is None or self._superseded()):
                 with contextlib.suppress(StoreUnavailable, Unavailable):  # the cut that is known will do
                     await self._recovery.rebase()
                 if session is None and not self._last.ended.is_set() and self._authority.connected:
@@ -145,7 +137,7 @@ class Shutdown:
         """The agent has gone, and what it handed over last may be in the attempt under way: whether that is stored."""
         if attempt is None:
             return False
-        async with self._turn(WHY, lambda: False):
+        async with self._turn.of_end(WHY, lambda: False):
             return attempt.kept
 
     def _superseded(self) -> bool | None:

@@ -147,7 +147,7 @@ class Cell:
     async def idle(self) -> None:
         """Until nothing is being done to the state any more."""
         async with asyncio.timeout(10):
-            async with self.incarnation._lock:
+            async with self.incarnation.turn.lock:
                 pass
 
     async def close(self) -> None:
