@@ -22,7 +22,9 @@ def kubectl(apiserver: ApiServer) -> Iterator[Kubectl]:
     admin = Kubectl(apiserver.kubeconfig)
     admin.install_kinds()
     yield admin
-    admin("delete", "savepoint", "--all", "--all-namespaces")
+    for kind in STATUSES:
+        apiserver.delete(f"/apis/{API}/namespaces/default/{kind}")
+    apiserver.delete(f"/apis/{API}/agentcheckpointstores")
 
 
 def thing(kind: str, spec: Any = None, name: str = "") -> dict[str, Any]:

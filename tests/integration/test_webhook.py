@@ -26,6 +26,16 @@ from tests.servers.pki import Authority
 from tests.servers.process import HOST, Process, free_ports, running
 
 SECONDS = 20.0
+IMPATIENT = """
+import dataclasses, sys
+from savepoint_operator import webhook_main
+read = webhook_main.WebhookSettings.from_environment
+webhook_main.WebhookSettings.from_environment = lambda environment: dataclasses.replace(
+    read(environment), certificate_poll_seconds=0.5
+)
+sys.exit(webhook_main.main())
+"""
+"""The process as it is, but that it looks for a new certificate more often."""
 CONTAINERS = [names.CONTAINER_RESTORE, names.CONTAINER_SIDECAR]
 
 
@@ -98,7 +108,7 @@ def webhook(apiserver: ApiServer, kubectl: Kubectl, tmp_path_factory: pytest.Tem
         kubectl("apply", "-f", "-", given=one(chart, kind, name))
     token = kubectl("create", "token", "savepoint-webhook", "-n", NAMESPACE).strip()
     with ExitStack() as stack:
-        result = stack.enter_context(started(apiserver, room, token))
+        result = stack.enter_context(started(apiserver, room, token, "-c", IMPATIENT))
         status, text = result.get("/readyz")
         assert (status, "no serving certificate yet" in text) == (503, True)
         result.renew()
@@ -117,7 +127,7 @@ def webhook(apiserver: ApiServer, kubectl: Kubectl, tmp_path_factory: pytest.Tem
 
 
 @contextmanager
-def started(apiserver: ApiServer, room: Path, token: str) -> Iterator[Webhook]:
+def started(apiserver: ApiServer, room: Path, token: str, *program: str) -> Iterator[Webhook]:
     """The process, alive; without a certificate unless there is one in room/tls already."""
     review_port, health_port = free_ports(2)
     environment = {
@@ -129,7 +139,7 @@ def started(apiserver: ApiServer, room: Path, token: str) -> Iterator[Webhook]:
         "SAVEPOINT_HEALTH_PORT": str(health_port),
     }
     health = f"http://{HOST}:{health_port}"
-    command = [sys.executable, "-W", "error", "-m", "savepoint_operator.webhook_main"]
+    command = [sys.executable, "-W", "error", *(program or ("-m", "savepoint_operator.webhook_main"))]
     with running("webhook", command, room, _alive(f"{health}/healthz"), environment=environment) as process:
         url = f"https://{HOST}:{review_port}/mutate-pods"
         yield Webhook(process, url, health, room / "tls", apiserver.authority)

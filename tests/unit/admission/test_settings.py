@@ -17,6 +17,7 @@ def test_three_variables_are_enough() -> None:
     assert settings.sidecar_image == "savepoint-sidecar:1"
     assert settings.tls_directory == Path("/etc/savepoint/tls")
     assert (settings.port, settings.health_port, settings.pull_policy) == (9443, 8080, "IfNotPresent")
+    assert (settings.certificate_poll_seconds, settings.drain_seconds) == (5.0, 5.0)
 
 
 @pytest.mark.parametrize("name", GIVEN)
