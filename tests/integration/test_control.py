@@ -126,6 +126,7 @@ class Site:
             monotonic=time.monotonic,
             random_bytes=os.urandom,
             poll_seconds=0.05,
+            linger_seconds=0.1,
         )
         self.port = await self.server.start(self.served, "127.0.0.1", self.port)
 
