@@ -26,8 +26,11 @@ CLOSED_PORT = f"http://s3.{stage.WORLD}.svc:7071"
 STUCK = """
 import savepoint, time
 agent = savepoint.connect()
+def crawl():
+    print("in the step", flush=True)
+    time.sleep(30)
 for turn in agent.loop("turns", range(1000)):
-    agent.step("crawl", time.sleep, 30)
+    agent.step("crawl", crawl)
     print("turn", turn, flush=True)
 """
 STOPPED = """
@@ -169,11 +172,13 @@ def clean_up(here: Trouble) -> None:
 
 def _stuck(here: Trouble) -> tuple[Object, Object, list[str]]:
     pod = here.strict.started("stuck")
+    logs = partial(here.strict.kubectl, "logs", "stuck", "-c", "agent")
+    until("the agent is in its step", lambda: "in the step" in logs(), seconds=60, every=1)
     failed = here.strict.failed(here.strict.ask("stuck"), seconds=25)
     kinds = here.strict.kinds("stuck")
     until(
         "the agent goes on",
-        lambda: "turn 0" in here.strict.kubectl("logs", "stuck", "-c", "agent"),
+        lambda: "turn 0" in logs(),
         seconds=60,
         every=2,
     )
