@@ -93,13 +93,13 @@ async def test_the_pod_says_that_it_stops_after_the_agent_has_left_with_an_inter
 
 async def test_an_intervals_flush_is_not_given_up_for_one_that_may_never_come(tmp_path: Path) -> None:
     """The operator is away, the agent is in a long step and is killed there: the older state is the best there is."""
-    async with running(tmp_path, grace_seconds=4.0) as cell:
+    async with running(tmp_path, grace_seconds=2.0) as cell:
         agent, go_on = await sealed(cell, "interval")
         cell.authority.up.clear()
         go_on.set()
         cell.incarnation.begin_end()
         await agent.next(wire.Stopping)
-        await asyncio.sleep(1.0)  # twice as long as an absent operator is waited for when the last state is at hand
+        await asyncio.sleep(0.5)  # twice as long as an absent operator is waited for when the last state is at hand
         assert cell.incarnation.attempts()
         await agent.die()
         assert await cell.incarnation.end()
@@ -182,7 +182,7 @@ async def test_the_wait_for_a_url_does_not_outlive_the_patience_for_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator goes between the offer of packs and the manifest, and its connection looks alive for a while."""
-    async with running(tmp_path, grace_seconds=4.0) as cell:
+    async with running(tmp_path, grace_seconds=2.0) as cell:
         agent = await cell.connected()
         connected = asyncio.Event()
         connected.set()
