@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 SILENT_SECONDS: Final = 3600.0
 ACK_SECONDS: Final = 5.0
-LONGEST_PAUSE_SECONDS: Final = 2.0
+LONGEST_PAUSE_SECONDS: Final = 1.0
 """Between two dials: an agent waits for this container."""
 
 
