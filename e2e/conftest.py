@@ -1,7 +1,6 @@
 """Fixtures of the suite: the cluster that `make cluster` brought up, and the hand that breaks its nodes."""
 
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 
 from e2e.cluster.nodes import NodeController
 from e2e.cluster.paths import default_paths
-from e2e.kube import Kubectl, until
+from e2e.kube import Kubectl, fresh_namespace
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +37,5 @@ def nodes() -> Iterator[NodeController]:
 @pytest.fixture
 def namespace(kubectl: Kubectl) -> Iterator[Kubectl]:
     """kubectl in a fresh namespace that admits only restricted pods."""
-    name = f"test-{uuid.uuid4().hex[:8]}"
-    kubectl("create", "namespace", name)
-    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    here = kubectl.within(name)
-    # Controllers make it, and after a restart they first wait for their lease to run out.
-    until("default service account", lambda: here.maybe("serviceaccount", "default"), seconds=60)
-    yield here
-    kubectl("delete", "namespace", name, "--wait=false")
+    with fresh_namespace(kubectl, "test") as here:
+        yield here

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,21 @@ class Kubectl:
     def manifest(self, name: str, **values: str) -> str:
         """Apply one of e2e/agents/manifests with its ``${…}`` filled in."""
         return self.apply(Template((MANIFESTS / name).read_text()).substitute(values))
+
+
+@contextlib.contextmanager
+def fresh_namespace(kubectl: Kubectl, prefix: str) -> Iterator[Kubectl]:
+    """kubectl in a new namespace that admits only restricted pods; it is deleted in the background at the end."""
+    name = f"{prefix}-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    here = kubectl.within(name)
+    # Controllers make it, and after a restart they first wait for their lease to run out.
+    until("default service account", lambda: here.maybe("serviceaccount", "default"), seconds=60)
+    try:
+        yield here
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
 
 
 @contextlib.contextmanager

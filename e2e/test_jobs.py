@@ -4,14 +4,13 @@ The agent is a shell that has never heard of Savepoint. It says what it finds in
 """
 
 import json
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from e2e import lab as stage
-from e2e.kube import Kubectl, until
+from e2e.kube import Kubectl, fresh_namespace, until
 from e2e.lab import condition
 from e2e.trouble import AgentPod, Object
 
@@ -30,13 +29,8 @@ POLITE = f"{FIND}; echo half >/data/work; trap 'exit 0' TERM; while :; do sleep 
 def place(kubectl: Kubectl) -> Iterator[Kubectl]:
     """The chart installed, and a namespace for the agents."""
     stage.install(kubectl)
-    name = f"jobs-{uuid.uuid4().hex[:6]}"
-    kubectl("create", "namespace", name)
-    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    here = kubectl.within(name)
-    until("default service account", lambda: here.maybe("serviceaccount", "default"), seconds=60)
-    yield here
-    kubectl("delete", "namespace", name, "--wait=false")
+    with fresh_namespace(kubectl, "jobs") as here:
+        yield here
 
 
 def agent(name: str, script: str) -> AgentPod:

@@ -6,8 +6,9 @@ one cannot be built, only the tests that need it fail.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
+import aiohttp
 import pytest
 
 from e2e.cluster.bootstrap import BootstrapError
@@ -49,6 +50,13 @@ def _require(names: tuple[str, ...]) -> None:
     broken = [_failures[name] for name in names if name in _failures]
     if broken:
         pytest.fail("\n".join(broken), pytrace=False)
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    """For sidecars and init containers that the tests play."""
+    async with aiohttp.ClientSession() as session:
+        yield session
 
 
 @pytest.fixture(scope="session")

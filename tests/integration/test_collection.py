@@ -9,7 +9,7 @@ import asyncio
 import base64
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
@@ -57,12 +57,6 @@ def rig(apiserver: ApiServer, s3_server: S3Server, tmp_path_factory: pytest.Temp
     with rig.operator():
         yield rig
     rig.leave()
-
-
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 def bucket(rig: Rig) -> S3Store:

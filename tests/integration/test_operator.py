@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,12 +29,6 @@ def rig(apiserver: ApiServer, s3_minio: S3Server, tmp_path_factory: pytest.TempP
     with rig.operator():
         yield rig
     rig.leave()
-
-
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 def test_the_default_store_is_made_and_becomes_ready(rig: Rig) -> None:

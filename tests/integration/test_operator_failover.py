@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,6 @@ def rig(installed: None, apiserver: ApiServer, s3_minio: S3Server, tmp_path: Pat
     rig = another_rig(apiserver, s3_minio, tmp_path)
     yield rig
     rig.leave()
-
-
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def ask(rig: Rig, agent: str, **spec: Any) -> str:

@@ -39,12 +39,6 @@ def rig(apiserver: ApiServer, s3_minio: S3Server, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
-
-
-@pytest.fixture
 async def site(s3_minio: S3Server, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     async with site_over(s3_minio, tmp_path_factory.mktemp("site")) as made:
         yield made
