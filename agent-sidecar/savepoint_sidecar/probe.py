@@ -5,6 +5,7 @@ They start a Python of their own every time, so they import next to nothing.
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Final
 
@@ -13,17 +14,28 @@ from savepoint.contract.names import ENV_SOCKET, ENV_STAGE, SOCKET_PATH, STAGE_D
 PRIVATE_SOCKET: Final = "sidecar/private.sock"
 """Below the stage: where the running sidecar listens for its own commands."""
 TIMEOUT_SECONDS: Final = 3.0
+POLL_SECONDS: Final = 0.05
 
 
-def ready() -> int:
-    """0 once the agent's socket is served."""
+def ready(patience_seconds: float = 3.0) -> int:
+    """0 once the agent's socket is served. It waits a while for that: the agent starts when this says so, and kubelet
+    asks again only a second later."""
+    until = time.monotonic() + patience_seconds
+    while not _served():
+        if time.monotonic() > until:
+            return 1
+        time.sleep(POLL_SECONDS)
+    return 0
+
+
+def _served() -> bool:
     try:
         answer = _ask(
             Path(os.environ.get(ENV_SOCKET, SOCKET_PATH)), b"GET /v1/status HTTP/1.0\r\nHost: localhost\r\n\r\n"
         )
     except OSError:
-        return 1
-    return 0 if b" 200 " in answer.partition(b"\r\n")[0] else 1
+        return False
+    return b" 200 " in answer.partition(b"\r\n")[0]
 
 
 def prestop() -> int:

@@ -1,7 +1,7 @@
 """Entry points of the image's two processes; the operator's parts are put together here and nowhere else.
 
 Order: health port, API self-test, Lease, certificates, listing, stores, watches, looks, control port. The other way
-round at the end: the Lease is kept while shutdown commits in flight finish, and released last.
+round at the end: it serves, and is ready, for as long as an agent on its way needs it; then the port, then the Lease.
 """
 
 import asyncio
@@ -35,6 +35,9 @@ from savepoint_operator.settings import Settings, SettingsError
 log = logging.getLogger(__name__)
 
 SELF_TEST_SECONDS = 2.0
+GONE_SECONDS = 1.5
+"""How long the process stays after all is let go: a Service that still leads here is refused at once; an address that
+is gone would keep a pod waiting for seconds."""
 STORES_SECONDS = 5.0
 """How long stores may take to answer before pods are served: until then each sidecar would be told to dial again."""
 
@@ -87,6 +90,7 @@ class Operator:
             await asyncio.gather(keeping, return_exceptions=True)
             if leadership.held:
                 await leadership.release()
+                await asyncio.sleep(GONE_SECONDS)
 
     async def _self_test(self, api: Api, stop: asyncio.Event) -> str | None:
         """The cluster's identity. Denied ends the process: it is a client without credentials, or without rights."""
@@ -161,7 +165,6 @@ class Operator:
             self._missing = ""
             log.info("serving pods on port %d", self.control_port)
             done, _ = await asyncio.wait((asked, keeping, looks, fresh, blind), return_when=asyncio.FIRST_COMPLETED)
-            self._missing = "stopping"
             if keeping in done:
                 raise LeadershipLost("the Lease was lost")
             for task in done & {looks, fresh}:

@@ -25,6 +25,10 @@ COMMIT_SECONDS = 30.0
 """How long a commit is tried at least while the store cannot be reached, even past the attempt's deadline."""
 RETRY_SECONDS = 0.5
 RETRY_MOST_SECONDS = 8.0
+SUCCESSOR_SECONDS = 5.0
+"""How long after a pod's release, and after a restore, the next word of the agent is waited for."""
+JOINED_SECONDS = 2.0
+"""How long a sidecar that has just joined may still ask for what its agent needs to start."""
 
 
 class Registry:
@@ -90,7 +94,10 @@ class Registry:
 
     def attach(self, agent: AgentKey, session: Session) -> None:
         """The session is the agent's; an older one of the same pod has been closed by then."""
-        self._line(agent).session = session
+        line = self._line(agent)
+        line.session = session
+        if self._monotonic() < line.between_until:
+            line.between_until = self._monotonic() + JOINED_SECONDS
 
     def detach(self, agent: AgentKey, session: Session) -> bool:
         """The session has ended; whether it was the agent's. Its attempt waits for a reconnect until the deadline."""
@@ -106,7 +113,14 @@ class Registry:
 
     def restored(self, agent: AgentKey, pod_uid: str) -> None:
         """The pod's restore has ended, or its connection has."""
-        self._line(agent).restoring.discard(pod_uid)
+        line = self._line(agent)
+        if pod_uid in line.restoring:
+            line.restoring.remove(pod_uid)
+            self.awaited(agent)
+
+    def awaited(self, agent: AgentKey) -> None:
+        """The agent is between two pods from now on, or one step further: the next word of it may come soon."""
+        self._line(agent).between_until = self._monotonic() + SUCCESSOR_SECONDS
 
     async def hold(self, tenure: Tenure) -> None:
         """This pod holds the newest epoch: what an earlier holder had under way has ended, one way or the other."""
@@ -239,6 +253,12 @@ class Registry:
             line.commits or (line.session is not None and line.attempt is not None and line.attempt.trigger in URGENT)
             for line in self._lines.values()
         )
+
+    @property
+    def between(self) -> bool:
+        """Whether an agent is on its way from one pod to the next: until the new one's sidecar has what it needs."""
+        now = self._monotonic()
+        return any(line.restoring or now < line.between_until for line in self._lines.values())
 
     def pods(self) -> list[PodIdentity]:
         """Of every live session."""

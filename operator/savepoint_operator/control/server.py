@@ -105,15 +105,15 @@ class ControlServer:
         return int(self._listener.sockets[0].getsockname()[1])
 
     async def drain(self, seconds: float) -> None:
-        """Leadership is about to end: begin nothing new; commits and shutdowns under way may end within the bound.
+        """Leadership is about to end: order nothing new, and go on serving while an agent needs it, within the bound.
 
-        A drain often evicts this process and its agents at one time: those that are told to end may say their last.
+        A drain often evicts this process and its agents at one time: those that are told to end may say their last,
+        and their successors, which start at once, are granted and restored here: the next leader comes later.
         """
-        self._leading = False
         self._registry.stop_ordering()
         begun = self._monotonic()
         while (passed := self._monotonic() - begun) < seconds:
-            busy = self._registry.urgent or self._lineage.busy or await self._any_is_going()
+            busy = self._registry.urgent or self._registry.between or self._lineage.busy or await self._any_is_going()
             if passed >= self._linger_seconds and not busy:
                 return
             await asyncio.sleep(DRAIN_POLL_SECONDS)

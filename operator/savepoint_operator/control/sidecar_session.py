@@ -292,6 +292,8 @@ class SidecarSession:
             why = "The pod ended before this checkpoint did; earlier checkpoints are kept."
             await self._registry.fail(agent, Result(attempt.id, "Failed", "SourcePodReplaced", why))
         self._presence.released(agent, pod)
+        if not message.completed:
+            self._registry.awaited(agent)
         await self._recorder.released(agent, pod, message.completed, message.message)
         await self._answer(Ack("released"))
 

@@ -192,8 +192,8 @@ def _injected_containers(pod: Pod, plan: _Plan) -> tuple[dict[str, Any], dict[st
         "startupProbe": {
             "exec": {"command": ["savepoint-sidecar", "ready"]},
             "periodSeconds": 1,
-            "timeoutSeconds": 5,
-            "failureThreshold": 120,
+            "timeoutSeconds": 8,  # one look waits for three
+            "failureThreshold": 40,
         },
         "lifecycle": {"preStop": {"exec": {"command": ["savepoint-sidecar", "prestop"]}}},
     }

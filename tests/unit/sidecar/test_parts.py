@@ -279,7 +279,7 @@ async def test_the_probe_commands(
 ) -> None:
     monkeypatch.setenv(names.ENV_SOCKET, str(tmp_path / "agent.sock"))
     monkeypatch.setenv(names.ENV_STAGE, str(tmp_path / "nowhere"))
-    assert probe.ready() == 1
+    assert probe.ready(0.0) == 1
     assert probe.prestop() == 0
     assert "could not be told" in capsys.readouterr().out
     async with running(tmp_path):

@@ -13,13 +13,15 @@ from savepoint.contract.control import (
     Heartbeat,
     Hello,
     NeedUrls,
+    Outcome,
     Refused,
     Released,
     RequestCheckpoint,
     Wait,
 )
+from savepoint_operator.control.registry import JOINED_SECONDS, SUCCESSOR_SECONDS
 from savepoint_operator.control.server import PATH
-from savepoint_operator.model.views import Refusal
+from savepoint_operator.model.views import PodStanding, Refusal
 
 from tests.fakes.control_cell import AGENT, Cell, attempt, until
 
@@ -141,6 +143,7 @@ async def test_a_stop_finishes_the_shutdown_commit_under_way(cell: Cell) -> None
     order = await pod.ask(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
     server = cell.server
     assert server is not None
+    cell.clock.advance(JOINED_SECONDS)
     drain = asyncio.ensure_future(server.drain(25))
     await asyncio.sleep(0.1)
     assert not drain.done()
@@ -163,6 +166,7 @@ async def test_a_stop_waits_for_the_last_word_of_a_pod_that_goes_at_the_same_tim
     await asyncio.sleep(0.1)
     assert not drain.done()
     await pod.ask(Released(1), Ack)  # its connection is never closed: the pod's network has gone with it
+    cell.clock.advance(SUCCESSOR_SECONDS)
     async with asyncio.timeout(5):
         await drain
     assert cell.recorder.of("released") == [("a", False)]
@@ -190,9 +194,45 @@ async def test_a_stop_gives_pods_a_moment_to_be_told_that_they_go(cell: Cell) ->
         await drain
 
 
-async def test_a_stop_waits_for_nothing_else_and_grants_nothing_more(cell: Cell) -> None:
+async def test_a_stop_waits_for_the_successor_of_a_pod_that_goes_until_it_has_what_it_needs(cell: Cell) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
+    server = cell.server
+    assert server is not None
+    cell.directory.told_to_end.add("a")
+    cell.end("a", PodStanding.RUNNING)
+    drain = asyncio.ensure_future(server.drain(25))
+    await pod.ask(Released(1), Ack)
+    cell.pod("b")
+    successor = await cell.hello("b", "restore")
+    assert (await successor.granted()).epoch == 2
+    cell.clock.advance(2 * SUCCESSOR_SECONDS)
+    await asyncio.sleep(0.1)
+    assert not drain.done(), "it restores"
+    await successor.ask(Outcome("Restored", "all of it"), Ack)
+    await cell.leave(successor)
+    await asyncio.sleep(0.1)
+    assert not drain.done(), "its sidecar starts"
+    await cell.sidecar("b")
+    cell.clock.advance(JOINED_SECONDS)
+    async with asyncio.timeout(5):
+        await drain
+
+
+async def test_a_stop_waits_for_no_successor_of_a_run_that_is_over(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.clock.advance(JOINED_SECONDS)
+    await pod.ask(Released(1, completed=True), Ack)
+    assert cell.server is not None
+    async with asyncio.timeout(5):
+        await cell.server.drain(25)
+
+
+async def test_a_stop_waits_for_nothing_else(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.clock.advance(JOINED_SECONDS)
     cell.pod("b")
     waiting = await cell.hello("b", "restore")
     await waiting.expect(Wait)
@@ -200,10 +240,10 @@ async def test_a_stop_waits_for_nothing_else_and_grants_nothing_more(cell: Cell)
     assert server is not None
     await server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
     await pod.expect(Checkpoint)
-    await server.drain(25)
-    assert await waiting.closed() == 4503
-    assert await (await cell.hello("b", "restore")).closed() == 4503
+    async with asyncio.timeout(5):
+        await server.drain(25)
     await server.stop()
+    assert await waiting.closed() == 4503
     assert await pod.closed() == 4503
 
 
