@@ -35,12 +35,12 @@ format: setup  ## Let ruff format and mend what it can
 	$(VENV)/bin/ruff check --fix .
 
 test: setup  ## Unit tests, then integration tests with a real API server and real S3 servers
-	$(PY) -m pytest tests/unit tests/contracts
+	$(PY) -m pytest -n auto tests/unit tests/contracts
 	$(PY) -m e2e.cluster.programs etcd kube-apiserver kubectl helm versitygw minio >/dev/null
 	$(PY) -m pytest tests/integration
 
 unit: setup  ## Unit tests only: no network, under a minute
-	$(PY) -m pytest tests/unit tests/contracts
+	$(PY) -m pytest -n auto tests/unit tests/contracts
 
 integration: setup  ## Integration tests only
 	$(PY) -m pytest tests/integration
