@@ -182,10 +182,12 @@ async def test_a_shutdown_in_flight_is_finished_before_it_goes(rig: Rig, session
         order = await sidecar.socket.ask(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
         offer = await sidecar.store(order)
         stopping = asyncio.create_task(asyncio.to_thread(first.stop, 40))
-        await soon("it stops", lambda: rig.health("/readyz") == (503, "stopping\n"))
+        await soon("it stops", lambda: "stopping:" in (rig.room / "a.log").read_text())
         assert (await sidecar.socket.ask(offer, Committed)).checkpoint.name == "coder-1"
         await sidecar.socket.ask(Released(1), Ack)
+        assert rig.health("/readyz") == (200, "ok\n"), "a successor may dial"
         await sidecar.socket.close()
+        await soon("it has let go", lambda: rig.health("/readyz") == (503, "stopping\n"))
         await stopping
         assert first.popen.returncode == 0
     assert rig.reason("agentcheckpoint", "coder-1") == "Ready"
