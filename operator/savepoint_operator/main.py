@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +23,7 @@ from savepoint_operator.cluster.access import Access, Client
 from savepoint_operator.cluster.api import Api
 from savepoint_operator.cluster.errors import Denied
 from savepoint_operator.cluster.events import Events
-from savepoint_operator.cluster.kinds import NAMESPACES
+from savepoint_operator.cluster.kinds import NAMESPACES, PODS
 from savepoint_operator.cluster.reviewer import Reviewer
 from savepoint_operator.control.server import ControlServer
 from savepoint_operator.handlers.watch import Watching
@@ -35,6 +36,8 @@ from savepoint_operator.settings import Settings, SettingsError
 log = logging.getLogger(__name__)
 
 SELF_TEST_SECONDS = 2.0
+LET_GO_SECONDS = 5.0
+"""What closing connections, watches and the Lease take at most of the pod's grace."""
 GONE_SECONDS = 1.5
 """How long the process stays after all is let go: a Service that still leads here is refused at once; an address that
 is gone would keep a pod waiting for seconds."""
@@ -170,14 +173,33 @@ class Operator:
             for task in done & {looks, fresh}:
                 task.result()
             log.info("stopping: finishing what is in flight")
-            await control.drain(settings.drain_seconds)
+            drain = asyncio.create_task(control.drain(await self._patience(api)))
+            await asyncio.wait((drain, keeping), return_when=asyncio.FIRST_COMPLETED)
+            drain.cancel()
+            with suppress(asyncio.CancelledError):
+                await drain
             await parts.settle()
         finally:
+            self._missing = "stopping"
             await control.stop()
             await watching.stop()
             for task in (looks, fresh, blind, asked):
                 task.cancel()
             await asyncio.gather(looks, fresh, blind, asked, return_exceptions=True)
+
+    async def _patience(self, api: Api) -> float:
+        """How long what is under way may take: the pod may have been given less time than the chart says.
+
+        A process that is killed first keeps its Lease, and every agent waits until that expires.
+        """
+        settings = self._settings
+        try:
+            async with asyncio.timeout(LET_GO_SECONDS):
+                pod = await api.get(PODS, settings.namespace, settings.identity)
+        except (SavepointError, TimeoutError):
+            return settings.drain_seconds
+        grace = pod["metadata"].get("deletionGracePeriodSeconds") if pod is not None else None
+        return settings.drain_seconds if grace is None else min(settings.drain_seconds, grace - LET_GO_SECONDS)
 
 
 def now() -> datetime:

@@ -40,7 +40,7 @@ class Line:
     timer: asyncio.Task[None] | None = None
     ended: "OrderedDict[str, str]" = field(default_factory=OrderedDict)  # attempt -> reason, empty when committed
     commits: "dict[str, asyncio.Task[Committed | Refused]]" = field(default_factory=dict)
-    restoring: set[str] = field(default_factory=set)  # uids of pods that were granted and have not reported
+    restoring: set[object] = field(default_factory=set)  # sessions of pods that were granted and have not reported
     between_until: float = 0.0  # monotonic seconds until which the next word of an agent without a pod is awaited
     begun: Allowance | None = None  # how many attempts its pod may begin by itself
 

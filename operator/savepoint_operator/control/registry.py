@@ -19,7 +19,7 @@ from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Recorder
 from savepoint_operator.model.views import AgentKey, PodIdentity, SessionView
-from savepoint_operator.rules.attempt import URGENT, Attempt, Start, start
+from savepoint_operator.rules.attempt import MAY_WAIT, URGENT, Attempt, Start, start
 
 COMMIT_SECONDS = 30.0
 """How long a commit is tried at least while the store cannot be reached, even past the attempt's deadline."""
@@ -107,15 +107,15 @@ class Registry:
         line.session = None
         return True
 
-    def restoring(self, agent: AgentKey, pod_uid: str) -> None:
-        """The pod was granted an epoch and restores now."""
-        self._line(agent).restoring.add(pod_uid)
+    def restoring(self, agent: AgentKey, session: object) -> None:
+        """The pod of this session was granted an epoch and restores now."""
+        self._line(agent).restoring.add(session)
 
-    def restored(self, agent: AgentKey, pod_uid: str) -> None:
-        """The pod's restore has ended, or its connection has."""
+    def restored(self, agent: AgentKey, session: object) -> None:
+        """The restore has ended, or its connection has: one pod may have two, of which the older is half open."""
         line = self._line(agent)
-        if pod_uid in line.restoring:
-            line.restoring.remove(pod_uid)
+        if session in line.restoring:
+            line.restoring.remove(session)
             self.awaited(agent)
 
     def awaited(self, agent: AgentKey) -> None:
@@ -171,7 +171,7 @@ class Registry:
                 f"{line.attempt.stage}); one at a time: ask again when it has ended",
                 "AttemptInFlight",
             )
-        if line.session is None or (self._stopping and message.trigger not in URGENT):
+        if line.session is None or (self._stopping and message.trigger in MAY_WAIT):
             raise Unavailable(f"the sidecar of agent {agent} is not connected; the checkpoint can be taken once it is")
         deadline = self._monotonic() + message.deadline_seconds
         self.begin(agent, Attempt(message.attempt, message.trigger, deadline, message.after))
@@ -254,15 +254,15 @@ class Registry:
             for line in self._lines.values()
         )
 
-    @property
-    def between(self) -> bool:
-        """Whether an agent is on its way from one pod to the next: until the new one's sidecar has what it needs."""
+    def between(self) -> set[AgentKey]:
+        """The agents that are on their way from one pod to the next: until the new one's sidecar has what it needs."""
         now = self._monotonic()
-        return any(line.restoring or now < line.between_until for line in self._lines.values())
+        return {agent for agent, line in self._lines.items() if line.restoring or now < line.between_until}
 
-    def pods(self) -> list[PodIdentity]:
+    def pods(self) -> list[tuple[AgentKey, PodIdentity]]:
         """Of every live session."""
-        return [line.session.view(None).pod for line in self._lines.values() if line.session is not None]
+        sessions = [(agent, line.session) for agent, line in self._lines.items() if line.session is not None]
+        return [(agent, session.view(None).pod) for agent, session in sessions]
 
     async def close(self) -> None:
         """Forget everything: the sidecars restate it to the next leader."""

@@ -94,7 +94,7 @@ class RestoreSession:
                 task.cancel()
             await asyncio.gather(reader, asker, return_exceptions=True)
             if self._who is not None:
-                self._registry.restored(self._who.agent, self._pod.uid)
+                self._registry.restored(self._who.agent, self)
 
     async def _ask(self) -> Refusal | None:
         """Ask until the pod is granted (None) or refused for good."""
@@ -121,7 +121,7 @@ class RestoreSession:
             shown = wait
         assert self._who is not None
         agent = self._who.agent
-        self._registry.restoring(agent, self._pod.uid)
+        self._registry.restoring(agent, self)
         await self._registry.hold(answer)
         self._tenure = answer
         await self._connection.send(Grant(welcome(self._who, answer, writes=False)))
@@ -171,7 +171,7 @@ class RestoreSession:
                 case Heartbeat():
                     await self._connection.send(Ack("heartbeat"))
                 case Outcome() if self._who is not None:  # also before the grant: it waited as long as it may
-                    self._registry.restored(self._who.agent, self._pod.uid)
+                    self._registry.restored(self._who.agent, self)
                     self._reported = True
                     await self._recorder.restored(self._who, message)
                     await self._connection.send(Ack("outcome"))

@@ -24,7 +24,7 @@ from savepoint_operator.control.strangers import HANDSHAKE_SECONDS, STRANGER_SEC
 from savepoint_operator.control.tokens import Tokens
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.model.ports import Directory, Orders, Recorder, Stores, TokenReviewer
-from savepoint_operator.model.views import PodIdentity, Refusal
+from savepoint_operator.model.views import AgentKey, PodIdentity, Refusal
 
 PATH = "/v1/control"
 HELLO_SECONDS = 10.0
@@ -112,16 +112,19 @@ class ControlServer:
         """
         self._registry.stop_ordering()
         begun = self._monotonic()
+        moving = self._registry.between()
         while (passed := self._monotonic() - begun) < seconds:
-            busy = self._registry.urgent or self._registry.between or self._lineage.busy or await self._any_is_going()
+            going = await self._going()
+            moving |= going  # others come and go at all times: the next leader serves them
+            busy = going or moving & self._registry.between() or self._registry.urgent or self._lineage.busy
             if passed >= self._linger_seconds and not busy:
                 return
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
-    async def _any_is_going(self) -> bool:
-        """Whether the last word of a pod is still to come. A connection that is open after it says nothing more."""
-        silent = [pod for pod in self._registry.pods() if not self._presence.contact(pod.uid).released]
-        return any([await self._directory.going(pod) for pod in silent])
+    async def _going(self) -> set[AgentKey]:
+        """Agents whose pod's last word is still to come. A connection that is open after it says nothing more."""
+        silent = [(key, pod) for key, pod in self._registry.pods() if not self._presence.contact(pod.uid).released]
+        return {agent for agent, pod in silent if await self._directory.going(pod)}
 
     async def stop(self) -> None:
         """Close every connection and the port."""
@@ -178,6 +181,8 @@ class ControlServer:
             raise Closing(CloseCode.VERSION, "the first message is hello, of role restore or sidecar")
         if hello.protocol != PROTOCOL_VERSION:
             raise Closing(CloseCode.VERSION, f"this operator speaks protocol {PROTOCOL_VERSION}")
+        if not self._leading:
+            raise Closing(CloseCode.NOT_LEADING, "the operator stops; dial again")
         self._replace(connection, pod, hello.role)
         self._presence.opened(pod)
         try:

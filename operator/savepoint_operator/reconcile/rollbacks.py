@@ -27,6 +27,7 @@ from savepoint_operator.reconcile.queue import KeyedQueue
 from savepoint_operator.reconcile.recorder import QueueingRecorder
 from savepoint_operator.reconcile.world import World
 from savepoint_operator.rules.conditions import Condition, changed, merged, stamp
+from savepoint_operator.rules.takeover import RECONNECT_SECONDS
 from savepoint_operator.rules.texts import ago, duration_text, with_next_step
 
 LAST_SECONDS: Final = 60
@@ -50,9 +51,12 @@ class Rollbacks:
         recorder: QueueingRecorder,
         events: Events,
         now: Callable[[], datetime],
+        monotonic: Callable[[], float],
+        leader_since: Callable[[], float],
     ) -> None:
         self._cluster, self._world, self._lines, self._queue = cluster, world, lines, queue
         self._objects, self._recorder, self._events, self._now = objects, recorder, events, now
+        self._monotonic, self._leader_since = monotonic, leader_since
 
     async def reconcile(self, key: ObjectKey, orders: Orders) -> float | None:
         """Seconds until the next look."""
@@ -145,7 +149,7 @@ class Rollbacks:
         if note is not None:
             return None if note.over else AGAIN_SECONDS
         if self._objects.find(agent, attempt) is not None or session is None:
-            return None
+            return AGAIN_SECONDS if session is None and self._may_dial_yet(agent) else None
         started = item.status.get("startTime")
         if started and (self._now() - datetime.fromisoformat(started)).total_seconds() > LAST_SECONDS:
             return None
@@ -160,6 +164,11 @@ class Rollbacks:
         text = "A last checkpoint is under way, so that this can be undone."
         await self._write(item, {}, Condition.of("Succeeded", None, "Checkpointing", text))
         return AGAIN_SECONDS
+
+    def _may_dial_yet(self, agent: AgentKey) -> bool:
+        """Whether the agent's sidecar may still be on its way to this leader, which has only begun."""
+        begun = self._monotonic() - self._leader_since() < RECONNECT_SECONDS
+        return begun and any(pod.live and pod.phase == "Running" for pod in self._world.pods.of(agent))
 
     async def _evict(self, item: RestoreObject, agent: AgentKey, checkpoint: CheckpointObject | None) -> float | None:
         """Evict what ran when the record was written; a successor runs under a newer epoch."""

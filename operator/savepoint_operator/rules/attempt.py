@@ -18,6 +18,8 @@ UNKNOWN_DEADLINE_SECONDS = 600
 """Deadline of an attempt that a sidecar restates and that this leader did not order."""
 URGENT = frozenset({"Shutdown", "Finish", "Drain"})
 """Triggers whose pod is about to go: an operator that stops finishes these first."""
+MAY_WAIT = frozenset({"Interval", "Manual"})
+"""Triggers that an operator that stops leaves to the next one: no pod and nothing else waits for them."""
 REQUESTED = frozenset({"Agent", "Shutdown", "Finish"})
 """Triggers that a pod may ask for."""
 

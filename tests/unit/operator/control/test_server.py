@@ -19,6 +19,7 @@ from savepoint.contract.control import (
     RequestCheckpoint,
     Wait,
 )
+from savepoint.errors import Unavailable
 from savepoint_operator.control.registry import JOINED_SECONDS, SUCCESSOR_SECONDS
 from savepoint_operator.control.server import PATH
 from savepoint_operator.model.views import PodStanding, Refusal
@@ -159,6 +160,7 @@ async def test_a_stop_waits_for_the_last_word_of_a_pod_that_goes_at_the_same_tim
     pod, _ = await cell.sidecar("a")
     server = cell.server
     assert server is not None
+    cell.clock.advance(JOINED_SECONDS)
     cell.directory.told_to_end.add("a")
     drain = asyncio.ensure_future(server.drain(25))
     order = await pod.ask(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
@@ -214,7 +216,54 @@ async def test_a_stop_waits_for_the_successor_of_a_pod_that_goes_until_it_has_wh
     await asyncio.sleep(0.1)
     assert not drain.done(), "its sidecar starts"
     await cell.sidecar("b")
+    await asyncio.sleep(0.1)
+    assert not drain.done(), "it asks for what it needs"
     cell.clock.advance(JOINED_SECONDS)
+    async with asyncio.timeout(5):
+        await drain
+
+
+async def test_a_stop_waits_for_no_pods_that_come_and_go_for_other_reasons(cell: Cell) -> None:
+    server = await cell.lead(linger_seconds=1.5)
+    drain = asyncio.ensure_future(server.drain(25))
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    await pod.ask(Released(1), Ack)  # nobody has told it to end
+    cell.clock.advance(1.5)
+    async with asyncio.timeout(5):
+        await drain
+
+
+async def test_a_stop_lets_an_agent_that_starts_take_its_first_checkpoint(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    server = cell.server
+    assert server is not None
+    drain = asyncio.ensure_future(server.drain(25))
+    await asyncio.sleep(0.1)
+    with pytest.raises(Unavailable):
+        await server.orders.checkpoint(AGENT, attempt(2), "Manual", 60)
+    order = await pod.ask(RequestCheckpoint("r1", "Agent"), Checkpoint)
+    assert order.trigger == "Agent"
+    cell.clock.advance(25)
+    async with asyncio.timeout(5):
+        await drain
+
+
+async def test_two_connections_of_a_restore_count_as_long_as_one_is_open(cell: Cell) -> None:
+    cell.pod("a")
+    older = await cell.hello("a", "restore")
+    await older.granted()
+    newer = await cell.hello("a", "restore")
+    await newer.granted()
+    assert await older.closed() == 4409
+    cell.clock.advance(2 * SUCCESSOR_SECONDS)
+    assert cell.server is not None
+    drain = asyncio.ensure_future(cell.server.drain(25))
+    await asyncio.sleep(0.1)
+    assert not drain.done()
+    await newer.ask(Outcome("Restored", "all of it"), Ack)
+    cell.clock.advance(SUCCESSOR_SECONDS)
     async with asyncio.timeout(5):
         await drain
 
