@@ -184,24 +184,40 @@ def _uncertain(reports: list[Report]) -> dict[str, bool]:
 
 
 def coder_goes_on(reports: list[Report]) -> list[Proof]:
-    """The coder's workspace: whole, and the same at the turn it came back with; its log grows with every turn."""
+    """The coder's workspace: whole, and one it had when it came back; its log grows with every turn.
+
+    In another pod it is the workspace that was reported at this turn. In the same one, killed in place, it is as the
+    crash left it.
+    """
     known: dict[int, Report] = {}
+    latest: Report = {}
     same, total, sound, grows, lines = 0, 0, True, True, 0
     for report in reports:
         sound = sound and (report["integrity"], report["fsck"], report["hook"]) == ("ok", "ok", "yes")
         sound = sound and report["links"] == "src/1,/nowhere/at/all"
-        if report["event"] == "start" and known:
+        if report["event"] == "start" and latest:
             total += 1
             before = known.get(int(report["turn"]), {})
-            same += all(before.get(name) == report[name] for name in WORKSPACE)
+            in_place = report["pod"] == latest["pod"]
+            same += _kept(latest, report) if in_place else all(before.get(name) == report[name] for name in WORKSPACE)
         grows = grows and (report["event"] != "turn" or int(report["logLines"]) > lines)
         lines = int(report["logLines"])
-        known[int(report["turn"])] = report
+        known[int(report["turn"])] = latest = report
     return [
         Proof("coder: git, SQLite, hooks and links sound", "yes" if sound else "no", "yes", sound),
         Proof("coder: its log grows in every turn", f"{lines} lines" if grows else "no", "yes", grows and lines > 0),
         Proof("coder: came back with a workspace it had", f"{same} of {total}", "all", same == total),
     ]
+
+
+def _kept(before: Report, after: Report) -> bool:
+    """Nothing that had been reported is set back; of the turn that was killed, everything, a part or nothing is there.
+
+    Its log is only ever added to: while it has no new line it is the same byte for byte.
+    """
+    turns, lines = (int(after[name]) - int(before[name]) for name in ("turn", "logLines"))
+    log = lines > 0 or (lines == 0 and after["logDigest"] == before["logDigest"])
+    return turns in (0, 1) and after["rows"] == after["turn"] and log
 
 
 def summary(proofs: list[Proof]) -> str:

@@ -25,7 +25,7 @@ class Move:
     """One reschedule of the researcher."""
 
     node: str
-    released: float  # when the last checkpoint of the predecessor was committed
+    released: float  # when the predecessor had let go: see released_at
     running: float  # when the successor's agent process began
     calls_repeated: int
     turns_lost: int
@@ -67,20 +67,21 @@ def protect(lab: Lab) -> None:
 
 
 def kill_in_place(lab: Lab, facts: Facts) -> None:
-    """SIGKILL to the agent's process inside its container; the pod stays, the container restarts."""
-    pod = lab.wait_running(RESEARCHER)
+    """The researcher is killed in place: what it asks again is what was in flight."""
     lab.wait_checkpoint(RESEARCHER, 0)
     before = proof.calls_repeated(lab.world.calls(RESEARCHER))
-    starts = len(proof.starts(lab.world.reports(RESEARCHER)))
-    lab.nodes.kill_container(str(lab.agents.namespace), pod["metadata"]["name"], "agent")
-    until(
-        "the researcher restarts in its pod",
-        lambda: len(proof.starts(lab.world.reports(RESEARCHER))) > starts,
-        seconds=90,
-    )
-    lab.wait_turns(RESEARCHER, 3)
+    restart_in_place(lab, RESEARCHER)
     facts.kills += 1
     facts.repeated_by_kills += proof.calls_repeated(lab.world.calls(RESEARCHER)) - before
+
+
+def restart_in_place(lab: Lab, app: str) -> None:
+    """SIGKILL to the agent's processes inside its container; the pod stays, the container restarts and works on."""
+    pod = lab.wait_running(app)
+    starts = len(proof.starts(lab.world.reports(app)))
+    lab.nodes.kill_container(str(lab.agents.namespace), pod["metadata"]["name"], "agent")
+    until(f"{app} restarts in its pod", lambda: len(proof.starts(lab.world.reports(app))) > starts, seconds=90)
+    lab.wait_turns(app, 3)
 
 
 def drain_every_node(lab: Lab, facts: Facts, say: Say) -> None:
@@ -101,13 +102,14 @@ def drain_every_node(lab: Lab, facts: Facts, say: Say) -> None:
             lab.uncordon(node)
         reports = lab.world.reports(RESEARCHER)
         back_again = proof.starts(reports)[starts:]
-        running = float(back_again[-1]["time"])
+        running = float(back_again[0]["time"])
         last = max((item for item in lab.checkpoints(RESEARCHER) if committed_at(item) < running), key=committed_at)
         lab.wait_turns(RESEARCHER, 3)
         repeated = proof.calls_repeated(lab.world.calls(RESEARCHER)) - calls
         lost = sum(proof.turns_lost(reports)[-len(back_again) :])
         trigger = str(last["status"]["trigger"]["type"])
-        facts.moves.append(Move(node, committed_at(last), running, repeated, lost, trigger))
+        released = released_at(last, reports[: reports.index(back_again[0])])
+        facts.moves.append(Move(node, released, running, repeated, lost, trigger))
         lab.wait_turns(CODER, 2)
 
 
@@ -185,6 +187,23 @@ def committed_at(item: dict[str, Any]) -> float:
     """When it was committed; a request that found nothing changed committed nothing."""
     completion = item["status"].get("timing", {}).get("completion")
     return datetime.fromisoformat(completion).timestamp() if completion else 0.0
+
+
+def released_at(last: dict[str, Any], before: list[proof.Report]) -> float:
+    """When a predecessor had let go, in seconds since 1970: from then on its successor could have run.
+
+    ``last``: its last checkpoint. ``before``: what it had reported, at least once.
+
+    That is the commit of ``last``, if the pod itself offered it to an operator: nothing of the pod follows it. A
+    checkpoint that was left because no operator could be reached is committed by the next one, maybe long after the pod
+    has gone: counted from that commit, the wait for an operator would be hidden. It is known by its timing: the times
+    of its pod come with an offer, and who adopts it has none. When such a pod let go nobody has kept, since its object
+    goes with it. So it counts from its agent's last report, which comes before the agent's end: too long by what it did
+    since, the capture and the upload, and never too short.
+    """
+    if "start" in last["status"]["timing"]:
+        return committed_at(last)
+    return min(committed_at(last), float(before[-1]["time"]))
 
 
 def _reason(item: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,19 @@ def test_a_process_killed_in_place_goes_on(lab: Lab, facts: Facts) -> None:
     assert facts.repeated_by_kills <= 1
 
 
+def test_a_coder_killed_in_place_keeps_its_workspace(lab: Lab) -> None:
+    """Without the SDK nothing is set back: its files are as the crash left them, and checkpoints go on."""
+    lab.checkpoint_now(CODER)  # none is due by time for some seconds: the turns after it are in no checkpoint
+    lab.wait_turns(CODER, 2)
+    (uid, restarts), restores = _lives(lab)[CODER], _names(lab.restores(CODER))
+    scenes.restart_in_place(lab, CODER)
+    until("the restart is counted", lambda: _lives(lab)[CODER] == (uid, restarts + 1), seconds=30)
+    assert not [entry for entry in proof.coder_goes_on(lab.world.reports(CODER)) if not entry.holds]
+    assert _names(lab.restores(CODER)) == restores
+    later = lab.wait_checkpoint(CODER, lab.newest_sequence(CODER))["status"]
+    assert (later["trigger"]["type"], later["podRef"]["uid"]) == ("Interval", uid)
+
+
 def test_agents_survive_the_drain_of_each_node(lab: Lab, facts: Facts) -> None:
     scenes.drain_every_node(lab, facts, print)
     assert [move.calls_repeated for move in facts.moves] == [0, 0]
@@ -173,18 +187,18 @@ def _lives(lab: Lab) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _names(lab: Lab) -> set[str]:
-    return {item["metadata"]["name"] for item in lab.checkpoints(RESEARCHER)}
+def _names(items: list[dict[str, Any]]) -> set[str]:
+    return {item["metadata"]["name"] for item in items}
 
 
 def test_upgrade_leaves_checkpoints_and_agents_alone(lab: Lab) -> None:
     lives = _lives(lab)
     for level in ("DEBUG", "INFO"):
-        before, names, sequence = _system(lab), _names(lab), lab.newest_sequence(RESEARCHER)
+        before, names, sequence = _system(lab), _names(lab.checkpoints(RESEARCHER)), lab.newest_sequence(RESEARCHER)
         stage.install(lab.kubectl, logLevel=level)
         until("every pod is another one", partial(_replaced, lab, before), seconds=60)
         assert {_level(lab, f"savepoint-{each}") for each in ("operator", "webhook")} == {level}
-        assert names & _names(lab)  # some may be beyond keepLast since
+        assert names & _names(lab.checkpoints(RESEARCHER))  # some may be beyond keepLast since
         lab.wait_turns(RESEARCHER, 3)
         assert lab.checkpoint_now(RESEARCHER)["status"]["sequence"] > sequence
         logs = _system_logs(lab)
@@ -203,14 +217,14 @@ def test_uninstall_leaves_checkpoints_and_agents_alone(lab: Lab) -> None:
     lab.checkpoint_now(RESEARCHER)
     stage.uninstall(lab.kubectl)
     until("operator and webhook go", lambda: not _system(lab), seconds=60)
-    names, sequence = _names(lab), lab.newest_sequence(RESEARCHER)
+    names, sequence = _names(lab.checkpoints(RESEARCHER)), lab.newest_sequence(RESEARCHER)
     lab.wait_turns(RESEARCHER, 40)  # longer than a sidecar waits before it asks whether its node is cut off
     lab.wait_turns(CODER, 5)
     assert _lives(lab) == lives
-    assert names and _names(lab) == names
+    assert names and _names(lab.checkpoints(RESEARCHER)) == names
     stage.install(lab.kubectl)
     resumed = lab.wait_checkpoint(RESEARCHER, sequence)["status"]
     assert resumed["trigger"]["type"] == "Interval" and resumed["podRef"]["uid"] == lives[RESEARCHER][0]
     lab.agents("wait", "--for=condition=Protected", f"protectedagent/{RESEARCHER}", "--timeout=60s")
-    assert names & _names(lab)
+    assert names & _names(lab.checkpoints(RESEARCHER))
     assert _lives(lab) == lives

@@ -93,11 +93,11 @@ def work_lost(reports: list[Report], facts: Facts) -> Proof:
 
 def drains(facts: Facts, by_twin: int) -> list[Proof]:
     """Each node was drained; the protected agent asked nothing again, as its twin did."""
-    moves = facts.moves
+    moves, nodes = facts.moves, {move.node for move in facts.moves}
     repeated, triggers = sum(move.calls_repeated for move in moves), [move.trigger for move in moves]
     last = "the last checkpoint" if len(set(triggers)) == 1 else "the last checkpoints"
     return [
-        Proof("drains: nodes drained", str(len(moves)), str(DRAINS), len(moves) == DRAINS),
+        Proof("drains: nodes drained", str(len(nodes)), str(DRAINS), len(nodes) == DRAINS),
         Proof(
             f"drains: what triggered {last}",
             ", ".join(triggers),

@@ -79,25 +79,52 @@ def test_uncertain_effects_are_at_most_those_in_flight() -> None:
     assert not proofs.effects_uncertain([first, moved, lost[0]]).holds
 
 
-def coder(event: str, turn: int, **more: Any) -> dict[str, Any]:
+def coder(event: str, turn: int, pod: str = "one", **more: Any) -> dict[str, Any]:
     facts = {"head": f"h{turn}", "rows": turn, "tree": f"t{turn}", "integrity": "ok", "fsck": "ok", "hook": "yes"}
     log = {"logLines": 1 + 2 * turn, "logDigest": f"l{turn}"}
-    return {"event": event, "turn": turn, "links": "src/1,/nowhere/at/all", **facts, **log, **more}
+    return {"event": event, "turn": turn, "pod": pod, "links": "src/1,/nowhere/at/all", **facts, **log, **more}
 
 
 def test_coder_goes_on_accepts_the_same_workspace_and_refuses_any_other() -> None:
-    good = [coder("start", 0), coder("turn", 1), coder("start", 1), coder("turn", 2)]
+    good = [coder("start", 0), coder("turn", 1), coder("start", 1, "two"), coder("turn", 2, "two")]
     assert all(proof.holds for proof in proofs.coder_goes_on(good))
     for wrong in (
-        coder("start", 2, head="other"),
-        coder("start", 2, logDigest="other"),
-        coder("start", 2, logLines=4),
-        coder("start", 7),
+        coder("start", 2, "three", head="other"),
+        coder("start", 2, "three", logDigest="other"),
+        coder("start", 2, "three", logLines=4),
+        coder("start", 7, "three"),
         coder("turn", 3, integrity="malformed"),
         coder("turn", 3, logLines=5),
         coder("turn", 3, links="src/1,"),
     ):
         assert not all(proof.holds for proof in proofs.coder_goes_on([*good, wrong])), wrong
+
+
+CRASHED = [coder("start", 0), coder("turn", 1), coder("turn", 2)]
+
+
+def test_a_coder_killed_in_place_may_have_more_than_it_had_reported() -> None:
+    for kept in (
+        coder("start", 2),
+        coder("start", 2, head="other", tree="other"),
+        coder("start", 2, head="other", logLines=6, logDigest="other"),
+        coder("start", 3, logLines=6),
+        coder("start", 3),
+    ):
+        assert all(proof.holds for proof in proofs.coder_goes_on([*CRASHED, kept])), kept
+
+
+def test_a_coder_killed_in_place_may_not_be_set_back_nor_be_another() -> None:
+    for wrong in (
+        coder("start", 1),
+        coder("start", 4),
+        coder("start", 3, rows=2),
+        coder("start", 2, logLines=4),
+        coder("start", 2, logDigest="other"),
+        coder("start", 2, fsck="bad"),
+        coder("start", 3, "two"),
+    ):
+        assert not all(proof.holds for proof in proofs.coder_goes_on([*CRASHED, wrong])), wrong
 
 
 def test_table_marks_failures() -> None:

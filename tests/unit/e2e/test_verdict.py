@@ -8,6 +8,7 @@ from e2e import verdict
 from e2e.scenes import Facts, Move
 
 MOVE = Move("worker", released=1.0, running=3.0, calls_repeated=0, turns_lost=0, trigger="Drain")
+OTHER = replace(MOVE, node="worker2")
 KILLED = Facts(
     operator_before=7,
     operator_stage="Quiescing",
@@ -23,16 +24,16 @@ def facts(*moves: Move) -> Facts:
 
 
 def test_two_drains_that_cost_nothing_hold() -> None:
-    seen = facts(MOVE, replace(MOVE, trigger="Shutdown"))
+    seen = facts(MOVE, replace(OTHER, trigger="Shutdown"))
     assert all(entry.holds for entry in verdict.drains(seen, by_twin=40))
     assert verdict.work_lost([], seen).holds
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [replace(MOVE, calls_repeated=1), replace(MOVE, trigger="Interval"), replace(MOVE, trigger="")],
+    [replace(OTHER, calls_repeated=1), replace(OTHER, trigger="Interval"), replace(OTHER, trigger=""), MOVE],
 )
-def test_a_drain_that_cost_calls_or_took_no_last_checkpoint_fails(wrong: Move) -> None:
+def test_a_drain_that_cost_calls_or_took_no_last_checkpoint_or_was_of_the_same_node_fails(wrong: Move) -> None:
     assert not all(entry.holds for entry in verdict.drains(facts(MOVE, wrong), by_twin=40))
 
 
