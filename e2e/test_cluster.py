@@ -117,7 +117,7 @@ def test_claim_keeps_its_content_from_pod_to_pod(namespace: Kubectl) -> None:
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Mi"}}},
     }
     namespace.apply(json.dumps(claim))
-    volume = {"volumes": [{"name": "disk", "persistentVolumeClaim": {"claimName": "disk"}}]}
+    volume: dict[str, Any] = {"volumes": [{"name": "disk", "persistentVolumeClaim": {"claimName": "disk"}}]}
     mounts = {"volumeMounts": [{"name": "disk", "mountPath": "/disk"}]}
     running(namespace, "writer", container("main", "echo kept >/disk/file; sleep 600", **mounts), **volume)
     namespace("delete", "pod", "writer", "--timeout=60s")

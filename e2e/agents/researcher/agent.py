@@ -116,7 +116,7 @@ def main() -> None:
             memory["conversation"] += [prompt, {"role": "assistant", "content": reply}]
             memory["index"].setdefault(reply.split()[0], []).append(f"{document}/{question}")
             network.train(turn, stride)
-            agent.effect("book", lambda op, text=reply: world.book(op.id, text))
+            agent.effect("book", lambda op, text=reply: world.book(op.id, text))  # type: ignore[misc]
             memory["turn"] = turn + 1
             world.report(
                 event="turn",
