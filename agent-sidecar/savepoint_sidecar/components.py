@@ -3,15 +3,17 @@
 It neither decides when (``checkpoint``, ``barrier``) nor knows what the values mean. Blocking.
 """
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from savepoint.contract import agent as wire
-from savepoint.errors import IntegrityError, NoSpace, Refused, StateUnstable
+from savepoint.errors import IntegrityError, NoSpace, Refused, SavepointError, StateUnstable, TargetUnusable
 from savepoint.repository.content import Content, FileSource
 from savepoint.repository.entry import EntryRecord
 from savepoint.repository.manifest import ComponentRecord, Manifest
@@ -64,8 +66,8 @@ def restore_components(
 ) -> tuple[wire.Component, ...]:
     """Bring back what an SDK handed over: small documents inline, the rest as files below ``stage/restored/<label>``.
 
-    What an earlier call left there is removed. NoSpace if the stage has no room. ``progress`` is told the bytes brought
-    back so far.
+    What an earlier call left there is removed. NoSpace if the stage has no room, TargetUnusable if it cannot be written
+    for another reason. ``progress`` is told the bytes brought back so far.
     """
     top = stage / wire.STAGE_RESTORED
     for each in top.iterdir() if top.is_dir() else ():
@@ -87,7 +89,8 @@ def restore_components(
                 continue
             path = f"{wire.STAGE_RESTORED}/{label}/{number}"
             number += 1
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            with _translated(folder):
+                folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             done = _write(reader, record, stage / path, progress, done)
             entries.append(wire.Entry(record.name, record.encoding, size, path=path, meta=dict(record.meta)))
         result.append(wire.Component(component.name, component.kind, tuple(entries)))  # type: ignore[arg-type]
@@ -95,14 +98,15 @@ def restore_components(
 
 
 def write_index(stage: Path, sequence: int, components: tuple[wire.Component, ...]) -> None:
-    """Leave for the sidecar what an init container has brought back."""
+    """Leave for the sidecar what an init container has brought back. NoSpace, TargetUnusable as for the values."""
     folder = stage / wire.STAGE_RESTORED
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     raw = {"sequence": sequence, "components": [each.to_wire() for each in components]}
     temporary = folder / f".{INDEX_NAME}"
-    with create_own(temporary) as file:
-        file.write(json.dumps(raw).encode())
-    temporary.replace(folder / INDEX_NAME)
+    with _translated(folder / INDEX_NAME):
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with create_own(temporary) as file:
+            file.write(json.dumps(raw).encode())
+        temporary.replace(folder / INDEX_NAME)
 
 
 def read_index(stage: Path, sequence: int) -> tuple[wire.Component, ...] | None:
@@ -194,20 +198,35 @@ def _write(
     reader: CheckpointReader, record: EntryRecord, path: Path, progress: Callable[[int], None], done: int
 ) -> int:
     """``done`` and what was written here, together."""
-    try:
-        with create_own(path) as file:
+    with _translated(path), create_own(path) as file:
 
-            def write(piece: bytes) -> None:
-                nonlocal done
-                file.write(piece)
-                done += len(piece)
-                progress(done)
+        def write(piece: bytes) -> None:
+            nonlocal done
+            file.write(piece)
+            done += len(piece)
+            progress(done)
 
-            reader.read_content_into(record.content, write)
-    except OSError as error:
-        message = f"no room in the stage for the value {record.name!r}: {error.strerror}; raise its size"
-        raise NoSpace(message) from error
+        reader.read_content_into(record.content, write)
     return done
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """What the stage's file system says, as our errors: a full one is no other fault, and has a field to raise."""
+    try:
+        yield
+    except OSError as error:
+        raise _failure(path, error) from error
+
+
+def _failure(path: Path, error: OSError) -> SavepointError:
+    what = f"{path} in the stage cannot be written: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
+            f"{what}; raise spec.stage.sizeLimit in the policy if spec.stage.medium is Memory, or free some of the "
+            "disk that the stage lies on"
+        )
+    return TargetUnusable(f"{what}; the stage must be a writable volume")
 
 
 def _text(content: bytes, component: str, name: str) -> str:

@@ -4,11 +4,14 @@ Every byte is verified before it is written, and a marker says at each moment wh
 restore, and which checkpoint, was decided before; SDK values are ``components``' business. Blocking.
 """
 
+import errno
 import logging
 import os
-from collections import defaultdict
+import stat
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, Literal
 
 from savepoint.contract.control import CheckpointRef, Welcome
@@ -18,12 +21,14 @@ from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.restore import restore_tree, survey
 
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.roots import Marker, Root, clear, is_empty, read_marker, write_marker
+from savepoint_sidecar.roots import Marker, Root, clear, is_empty, read_marker, would_clear, write_marker
 
 log = logging.getLogger(__name__)
 
 ENTRY_BYTES: Final = 4096
 """What an entry costs beyond its content, roughly: for the check of free space."""
+STAT_BLOCK_BYTES: Final = 512
+"""The unit of ``st_blocks``, whatever the file system's own is."""
 
 Action = Literal["keep", "restore"]
 
@@ -80,10 +85,13 @@ def restore_files(
 ) -> int:
     """Clear these roots and restore the checkpoint's trees into them; the bytes written. ``reader`` None: only clear.
 
-    A root is marked as restoring before it is touched, and as ready when all of it is on disk. ``progress`` is told the
-    bytes written so far, of all roots together, from several threads.
+    NoSpace, and everything is as it was, if the volumes have too little room. A root is marked as restoring before it
+    is touched, and as ready when all of it is on disk. ``progress`` is told the bytes written so far, of all roots
+    together, from several threads.
     """
     failpoints.reach("restore-begin")
+    if reader is not None:
+        require_space(reader, roots)
     written = 0
     for root in roots:
         try:
@@ -98,7 +106,6 @@ def restore_files(
             raise unusable(root, error) from error
     failpoints.reach("restore-cleared")
     if reader is not None:
-        require_space(reader, roots)
         for root in roots:
             component = reader.manifest.component(root.component)
             if component is None:
@@ -115,26 +122,56 @@ def restore_files(
 
 
 def require_space(reader: CheckpointReader, roots: Sequence[Root]) -> None:
-    """NoSpace, before anything is written, if a file system has less room than the checkpoint needs there."""
-    needed: dict[int, int] = defaultdict(int)
-    shown: dict[int, str] = {}
+    """NoSpace if a file system has less room than the checkpoint needs there, with what clearing the roots will free.
+
+    It changes nothing.
+    """
+    needed: Counter[int] = Counter()
     free: dict[int, int] = {}
+    shown: dict[int, str] = {}
     for root in roots:
         component = reader.manifest.component(root.component)
         if component is None:
             continue
         report = survey(reader, component)
-        device = os.stat(root.path).st_dev  # noqa: PTH116 - beside statvfs
-        status = os.statvfs(root.path)
+        try:
+            device = os.stat(root.path).st_dev  # noqa: PTH116 - beside statvfs
+            status = os.statvfs(root.path)
+        except OSError as error:
+            raise unusable(root, error) from error
         needed[device] += report.bytes + ENTRY_BYTES * (report.files + report.directories)
         free[device] = status.f_bavail * status.f_frsize
         shown.setdefault(device, root.mount_path)
+    if all(size <= free[device] for device, size in needed.items()):
+        return
+    freed = freed_by_clearing(roots)
     for device, size in needed.items():
-        if size > free[device]:
+        if size > free[device] + freed[device]:
             raise NoSpace(
-                f"the checkpoint needs {size} bytes below {shown[device]}, {free[device]} are free: "
-                "give the volume more space"
+                f"the checkpoint needs {size} bytes below {shown[device]}; {free[device]} are free, and what gives way "
+                f"to it holds {freed[device]}: nothing was changed; give the volume more space"
             )
+
+
+def freed_by_clearing(roots: Sequence[Root]) -> Counter[int]:
+    """Bytes that clearing these roots gives back, by the number of the file system.
+
+    A file with several names counts if all of them are in the roots.
+    """
+    freed: Counter[int] = Counter()
+    names_met: Counter[tuple[int, int]] = Counter()
+    for root in roots:
+        try:
+            for found in would_clear(root):
+                if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+                    file = (found.st_dev, found.st_ino)
+                    names_met[file] += 1
+                    if names_met[file] < found.st_nlink:
+                        continue
+                freed[found.st_dev] += found.st_blocks * STAT_BLOCK_BYTES
+        except OSError as error:
+            raise unusable(root, error) from error
+    return freed
 
 
 def marker_of(welcome: Welcome, pod_uid: str, parent: CheckpointRef | None) -> Marker:
@@ -147,10 +184,15 @@ def unusable(root: Root, error: OSError) -> SavepointError:
     """A root that this process cannot write or read."""
     if isinstance(error, PermissionError):
         uid = os.stat(root.path).st_uid  # noqa: PTH116 - one call
+        what = f"{root.mount_path} belongs to uid {uid} and"
+        if uid == os.geteuid():
+            what = f"{Path(error.filename or 'something').name!r} in {root.mount_path}"
         return RunAsUserRequired(
-            f"{root.mount_path} belongs to uid {uid} and cannot be written as uid {os.geteuid()}: set runAsUser on the "
-            "agent's container, or fsGroup on the pod"
+            f"{what} cannot be written as uid {os.geteuid()}: set runAsUser on the agent's container, or fsGroup on "
+            "the pod"
         )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"{root.mount_path} has no room left ({error.strerror}): give the volume more space")
     return TargetUnusable(
         f"{root.mount_path} cannot be used ({error.strerror or error}): it must be a writable volume with a POSIX file "
         "system"

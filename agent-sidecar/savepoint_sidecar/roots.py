@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 MARKER_NAME: Final = "marker.json"
 MARKER_MAX_BYTES: Final = 4096
 COMPONENT_PREFIX: Final = "files."
+LOST_AND_FOUND: Final = "lost+found"
+"""The file system's own folder."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,23 @@ def write_marker(root: Root, marker: Marker) -> None:
 def is_empty(root: Root) -> bool:
     """Whether nothing but our own marker and the file system's own ``lost+found`` is there."""
     with os.scandir(root.path) as entries:
-        return all(entry.name in (MARKER_DIRECTORY, "lost+found") for entry in entries)
+        return all(entry.name in (MARKER_DIRECTORY, LOST_AND_FOUND) for entry in entries)
+
+
+def would_clear(root: Root) -> Iterator[os.stat_result]:
+    """What ``clear`` would remove, each as lstat has it. Nothing is changed or followed; OSError if it cannot be read.
+
+    A folder that may not be listed counts without what it holds.
+    """
+    with directory(root.path) as top:
+        yield from _below(top, (MARKER_DIRECTORY, LOST_AND_FOUND))
 
 
 def clear(root: Root, *, keep_marker: bool = True) -> None:
     """Remove everything in the root, and leave the folder itself; links are removed, never followed."""
     with directory(root.path) as top:
         for name in os.listdir(top):  # noqa: PTH208 - below an open descriptor
-            if name == "lost+found" or (keep_marker and name == MARKER_DIRECTORY):
+            if name == LOST_AND_FOUND or (keep_marker and name == MARKER_DIRECTORY):
                 continue
             remove(top, name)
 
@@ -128,6 +139,17 @@ def remove(parent: int, name: str) -> None:
         for each in os.listdir(folder):  # noqa: PTH208 - below an open descriptor
             remove(folder, each)
     os.rmdir(name, dir_fd=parent)
+
+
+def _below(folder: int, without: Collection[str] = ()) -> Iterator[os.stat_result]:
+    for name in os.listdir(folder):
+        if name in without:
+            continue
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        yield status
+        if stat.S_ISDIR(status.st_mode):
+            with suppress(PermissionError), directory(name, folder) as inner:
+                yield from _below(inner)
 
 
 @contextmanager
