@@ -84,6 +84,12 @@ def build(names: Sequence[str], progress: Progress | None = None) -> dict[str, P
     return {name: program(name, progress) for name in names}
 
 
+def announcement(names: Sequence[str]) -> str:
+    """What `build` would make of these and where it goes, in a line; empty when all are there. ProgramError."""
+    missing = [name for name in dict.fromkeys(names) if not path_of(name).exists()]
+    return f"programs to build or fetch into {cache_root()}: {' '.join(missing)}" if missing else ""
+
+
 def group_key(group: Group) -> str:
     """Twelve hex digits over everything that decides what the group's binaries are."""
     digest = hashlib.sha256()
@@ -126,12 +132,15 @@ def _remember_time(name: str, seconds: float) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what is named and print the paths, one a line."""
+    """Build what is named and print the paths, one a line; what is missing is listed on stderr first."""
     parser = argparse.ArgumentParser(prog="python -m e2e.cluster.programs", description=main.__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, or: {', '.join(NAMES)}")
     names: list[str] = parser.parse_args(arguments).names
+    wanted = NAMES if names == ["all"] else names
     try:
-        for path in build(NAMES if names == ["all"] else names).values():
+        if line := announcement(wanted):
+            print(line, file=sys.stderr, flush=True)
+        for path in build(wanted).values():
             print(path)
     except (ProgramError, BootstrapError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -104,6 +104,31 @@ def test_a_failed_build_is_tried_again(compiler: Compiler, capsys: pytest.Captur
     assert compiler.built == ["etcd", "helm"]
 
 
+def test_what_is_missing_is_listed_before_the_first_build(
+    cache: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program("etcd", Silent())
+    said_before: list[str] = []
+
+    def compiling(group: Group, name: str, *rest: Any) -> None:
+        said_before.append(capsys.readouterr().err)
+        compiler(group, name, *rest)
+
+    monkeypatch.setattr(programs, "compile_program", compiling)
+    assert main(["etcd", "helm", "minio", "helm"]) == 0
+    assert said_before[0] == f"programs to build or fetch into {cache}: helm minio\n"
+    assert compiler.built == ["etcd", "helm", "minio"]
+    assert all("to build or fetch" not in said for said in (*said_before[1:], capsys.readouterr().err))
+    assert main(["etcd", "helm", "minio"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_wrong_name_is_an_error_and_nothing_is_listed(compiler: Compiler, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["etcd", "kubelt"]) == 1
+    assert capsys.readouterr().err.startswith("error: no program 'kubelt'")
+    assert compiler.built == []
+
+
 @pytest.mark.parametrize("file", programs.SOURCE_FILES)
 def test_a_changed_source_is_another_program(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "SOURCES", tmp_path)
