@@ -87,6 +87,7 @@ class ScriptedOrders:
         self.ordered.append((agent, attempt, trigger))
 
     async def rollback(self, agent: AgentKey, attempt: str, to_sequence: int | None, store: str) -> Head:
+        await self._bench.now_leading.stores.open(store)
         self.rolled_back.append((agent, to_sequence))
         chain, head = self._bench.chain(agent), self._bench.head(agent)
         assert head is not None

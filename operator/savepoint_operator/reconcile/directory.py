@@ -119,7 +119,9 @@ class ClusterDirectory:
             store_name="",
         )
         refusal = identity.refuse_kind(pod) or await self._ambiguous(agent, pod, owners)
-        store = refusal or await self._store(pod, policy)
+        store = refusal or await usable_store(
+            self._cluster, self._world, pod.meta.namespace, policy.store_name if policy else None
+        )
         if isinstance(store, Refusal):
             return replace(store, who=found)
         found = replace(found, store_name=store.meta.name)
@@ -153,24 +155,6 @@ class ClusterDirectory:
             owners.append(workload)
             owner = workload.owner
         return owners
-
-    async def _store(self, pod: Pod, policy: Policy | None) -> Store | Refusal:
-        name = policy.store_name if policy else None
-        store = self._world.stores.get(ObjectKey("", name)) if name else identity.default_store(self._world.stores)
-        if store is None:
-            what = (
-                f"AgentCheckpointStore {name} does not exist" if name else "No AgentCheckpointStore is the default one"
-            )
-            return Refusal(
-                "NoStore",
-                f"{what}: create it, or ask whoever runs the platform to. The pod starts once there is one.",
-                retry=True,
-            )
-        labels: dict[str, str] = {}
-        if store.allowed_selector is not None:
-            raw = await self._cluster.get(NAMESPACES, "", pod.meta.namespace)
-            labels = dict((raw or {"metadata": {}})["metadata"].get("labels") or {})
-        return identity.refuse_store(store, pod.meta.namespace, labels) or store
 
     async def _shared(self, pod: Raw) -> tuple[ClaimedRoot, ...] | Refusal:
         """What other pods may write too. Where that cannot be known the pod waits: to clear what may be others' would
@@ -228,3 +212,18 @@ def terms(policy: Policy | None) -> PolicyTerms:
         hold_seconds=policy.hold_seconds,
         exclude=policy.exclude,
     )
+
+
+async def usable_store(cluster: Cluster, world: World, namespace: str, name: str | None) -> Store | Refusal:
+    """The store for a namespace's agents whose policy names this one, None: the default one; why they have none.
+
+    The namespace's labels are read afresh where the store asks for some. Raises Unavailable, Denied.
+    """
+    store = identity.store_for(name, world.stores)
+    if isinstance(store, Refusal):
+        return store
+    labels: dict[str, str] = {}
+    if store.allowed_selector is not None:
+        raw = await cluster.get(NAMESPACES, "", namespace)
+        labels = dict((raw or {"metadata": {}})["metadata"].get("labels") or {})
+    return identity.refuse_store(store, namespace, labels) or store

@@ -132,6 +132,9 @@ class Reconciler:
         match item:
             case Store():
                 add(StoreWork(item.meta.name))
+                for policy in self._world.policies:
+                    if policy.store_name in (None, item.meta.name):
+                        add(PolicyWork(policy.meta.key))
             case Policy():
                 for policy in self._world.policies:
                     if policy.meta.namespace == item.meta.namespace:

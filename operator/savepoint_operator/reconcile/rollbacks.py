@@ -1,17 +1,20 @@
 """A rollback or reset that a user asked for: last checkpoint first, then the record, then the pod is evicted.
 
 Each step is found again in status after a restart; the record itself is idempotent by the object's own attempt id.
-The successor's AgentRestore (mode Resume) tells how it went on from there.
+What keeps one from going on stands in its condition and in an Event; it is tried again, within a bound. The successor's
+AgentRestore (mode Resume) tells how it went on from there.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from savepoint.contract.names import LABEL_AGENT
-from savepoint.errors import IntegrityError, ObjectMissing, Refused, Unavailable
+from savepoint.errors import IntegrityError, ObjectMissing, Refused, SavepointError, Unavailable
 
 from savepoint_operator.cluster.errors import Blocked, Missing
 from savepoint_operator.cluster.events import About, Events
@@ -26,15 +29,31 @@ from savepoint_operator.reconcile.line import Lines
 from savepoint_operator.reconcile.queue import KeyedQueue
 from savepoint_operator.reconcile.recorder import QueueingRecorder
 from savepoint_operator.reconcile.world import World
+from savepoint_operator.rules import rollback_status
 from savepoint_operator.rules.conditions import Condition, changed, merged, stamp
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS
-from savepoint_operator.rules.texts import ago, duration_text, with_next_step
+from savepoint_operator.rules.texts import ago, duration_text
+
+log = logging.getLogger(__name__)
 
 LAST_SECONDS: Final = 60
 """How long the checkpoint that comes first may take; the rollback goes on without it."""
 AGAIN_SECONDS: Final = 2.0
+RETRY_SECONDS: Final = 5.0
 EVICT_AGAIN_SECONDS: Final = 10.0
-GIVE_UP_SECONDS: Final = 600.0
+
+
+@dataclass
+class _Trying:
+    """What is remembered of one object between two looks; a new leader begins anew."""
+
+    uid: str
+    asked: bool = False
+    """The checkpoint that comes first was ordered."""
+    failing_since: float | None = None
+    """Monotonic seconds of the first of the failures that nothing has interrupted."""
+    not_before: float = 0.0
+    """Monotonic seconds of the next try: the news of a status that was just written is no reason for one."""
 
 
 class Rollbacks:
@@ -57,28 +76,35 @@ class Rollbacks:
         self._cluster, self._world, self._lines, self._queue = cluster, world, lines, queue
         self._objects, self._recorder, self._events, self._now = objects, recorder, events, now
         self._monotonic, self._leader_since = monotonic, leader_since
+        self._tries: dict[ObjectKey, _Trying] = {}
 
     async def reconcile(self, key: ObjectKey, orders: Orders) -> float | None:
         """Seconds until the next look."""
         item = self._world.restores.get(key)
         if item is None or item.finished or item.meta.deleting or item.mode == "Resume":
+            self._tries.pop(key, None)
             return None
+        trying = self._trying(item)
+        pause = trying.not_before - self._monotonic()
+        if pause > 0:
+            return pause
         source = self._source(item)
         if isinstance(source, Condition):
             await self._end(item, source, self._agent_name(item))
             return None
         agent, checkpoint = source
         try:
-            return await self._go_on(item, agent, checkpoint, orders)
-        except (ObjectMissing, IntegrityError) as error:
-            await self._end(item, Condition.of("Succeeded", False, error.reason, str(error)))
-            return None
-        except Unavailable as error:
-            if (self._now() - item.meta.created).total_seconds() > GIVE_UP_SECONDS:
-                await self._end(item, Condition.of("Succeeded", False, error.reason, str(error)))
-                return None
-            await self._write(item, {}, Condition.of("Succeeded", None, "Waiting", str(error)))
-            return AGAIN_SECONDS * 2
+            again = await self._go_on(item, agent, checkpoint, orders)
+        except SavepointError as error:
+            return await self._failed(self._world.restores.get(key) or item, error)
+        trying.failing_since = None
+        return again
+
+    def _trying(self, item: RestoreObject) -> _Trying:
+        known = self._tries.get(item.meta.key)
+        if known is None or known.uid != item.meta.uid:
+            known = self._tries[item.meta.key] = _Trying(item.meta.uid)
+        return known
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -108,19 +134,19 @@ class Rollbacks:
             await self._end(item, Condition.of("Succeeded", False, "AgentNotFound", text))
             return None
         if not item.status.get("resolved") and item.epoch == 0:
-            item = await self._begin(item, agent, checkpoint)
+            item = await self._begin(item, agent)
             pause = await self._checkpoint_first(item, agent, orders)
             if pause is not None:
                 return pause
             since = line.recovery_point
             head = await orders.rollback(agent, item.own_attempt, checkpoint.sequence if checkpoint else None, store)
             line.learn(head)
-            point = _time_of(checkpoint)
+            point = rollback_status.time_of(checkpoint)
             lost = {"discarded": {"since": stamp(point)}} if point is not None else {}
             discarded = duration_text(max((since - point).total_seconds() * 1000, 0)) if since and point else ""
             patch: dict[str, Any] = {
                 "epoch": head.record.epoch,
-                "resolved": _resolved(checkpoint) or {"sequence": head.record.sequence},
+                "resolved": rollback_status.resolved(checkpoint) or {"sequence": head.record.sequence},
                 "summary": {"discarded": discarded},
                 **lost,
             }
@@ -130,15 +156,13 @@ class Rollbacks:
             self._queue.add(AgentWork(agent))
         return await self._evict(item, agent, checkpoint)
 
-    async def _begin(self, item: RestoreObject, agent: AgentKey, checkpoint: CheckpointObject | None) -> RestoreObject:
+    async def _begin(self, item: RestoreObject, agent: AgentKey) -> RestoreObject:
+        if item.status.get("startTime"):
+            return item
         await self._label(item, agent.name)
-        patch = {
-            "agent": agent.name,
-            "attempt": item.own_attempt,
-            "startTime": item.status.get("startTime") or stamp(self._now()),
-        }
+        patch = {"agent": agent.name, "attempt": item.own_attempt, "startTime": stamp(self._now())}
         text = "A last checkpoint is taken first, so that this can be undone."
-        return await self._write(item, patch, Condition.of("Succeeded", None, item.reason or "Waiting", text))
+        return await self._write(item, patch, Condition.of("Succeeded", None, "Waiting", text))
 
     async def _checkpoint_first(self, item: RestoreObject, agent: AgentKey, orders: Orders) -> float | None:
         """None: go on. Its attempt id is derived from the object's, so it is taken once."""
@@ -153,12 +177,13 @@ class Rollbacks:
         started = item.status.get("startTime")
         if started and (self._now() - datetime.fromisoformat(started)).total_seconds() > LAST_SECONDS:
             return None
-        if item.reason == "Checkpointing":
+        if item.reason == "Checkpointing" or self._trying(item).asked:
             return None  # it was asked for and has ended without a trace: nothing had changed
         try:
             await orders.checkpoint(agent, attempt, "Rollback", LAST_SECONDS)
         except (Refused, Unavailable):
             return AGAIN_SECONDS
+        self._trying(item).asked = True
         note = self._recorder.note(line, attempt, "Rollback")
         note.why = f"before AgentRestore {item.meta.name}"
         text = "A last checkpoint is under way, so that this can be undone."
@@ -179,14 +204,12 @@ class Rollbacks:
             try:
                 await self._cluster.evict(pod.meta.namespace, pod.meta.name, pod.meta.uid)
             except Blocked as error:
-                text = f"Pod {pod.meta.name} cannot be evicted now, a disruption budget forbids it: {error}"
-                await self._write(item, {}, Condition.of("Succeeded", None, "EvictionBlocked", text))
-                return EVICT_AGAIN_SECONDS
+                return await self._wait(item, rollback_status.blocked(pod.meta.name, error), EVICT_AGAIN_SECONDS)
             where = f"goes back to {checkpoint.meta.name}" if checkpoint else "starts over"
             text = f"Agent {agent.name} {where} (AgentRestore {item.meta.name}): the pod was evicted for it."
             await self._events.normal(About.of(PODS, pod.meta), "RolledBack", text)
         if checkpoint is not None:
-            when = _time_of(checkpoint)
+            when = rollback_status.time_of(checkpoint)
             made = f", made {ago(when, self._now())}" if when else ""
             text = f"Agent {agent.name} goes on from {checkpoint.meta.name}{made}; its next pod restores it."
         else:
@@ -194,13 +217,34 @@ class Rollbacks:
         await self._end(item, Condition.of("Succeeded", True, "Succeeded", text))
         return None
 
+    # -- what keeps it from going on ------------------------------------------------------------------------------
+
+    async def _failed(self, item: RestoreObject, error: SavepointError) -> float | None:
+        """Say so and try again; what can never be done, and what was tried for long, ends it."""
+        now, trying = self._monotonic(), self._trying(item)
+        trying.failing_since = now if trying.failing_since is None else trying.failing_since
+        if isinstance(error, ObjectMissing | IntegrityError):
+            await self._end(item, rollback_status.impossible(error))
+        elif now - trying.failing_since < rollback_status.GIVE_UP_SECONDS:
+            return await self._wait(item, rollback_status.tried_again(error), RETRY_SECONDS)
+        else:
+            await self._end(item, rollback_status.given_up(error, committed=item.epoch > 0))
+        return None
+
+    async def _wait(self, item: RestoreObject, condition: Condition, seconds: float) -> float:
+        """Write the condition, and an Event when its reason is new; the seconds until the next try."""
+        self._trying(item).not_before = self._monotonic() + seconds
+        await self._write(item, {}, condition)
+        if item.reason != condition.reason:
+            log.warning("AgentRestore %s waits: %s: %s", item.meta.key, condition.reason, condition.message)
+            await self._events.warning(About.of(RESTORES, item.meta), condition.reason, condition.message)
+        return seconds
+
     # -- writing --------------------------------------------------------------------------------------------------
 
     async def _end(self, item: RestoreObject, condition: Condition, agent: str = "") -> None:
         about = About.of(RESTORES, item.meta)
         if condition.status == "False":
-            text = with_next_step(condition.reason, condition.message, None)
-            condition = Condition(condition.type, condition.status, condition.reason, text)
             await self._events.warning(about, condition.reason, condition.message)
         else:
             await self._events.normal(about, condition.reason, condition.message)
@@ -253,18 +297,3 @@ class Rollbacks:
 def _sibling(attempt: str) -> str:
     """The id of the checkpoint that comes before this rollback, always the same."""
     return hashlib.sha256(f"before:{attempt}".encode()).hexdigest()[:32]
-
-
-def _time_of(checkpoint: CheckpointObject | None) -> datetime | None:
-    timing = (checkpoint.status.get("timing") or {}) if checkpoint is not None else {}
-    text = timing.get("completion")
-    return datetime.fromisoformat(text) if text else None
-
-
-def _resolved(checkpoint: CheckpointObject | None) -> dict[str, Any] | None:
-    if checkpoint is None:
-        return None
-    found: dict[str, Any] = {"checkpointName": checkpoint.meta.name, "sequence": checkpoint.sequence}
-    digest = (checkpoint.status.get("integrity") or {}).get("manifestDigest")
-    time = (checkpoint.status.get("timing") or {}).get("completion")
-    return {**found, **({"manifestDigest": digest} if digest else {}), **({"time": time} if time else {})}

@@ -11,6 +11,7 @@ from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import OWNER_KINDS, PODS, POLICIES
 from savepoint_operator.model.objects import ObjectKey, Policy
 from savepoint_operator.model.views import Refusal
+from savepoint_operator.reconcile.directory import usable_store
 from savepoint_operator.reconcile.door import Cluster
 from savepoint_operator.reconcile.world import World
 from savepoint_operator.rules.conditions import Condition, changed, merged
@@ -26,10 +27,14 @@ class Surroundings:
         self._cluster, self._world, self._events, self._now = cluster, world, events, now
 
     async def policy(self, key: ObjectKey) -> None:
-        """How many pods it selects, and whether another policy selects them too."""
+        """How many pods it selects, whether another policy selects them too, and whether they have a store.
+
+        Raises Unavailable, Denied.
+        """
         policy = self._world.policies.get(key)
         if policy is None:
             return
+        store = await usable_store(self._cluster, self._world, key.namespace, policy.store_name)
         pods = [pod for pod in self._world.pods if pod.meta.namespace == key.namespace and pod.live]
         matched = [pod for pod in pods if policy.selector.selects(pod.meta.labels)]
         counting, rivals = 0, set[str]()
@@ -42,7 +47,7 @@ class Surroundings:
             "matchedPods": len(matched),
             "protectedAgents": counting,
         }
-        wanted = _policy_conditions(policy, rivals)
+        wanted = _policy_conditions(policy, rivals, store if isinstance(store, Refusal) else None)
         patch["reason"] = wanted[0].reason
         patch["conditions"] = merged(policy.status.get("conditions") or (), wanted, policy.meta.generation, self._now())
         difference = changed(policy.status, patch)
@@ -88,8 +93,10 @@ class Surroundings:
         )
 
 
-def _policy_conditions(policy: Policy, rivals: set[str]) -> tuple[Condition, Condition]:
+def _policy_conditions(policy: Policy, rivals: set[str], refusal: Refusal | None) -> tuple[Condition, Condition]:
     ready = Condition.of("Ready", True, "Suspended" if policy.suspend else "Ready", "")
+    if refusal is not None:
+        ready = Condition.of("Ready", False, refusal.reason, refusal.message)
     if not rivals:
         return ready, Condition.of("Conflicting", False, "NoConflict", "")
     names = ", ".join(sorted(rivals)[:NAMED_MOST])

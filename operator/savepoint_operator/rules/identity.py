@@ -107,6 +107,23 @@ def default_store(stores: Iterable[Store]) -> Store | None:
     return min(found, key=lambda each: (each.meta.created, each.meta.name), default=None)
 
 
+def store_for(name: str | None, stores: Iterable[Store]) -> Store | Refusal:
+    """The store that a policy names, None: the default one; why there is none."""
+    every = list(stores)
+    if name:
+        found, what = (
+            next((each for each in every if each.meta.name == name), None),
+            f"AgentCheckpointStore {name} does not exist",
+        )
+    else:
+        found, what = default_store(every), "No AgentCheckpointStore is the default one"
+    return found or Refusal(
+        "NoStore",
+        f"{what}: create it, or ask whoever runs the platform to. Pods that need it wait, and start once there is one.",
+        retry=True,
+    )
+
+
 def refuse_store(store: Store, namespace: str, labels: dict[str, str]) -> Refusal | None:
     """Why agents of the namespace may not use the store."""
     by_name = store.allowed_names is None or namespace in store.allowed_names

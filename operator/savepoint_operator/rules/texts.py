@@ -10,6 +10,7 @@ NEXT_STEP: Final = {
     "AgentCheckpoint.",
     "DeadlineExceeded": "The next attempt starts anew; if this repeats, look at the sidecar's log and at the store's "
     "speed.",
+    "EvictionBlocked": "It is tried again. If the budget can never allow it, delete the pod by hand.",
     "Fenced": "Nothing is lost that was Ready. Delete the pod that was superseded if it still runs.",
     "IntegrityError": "Look at the store: an object that a checkpoint needs is damaged or gone.",
     "QuiesceTimeout": "Add agent.safe_point() or raise spec.quiesce.timeoutSeconds in {policy}.",

@@ -11,7 +11,17 @@ from savepoint.repository.repository import open_store
 from savepoint.storage import ObjectStore
 from savepoint.storage.signature import S3Config
 from savepoint_operator.cluster.errors import Missing
-from savepoint_operator.cluster.kinds import AGENTS, DEPLOYMENTS, EVENTS, PODS, POLICIES, REPLICASETS, SECRETS, STORES
+from savepoint_operator.cluster.kinds import (
+    AGENTS,
+    DEPLOYMENTS,
+    EVENTS,
+    NAMESPACES,
+    PODS,
+    POLICIES,
+    REPLICASETS,
+    SECRETS,
+    STORES,
+)
 from savepoint_operator.model.views import NodeStanding, PodIdentity, PodStanding, Refusal, Standing
 from savepoint_operator.reconcile import stores
 from savepoint_operator.reconcile.keyring import MASTER_KEY_FIELD
@@ -130,6 +140,66 @@ async def test_a_policy_counts_its_pods_and_its_rivals(bench: Bench) -> None:
     assert (wide["matchedPods"], wide["protectedAgents"]) == (2, 2)
     assert (narrow["matchedPods"], narrow["protectedAgents"]) == (1, 0)
     assert conditions(wide) == conditions(narrow) == {"Ready": "True", "Conflicting": "True"}
+
+
+def policy(bench: Bench, name: str = "coders") -> tuple[str, str, str]:
+    """Reason, and status and message of Ready."""
+    status = bench.cluster.object(POLICIES, name, NAMESPACE)["status"]
+    ready = next(each for each in status["conditions"] if each["type"] == "Ready")
+    assert status["reason"] == ready["reason"]
+    return status["reason"], ready["status"], ready["message"]
+
+
+@pytest.mark.parametrize("names", [{"storeName": "far"}, {}])
+async def test_a_policy_without_a_store_is_not_ready_until_there_is_one(bench: Bench, names: dict[str, str]) -> None:
+    bench.cluster.remove(STORES, STORE)
+    bench.cluster.put(POLICIES, "coders", NAMESPACE, spec={**names, "suspend": True})
+    await bench.settle()
+    reason, status, message = policy(bench)
+    assert (reason, status) == ("NoStore", "False")
+    refused = await bench.now_leading.directory.incarnation(bench.pod())
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.message) == (reason, message)
+    s3 = {"endpoint": "https://s3.test", "bucket": "agents", "credentialsSecretName": "s3-keys"}
+    bench.cluster.put(STORES, "unlike", spec={"s3": s3})
+    await bench.settle()
+    assert policy(bench)[0] == "NoStore"
+    bench.cluster.put(STORES, "far", spec={"s3": s3, "default": True})
+    await bench.settle()
+    assert policy(bench) == ("Suspended", "True", "")
+    bench.cluster.remove(STORES, "far")
+    await bench.settle()
+    assert policy(bench)[:2] == ("NoStore", "False")
+
+
+async def test_a_policy_whose_store_is_closed_to_its_namespace_is_not_ready(bench: Bench) -> None:
+    spec = bench.cluster.object(STORES, STORE)["spec"]
+    bench.cluster.put(POLICIES, "coders", NAMESPACE, spec={"storeName": STORE})
+    await bench.settle()
+    assert policy(bench) == ("Ready", "True", "")
+    bench.cluster.put(STORES, STORE, spec={**spec, "allowedNamespaces": {"names": ["other"]}})
+    await bench.settle()
+    reason, status, message = policy(bench)
+    assert (reason, status) == ("StoreNotAllowed", "False")
+    refused = await bench.now_leading.directory.incarnation(bench.pod())
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.message) == (reason, message)
+    bench.cluster.put(STORES, STORE, spec=spec)
+    await bench.settle()
+    assert policy(bench)[0] == "Ready"
+
+
+async def test_a_policy_learns_of_its_namespaces_labels_by_the_next_listing(bench: Bench) -> None:
+    spec = bench.cluster.object(STORES, STORE)["spec"]
+    selector = {"selector": {"matchLabels": {"agents": "yes"}}}
+    bench.cluster.put(STORES, STORE, spec={**spec, "allowedNamespaces": selector})
+    bench.cluster.put(POLICIES, "coders", NAMESPACE, spec={})
+    await bench.settle()
+    assert policy(bench)[:2] == ("StoreNotAllowed", "False")
+    bench.cluster.put(NAMESPACES, NAMESPACE, metadata={"labels": {"agents": "yes"}})
+    await bench.now_leading.reconciler.list_all()
+    await bench.settle()
+    assert policy(bench)[:2] == ("Ready", "True")
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,17 @@ def test_the_oldest_default_store_counts() -> None:
     assert found.meta.name == "b"
 
 
+def test_a_policy_names_its_store_or_gets_the_default_one() -> None:
+    near, far = store("near", 1, True), store("far", 2)
+    assert identity.store_for("far", [near, far]) is far
+    assert identity.store_for(None, [near, far]) is near
+    for name, words in (("none", "AgentCheckpointStore none does not exist: create it"), (None, "is the default one")):
+        refused = identity.store_for(name, [far])
+        assert isinstance(refused, Refusal)
+        assert (refused.reason, refused.retry) == ("NoStore", True)
+        assert words in refused.message
+
+
 def test_a_store_may_be_closed_to_a_namespace() -> None:
     assert identity.refuse_store(store("a"), "demo", {}) is None
     assert identity.refuse_store(store("a", allowed_names=frozenset({"demo"})), "demo", {}) is None
