@@ -45,6 +45,7 @@ AGENT_SECONDS: Final = 5.0
 START_SECONDS: Final = 20.0
 POLL_SECONDS: Final = 0.05
 STOPPING: Final = "The pod is stopping: its last checkpoint is taken instead of this one."
+COMPLETED: Final = "The run is completed: its last checkpoint holds its end, and nothing changes any more."
 REMEMBERED_ATTEMPTS: Final = 64
 
 
@@ -254,28 +255,47 @@ class Incarnation:
         while len(self._seen) > REMEMBERED_ATTEMPTS:
             del self._seen[next(iter(self._seen))]
         if not self._requests.answered(order) and not known:
-            self._spawn(self._decline(order) if self._is_ending else self._obey_checkpoint(order))
-
-    async def _decline(self, order: Checkpoint) -> None:
-        await self._authority.result(Result(order.attempt, "Failed", Unavailable.reason, STOPPING))
+            self._spawn(self._obey_checkpoint(order))
 
     async def _obey_checkpoint(self, order: Checkpoint) -> None:
+        """Every order ends in an offer or a result: nobody waits for its deadline."""
         ends_at = self._edges.monotonic() + order.deadline_seconds
         attempt = Attempt(order.attempt, order.trigger, ends_at, self._edges.monotonic, request=order.request)
         await self._await_agent()
-        with contextlib.suppress(SavepointError):
-            async with self.turn.lock:
-                if self._completed:
-                    why = "The run is completed: its last checkpoint holds its end, and nothing changes any more."
-                    await self._authority.result(Result(order.attempt, "Failed", "Completed", why))
-                    return
+        if self._hindrance is not None:  # told before its turn, which may come late
+            await self._decline(attempt, self._hindrance)
+            return
+        async with self.turn.lock:
+            try:
                 await self._recovery.rebase()
-                if self._is_ending:
-                    await self._decline(order)
-                    return
-                if self.turn.agent_waits:
-                    attempt.interrupt(Unavailable(CONNECTED_ANEW))
+            except SavepointError as error:
+                await self._decline(attempt, error)
+                return
+            if self._hindrance is not None:
+                await self._decline(attempt, self._hindrance)
+                return
+            if self.turn.agent_waits:
+                attempt.interrupt(Unavailable(CONNECTED_ANEW))
+            with contextlib.suppress(SavepointError):
                 await self._take(attempt, self.sessions.live)
+
+    @property
+    def _hindrance(self) -> SavepointError | None:
+        """Why no attempt may begin that is ordered now."""
+        if self._stopped is not None:
+            return self._stopped
+        if self._completed:
+            return RefusedError(COMPLETED, "Completed")
+        return Unavailable(STOPPING) if self._is_ending else None
+
+    async def _decline(self, attempt: Attempt, why: SavepointError) -> None:
+        """It never began: tell the authority, and the agent if it has asked for it."""
+        reason = getattr(why, "code", why.reason)
+        log.info("checkpoint attempt %s is declined: %s: %s", attempt.id, reason, why)
+        session = self.sessions.live
+        if session is not None and attempt.request:
+            session.send(wire.Result("", "Failed", attempt.request, reason=reason, message=str(why)))
+        await self._authority.result(Result(attempt.id, "Failed", reason, str(why)))
 
     async def _await_agent(self) -> None:
         """Give an agent with the SDK a moment to connect (again): a sidecar that was restarted is sooner here.
@@ -284,8 +304,8 @@ class Incarnation:
         """
         ends_at = self._edges.monotonic() + (AGENT_SECONDS if self._terms.roots else START_SECONDS)
         expected = self.checkpointer.sdk or not self._terms.roots
-        while expected and self.sessions.live is None and not self._is_ending:
-            if self._completed or self._edges.monotonic() >= ends_at:
+        while expected and self.sessions.live is None and self._hindrance is None:
+            if self._edges.monotonic() >= ends_at:
                 return
             await asyncio.sleep(POLL_SECONDS)
 
@@ -294,6 +314,7 @@ class Incarnation:
     async def _take(self, attempt: Attempt, session: Session | None, last: Last | None = None) -> Taken:
         """Run one attempt; the lock is held. The authority and the agent are told how it ended."""
         if self._stopped is not None:
+            await self._decline(attempt, self._stopped)
             raise self._stopped
         self.turn.attempt = attempt
         try:

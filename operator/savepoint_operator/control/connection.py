@@ -10,13 +10,15 @@ from enum import IntEnum
 
 from aiohttp import WSMsgType, web
 from savepoint.contract.control import FromOperator, FromPod, Message, ProtocolError, decode, encode
-from savepoint.errors import Unavailable
+from savepoint.errors import KeyMismatch, NotAdopted, StoreDenied, StoreMisconfigured, StoreUnavailable, Unavailable
 
 from savepoint_operator.control.pace import MESSAGE_COSTS_BYTES, Allowance
 from savepoint_operator.rules.heard import heard
 
 SEND_SECONDS = 10.0
 CLOSE_REASON_BYTES = 120
+MAY_PASS = (StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable)
+"""What says nothing about the pod, and passes without it: a pod that starts waits, one that runs dials again."""
 
 
 class CloseCode(IntEnum):

@@ -8,18 +8,9 @@ import asyncio
 from collections.abc import Callable
 
 from savepoint.contract.control import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
-from savepoint.errors import (
-    KeyMismatch,
-    NotAdopted,
-    SavepointError,
-    StoreDenied,
-    StoreMisconfigured,
-    StoreUnavailable,
-    Superseded,
-    Unavailable,
-)
+from savepoint.errors import SavepointError, Superseded
 
-from savepoint_operator.control.connection import CloseCode, Closing, Connection
+from savepoint_operator.control.connection import MAY_PASS, CloseCode, Closing, Connection
 from savepoint_operator.control.presence import Presence
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.welcome import urls, welcome
@@ -38,8 +29,6 @@ PAUSE_GROWTH, PAUSE_MOST = 1.5, 8
 """A store that is away is asked for ever less often, at last every eight polls, by each pod that waits."""
 REPORT_SECONDS = 5.0
 """How long a pod that was refused may take to report it on this connection."""
-
-_MAY_PASS = (StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable)
 
 
 class Pauses:
@@ -147,7 +136,7 @@ class RestoreSession:
             return await self._lineage.grant(who, first=first)
         except Superseded:
             return Refusal(PREDECESSOR_RUNNING, "Another operator decided at the same time; asking again.", True)
-        except _MAY_PASS as error:
+        except MAY_PASS as error:
             return Refusal(error.reason, str(error), retry=True)
         except SavepointError as error:
             return Refusal(error.reason, str(error))

@@ -28,9 +28,9 @@ from savepoint.contract.control import (
     Urls,
 )
 from savepoint.errors import Refused as RefusedError
-from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
+from savepoint.errors import SavepointError, Superseded, Unavailable
 
-from savepoint_operator.control.connection import CloseCode, Closing, Connection
+from savepoint_operator.control.connection import MAY_PASS, CloseCode, Closing, Connection
 from savepoint_operator.control.presence import Presence
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.welcome import urls, welcome
@@ -136,9 +136,11 @@ class SidecarSession:
                 await self._recorder.disconnected(agent, self._who.pod)
 
     async def _join(self) -> Tenure:
+        """The pod's hold. Raises Closing: after a stop, which is final, or for what passes (also a lost race, after
+        which the chain says who holds it)."""
         try:
             answer = await self._lineage.join(self._who, self._hello.epoch)
-        except (StoreUnavailable, Unavailable) as error:
+        except (*MAY_PASS, Superseded) as error:
             raise Closing(CloseCode.NOT_LEADING, f"{error.reason}: dial again") from error
         except SavepointError as error:
             answer = Refusal(error.reason, str(error))
@@ -252,7 +254,7 @@ class SidecarSession:
 
     async def _end(self, result: Result) -> None:
         assert self._tenure is not None
-        with suppress(StoreUnavailable, Unavailable):  # the recovery point advances with the next interval
+        with suppress(*MAY_PASS):  # the recovery point advances with the next interval
             await self._registry.result(self._tenure, result)
         await self._answer(Ack("result"))
 
@@ -303,7 +305,7 @@ class SidecarSession:
             try:
                 await self._lineage.complete(self._tenure)
                 return True
-            except (StoreUnavailable, Unavailable):
+            except MAY_PASS:
                 await asyncio.sleep(RETRY_SECONDS)
             except SavepointError as error:
                 await self.stop(error.reason, str(error))

@@ -5,11 +5,12 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from savepoint.contract import agent as wire
-from savepoint.contract.control import PolicyTerms, Refused
+from savepoint.contract.control import ObjectName, PolicyTerms, Refused
 from savepoint.errors import Superseded, Unavailable
 from savepoint.repository.lineage import pending_bytes, pending_of
 from savepoint.repository.verify import verify
@@ -420,13 +421,60 @@ async def test_a_stop_fences_the_agent_and_ends_all_attempts(tmp_path: Path) -> 
         cell.authority.stop()
         assert "newer epoch" in (await agent.next(wire.Fenced)).message
         before = len(cell.authority.offers)
-        cell.authority.order()
-        await asyncio.sleep(0.05)
+        attempt = cell.authority.order()
+        await until(lambda: cell.authority.results)
         assert len(cell.authority.offers) == before
+        (result,) = cell.authority.results
+        assert (result.attempt, result.outcome, result.reason) == (attempt, "Failed", "Fenced")
         await agent.post(wire.PATH_CHECKPOINT, wire.CheckpointRequest(agent.session, "r", "").to_wire(), 202)
         assert (await agent.result()).reason == "Fenced"
         await cell.incarnation.end()
         assert cell.authority.releases == []
+
+
+async def test_an_order_that_waits_for_an_agent_without_files_is_answered_as_soon_as_a_stop_comes(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, roots=()) as cell:
+        attempt = cell.authority.order(seconds=1800)
+        await asyncio.sleep(0.05)
+        assert cell.authority.results == []
+        cell.authority.stop()
+        await until(lambda: cell.authority.results, incarnation.START_SECONDS / 4)
+        assert [(each.attempt, each.reason) for each in cell.authority.results] == [(attempt, "Fenced")]
+
+
+async def test_an_order_that_was_asked_for_before_the_stop_is_answered_to_both_who_wait(tmp_path: Path) -> None:
+    async with running(tmp_path) as cell:
+        agent = await cell.connected()
+        cell.authority.answers_requests = False
+        await agent.post(wire.PATH_CHECKPOINT, wire.CheckpointRequest(agent.session, "r1", "").to_wire(), 202)
+        finishing = asyncio.ensure_future(agent.post(wire.PATH_FINISH, agent.flush_of(""), 503))
+        await until(lambda: {each.trigger for each in cell.authority.requests} >= {"Agent", "Finish"})
+        cell.authority.stop()
+        of_agent = cell.authority.order("Agent", request="r1")
+        (ask,) = (each for each in cell.authority.requests if each.trigger == "Finish")
+        of_end = cell.authority.order("Finish", request=ask.request)
+        result = await agent.result()
+        assert (result.request, result.outcome, result.reason) == ("r1", "Failed", "Fenced")
+        assert (await finishing)["reason"] == "Fenced"
+        assert {(each.attempt, each.reason) for each in cell.authority.results} == {
+            (of_agent, "Fenced"),
+            (of_end, "Fenced"),
+        }
+
+
+async def test_an_order_is_answered_when_what_it_would_build_on_cannot_be_read(tmp_path: Path) -> None:
+    async with running(tmp_path) as cell:
+        (cell.files / "a").write_bytes(b"1")
+        await checkpoint(cell, agent_flushes=False)
+        welcome = await cell.authority.welcome()
+        assert welcome.parent is not None
+        elsewhere = replace(welcome.parent, sequence=99, manifest=ObjectName("ab" * 32, 100))
+        cell.authority.queue.put_nowait(replace(welcome, parent=elsewhere))
+        attempt = cell.authority.order(seconds=1800)
+        await until(lambda: cell.authority.results)
+        assert [(each.attempt, each.reason) for each in cell.authority.results] == [(attempt, "ObjectMissing")]
 
 
 async def test_silence_fences_and_an_answer_lifts_it(tmp_path: Path) -> None:

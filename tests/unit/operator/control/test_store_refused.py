@@ -1,0 +1,134 @@
+"""A sidecar that connects while its store cannot be used is sent away to dial again; only what is final stops it."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from savepoint.contract.control import (
+    Ack,
+    AttemptState,
+    Checkpoint,
+    Committed,
+    Released,
+    Result,
+    Stop,
+    Welcome,
+)
+from savepoint.errors import (
+    IntegrityError,
+    KeyMismatch,
+    NotAdopted,
+    SavepointError,
+    StoreDenied,
+    StoreMisconfigured,
+    StoreUnavailable,
+    Superseded,
+    Unavailable,
+)
+from savepoint_operator.control import sidecar_session
+from savepoint_operator.control.server import PATH
+from savepoint_sidecar.channel import Dialer
+from savepoint_sidecar.control import ControlClient
+
+from tests.fakes.control_cell import AGENT, Cell, Pod, attempt, until
+
+PASSING = [StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable]
+
+
+async def sent_away(pod: Pod) -> None:
+    """The connection ends with 4503, and nothing is said before."""
+    with pytest.raises(ConnectionError) as caught:
+        await pod.receive()
+    assert caught.value.args == (4503,)
+
+
+@pytest.mark.parametrize("kind", PASSING)
+async def test_what_may_pass_is_no_stop_and_its_attempt_goes_on_afterwards(
+    cell: Cell, kind: type[SavepointError]
+) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    assert cell.server is not None
+    await cell.server.orders.checkpoint(AGENT, attempt(1), "Manual", 60)
+    await pod.expect(Checkpoint)
+    await cell.leave(pod)
+    under_way = (AttemptState(attempt(1), "Committing"),)
+    cell.stores.error = kind("AgentCheckpointStore default: not now")
+    await sent_away(await cell.hello("a", "sidecar", epoch=1, attempts=under_way))
+    cell.stores.error = None
+    pod, welcome = await cell.sidecar("a", epoch=1, attempts=under_way)
+    assert welcome.epoch == 1
+    await pod.ask(cell.offer(attempt(1), 1, trigger="Manual"), Committed)
+    assert not cell.recorder.of("failed")
+
+
+async def test_a_lost_race_is_decided_by_the_chain_when_it_dials_again(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.stores.error = Superseded("another operator took the sequence")
+    await sent_away(await cell.hello("a", "sidecar", epoch=1))
+    cell.stores.error = None
+    await cell.sidecar("a", epoch=1)
+
+
+async def test_a_damaged_chain_stops_it(cell: Cell) -> None:
+    await cell.grant("a")
+    cell.stores.error = IntegrityError("the newest record is not what was written")
+    pod = await cell.hello("a", "sidecar", epoch=1)
+    assert (await pod.expect(Stop)).reason == "IntegrityError"
+    assert await pod.closed() == 1000
+
+
+async def test_an_end_of_the_run_waits_for_a_store_that_denies(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sidecar_session, "RETRY_SECONDS", 0.01)
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    cell.stores.error = StoreDenied("the credentials were refused")
+    await pod.send(Released(1, completed=True))
+    await asyncio.sleep(0.1)
+    assert [kind for kind, _, _ in cell.chain()] == ["grant"]
+    cell.stores.error = None
+    assert (await pod.expect(Ack)).of == "released"
+    assert [kind for kind, _, _ in cell.chain()] == ["grant", "completed"]
+
+
+async def test_a_result_is_answered_while_the_store_denies(cell: Cell) -> None:
+    await cell.grant("a")
+    pod, _ = await cell.sidecar("a")
+    assert cell.server is not None
+    await cell.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+    await pod.expect(Checkpoint)
+    cell.stores.error = StoreDenied("the credentials were refused")
+    assert (await pod.ask(Result(attempt(1), "Unchanged"), Ack)).of == "result"
+
+
+async def test_a_running_sidecar_outlives_a_failover_to_an_operator_whose_store_is_denied(
+    cell: Cell, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await cell.grant("a")
+    (tmp_path / "token").write_text("token-of-a")
+    client = ControlClient(
+        Dialer(f"ws://127.0.0.1:{cell.port}{PATH}", "", tmp_path / "token"),
+        pod_uid="a",
+        node="n1",
+        version="0.1.0",
+        monotonic=cell.clock.monotonic,
+        random_bytes=cell.random.randbytes,
+        jitter=lambda: 0.0,
+    )
+    try:
+        assert (await client.welcome()).epoch == 1
+        orders = client.orders()
+        assert cell.server is not None
+        cell.stores.error = StoreDenied("the credentials were refused")
+        with caplog.at_level(logging.INFO, "savepoint_sidecar.control"):
+            cell.server._connections[("a", "sidecar")].abort()
+            await until(lambda: caplog.text.count("(4503)") >= 2)
+        assert not client.connected
+        cell.stores.error = None
+        async with asyncio.timeout(10):
+            order = await anext(orders)
+        assert isinstance(order, Welcome), "no stop came before it"
+        assert client.connected
+    finally:
+        await client.close()
