@@ -23,6 +23,7 @@ from savepoint.repository.keys import AgentKey
 from savepoint.repository.manifest import Manifest
 from savepoint.repository.repository import manifest_key
 from savepoint.storage.presigned import PresignedStore
+from savepoint.storage.retry import Retry
 
 from savepoint_sidecar import cut
 from savepoint_sidecar.channel import Dialer
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 BOUND_SECONDS: Final = 600.0
 AGAIN_SECONDS: Final = 3.0
 PROGRESS_SECONDS: Final = 2.0
+FIRST_READ: Final = Retry(attempts=2)
+"""Of the manifest: nothing is lost with a try that ends before anything was read, and what is in its way is told."""
 TERMINATION_BYTES: Final = 4096
 STARTED: Final = "started"
 """In the sidecar's part of the stage: the agent may have run since the last restore."""
@@ -78,19 +81,28 @@ async def _outcome(settings: Settings, client: RestoreClient, failpoints: Failpo
         return _failed(error)
     what = welcome.parent.name if welcome.parent is not None else "nothing: the agent starts fresh"
     log.info("epoch %d is granted; restoring %s", welcome.epoch, what)
-    with closing(PresignedStore(client.urls, ca_pem=welcome.store_ca or None)) as store:
-        return await _tries(_Restore(settings, client, store, welcome, failpoints), ends_at)
+    ca_pem = welcome.store_ca or None
+    with (
+        closing(PresignedStore(client.urls, ca_pem=ca_pem)) as store,
+        closing(PresignedStore(client.urls, ca_pem=ca_pem, retry=FIRST_READ)) as impatient,
+    ):
+        work = _Restore(settings, client, store, welcome, failpoints, impatient=impatient)
+        return await _tries(work, client, ends_at)
 
 
-async def _tries(work: "_Restore", ends_at: float) -> Outcome:
-    """Until it has ended: a store or an operator that is away is waited for, within the bound."""
+async def _tries(work: "_Restore", client: RestoreClient, ends_at: float) -> Outcome:
+    """Until it has ended: a store or an operator that is away is waited for, within the bound, and the operator told.
+
+    Only this pod may be cut off from the store: nobody else would see why it does not start.
+    """
     while True:
         try:
             return await work.run()
         except (StoreUnavailable, Unavailable) as error:
             if time.monotonic() + AGAIN_SECONDS > ends_at:
-                return _failed(error)
+                return Outcome(error.reason, f"{error} (tried for {BOUND_SECONDS:.0f} s; the container starts again)")
             log.warning("%s: %s; trying again", error.reason, error)
+            await client.held_up(error.reason, f"The restore in this pod is held up, and tried again: {error}")
             await asyncio.sleep(AGAIN_SECONDS)
         except SavepointError as error:
             return _failed(error)
@@ -108,14 +120,19 @@ class _Restore:
         store: PresignedStore,
         welcome: Welcome,
         failpoints: Failpoints,
+        *,
+        impatient: PresignedStore | None = None,
     ) -> None:
+        """``impatient``: the same store, for the first read."""
         self._settings, self._client, self._store, self._welcome = settings, client, store, welcome
+        self._first_reads = impatient or store
         self._failpoints = failpoints
         self._roots = without_shared(settings.roots, welcome.shared_roots)
         self._done = self._planned = 0
 
     async def run(self) -> Outcome:
         """Restore in a thread, and tell how far it is."""
+        self._done = 0
         work = asyncio.ensure_future(asyncio.to_thread(self._work))
         while not work.done():
             await asyncio.wait([work], timeout=PROGRESS_SECONDS)
@@ -145,7 +162,7 @@ class _Restore:
                     raise unusable(root, error) from error
             return Outcome("Fresh", f"agent {welcome.agent} starts fresh in epoch {welcome.epoch}")
         self._client.expect((manifest_key(parent.manifest.name),))
-        loaded = cut.load(self._store, key, welcome.namespace, welcome.agent, parent)
+        loaded = cut.load(self._first_reads, key, welcome.namespace, welcome.agent, parent)
         self._client.expect(loaded.keys())
         changed = config_changed(welcome, loaded.manifest)
         if changed:

@@ -64,8 +64,11 @@ class RestoreClient:
     async def progress(self, done: int, total: int) -> None:
         """How far the restore is."""
         percent = min(99, done * 100 // total) if total else 0
-        with suppress(Unavailable):
-            await self._send(wire.Progress("", "Restoring", percent, done, total))
+        await self._tell(wire.Progress("", "Restoring", percent, done, total))
+
+    async def held_up(self, reason: str, message: str) -> None:
+        """Why the restore does not go on now, until it makes progress. May be told again."""
+        await self._tell(wire.Progress("", "Fetching", reason=reason, message=message))
 
     async def outcome(self, outcome: wire.Outcome) -> None:
         """Tell how it ended, and wait a moment for the answer."""
@@ -82,6 +85,12 @@ class RestoreClient:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _tell(self, progress: wire.Progress) -> None:
+        """Say it where an epoch is granted; after a reconnect nothing else is heard before that."""
+        if self._connected.is_set():
+            with suppress(Unavailable):
+                await self._send(progress)
 
     async def _send(self, message: wire.FromPod) -> None:
         channel = self._channel

@@ -123,6 +123,8 @@ class Progress:
     percent: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
+    reason: str = ""  # of a restore that is held up and tried again; empty while it goes on
+    message: str = ""
 
 
 @dataclass(frozen=True)

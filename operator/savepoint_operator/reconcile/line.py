@@ -73,10 +73,19 @@ class RestoreNote:
     wait: Wait | None = None
     progress: Progress | None = None
     outcome: Outcome | None = None
+    said: set[tuple[str, str]] = field(default_factory=set)
+    """Reasons and messages of waits that Events have told."""
     discarded_since: datetime | None = None
     discarded_seconds: float | None = None
     """How long the predecessor was at work after the checkpoint that is restored."""
     ended: datetime | None = None
+
+    @property
+    def waits_for(self) -> Wait | None:
+        """What is in its way: as the operator says it, or, once an epoch is granted, as the pod does."""
+        if self.wait is None and self.progress is not None and self.progress.reason:
+            return Wait(self.progress.reason, self.progress.message)
+        return self.wait
 
 
 @dataclass

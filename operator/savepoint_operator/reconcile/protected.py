@@ -110,8 +110,9 @@ class ProtectedAgents:
         note = next((each for each in line.restores.values() if each.outcome is None), None)
         if note is None:
             return ""
-        if note.wait is not None:
-            return f"Pod {note.who.pod.name} waits: {note.wait.message}"
+        wait = note.waits_for
+        if wait is not None:
+            return f"Pod {note.who.pod.name} waits: {wait.message}"
         return f"Pod {note.who.pod.name} restores {note.restores or 'nothing: it starts fresh'}."
 
     def _refused(self, line: Line, pods: tuple[Pod, ...]) -> str:

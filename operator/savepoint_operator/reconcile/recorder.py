@@ -74,7 +74,7 @@ class QueueingRecorder:
     async def restore_progress(self, who: Incarnation, progress: Progress) -> None:
         """See ``Recorder``."""
         note = self._lines[who.agent].restores.get(who.pod.uid)
-        if note is not None and note.outcome is None:
+        if note is not None and note.outcome is None and note.progress != progress:
             note.progress = progress
             self._look(who.agent)
 

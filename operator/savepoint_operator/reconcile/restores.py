@@ -28,6 +28,8 @@ from savepoint_operator.rules.texts import duration_text, with_next_step
 
 KEPT: Final = 10
 GONE_SECONDS: Final = 15.0
+WAITS_TOLD: Final = 8
+"""Events that tell of one start what it waits for, on each object; more change its status only. A pod says some."""
 _LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
 
 
@@ -115,13 +117,16 @@ class Restores:
     def _told(self, line: Line, note: RestoreNote) -> tuple[restore_status.Patch, Condition]:
         resolved = self._resolved(line, note)
         if note.outcome is not None:
-            told = self._with_step(note)
+            outcome = self._with_step(note)
             ended = note.ended or self._now()
             return _discarded(
-                note, restore_status.ended(note.who, note.epoch, resolved, told, started=note.started, now=ended)
+                note, restore_status.ended(note.who, note.epoch, resolved, outcome, started=note.started, now=ended)
             )
         if note.epoch:
-            return _discarded(note, restore_status.granted(note.who, note.epoch, resolved, note.progress, note.started))
+            told = restore_status.granted(
+                note.who, note.epoch, resolved, note.progress, note.started, wait=note.waits_for
+            )
+            return _discarded(note, told)
         assert note.wait is not None
         return restore_status.waiting(note.who, note.wait, note.started)
 
@@ -180,9 +185,11 @@ class Restores:
         both = (about, About.of(RESTORES, item.meta))
         outcome = note.outcome
         if outcome is None:
-            if note.wait is not None:
+            wait = note.waits_for
+            if wait is not None and (wait.reason, wait.message) not in note.said and len(note.said) < WAITS_TOLD:
+                note.said.add((wait.reason, wait.message))
                 for each in both:
-                    await self._events.warning(each, note.wait.reason, note.wait.message)
+                    await self._events.warning(each, wait.reason, wait.message)
                 await self._say_on_deployment(line, note)
             return
         if outcome.outcome not in restore_status.GOOD:
@@ -221,8 +228,7 @@ class Restores:
 
     async def _say_on_deployment(self, line: Line, note: RestoreNote) -> None:
         """A rolling Deployment waits for ever: its user watches the Deployment, not the pod."""
-        assert note.wait is not None
-        if note.wait.reason != "PredecessorRunning":
+        if note.wait is None or note.wait.reason != "PredecessorRunning":
             return
         pod = self._world.pod_by_uid(line.agent, note.who.pod.uid)
         if pod is None or pod.owner is None or pod.owner.kind != "ReplicaSet":

@@ -38,6 +38,8 @@ def heard(message: FromPod) -> FromPod:  # noqa: PLR0911 - one return per messag
                 min(max(message.percent, 0), 100),
                 max(message.bytes_done, 0),
                 max(message.bytes_total, 0),
+                _failure(message.reason, "Unavailable") if message.reason else "",
+                text(message.message, MESSAGE_MOST),
             )
         case Result():
             return _result(message)

@@ -59,11 +59,19 @@ def waiting(who: Incarnation, wait: Wait, started: datetime) -> tuple[Patch, Con
 
 
 def granted(
-    who: Incarnation, epoch: int, resolved: Patch | None, progress: Progress | None, started: datetime
+    who: Incarnation,
+    epoch: int,
+    resolved: Patch | None,
+    progress: Progress | None,
+    started: datetime,
+    *,
+    wait: Wait | None = None,
 ) -> tuple[Patch, Condition]:
-    """The pod holds its epoch and restores. ``resolved``: what it restores, None: nothing."""
+    """The pod holds its epoch and restores. ``resolved``: what, None: nothing; ``wait``: what is in its way."""
     state = progress.stage if progress and progress.stage else "Fetching"
     done = f"{progress.percent}% of {resolved['checkpointName']}" if progress and resolved else ""
+    if wait is not None:
+        state, done = wait.reason, wait.message
     patch: Patch = {
         "agent": who.agent.name,
         "reason": state,

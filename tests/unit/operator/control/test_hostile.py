@@ -123,6 +123,8 @@ def test_what_is_shown_is_bounded_and_can_be_written() -> None:
     assert isinstance(beat, Heartbeat)
     assert len(beat.detail) == DETAIL_MOST
     assert heard(Progress("a", "Ready", 1 << 60, -1, -1)) == Progress("a", "", 100, 0, 0)
+    odd = heard(Progress("", "Fetching", reason="not a word", message="z" * 5000))
+    assert odd == Progress("", "Fetching", reason="Unavailable", message="z" * MESSAGE_MOST)
     outcome = heard(Outcome("Restored", "", "", -1, 1 << 62))
     assert isinstance(outcome, Outcome)
     assert outcome.bytes_restored == 0
@@ -135,6 +137,7 @@ def test_the_honest_are_heard_as_they_spoke() -> None:
         Result(attempt(1), "Failed", "QuiesceTimeout", "step crawl runs for 94 s", 10_000),
         Result(attempt(1), "Unchanged", pause_milliseconds=3),
         Progress("", "Restoring", 5, 10, 200),
+        Progress("", "Fetching", reason="StoreUnavailable", message="the store cannot be reached from this pod"),
         Outcome("KeptLocal", "", "", 0, 12),
         Outcome("Restored", "", "", 5, 12, config_changed=True),
         Outcome("IntegrityError", "pack 1 is damaged", "packs/1-a"),

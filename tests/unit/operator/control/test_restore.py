@@ -176,8 +176,11 @@ async def test_a_restore_reads_and_does_not_write(cell: Cell) -> None:
     assert (await pod.ask(NeedUrls("2", put=(f"packs/1-{RANDOM}",)), Refused)).request == "2"
     assert (await pod.ask(NeedUrls("3", get=("repository.json",)), Refused)).request == "3"
     await pod.send(Progress("", "Fetching", 10))
+    await pod.send(Progress("", "Fetching", reason="StoreUnavailable", message="it cannot be reached from this pod"))
     await pod.ask(Outcome("IntegrityError", "packs/… is damaged"), Ack)
-    assert cell.recorder.of("restore_progress")[0].percent == 10
+    going_on, held_up = cell.recorder.of("restore_progress")
+    assert (going_on.percent, going_on.reason) == (10, "")
+    assert (held_up.reason, held_up.message) == ("StoreUnavailable", "it cannot be reached from this pod")
 
 
 async def test_nothing_can_be_asked_before_the_grant(cell: Cell) -> None:

@@ -8,7 +8,7 @@ from savepoint.contract.names import LABEL_AGENT
 from savepoint.repository import lineage
 from savepoint.repository.canonical import time_text
 from savepoint_operator.cluster.kinds import DEPLOYMENTS, EVENTS, PODS, RESTORES
-from savepoint_operator.reconcile.restores import KEPT
+from savepoint_operator.reconcile.restores import KEPT, WAITS_TOLD
 
 from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench
 
@@ -139,6 +139,54 @@ async def test_progress_and_a_failure_with_its_object(bench: Bench) -> None:
     (told,) = bench.cluster.events("IntegrityError", "AgentRestore")
     assert bench.cluster.events("IntegrityError", "Pod") == [told]
     assert "It is damaged." in told
+
+
+async def test_a_restore_that_only_its_pod_knows_to_be_held_up_is_told_once(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    await ready(bench, who, "coder-41")
+    await bench.disconnect(who)
+    recorder, head = bench.now_leading.recorder, bench.head()
+    assert head is not None
+    await recorder.granted(who, head, "coder-41")
+    await bench.settle()
+    assert bench.restores()[-1]["reason"] == "Fetching"
+    held_up = Progress("", "Fetching", reason="StoreUnavailable", message="The store cannot be reached from here.")
+    going_on = Progress("", "Restoring", 40)
+    for said in (held_up, held_up, going_on, held_up):
+        await recorder.restore_progress(who, said)
+        await bench.settle()
+        status, condition = bench.restores()[-1], bench.restores()[-1]["conditions"][0]
+        if said is going_on:
+            assert (condition["reason"], condition["message"]) == ("Restoring", "40% of coder-41")
+            continue
+        assert (condition["status"], condition["reason"]) == ("Unknown", "StoreUnavailable")
+        assert condition["message"] == status["targets"][0]["message"] == held_up.message
+        assert (status["reason"], status["epoch"], status["targets"][0]["state"]) == (
+            "StoreUnavailable",
+            1,
+            status["reason"],
+        )
+        (protected,) = bench.agent()["conditions"][:1]
+        assert held_up.message in protected["message"]
+    told = [each for each in bench.cluster.every(EVENTS) if each["reason"] == "StoreUnavailable"]
+    assert sorted(each["involvedObject"]["kind"] for each in told) == ["AgentRestore", "Pod"]
+    assert {(each["type"], each["message"], each["count"]) for each in told} == {("Warning", held_up.message, 1)}
+    await recorder.restored(who, Outcome("Restored", "", "", 410, 3100))
+    await bench.settle()
+    assert bench.restores()[-1]["reason"] == "Restored"
+
+
+async def test_a_pod_cannot_fill_the_events_with_what_it_waits_for(bench: Bench) -> None:
+    who = await bench.start(bench.pod())
+    head = bench.head()
+    assert head is not None
+    recorder = bench.now_leading.recorder
+    await recorder.granted(who, head, None)
+    for number in range(3 * WAITS_TOLD):
+        await recorder.restore_progress(who, Progress("", "Fetching", reason="StoreUnavailable", message=f"{number}"))
+        await bench.settle()
+    assert bench.cluster.events("StoreUnavailable", "Pod") == [f"{number}" for number in range(WAITS_TOLD)]
+    assert bench.restores()[-1]["conditions"][0]["message"] == f"{3 * WAITS_TOLD - 1}"
 
 
 async def test_a_start_whose_pod_is_gone_ends(bench: Bench) -> None:
