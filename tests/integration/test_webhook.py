@@ -22,6 +22,7 @@ from savepoint.contract import names
 from tests.integration.helm import NAMESPACE, one, render
 from tests.integration.kubectl import Kubectl, Refused
 from tests.servers.apiserver import ApiServer
+from tests.servers.injector import injector
 from tests.servers.pki import Authority
 from tests.servers.process import HOST, Process, free_ports, running
 
@@ -296,6 +297,65 @@ def _both(kubectl: Kubectl, webhook: Webhook) -> bool:
     before = webhook.reviews()
     kubectl.create(pod(), "-n", "open", "--dry-run=server")
     return webhook.reviews() >= before + 2
+
+
+@pytest.mark.parametrize(("name", "reviews"), [("a-mesh", 1), ("z-mesh", 2)])  # they are called by their names' order
+def test_another_injector_is_left_alone_and_comes_first(
+    apiserver: ApiServer, kubectl: Kubectl, webhook: Webhook, tmp_path: Path, name: str, reviews: int
+) -> None:
+    subject = pod()
+    ours = kubectl.create(subject, "-n", "open", "--dry-run=server")["spec"]
+    with _injecting(apiserver, kubectl, tmp_path, name):
+        theirs = kubectl.create(pod(agent=""), "-n", "open", "--dry-run=server")["spec"]
+        before = webhook.reviews()
+        both = kubectl.create(subject, "-n", "open", "--dry-run=server")["spec"]
+        assert webhook.reviews() >= before + reviews
+    assert [each["name"] for each in both["initContainers"]] == ["mesh-proxy", *CONTAINERS]
+    assert both["initContainers"] == [*theirs["initContainers"], *ours["initContainers"]]
+    alone = [each for each in theirs["volumes"] if each not in ours["volumes"]]
+    assert [each["name"] for each in alone] == ["mesh-data"]
+    assert _by_name(both["volumes"]) == _by_name([*ours["volumes"], *alone])
+    environment = [spec["containers"][0]["env"] for spec in (ours, theirs)]
+    assert _by_name(both["containers"][0]["env"]) == _by_name([*environment[0], *environment[1]])
+    assert both["containers"][0]["volumeMounts"] == ours["containers"][0]["volumeMounts"]
+
+
+@contextmanager
+def _injecting(apiserver: ApiServer, kubectl: Kubectl, room: Path, name: str) -> Iterator[None]:
+    """Another injector, registered under this name for the namespace "open"; it is called again when needed, too."""
+
+    def called() -> bool:
+        return "initContainers" in kubectl.create(pod(agent=""), "-n", "open", "--dry-run=server")["spec"]
+
+    with injector(apiserver.authority, room) as other:
+        bundle = base64.b64encode(apiserver.authority.certificate).decode()
+        pods = {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}
+        hook = {
+            "name": "pods.mesh.example.com",
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": {"url": other.url, "caBundle": bundle},
+            "rules": [pods],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "open"}},
+            "reinvocationPolicy": "IfNeeded",
+            "sideEffects": "None",
+        }
+        configuration = {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "MutatingWebhookConfiguration",
+            "metadata": {"name": name},
+            "webhooks": [hook],
+        }
+        kubectl("create", "-f", "-", given=configuration)
+        try:
+            until("the API server calls the other injector", called)
+            yield
+        finally:
+            kubectl("delete", "mutatingwebhookconfiguration", name)
+            until("the API server has forgotten it", lambda: not called())
+
+
+def _by_name(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(items, key=lambda each: str(each["name"]))
 
 
 def test_no_admission_fails_while_the_certificate_is_renewed(kubectl: Kubectl, webhook: Webhook) -> None:
