@@ -154,7 +154,15 @@ def clean_up(here: Trouble) -> None:
     """Nothing of this run stays."""
     names = [here.name, f"{here.name}-loose"]
     here.kubectl("delete", "namespace", *names, "--wait=false", "--ignore-not-found")
-    kinds = ("whole", "lost", "deleted", "denied-later", "cut-off", *(kind for kind in AT_START if kind != "unknown"))
+    kinds = (
+        "whole",
+        "lost",
+        "deleted",
+        "unreached",
+        "denied-later",
+        "cut-off",
+        *(kind for kind in AT_START if kind != "unknown"),
+    )
     stores = [f"{here.name}-{kind}" for kind in kinds]
     here.kubectl("delete", "agentcheckpointstore", *stores, "--ignore-not-found")
     secrets = [f"{here.name}-keys", f"{here.name}-wrong"]
@@ -261,6 +269,22 @@ def _deleted(here: Trouble) -> tuple[Object, Object]:
     return waits, here.strict.restore_of(second["metadata"]["uid"], "Restored", START_SECONDS)
 
 
+def _unreached(here: Trouble) -> tuple[Object, Object, Object]:
+    """Pods are sent to an address where no store answers, which the operator does not use; then to the right one."""
+
+    def send_to(endpoint: str) -> None:
+        body = json.dumps({"spec": {"s3": {"podEndpoint": endpoint}}})
+        here.kubectl("patch", "agentcheckpointstore", f"{here.name}-unreached", "--type=merge", "-p", body)
+
+    here.strict.create(here.store("unreached"))
+    pod = _first_life(here, "unreached", "unreached")
+    send_to(CLOSED_PORT)
+    second, waits = _second_life(here, pod, "StoreUnavailable")
+    assert never_ran(here.strict.kubectl, "unreached")
+    send_to(S3)
+    return second, waits, here.strict.restore_of(second["metadata"]["uid"], "Restored", START_SECONDS)
+
+
 def _lost(here: Trouble) -> tuple[Object, Object, Object]:
     """The bucket is gone when the next pod starts, and an empty one takes its place."""
     pod = _first_life(here, "lost", "lost")
@@ -314,6 +338,7 @@ STORIES: dict[str, Callable[[Trouble], Any]] = {
     "small": _small,
     "filled": _filled,
     "deleted": _deleted,
+    "unreached": _unreached,
     "lost": _lost,
     "denied-later": _denied_later,
     "cut-off": _cut_off,

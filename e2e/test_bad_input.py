@@ -124,6 +124,15 @@ def test_a_bucket_that_is_missing_or_emptied_is_no_fresh_start(trouble: Trouble)
     assert never_ran(trouble.strict.kubectl, "lost")
 
 
+def test_a_store_that_only_the_pod_cannot_reach_says_so(trouble: Trouble) -> None:
+    pod, waits, restored = trouble.told("unreached")
+    told = condition(waits, "Succeeded")
+    assert told["status"] == "Unknown" and "in this pod is held up" in told["message"]
+    for uid in (pod["metadata"]["uid"], waits["metadata"]["uid"]):
+        trouble.strict.warning(uid, "StoreUnavailable", "held up")
+    assert condition(restored, "Succeeded")["status"] == "True"
+
+
 @pytest.mark.parametrize(
     ("agent", "reason", "words"),
     [("denied-later", "StoreDenied", "credentials"), ("cut-off", "StoreUnavailable", "Earlier checkpoints are safe")],

@@ -63,6 +63,11 @@ class UrlBook:
             self._put.pop(key, None)
             self._get.pop(key, None)
 
+    def forget_reads(self) -> None:
+        """The store was not reached by these URLs: it may have moved."""
+        with self._lock:
+            self._get.clear()
+
     def expect(self, keys: Iterable[str]) -> None:
         """These objects may be read at any time, the operator reachable or not; it replaces what was expected."""
         with self._lock:

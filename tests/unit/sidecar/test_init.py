@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from savepoint.contract.control import Committed, Outcome, Progress, decode
+from savepoint.contract.control import Committed, Outcome, Progress, Urls, decode
 from savepoint.errors import IntegrityError, SavepointError, StoreDenied, StoreUnavailable, Unavailable
 from savepoint_operator.control.server import PATH
 from savepoint_sidecar import init, restore_client
@@ -19,6 +20,7 @@ from savepoint_sidecar.channel import Dialer
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.restore_client import RestoreClient
 from savepoint_sidecar.settings import Settings
+from savepoint_sidecar.urls import UrlBook
 
 from tests.fakes.control_cell import Cell, attempt, running_cell, until
 from tests.fakes.operator_ports import Signer
@@ -134,6 +136,8 @@ class Tries:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *ends: SavepointError | Outcome) -> None:
         self.ends, self.seconds, self.told = list(ends), 5000.0, list[tuple[str, str]]()
+        self.urls = SimpleNamespace(book=UrlBook(lambda: self.seconds))
+        self.urls.book.add(Urls("r", get={"packs/1-ab": "where the store was"}))
         monkeypatch.setattr(init.time, "monotonic", lambda: self.seconds)
         monkeypatch.setattr(init.asyncio, "sleep", self._pause)
 
@@ -170,6 +174,7 @@ async def test_a_restore_goes_on_once_what_was_in_its_way_has_passed(monkeypatch
     tries = Tries(monkeypatch, StoreUnavailable("timed out"), Unavailable("no URL"), good)
     assert await tries.outcome() == good
     assert [reason for reason, _ in tries.told] == ["StoreUnavailable", "Unavailable"]
+    assert tries.urls.book.get_url("packs/1-ab") is None, "the store may have moved"
 
 
 async def test_what_trying_again_does_not_mend_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
