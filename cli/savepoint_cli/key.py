@@ -1,4 +1,4 @@
-"""The master key of a laptop's stores: one file in the user's configuration folder, made once and never shown."""
+"""The master key: a laptop's is one file in the user's configuration folder, made once; none is ever shown."""
 
 import os
 import secrets
@@ -16,15 +16,21 @@ def key_path() -> Path:
 
 
 def master_key(path: Path, *, create: bool) -> MasterKey:
-    """Read the key, or make it. KeyMismatch if it must be there and is not, or is none."""
+    """Read the key, as a laptop (hexadecimal) or a cluster's Secret (bytes) keeps it, or make it.
+
+    KeyMismatch if it must be there and is not, or is none.
+    """
     try:
         if not path.exists():
             if not create:
                 raise KeyMismatch(f"the key of this store is expected at {path}, and is not there")
             _make(path)
-        return MasterKey(bytes.fromhex(path.read_text().strip()))
-    except ValueError as error:
-        raise KeyMismatch(f"{path} holds no key; put back the one this store was made with") from error
+        content = path.read_bytes()
+        return MasterKey(content if len(content) == KEY_BYTES else bytes.fromhex(content.decode().strip()))
+    except ValueError:  # it quotes what it read
+        raise KeyMismatch(
+            f"{path} holds no key ({KEY_BYTES} bytes, plain or hexadecimal); put back the one this store was made with"
+        ) from None
     except OSError as error:
         raise StoreDenied(f"the key at {path} cannot be read or made: {error.strerror}") from error
 

@@ -1,28 +1,22 @@
 """``savepoint log``: an agent's line of life, one line for each record of its chain."""
 
-from datetime import UTC, datetime
-from pathlib import Path
-
 from savepoint.errors import IntegrityError, ObjectMissing
 from savepoint.repository.canonical import time_of
 from savepoint.repository.commit import CommitRecord
 from savepoint.repository.repository import Repository
 
-from savepoint_cli.local_store import records, repositories
+from savepoint_cli.place import Place
+from savepoint_cli.view import Agent, View, opened, records
 
 _COLUMNS = ("TIME", "SEQ", "RUN", "EPOCH", "EVENT", "CHECKPOINT", "TRIGGER", "SIZE", "UPLOADED")
 _EVENTS = {"grant": "start", "checkpoint": "checkpoint", "rollback": "rollback", "completed": "completed"}
 
 
-def print_log(path: Path, agent: str | None) -> int:
-    """Print the lines of every agent of the store, or of one."""
-    for repository in repositories(path, agent, datetime.now(UTC)):
-        print(f"agent {repository.agent}")
-        rows = [_COLUMNS, *(_row(repository, head.record) for head in records(repository))]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print("  ".join(cells).rstrip())
+def print_log(place: Place) -> int:
+    """Print the lines of every agent that was asked for."""
+    with opened(place) as view:
+        for agent in view.agents(place.namespace, place.agent):
+            _print(view, agent)
     return 0
 
 
@@ -33,6 +27,16 @@ def human(size: int) -> str:
             return f"{size}{unit}"
         size = round(size / 1024)
     return f"{size}Ti"
+
+
+def _print(view: View, agent: Agent) -> None:
+    repository = view.repository(agent)
+    print(f"agent {agent}")
+    rows = [_COLUMNS, *(_row(repository, head.record) for head in records(repository))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
 
 
 def _row(repository: Repository, record: CommitRecord) -> tuple[str, ...]:

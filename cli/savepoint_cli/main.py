@@ -7,6 +7,8 @@ from pathlib import Path
 
 from savepoint.errors import SavepointError
 
+from savepoint_cli.place import add_arguments, place_of
+
 EXIT_USAGE = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -44,12 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
     run.set_defaults(handler=_run)
     log = commands.add_parser("log", help="an agent's line of life")
-    log.add_argument("store", type=Path, metavar="DIR")
-    log.add_argument("--agent", metavar="NAME", help="one agent only")
+    add_arguments(log)
     log.set_defaults(handler=_log)
     verify = commands.add_parser("verify", help="read every checkpoint of a store and say what is damaged")
-    verify.add_argument("store", type=Path, metavar="DIR")
-    verify.add_argument("--agent", metavar="NAME", help="one agent only")
+    add_arguments(verify)
     verify.add_argument("--all", action="store_true", help="every checkpoint, not only the newest of each agent")
     verify.set_defaults(handler=_verify)
     return parser
@@ -78,13 +78,13 @@ def _run(options: argparse.Namespace) -> int:
 def _log(options: argparse.Namespace) -> int:
     from savepoint_cli import log  # noqa: PLC0415 - as above
 
-    return log.print_log(options.store, options.agent)
+    return log.print_log(place_of(options))
 
 
 def _verify(options: argparse.Namespace) -> int:
     from savepoint_cli import verify  # noqa: PLC0415 - as above
 
-    return verify.verify_store(options.store, options.agent, every=options.all)
+    return verify.verify_store(place_of(options), every=options.all)
 
 
 def _seconds(text: str) -> float:

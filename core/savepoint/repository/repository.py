@@ -31,26 +31,37 @@ def open_store(store: ObjectStore, owner: str, master: MasterKey) -> None:
     NotAdopted if it belongs to another owner, KeyMismatch if it was written under another key. Never regenerated.
     """
     identity = canonical.encode({"format": FORMAT, "keyCheck": master.check, "owner": owner})
-    content = _get_or_create(store, STORE_KEY, lambda: identity)
-    fields = Fields(canonical.decode_canonical(content, STORE_KEY), STORE_KEY)
-    fields.format()
-    check, found = fields.hexadecimal("keyCheck"), fields.text("owner")
-    fields.end()
+    found, check = _identity(_get_or_create(store, STORE_KEY, lambda: identity))
     if found != owner:
         raise NotAdopted(f"the store belongs to {found}, not to {owner}; use a prefix of its own for each cluster")
-    if check != master.check:
-        raise KeyMismatch("the store was written under another master key; give Savepoint the key it was made with")
+    _require_key(check, master)
+
+
+def read_store(store: ObjectStore, master: MasterKey) -> str:
+    """Check that the store was written under this key, and write nothing; its owner.
+
+    ObjectMissing if there is no store, KeyMismatch if it was written under another key.
+    """
+    owner, check = _identity(store.get(STORE_KEY, max_bytes=_MAX_IDENTITY_BYTES))
+    _require_key(check, master)
+    return owner
 
 
 class Repository:
     """The repository of ``namespace``/``agent``, below its own prefix."""
 
     def __init__(self, store: ObjectStore, namespace: str, agent: str, key: AgentKey) -> None:
-        """``store`` is already the agent's own part; see open_or_create for the usual way in."""
+        """``store`` is already the agent's own part; see open and open_or_create for the usual ways in."""
         self.store, self.namespace, self.agent, self.key = store, namespace, agent, key
 
     def __repr__(self) -> str:
         return f"Repository({self.namespace}/{self.agent})"
+
+    @classmethod
+    def open(cls, store: ObjectStore, namespace: str, agent: str, master: MasterKey) -> "Repository":
+        """Open the agent's repository in the whole ``store``, and write nothing. ObjectMissing if there is none."""
+        own = Prefixed(store, f"{namespace}/{agent}/")
+        return cls._of(own, own.get(REPOSITORY_KEY, max_bytes=_MAX_IDENTITY_BYTES), namespace, agent, master)
 
     @classmethod
     def open_or_create(
@@ -77,8 +88,12 @@ class Repository:
                 }
             )
 
+        return cls._of(own, _get_or_create(own, REPOSITORY_KEY, identity), namespace, agent, master)
+
+    @classmethod
+    def _of(cls, own: ObjectStore, content: bytes, namespace: str, agent: str, master: MasterKey) -> "Repository":
         where = f"{namespace}/{agent}/{REPOSITORY_KEY}"
-        fields = Fields(canonical.decode_canonical(_get_or_create(own, REPOSITORY_KEY, identity), where), where)
+        fields = Fields(canonical.decode_canonical(content, where), where)
         fields.format()
         found = (fields.text("namespace"), fields.text("agent"))
         fields.time("created")
@@ -122,6 +137,20 @@ def manifest_key(name: str) -> str:
 def pack_key(name: str) -> str:
     """Where the pack of this name is."""
     return f"packs/{name}"
+
+
+def _identity(content: bytes) -> tuple[str, str]:
+    """(owner, key check) of a store."""
+    fields = Fields(canonical.decode_canonical(content, STORE_KEY), STORE_KEY)
+    fields.format()
+    check, owner = fields.hexadecimal("keyCheck"), fields.text("owner")
+    fields.end()
+    return owner, check
+
+
+def _require_key(check: str, master: MasterKey) -> None:
+    if check != master.check:
+        raise KeyMismatch("the store was written under another master key; give Savepoint the key it was made with")
 
 
 def _get_or_create(store: ObjectStore, key: str, content: Callable[[], bytes]) -> bytes:

@@ -25,6 +25,7 @@ _MISCONFIGURED = {
     "NotImplemented",
     "MethodNotAllowed",
 }
+_UNKNOWN_USER = {"XAdminUserNotFound"}  # versitygw says it with 404, of an access key that it does not know
 _FULL = {"XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "StorageFull", "InsufficientStorage"}
 _PASSING = {
     "ConditionalRequestConflict",
@@ -56,7 +57,7 @@ def fault(status: int, code: str, key: str, doing: str) -> SavepointError:  # no
         return ObjectMissing(f"object {key} is not in the store")
     if code in _PASSING or status in {408, 409, 425, 429} or (status in range(500, 600) and status != 501):
         return StoreUnavailable(f"{said}; it may pass, try again")
-    if status in {401, 403}:
+    if status in {401, 403} or code in _UNKNOWN_USER:
         return StoreDenied(f"{said}: check the credentials, their permissions, and the clock")
     if code == "ExpiredToken":
         return StoreDenied(f"{said}: the credentials have expired")

@@ -23,7 +23,7 @@ from savepoint.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
-from savepoint.storage.store import Buffer, ObjectInfo, check_key, check_prefix, parts
+from savepoint.storage.store import Buffer, ObjectInfo, check_key, check_prefix, is_key, parts
 
 INCOMING = ".incoming"
 """Folder of half-written objects, below the root; no key can name it, because listings and keys leave it out."""
@@ -99,6 +99,16 @@ class DirectoryStore:
             self._require_root()
             top = self._root / prefix.rpartition("/")[0]
             yield from self._walk(top, prefix)
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """The names of the folders directly below the prefix."""
+        with self._translated(prefix):
+            self._require_root()
+            try:
+                found = [each.name for each in os.scandir(self._root / check_prefix(prefix)) if each.is_dir()]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return sorted(name for name in found if is_key(name) and (prefix or name != INCOMING))
 
     def delete(self, key: str) -> None:
         """Remove the object, and leave its folders."""

@@ -19,7 +19,7 @@ from savepoint.errors import IntegrityError, ObjectMissing, SavepointError, Stor
 from savepoint.storage.answer import code_of, fault
 from savepoint.storage.connection import trust
 from savepoint.storage.signature import Presigner, S3Config
-from savepoint.storage.store import Buffer, ObjectInfo, check_key, check_prefix, parts
+from savepoint.storage.store import Buffer, ObjectInfo, check_key, check_prefix, is_key, parts
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 60.0
@@ -128,6 +128,14 @@ class S3Store:
                 if each.object_name is not None:
                     key = each.object_name.removeprefix(self._config.prefix)
                     yield ObjectInfo(key, cast(int, each.size), each.last_modified)
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """The names directly below the prefix that go on, asked for with a delimiter."""
+        full = self._config.prefix + check_prefix(prefix)
+        with _translated(prefix, "LIST"):
+            found = [each.object_name or "" for each in self._client.list_objects(self._config.bucket, prefix=full)]
+        names = (name.removeprefix(full).removesuffix("/") for name in found if name.endswith("/"))
+        return sorted(name for name in names if is_key(name))
 
     def delete(self, key: str) -> None:
         """Remove the object."""

@@ -67,12 +67,28 @@ class ObjectStore(BlobReader, BlobWriter, Protocol):
         ...
 
 
+class FolderStore(ObjectStore, Protocol):
+    """A store that can also say what lies directly below a place, for people who look into it."""
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """The names that go on with ``/`` directly below ``prefix``, which ends in ``/`` or is empty; sorted.
+
+        Names that no key of ours can have are left out. As with ``list``, nothing may rest on its freshness.
+        """
+        ...
+
+
 def check_key(key: str) -> str:
     """The key itself, if it is relative, plain and short; ValueError otherwise. Keys are made by us, never by users."""
-    elements = key.split("/")
-    if len(key.encode()) > MAX_KEY_BYTES or any(e in {"", ".", ".."} or not _plain(e) for e in elements):
+    if not is_key(key):
         raise ValueError(f"not an object key: {key!r}")
     return key
+
+
+def is_key(text: str) -> bool:
+    """Whether this may be the key of an object."""
+    elements = text.split("/")
+    return len(text.encode()) <= MAX_KEY_BYTES and all(e not in {"", ".", ".."} and _plain(e) for e in elements)
 
 
 def check_prefix(prefix: str) -> str:

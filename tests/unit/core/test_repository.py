@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from savepoint.errors import FormatTooNew, IntegrityError, KeyMismatch, NotAdopted, StoreUnavailable
+from savepoint.errors import FormatTooNew, IntegrityError, KeyMismatch, NotAdopted, ObjectMissing, StoreUnavailable
 from savepoint.repository import canonical
 from savepoint.repository.keys import MasterKey
-from savepoint.repository.repository import REPOSITORY_KEY, STORE_KEY, Repository, open_store
+from savepoint.repository.repository import REPOSITORY_KEY, STORE_KEY, Repository, open_store, read_store
 
 from tests.fakes.store import Fault, FaultyStore, MemoryStore, always, at
 from tests.fakes.world import MASTER, NOW, Bytes, World
@@ -35,6 +35,16 @@ class TestStore:
             open_store(store, "other", OTHER)
         with pytest.raises(KeyMismatch):
             open_store(store, "cluster", OTHER)
+
+    def test_reading_claims_nothing(self) -> None:
+        store = FaultyStore(MemoryStore(), always("put_new", Fault(AssertionError("written"))))  # type: ignore[arg-type]
+        with pytest.raises(ObjectMissing):
+            read_store(store, MASTER)
+        store.script = lambda _: None
+        open_store(store, "cluster", MASTER)
+        assert read_store(store, MASTER) == "cluster"
+        with pytest.raises(KeyMismatch):
+            read_store(store, OTHER)
 
     def test_two_claim_at_once(self) -> None:
         store = MemoryStore()
@@ -100,6 +110,13 @@ class TestRepository:
         with pytest.raises(IntegrityError) as caught:
             opened(store)
         assert caught.value.object_key == OURS
+
+    def test_open_makes_no_salt(self) -> None:
+        store = MemoryStore()
+        with pytest.raises(ObjectMissing):
+            Repository.open(store, "default", "coder", MASTER)
+        assert not store.objects
+        assert opened(store).key.expose() == Repository.open(store, "default", "coder", MASTER).key.expose()
 
     def test_a_store_that_is_away_gives_no_new_salt(self) -> None:
         store = MemoryStore()

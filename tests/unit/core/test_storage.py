@@ -103,6 +103,13 @@ class TestDirectory:
         with pytest.raises(StoreMisconfigured):
             store.get("link", max_bytes=1 << 20)
 
+    def test_folders_are_those_that_a_key_can_name(self, store: DirectoryStore, tmp_path: Path) -> None:
+        for key in ("savepoint.json", "b/x/1", "a/2", "b/3"):
+            store.put_new(key, b"")
+        (tmp_path / "store" / "not a key").mkdir()
+        assert store.folders("") == ["a", "b"]
+        assert (store.folders("b/"), store.folders("a/"), store.folders("none/")) == (["x"], [], [])
+
     def test_a_folder_that_vanishes_while_it_is_listed(self, store: DirectoryStore, tmp_path: Path) -> None:
         store.put_new("a/1", b"")
         store.put_new("b/2", b"")
@@ -333,7 +340,7 @@ class TestAnswers:
         [
             (412, "PreconditionFailed", ObjectExists), (304, "", ObjectExists), (404, "NoSuchKey", ObjectMissing),
             (404, "NoSuchBucket", StoreMisconfigured), (404, "", StoreMisconfigured),
-            (403, "AccessDenied", StoreDenied),
+            (403, "AccessDenied", StoreDenied), (404, "XAdminUserNotFound", StoreDenied),
             (403, "NoSuchKey", StoreDenied), (403, "RequestTimeTooSkewed", StoreDenied), (401, "", StoreDenied),
             (400, "ExpiredToken", StoreDenied), (400, "", StoreMisconfigured), (405, "", StoreMisconfigured),
             (400, "AuthorizationHeaderMalformed", StoreMisconfigured), (301, "PermanentRedirect", StoreMisconfigured),
