@@ -103,7 +103,8 @@ async def _tries(work: "_Restore", client: RestoreClient, ends_at: float) -> Out
                 return Outcome(error.reason, f"{error} (tried for {BOUND_SECONDS:.0f} s; the container starts again)")
             log.warning("%s: %s; trying again", error.reason, error)
             await client.held_up(error.reason, f"The restore in this pod is held up, and tried again: {error}")
-            client.urls.book.forget_reads()
+            if isinstance(error, StoreUnavailable):
+                client.store_not_reached()
             await asyncio.sleep(AGAIN_SECONDS)
         except SavepointError as error:
             return _failed(error)

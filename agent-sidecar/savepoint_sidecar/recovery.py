@@ -65,18 +65,18 @@ class Recovery:
 
     async def rebase(self) -> None:
         """Go on from what the authority last said: its policy, and its newest checkpoint if that is not ours."""
-        newer, self._newer = self._newer, None
-        current = self._checkpointer.cut
+        newer, current = self._newer, self._checkpointer.cut
         if newer is None:
             return
         self._capture.exclude(newer.policy.exclude)
         self._checkpointer.policy = newer.policy
-        if newer.parent is None:
-            return
-        if current is None or newer.parent.sequence > current.ref.sequence:
-            log.info("the lineage has come to %s without us: going on from there", newer.parent.name)
-            await self._load(newer.parent)
+        parent = newer.parent
+        if parent is not None and (current is None or parent.sequence > current.ref.sequence):
+            log.info("the lineage has come to %s without us: going on from there", parent.name)
+            await self._load(parent)
             self._capture.tables = {root.name: FileTable() for root in self._terms.roots}
+        if self._newer is newer:  # it may have been said again meanwhile
+            self._newer = None
 
     async def is_first(self) -> bool:
         """Whether the agent connects for the first time in its run, so that nothing of it can be brought back."""

@@ -86,6 +86,11 @@ class RestoreClient:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def store_not_reached(self) -> None:
+        """It may have moved: new URLs are asked for. Without an operator the old ones are better than none."""
+        if self._connected.is_set():
+            self.urls.book.forget_reads()
+
     async def _tell(self, progress: wire.Progress) -> None:
         """Say it where an epoch is granted; after a reconnect nothing else is heard before that."""
         if self._connected.is_set():

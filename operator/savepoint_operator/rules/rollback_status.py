@@ -43,7 +43,10 @@ def tried_again(error: SavepointError) -> Condition:
 
 def given_up(error: SavepointError, *, committed: bool) -> Condition:
     """It was tried for long. ``committed``: its record is written, and only the eviction is missing."""
-    step = "Create another AgentRestore once this is mended."
+    step = (
+        "Create another AgentRestore once this is mended, unless the agent has gone back after all: the store may have "
+        "taken a try whose answer was lost."
+    )
     if committed:
         step = "That the agent goes back is recorded: its next pod restores it, so delete the one that runs."
     return Condition.of("Succeeded", False, error.reason, f"{_words(error)} It was tried for {_BOUND}. {step}")

@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from savepoint.contract.control import Checkpoint, Result
+from savepoint.contract.control import Checkpoint, CheckpointRef, Result
+from savepoint.errors import StoreUnavailable
 from savepoint.repository.keys import MasterKey
 from savepoint_sidecar.local import LocalAuthority, LocalTerms
 
@@ -77,3 +79,33 @@ async def test_the_interval_waits_for_an_attempt_that_is_in_flight() -> None:
         assert second.attempt != first.attempt
     finally:
         await authority.close()
+
+
+async def test_where_the_lineage_stands_is_not_forgotten_when_it_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next order would build on an older cut, whose packs may be collected by then."""
+    async with running(tmp_path) as cell:
+        agent = await cell.connected()
+        cell.authority.order()
+        await agent.flush()
+        recovery = cell.incarnation._recovery
+        current = cell.incarnation.checkpointer.cut
+        assert current is not None
+        newer = replace(
+            await cell.authority.welcome(), parent=replace(current.ref, sequence=current.ref.sequence + 1, name="later")
+        )
+        asked: list[str] = []
+
+        async def load(parent: CheckpointRef) -> None:
+            asked.append(parent.name)
+            if len(asked) == 1:
+                raise StoreUnavailable("timed out")
+
+        monkeypatch.setattr(recovery, "_load", load)
+        recovery.heard(newer)
+        with pytest.raises(StoreUnavailable):
+            await recovery.rebase()
+        await recovery.rebase()
+        await recovery.rebase()
+        assert asked == ["later", "later"]

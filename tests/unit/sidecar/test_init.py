@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -20,7 +19,6 @@ from savepoint_sidecar.channel import Dialer
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.restore_client import RestoreClient
 from savepoint_sidecar.settings import Settings
-from savepoint_sidecar.urls import UrlBook
 
 from tests.fakes.control_cell import Cell, attempt, running_cell, until
 from tests.fakes.operator_ports import Signer
@@ -136,8 +134,7 @@ class Tries:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *ends: SavepointError | Outcome) -> None:
         self.ends, self.seconds, self.told = list(ends), 5000.0, list[tuple[str, str]]()
-        self.urls = SimpleNamespace(book=UrlBook(lambda: self.seconds))
-        self.urls.book.add(Urls("r", get={"packs/1-ab": "where the store was"}))
+        self.not_reached = 0
         monkeypatch.setattr(init.time, "monotonic", lambda: self.seconds)
         monkeypatch.setattr(init.asyncio, "sleep", self._pause)
 
@@ -152,6 +149,9 @@ class Tries:
 
     async def held_up(self, reason: str, message: str) -> None:
         self.told.append((reason, message))
+
+    def store_not_reached(self) -> None:
+        self.not_reached += 1
 
     async def outcome(self) -> Outcome:
         ends_at = self.seconds + init.BOUND_SECONDS
@@ -174,7 +174,7 @@ async def test_a_restore_goes_on_once_what_was_in_its_way_has_passed(monkeypatch
     tries = Tries(monkeypatch, StoreUnavailable("timed out"), Unavailable("no URL"), good)
     assert await tries.outcome() == good
     assert [reason for reason, _ in tries.told] == ["StoreUnavailable", "Unavailable"]
-    assert tries.urls.book.get_url("packs/1-ab") is None, "the store may have moved"
+    assert tries.not_reached == 1
 
 
 async def test_what_trying_again_does_not_mend_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +208,9 @@ async def test_nothing_is_told_between_a_reconnect_and_the_grant_that_follows_it
         await until(lambda: client.waits_for.reason == "StoreDenied")
         again = connections[("b", "restore")]
         await client.progress(1, 2)
+        client.urls.book.add(Urls("r", get={"packs/1-ab": "where the store was"}))
+        client.store_not_reached()
+        assert client.urls.book.get_url("packs/1-ab"), "nobody could give another one"
         await client.held_up("StoreUnavailable", "timed out")
         cell.stores.error = None
         await until(client._connected.is_set)
@@ -217,6 +220,8 @@ async def test_nothing_is_told_between_a_reconnect_and_the_grant_that_follows_it
         assert cell.recorder.of("restore_progress") == [
             Progress("", "Fetching", reason="StoreUnavailable", message="timed out")
         ]
+        client.store_not_reached()
+        assert client.urls.book.get_url("packs/1-ab") is None, "the store may have moved"
     finally:
         await client.close()
 
