@@ -3,7 +3,6 @@
 It neither decides when (``checkpoint``, ``barrier``) nor knows what the values mean. Blocking.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from savepoint.repository.content import Content, FileSource
 from savepoint.repository.entry import EntryRecord
 from savepoint.repository.manifest import ComponentRecord, Manifest
 from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.target import FULL
 from savepoint.repository.writer import CheckpointWriter
 
 from savepoint_sidecar.ownfile import create_own, read_own
@@ -221,7 +221,7 @@ def _translated(path: Path) -> Iterator[None]:
 
 def _failure(path: Path, error: OSError) -> SavepointError:
     what = f"{path} in the stage cannot be written: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return NoSpace(
             f"{what}; raise spec.stage.sizeLimit in the policy if spec.stage.medium is Memory, or free some of the "
             "disk that the stage lies on"

@@ -123,11 +123,11 @@ class _Restore:
         welcome: Welcome,
         failpoints: Failpoints,
         *,
-        impatient: PresignedStore | None = None,
+        impatient: PresignedStore,
     ) -> None:
         """``impatient``: the same store, for the first read."""
         self._settings, self._client, self._store, self._welcome = settings, client, store, welcome
-        self._first_reads = impatient or store
+        self._first_reads = impatient
         self._failpoints = failpoints
         self._roots = without_shared(settings.roots, welcome.shared_roots)
         self._done = self._planned = 0

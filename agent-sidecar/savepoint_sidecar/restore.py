@@ -4,7 +4,6 @@ Every byte is verified before it is written, and a marker says at each moment wh
 restore, and which checkpoint, was decided before; SDK values are ``components``' business. Blocking.
 """
 
-import errno
 import logging
 import os
 import stat
@@ -19,6 +18,7 @@ from savepoint.errors import NoSpace, RunAsUserRequired, SavepointError, TargetN
 from savepoint.repository.manifest import Manifest
 from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.restore import restore_tree, survey
+from savepoint.repository.target import FULL
 
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.roots import Marker, Root, clear, is_empty, read_marker, would_clear, write_marker
@@ -191,7 +191,7 @@ def unusable(root: Root, error: OSError) -> SavepointError:
             f"{what} cannot be written as uid {os.geteuid()}: set runAsUser on the agent's container, or fsGroup on "
             "the pod"
         )
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return NoSpace(f"{root.mount_path} has no room left ({error.strerror}): give the volume more space")
     return TargetUnusable(
         f"{root.mount_path} cannot be used ({error.strerror or error}): it must be a writable volume with a POSIX file "

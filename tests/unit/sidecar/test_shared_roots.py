@@ -54,7 +54,8 @@ async def restore(folder: Path, roots: tuple[Root, ...], authority: FakeAuthorit
     welcome = replace(welcome, parent=None) if fresh else welcome
     settings = Settings("wss://x", "", "coder-2", "demo", "uid", "n1", 30, roots, stage=folder / "next-stage")
     client, store = cast(RestoreClient, Client()), cast(PresignedStore, authority.blobs)
-    return (await asyncio.to_thread(_Restore(settings, client, store, welcome, Failpoints())._work)).outcome
+    work = _Restore(settings, client, store, welcome, Failpoints(), impatient=store)
+    return (await asyncio.to_thread(work._work)).outcome
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -138,6 +138,12 @@ async def test_other_paths_and_plain_requests_get_nothing(cell: Cell) -> None:
         assert answer.status == 404
 
 
+async def over(drain: "asyncio.Future[None]") -> None:
+    """It ends, and at once: the clock stands still."""
+    async with asyncio.timeout(5):
+        await drain
+
+
 async def test_a_stop_finishes_the_shutdown_commit_under_way(cell: Cell) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
@@ -169,8 +175,7 @@ async def test_a_stop_waits_for_the_last_word_of_a_pod_that_goes_at_the_same_tim
     assert not drain.done()
     await pod.ask(Released(1), Ack)  # its connection is never closed: the pod's network has gone with it
     cell.clock.advance(SUCCESSOR_SECONDS)
-    async with asyncio.timeout(5):
-        await drain
+    await over(drain)
     assert cell.recorder.of("released") == [("a", False)]
 
 
@@ -182,8 +187,7 @@ async def test_a_stop_waits_for_nobody_longer_than_its_bound(cell: Cell) -> None
     drain = asyncio.ensure_future(cell.server.drain(25))
     await asyncio.sleep(0.1)
     cell.clock.advance(25)
-    async with asyncio.timeout(5):
-        await drain
+    await over(drain)
 
 
 async def test_a_stop_gives_pods_a_moment_to_be_told_that_they_go(cell: Cell) -> None:
@@ -192,8 +196,7 @@ async def test_a_stop_gives_pods_a_moment_to_be_told_that_they_go(cell: Cell) ->
     await asyncio.sleep(0.1)
     assert not drain.done()
     cell.clock.advance(2)
-    async with asyncio.timeout(5):
-        await drain
+    await over(drain)
 
 
 async def test_a_stop_waits_for_the_successor_of_a_pod_that_goes_until_it_has_what_it_needs(cell: Cell) -> None:
@@ -219,8 +222,7 @@ async def test_a_stop_waits_for_the_successor_of_a_pod_that_goes_until_it_has_wh
     await asyncio.sleep(0.1)
     assert not drain.done(), "it asks for what it needs"
     cell.clock.advance(JOINED_SECONDS)
-    async with asyncio.timeout(5):
-        await drain
+    await over(drain)
 
 
 async def test_a_stop_waits_for_no_pods_that_come_and_go_for_other_reasons(cell: Cell) -> None:
@@ -230,8 +232,7 @@ async def test_a_stop_waits_for_no_pods_that_come_and_go_for_other_reasons(cell:
     pod, _ = await cell.sidecar("a")
     await pod.ask(Released(1), Ack)  # nobody has told it to end
     cell.clock.advance(1.5)
-    async with asyncio.timeout(5):
-        await drain
+    await over(drain)
 
 
 async def test_a_stop_lets_an_agent_that_starts_take_its_first_checkpoint(cell: Cell) -> None:
@@ -246,8 +247,7 @@ async def test_a_stop_lets_an_agent_that_starts_take_its_first_checkpoint(cell: 
     order = await pod.ask(RequestCheckpoint("r1", "Agent"), Checkpoint)
     assert order.trigger == "Agent"
     cell.clock.advance(25)
-    async with asyncio.timeout(5):
-        await drain
+    await over(drain)
 
 
 async def test_two_connections_of_a_restore_count_as_long_as_one_is_open(cell: Cell) -> None:
@@ -264,8 +264,7 @@ async def test_two_connections_of_a_restore_count_as_long_as_one_is_open(cell: C
     assert not drain.done()
     await newer.ask(Outcome("Restored", "all of it"), Ack)
     cell.clock.advance(SUCCESSOR_SECONDS)
-    async with asyncio.timeout(5):
-        await drain
+    await over(drain)
 
 
 async def test_a_stop_waits_for_no_successor_of_a_run_that_is_over(cell: Cell) -> None:

@@ -39,6 +39,13 @@ def rollback(bench: Bench, name: str = "back", **source: str) -> None:
     bench.cluster.put(RESTORES, name, NAMESPACE, spec={"mode": mode, "source": source}, metadata=GENERATED)
 
 
+async def go_back(bench: Bench, who: Any) -> None:
+    """A rollback to coder-1 whose last checkpoint finds nothing changed."""
+    rollback(bench, checkpointName="coder-1")
+    await bench.settle()
+    await bench.end(who, "Unchanged")
+
+
 def restore(bench: Bench, name: str = "back") -> dict[str, Any]:
     status: dict[str, Any] = bench.cluster.object(RESTORES, name, NAMESPACE)["status"]
     return status
@@ -88,9 +95,7 @@ async def test_a_new_leader_finishes_what_the_old_one_began(bench: Bench) -> Non
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     bench.cluster.blocked.add(who.pod.name)
-    rollback(bench, checkpointName="coder-1")
-    await bench.settle()
-    await bench.end(who, "Unchanged")
+    await go_back(bench, who)
     await bench.pass_time(5)
     assert restore(bench)["reason"] == "EvictionBlocked"
     before = bench.head()
@@ -338,9 +343,7 @@ async def test_the_last_checkpoint_is_taken_once_however_often_it_fails(
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     refusing(bench, monkeypatch, StoreUnavailable("nobody answers"))
-    rollback(bench, checkpointName="coder-1")
-    await bench.settle()
-    await bench.end(who, "Unchanged")
+    await go_back(bench, who)
     await bench.pass_time(30)
     assert restore(bench)["reason"] == "StoreUnavailable"
     assert [trigger for _, _, trigger in bench.orders.ordered].count("Rollback") == 1
@@ -350,9 +353,7 @@ async def test_an_eviction_that_a_budget_forbids_is_told_once_and_has_no_bound(b
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     bench.cluster.blocked.add(who.pod.name)
-    rollback(bench, checkpointName="coder-1")
-    await bench.settle()
-    await bench.end(who, "Unchanged")
+    await go_back(bench, who)
     await bench.pass_time(3 * GIVE_UP_SECONDS, step=5)
     status = restore(bench)
     condition = status["conditions"][0]
@@ -375,9 +376,7 @@ async def test_an_eviction_that_nobody_permits_ends_and_says_what_is_recorded(
         raise Denied("the operator may not evict pods")
 
     monkeypatch.setattr(bench.cluster, "evict", forbid)
-    rollback(bench, checkpointName="coder-1")
-    await bench.settle()
-    await bench.end(who, "Unchanged")
+    await go_back(bench, who)
     await bench.pass_time(GIVE_UP_SECONDS + 20, step=5)
     status = restore(bench)
     assert (status["reason"], status["conditions"][0]["status"]) == ("Forbidden", "False")
@@ -398,9 +397,7 @@ async def test_only_failures_that_nothing_interrupts_end_it(bench: Bench, monkey
 
     monkeypatch.setattr(bench.cluster, "evict", sometimes)
     bench.cluster.blocked.add(who.pod.name)
-    rollback(bench, checkpointName="coder-1")
-    await bench.settle()
-    await bench.end(who, "Unchanged")
+    await go_back(bench, who)
     for reason in ("Forbidden", "EvictionBlocked", "Forbidden"):
         denied = {who.pod.name} if reason == "Forbidden" else set()
         await bench.pass_time(GIVE_UP_SECONDS - 20, step=5)

@@ -150,6 +150,13 @@ def policy(bench: Bench, name: str = "coders") -> tuple[str, str, str]:
     return status["reason"], ready["status"], ready["message"]
 
 
+async def refused_alike(bench: Bench, reason: str, message: str) -> None:
+    """A pod of the policy is told the same."""
+    refused = await bench.now_leading.directory.incarnation(bench.pod())
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.message) == (reason, message)
+
+
 @pytest.mark.parametrize("names", [{"storeName": "far"}, {}])
 async def test_a_policy_without_a_store_is_not_ready_until_there_is_one(bench: Bench, names: dict[str, str]) -> None:
     bench.cluster.remove(STORES, STORE)
@@ -157,9 +164,7 @@ async def test_a_policy_without_a_store_is_not_ready_until_there_is_one(bench: B
     await bench.settle()
     reason, status, message = policy(bench)
     assert (reason, status) == ("NoStore", "False")
-    refused = await bench.now_leading.directory.incarnation(bench.pod())
-    assert isinstance(refused, Refusal)
-    assert (refused.reason, refused.message) == (reason, message)
+    await refused_alike(bench, reason, message)
     s3 = {"endpoint": "https://s3.test", "bucket": "agents", "credentialsSecretName": "s3-keys"}
     bench.cluster.put(STORES, "unlike", spec={"s3": s3})
     await bench.settle()
@@ -181,9 +186,7 @@ async def test_a_policy_whose_store_is_closed_to_its_namespace_is_not_ready(benc
     await bench.settle()
     reason, status, message = policy(bench)
     assert (reason, status) == ("StoreNotAllowed", "False")
-    refused = await bench.now_leading.directory.incarnation(bench.pod())
-    assert isinstance(refused, Refusal)
-    assert (refused.reason, refused.message) == (reason, message)
+    await refused_alike(bench, reason, message)
     bench.cluster.put(STORES, STORE, spec=spec)
     await bench.settle()
     assert policy(bench)[0] == "Ready"
