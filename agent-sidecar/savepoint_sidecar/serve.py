@@ -19,16 +19,16 @@ from typing import Any
 from savepoint.contract.agent import STAGE_SIDECAR
 from savepoint.errors import SavepointError
 
-from savepoint_sidecar import init, settings
-from savepoint_sidecar.channel import Dialer
-from savepoint_sidecar.components import index_sequence
-from savepoint_sidecar.control import ControlClient
+from savepoint_sidecar import restore_container, settings
+from savepoint_sidecar.authority.channel import Dialer
+from savepoint_sidecar.authority.control_client import ControlClient
+from savepoint_sidecar.authority.reachability import Reach
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.incarnation import Incarnation
+from savepoint_sidecar.lifecycle.config import Edges, Terms
+from savepoint_sidecar.lifecycle.incarnation import Incarnation
 from savepoint_sidecar.probe import PRIVATE_SOCKET
-from savepoint_sidecar.reach import Reach
 from savepoint_sidecar.settings import Settings
-from savepoint_sidecar.terms import Edges, Terms
+from savepoint_sidecar.stage.components import index_sequence
 
 EXIT_USAGE = 2
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -47,7 +47,7 @@ def run_restore() -> int:
     failpoints = Failpoints(settings.failpoint_of())
     told = settings.TERMINATION_LOG if settings.TERMINATION_LOG.exists() else None  # kubelet makes it
     signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_TERMINATED))
-    return asyncio.run(init.restore(_configured(), failpoints, told))
+    return asyncio.run(restore_container.restore(_configured(), failpoints, told))
 
 
 def _configured() -> Settings:
@@ -69,7 +69,7 @@ async def _serve(configured: Settings, failpoints: Failpoints) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     while (status := await _live(configured, failpoints, terminated)) is None:
         log.info("the agent was started again after the end of its run: it gets the next epoch, and starts fresh")
-        renewal = asyncio.ensure_future(init.restore(configured, failpoints, None))
+        renewal = asyncio.ensure_future(restore_container.restore(configured, failpoints, None))
         await _first_of(renewal, terminated)
         if not renewal.done():
             renewal.cancel()
@@ -81,7 +81,7 @@ async def _serve(configured: Settings, failpoints: Failpoints) -> int:
 
 async def _live(configured: Settings, failpoints: Failpoints, terminated: asyncio.Event) -> int | None:
     """One incarnation; its exit status, None: the agent has begun the next run."""
-    started = configured.stage / STAGE_SIDECAR / init.STARTED
+    started = configured.stage / STAGE_SIDECAR / restore_container.STARTED
     client = ControlClient(
         Dialer(configured.control_url, configured.control_ca, configured.token_path),
         pod_uid=configured.pod_uid,

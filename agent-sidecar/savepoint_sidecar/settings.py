@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from savepoint.contract import names
 
-from savepoint_sidecar.roots import Root
+from savepoint_sidecar.files.roots import Root
 
 DEFAULT_GRACE_SECONDS: Final = 30
 ENV_FAILPOINT: Final = "SAVEPOINT_FAILPOINT"

@@ -30,15 +30,15 @@ from savepoint.contract.names import AGENT_NAME_MAX, ENV_SOCKET, ENV_STAGE
 from savepoint.repository.canonical import time_of
 from savepoint.repository.keys import AgentKey
 from savepoint.storage.directory import DirectoryStore
-from savepoint_sidecar import cut
-from savepoint_sidecar.components import prepare_stage
+from savepoint_sidecar.authority.local import LocalAuthority, LocalTerms
+from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.incarnation import Incarnation
-from savepoint_sidecar.local import LocalAuthority, LocalTerms
-from savepoint_sidecar.restore import marker_of, plan, restore_files
-from savepoint_sidecar.roots import Root
+from savepoint_sidecar.files.roots import Root
+from savepoint_sidecar.lifecycle.config import Edges, Terms
+from savepoint_sidecar.lifecycle.incarnation import Incarnation
+from savepoint_sidecar.restore.file_restore import marker_of, plan, restore_files
 from savepoint_sidecar.settings import failpoint_of, log_level_of
-from savepoint_sidecar.terms import Edges, Terms
+from savepoint_sidecar.stage.components import prepare_stage
 
 from savepoint_cli import child
 from savepoint_cli.key import key_path, master_key
@@ -179,7 +179,7 @@ class _Supervisor:
         if parent is None:
             plan(self._roots, welcome, None)
             return
-        loaded = cut.load(blobs, key, welcome.namespace, welcome.agent, parent)
+        loaded = parent_checkpoint.load(blobs, key, welcome.namespace, welcome.agent, parent)
         actions = plan(self._roots, welcome, loaded.manifest)
         lost = [root for root, action in actions.items() if action == "restore"]
         if lost:

@@ -14,7 +14,7 @@ from savepoint.storage.directory import DirectoryStore
 from savepoint.storage.retry import Retry
 from savepoint.storage.store import FolderStore, ObjectStore
 from savepoint.storage.wrapper import Retrying
-from savepoint_sidecar.local import NAMESPACE
+from savepoint_sidecar.authority.local import NAMESPACE
 
 from savepoint_cli.bucket import bucket_store
 from savepoint_cli.key import key_path, master_key

@@ -27,8 +27,8 @@ from savepoint.repository.manifest import Manifest
 from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.repository import Repository
 from savepoint.storage import ObjectStore
-from savepoint_sidecar.authority import Blobs, Order
-from savepoint_sidecar.local import parent_of, reference
+from savepoint_sidecar.authority.authority import Blobs, Order
+from savepoint_sidecar.authority.local import parent_of, reference
 
 MASTER = MasterKey(bytes(range(32)))
 

@@ -47,12 +47,12 @@ from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
 from savepoint_operator.control.server import PATH, ControlServer
 from savepoint_operator.model.views import AgentKey
-from savepoint_sidecar.authority import Blobs
-from savepoint_sidecar.channel import Dialer
-from savepoint_sidecar.control import ControlClient
+from savepoint_sidecar.authority.authority import Blobs
+from savepoint_sidecar.authority.channel import Dialer
+from savepoint_sidecar.authority.control_client import ControlClient
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.init import restore
-from savepoint_sidecar.roots import Root
+from savepoint_sidecar.files.roots import Root
+from savepoint_sidecar.restore_container import restore
 from savepoint_sidecar.settings import Settings
 
 from tests.fakes.control_cell import Pod, attempt, until

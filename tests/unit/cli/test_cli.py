@@ -16,8 +16,8 @@ from savepoint_cli.key import master_key
 from savepoint_cli.log import human
 from savepoint_cli.main import main
 from savepoint_cli.run import RunOptions, agent_name, own_paths, plain_name, roots_of
-from savepoint_sidecar.exclude import Excluded
-from savepoint_sidecar.local import LocalAuthority, LocalTerms
+from savepoint_sidecar.authority.local import LocalAuthority, LocalTerms
+from savepoint_sidecar.files.exclude import Excluded
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,11 @@ def _classes(root: type[SavepointError]) -> set[type[SavepointError]]:
 
 
 def _reasons() -> set[str]:
-    for module in ("savepoint.agent.errors", "savepoint_operator.cluster.errors", "savepoint_sidecar.session"):
+    for module in (
+        "savepoint.agent.errors",
+        "savepoint_operator.cluster.errors",
+        "savepoint_sidecar.agent_api.process_session",
+    ):
         importlib.import_module(module)
     found = {each.reason for each in _classes(SavepointError)}
     for room in ROOMS:

@@ -15,9 +15,9 @@ from savepoint.contract import agent as wire
 from savepoint.contract.control import PolicyTerms
 from savepoint.storage import ObjectStore
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.incarnation import Incarnation
-from savepoint_sidecar.roots import Root
-from savepoint_sidecar.terms import Edges, Terms
+from savepoint_sidecar.files.roots import Root
+from savepoint_sidecar.lifecycle.config import Edges, Terms
+from savepoint_sidecar.lifecycle.incarnation import Incarnation
 
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.store import MemoryStore

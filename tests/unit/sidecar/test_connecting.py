@@ -10,7 +10,7 @@ import pytest
 from savepoint.contract.control import Checkpoint, CheckpointRef, Result
 from savepoint.errors import StoreUnavailable
 from savepoint.repository.keys import MasterKey
-from savepoint_sidecar.local import LocalAuthority, LocalTerms
+from savepoint_sidecar.authority.local import LocalAuthority, LocalTerms
 
 from tests.fakes.store import MemoryStore
 from tests.unit.sidecar.harness import Cell, running

@@ -17,14 +17,14 @@ from savepoint.repository.manifest import Manifest
 from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.restore import restore_tree
 from savepoint.repository.writer import CheckpointWriter
-from savepoint_sidecar import database
-from savepoint_sidecar.capture import Capture
-from savepoint_sidecar.draft import Draft
-from savepoint_sidecar.exclude import Excluded
-from savepoint_sidecar.filetable import FileTable, is_racy
-from savepoint_sidecar.pool import Pool
-from savepoint_sidecar.roots import Marker, Root, clear, is_empty, read_marker, write_marker
-from savepoint_sidecar.walk import Signature, signature_of, walk
+from savepoint_sidecar.capture import database
+from savepoint_sidecar.capture.capture import Capture
+from savepoint_sidecar.capture.draft import Draft
+from savepoint_sidecar.capture.file_table import FileTable, is_racy
+from savepoint_sidecar.capture.spool import Pool
+from savepoint_sidecar.files.exclude import Excluded
+from savepoint_sidecar.files.roots import Marker, Root, clear, is_empty, read_marker, write_marker
+from savepoint_sidecar.files.walk import Signature, signature_of, walk
 
 from tests.fakes.store import MemoryStore
 

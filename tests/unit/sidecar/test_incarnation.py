@@ -14,7 +14,7 @@ from savepoint.contract.control import ObjectName, PolicyTerms, Refused
 from savepoint.errors import Superseded, Unavailable
 from savepoint.repository.lineage import pending_bytes, pending_of
 from savepoint.repository.verify import verify
-from savepoint_sidecar import incarnation
+from savepoint_sidecar.lifecycle import incarnation
 
 from tests.fakes.store import MemoryStore
 from tests.unit.sidecar.harness import Cell, running
@@ -626,7 +626,7 @@ async def test_journals_of_another_run_are_removed(tmp_path: Path) -> None:
 async def test_an_attempt_waits_a_moment_for_an_agent_that_reattaches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from savepoint_sidecar import incarnation
+    from savepoint_sidecar.lifecycle import incarnation
 
     monkeypatch.setattr(incarnation, "AGENT_SECONDS", 5.0)
     async with running(tmp_path) as cell:

@@ -14,10 +14,11 @@ import pytest
 from savepoint.contract.control import Committed, Outcome, Progress, Urls, decode
 from savepoint.errors import IntegrityError, SavepointError, StoreDenied, StoreUnavailable, Unavailable
 from savepoint_operator.control.server import PATH
-from savepoint_sidecar import init, restore_client
-from savepoint_sidecar.channel import Dialer
+from savepoint_sidecar import restore_container
+from savepoint_sidecar.authority import restore_client
+from savepoint_sidecar.authority.channel import Dialer
+from savepoint_sidecar.authority.restore_client import RestoreClient
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.restore_client import RestoreClient
 from savepoint_sidecar.settings import Settings
 
 from tests.fakes.control_cell import Cell, attempt, running_cell, until
@@ -75,7 +76,7 @@ async def test_an_operator_that_never_answers_ends_in_timeout(
     monkeypatch.setattr(restore_client, "ACK_SECONDS", 0.1)
     settings = settings_of(tmp_path, f"ws://127.0.0.1:{request.getfixturevalue(door)}/v1/control")
     began = time.monotonic()
-    status = await init.restore(settings, Failpoints(), tmp_path / "termination")
+    status = await restore_container.restore(settings, Failpoints(), tmp_path / "termination")
     took = time.monotonic() - began
     told = json.loads((tmp_path / "termination").read_text())
     assert status != 0
@@ -114,7 +115,7 @@ async def test_a_store_that_only_the_pod_cannot_reach_is_told_and_ends_within_th
     await successor(cell)
     cell.stores.store = replace(cell.stores.store, signer=Elsewhere(closed))
     settings = settings_of(tmp_path, f"ws://127.0.0.1:{cell.port}{PATH}", "token-of-b")
-    restoring = asyncio.ensure_future(init.restore(settings, Failpoints(), tmp_path / "termination"))
+    restoring = asyncio.ensure_future(restore_container.restore(settings, Failpoints(), tmp_path / "termination"))
     await until(lambda: cell.recorder.of("restore_progress"))
     assert not restoring.done(), "it is told at the first try, not at the end"
     async with asyncio.timeout(10):
@@ -135,8 +136,8 @@ class Tries:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *ends: SavepointError | Outcome) -> None:
         self.ends, self.seconds, self.told = list(ends), 5000.0, list[tuple[str, str]]()
         self.not_reached = 0
-        monkeypatch.setattr(init.time, "monotonic", lambda: self.seconds)
-        monkeypatch.setattr(init.asyncio, "sleep", self._pause)
+        monkeypatch.setattr(restore_container.time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(restore_container.asyncio, "sleep", self._pause)
 
     async def _pause(self, seconds: float) -> None:
         self.seconds += seconds
@@ -154,8 +155,10 @@ class Tries:
         self.not_reached += 1
 
     async def outcome(self) -> Outcome:
-        ends_at = self.seconds + init.BOUND_SECONDS
-        return await init._tries(cast(init._Restore, self), cast(RestoreClient, self), ends_at)
+        ends_at = self.seconds + restore_container.BOUND_SECONDS
+        return await restore_container._tries(
+            cast(restore_container._Restore, self), cast(RestoreClient, self), ends_at
+        )
 
 
 async def test_a_store_is_waited_for_as_long_as_the_bound_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +168,7 @@ async def test_a_store_is_waited_for_as_long_as_the_bound_and_no_longer(monkeypa
         "StoreUnavailable",
         "timed out (tried for 600 s; the container starts again)",
     )
-    assert 600 - init.AGAIN_SECONDS < tries.seconds - 5000 <= 600
+    assert 600 - restore_container.AGAIN_SECONDS < tries.seconds - 5000 <= 600
     assert set(tries.told) == {("StoreUnavailable", "The restore in this pod is held up, and tried again: timed out")}
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from savepoint.contract import agent as wire
-from savepoint_sidecar.components import INDEX_MOST_BYTES, index_sequence, read_index, write_index
-from savepoint_sidecar.ownfile import create_own, read_own
+from savepoint_sidecar.stage.components import INDEX_MOST_BYTES, index_sequence, read_index, write_index
+from savepoint_sidecar.stage.small_files import create_own, read_own
 
 
 def _pipe(path: Path, _: Path) -> None:

@@ -20,14 +20,14 @@ from savepoint.errors import (
     Unavailable,
 )
 from savepoint_sidecar import probe, settings
-from savepoint_sidecar.attempt import Attempt, in_thread
-from savepoint_sidecar.channel import Backoff
-from savepoint_sidecar.components import begin_epoch, index_sequence, prepare_stage, read_index, write_index
+from savepoint_sidecar.authority.channel import Backoff
+from savepoint_sidecar.authority.url_book import RESERVE, UrlBook
+from savepoint_sidecar.authority.url_requests import UrlAsks
+from savepoint_sidecar.checkpoint.capture_attempt import Attempt, in_thread
 from savepoint_sidecar.failpoint import NAMES, Failpoints
-from savepoint_sidecar.restore import marker_of, restore_files
-from savepoint_sidecar.roots import Root
-from savepoint_sidecar.urlasks import UrlAsks
-from savepoint_sidecar.urls import RESERVE, UrlBook
+from savepoint_sidecar.files.roots import Root
+from savepoint_sidecar.restore.file_restore import marker_of, restore_files
+from savepoint_sidecar.stage.components import begin_epoch, index_sequence, prepare_stage, read_index, write_index
 
 from tests.unit.sidecar.harness import running
 

@@ -16,12 +16,13 @@ from savepoint.repository.entry import EntryRecord
 from savepoint.repository.manifest import Manifest
 from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.tree import TreeDirectory, TreeFile
-from savepoint_sidecar import components, restore
-from savepoint_sidecar.components import restore_components, write_index
 from savepoint_sidecar.failpoint import NAMES, Failpoints
-from savepoint_sidecar.init import planned_bytes
-from savepoint_sidecar.restore import config_changed, decide, marker_of, plan, restore_files
-from savepoint_sidecar.roots import Marker, Root, read_marker, write_marker
+from savepoint_sidecar.files.roots import Marker, Root, read_marker, write_marker
+from savepoint_sidecar.restore import file_restore
+from savepoint_sidecar.restore.file_restore import config_changed, decide, marker_of, plan, restore_files
+from savepoint_sidecar.restore_container import planned_bytes
+from savepoint_sidecar.stage import components
+from savepoint_sidecar.stage.components import restore_components, write_index
 
 from tests.fakes.store import MemoryStore
 from tests.unit.sidecar.test_files import KEY, finish, writer_of
@@ -188,7 +189,7 @@ def fill(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     class Status:
         f_bavail, f_frsize = free // 4096, 4096
 
-    monkeypatch.setattr(restore.os, "statvfs", lambda path: Status)
+    monkeypatch.setattr(file_restore.os, "statvfs", lambda path: Status)
 
 
 def standing(top: Path) -> dict[str, tuple[int, int, int, bytes]]:

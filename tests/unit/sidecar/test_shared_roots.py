@@ -7,11 +7,11 @@ from typing import cast
 
 import pytest
 from savepoint.storage.presigned import PresignedStore
-from savepoint_sidecar import incarnation
+from savepoint_sidecar.authority.restore_client import RestoreClient
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.init import _Restore
-from savepoint_sidecar.restore_client import RestoreClient
-from savepoint_sidecar.roots import Marker, Root, write_marker
+from savepoint_sidecar.files.roots import Marker, Root, write_marker
+from savepoint_sidecar.lifecycle import incarnation
+from savepoint_sidecar.restore_container import _Restore
 from savepoint_sidecar.settings import Settings
 
 from tests.fakes.authority import FakeAuthority

@@ -17,9 +17,9 @@ from savepoint.contract import agent as wire
 from savepoint.errors import StoreUnavailable
 from savepoint.repository.manifest import manifest_name, open_manifest
 from savepoint.repository.reader import CheckpointReader
-from savepoint_sidecar.components import restore_components
-from savepoint_sidecar.urlasks import UrlAsks
-from savepoint_sidecar.urls import UrlBook
+from savepoint_sidecar.authority.url_book import UrlBook
+from savepoint_sidecar.authority.url_requests import UrlAsks
+from savepoint_sidecar.stage.components import restore_components
 
 from tests.fakes.store import MemoryStore
 from tests.unit.sidecar.harness import Agent, Cell, running

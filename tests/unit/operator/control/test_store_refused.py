@@ -28,8 +28,8 @@ from savepoint.errors import (
 )
 from savepoint_operator.control import sidecar_session
 from savepoint_operator.control.server import PATH
-from savepoint_sidecar.channel import Dialer
-from savepoint_sidecar.control import ControlClient
+from savepoint_sidecar.authority.channel import Dialer
+from savepoint_sidecar.authority.control_client import ControlClient
 
 from tests.fakes.control_cell import AGENT, Cell, Pod, attempt, until
 
@@ -121,7 +121,7 @@ async def test_a_running_sidecar_outlives_a_failover_to_an_operator_whose_store_
         orders = client.orders()
         assert cell.server is not None
         cell.stores.error = StoreDenied("the credentials were refused")
-        with caplog.at_level(logging.INFO, "savepoint_sidecar.control"):
+        with caplog.at_level(logging.INFO, "savepoint_sidecar.authority.control_client"):
             cell.server._connections[("a", "sidecar")].abort()
             await until(lambda: caplog.text.count("(4503)") >= 2)
         assert not client.connected

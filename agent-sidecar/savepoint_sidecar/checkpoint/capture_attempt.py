@@ -12,7 +12,7 @@ from typing import TypeVar
 from savepoint.contract.control import Progress, Timing
 from savepoint.errors import DeadlineExceeded, SavepointError, StateUnstable
 
-from savepoint_sidecar.quiesce import Transaction
+from savepoint_sidecar.agent_api.quiesce import Transaction
 
 T = TypeVar("T")
 

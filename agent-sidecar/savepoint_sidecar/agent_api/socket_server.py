@@ -16,7 +16,7 @@ from aiohttp import web
 from savepoint.contract import agent as wire
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_sidecar.session import OPEN_SECONDS, Session, Sessions
+from savepoint_sidecar.agent_api.process_session import OPEN_SECONDS, Session, Sessions
 
 log = logging.getLogger(__name__)
 

@@ -25,16 +25,16 @@ from savepoint.repository.manifest import Execution, Manifest
 from savepoint.repository.repository import manifest_key
 from savepoint.repository.writer import CheckpointWriter
 
-from savepoint_sidecar.attempt import Attempt, in_thread
-from savepoint_sidecar.authority import Authority
-from savepoint_sidecar.capture import Capture, unchecked, unplanned
-from savepoint_sidecar.components import sdk_components, store_components
-from savepoint_sidecar.cut import Cut
-from savepoint_sidecar.draft import Draft
+from savepoint_sidecar.agent_api.process_session import Session
+from savepoint_sidecar.agent_api.quiesce import Transaction
+from savepoint_sidecar.authority.authority import Authority
+from savepoint_sidecar.capture.capture import Capture, unchecked, unplanned
+from savepoint_sidecar.capture.draft import Draft
+from savepoint_sidecar.capture.spool import Pool
+from savepoint_sidecar.checkpoint.capture_attempt import Attempt, in_thread
+from savepoint_sidecar.checkpoint.parent_checkpoint import Cut
 from savepoint_sidecar.failpoint import Failpoints, WatchedWriter
-from savepoint_sidecar.pool import Pool
-from savepoint_sidecar.quiesce import Transaction
-from savepoint_sidecar.session import Session
+from savepoint_sidecar.stage.components import sdk_components, store_components
 
 log = logging.getLogger(__name__)
 

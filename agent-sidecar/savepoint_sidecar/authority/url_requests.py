@@ -12,7 +12,7 @@ from typing import Final
 from savepoint.contract.control import NeedUrls, Urls
 from savepoint.errors import Refused, StoreUnavailable, Unavailable
 
-from savepoint_sidecar.urls import UrlBook
+from savepoint_sidecar.authority.url_book import UrlBook
 
 WAIT_SECONDS: Final = 90.0
 """How long a thread waits for a URL: longer than an operator takes to be restarted."""

@@ -25,14 +25,20 @@ from savepoint.repository.repository import manifest_key
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
 
-from savepoint_sidecar import cut
-from savepoint_sidecar.channel import Dialer
-from savepoint_sidecar.components import begin_epoch, prepare_stage, restore_components, sdk_components, write_index
+from savepoint_sidecar.authority.channel import Dialer
+from savepoint_sidecar.authority.restore_client import RestoreClient
+from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.restore import config_changed, marker_of, plan, restore_files, unusable
-from savepoint_sidecar.restore_client import RestoreClient
-from savepoint_sidecar.roots import Root, without_shared, write_marker
+from savepoint_sidecar.files.roots import Root, without_shared, write_marker
+from savepoint_sidecar.restore.file_restore import config_changed, marker_of, plan, restore_files, unusable
 from savepoint_sidecar.settings import Settings
+from savepoint_sidecar.stage.components import (
+    begin_epoch,
+    prepare_stage,
+    restore_components,
+    sdk_components,
+    write_index,
+)
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +170,7 @@ class _Restore:
                     raise unusable(root, error) from error
             return Outcome("Fresh", f"agent {welcome.agent} starts fresh in epoch {welcome.epoch}")
         self._client.expect((manifest_key(parent.manifest.name),))
-        loaded = cut.load(self._first_reads, key, welcome.namespace, welcome.agent, parent)
+        loaded = parent_checkpoint.load(self._first_reads, key, welcome.namespace, welcome.agent, parent)
         self._client.expect(loaded.keys())
         changed = config_changed(welcome, loaded.manifest)
         if changed:

@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
-from savepoint_sidecar.filetable import FileTable
-from savepoint_sidecar.pool import Range
-from savepoint_sidecar.roots import Root
-from savepoint_sidecar.walk import Node, Signature, Walk, denied, open_below
+from savepoint_sidecar.capture.file_table import FileTable
+from savepoint_sidecar.capture.spool import Range
+from savepoint_sidecar.files.roots import Root
+from savepoint_sidecar.files.walk import Node, Signature, Walk, denied, open_below
 
 READ: Final = os.O_RDONLY | os.O_NONBLOCK
 TRIES: Final = 3

@@ -12,9 +12,9 @@ from typing import Final
 from savepoint.contract import control as wire
 from savepoint.errors import Refused, Unavailable
 
-from savepoint_sidecar.channel import Backoff, Channel, Dialer
-from savepoint_sidecar.urlasks import UrlAsks
-from savepoint_sidecar.urls import UrlBook
+from savepoint_sidecar.authority.channel import Backoff, Channel, Dialer
+from savepoint_sidecar.authority.url_book import UrlBook
+from savepoint_sidecar.authority.url_requests import UrlAsks
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from savepoint.repository.restore import restore_tree, survey
 from savepoint.repository.target import FULL
 
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.roots import Marker, Root, clear, is_empty, read_marker, would_clear, write_marker
+from savepoint_sidecar.files.roots import Marker, Root, clear, is_empty, read_marker, would_clear, write_marker
 
 log = logging.getLogger(__name__)
 

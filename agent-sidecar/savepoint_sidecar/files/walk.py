@@ -15,8 +15,8 @@ from savepoint.contract.names import ANNOTATION_RUN_AS_USER
 from savepoint.errors import RunAsUserRequired
 from savepoint.repository.tree import path_bytes, path_problem
 
-from savepoint_sidecar.exclude import Excluded
-from savepoint_sidecar.roots import Root, directory
+from savepoint_sidecar.files.exclude import Excluded
+from savepoint_sidecar.files.roots import Root, directory
 
 _PATH = attrgetter("path")
 _KIND = 0o170000

@@ -10,8 +10,8 @@ from typing import Final
 
 from savepoint.errors import Unavailable
 
-from savepoint_sidecar.attempt import Attempt
-from savepoint_sidecar.authority import Authority
+from savepoint_sidecar.authority.authority import Authority
+from savepoint_sidecar.checkpoint.capture_attempt import Attempt
 
 AWAY_SECONDS: Final = 3.0
 """How long the end of an agent waits for an attempt whose commit waits for an authority that is away."""

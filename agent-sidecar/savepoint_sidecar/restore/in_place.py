@@ -17,10 +17,10 @@ from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.target import Target, finish, translated, write_at
 from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 
-from savepoint_sidecar.capture import KIND, Capture
-from savepoint_sidecar.filetable import Contents, FileTable, is_racy
-from savepoint_sidecar.roots import Root, directory, remove
-from savepoint_sidecar.walk import Node, open_below, walk
+from savepoint_sidecar.capture.capture import KIND, Capture
+from savepoint_sidecar.capture.file_table import Contents, FileTable, is_racy
+from savepoint_sidecar.files.roots import Root, directory, remove
+from savepoint_sidecar.files.walk import Node, open_below, walk
 
 log = logging.getLogger(__name__)
 

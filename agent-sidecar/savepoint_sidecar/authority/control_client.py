@@ -18,11 +18,11 @@ from savepoint.errors import IntegrityError, Refused, SavepointError, StoreUnava
 from savepoint.repository.lineage import Pending, pending_bytes
 from savepoint.storage.presigned import PresignedStore
 
-from savepoint_sidecar.authority import Blobs, Order
-from savepoint_sidecar.channel import Backoff, Channel, Dialer
-from savepoint_sidecar.reach import Reach
-from savepoint_sidecar.urlasks import UrlAsks
-from savepoint_sidecar.urls import UrlBook
+from savepoint_sidecar.authority.authority import Blobs, Order
+from savepoint_sidecar.authority.channel import Backoff, Channel, Dialer
+from savepoint_sidecar.authority.reachability import Reach
+from savepoint_sidecar.authority.url_book import UrlBook
+from savepoint_sidecar.authority.url_requests import UrlAsks
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Final
 
 from savepoint.contract import agent as wire
 
-from savepoint_sidecar.authority import Authority
-from savepoint_sidecar.session import Session, Sessions
+from savepoint_sidecar.agent_api.process_session import Session, Sessions
+from savepoint_sidecar.authority.authority import Authority
 
 SILENT_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 1.0

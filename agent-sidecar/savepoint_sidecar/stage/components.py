@@ -20,9 +20,9 @@ from savepoint.repository.reader import CheckpointReader
 from savepoint.repository.target import FULL
 from savepoint.repository.writer import CheckpointWriter
 
-from savepoint_sidecar.ownfile import create_own, read_own
-from savepoint_sidecar.roots import COMPONENT_PREFIX, directory
-from savepoint_sidecar.walk import open_below
+from savepoint_sidecar.files.roots import COMPONENT_PREFIX, directory
+from savepoint_sidecar.files.walk import open_below
+from savepoint_sidecar.stage.small_files import create_own, read_own
 
 INLINE_EACH_BYTES: Final = 64 << 10
 INLINE_ALL_BYTES: Final = 512 << 10

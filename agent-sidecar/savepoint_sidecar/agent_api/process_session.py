@@ -11,7 +11,7 @@ from typing import Final
 from savepoint.contract import agent as wire
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_sidecar.quiesce import Transaction
+from savepoint_sidecar.agent_api.quiesce import Transaction
 
 OPEN_SECONDS: Final = 10.0
 """A session whose orders stream is not opened so soon after connect is dead."""

@@ -17,22 +17,22 @@ from savepoint.contract.control import Checkpoint, Refused, Released, RequestChe
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_sidecar.attempt import Attempt
-from savepoint_sidecar.authority import Authority
-from savepoint_sidecar.capture import Capture
-from savepoint_sidecar.checkpoint import Checkpointer, Last, Taken
-from savepoint_sidecar.components import prepare_stage
+from savepoint_sidecar.agent_api.process_session import Session, Sessions
+from savepoint_sidecar.agent_api.socket_server import SocketServer
+from savepoint_sidecar.authority.authority import Authority
+from savepoint_sidecar.capture.capture import Capture
+from savepoint_sidecar.checkpoint.capture_attempt import Attempt
+from savepoint_sidecar.checkpoint.checkpointer import Checkpointer, Last, Taken
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.fence import Fence
-from savepoint_sidecar.recovery import Recovery, restored
-from savepoint_sidecar.request import Requests
-from savepoint_sidecar.restore import marker_of
-from savepoint_sidecar.roots import without_shared, write_marker
-from savepoint_sidecar.session import Session, Sessions
-from savepoint_sidecar.shutdown import Shutdown
-from savepoint_sidecar.socket_server import SocketServer
-from savepoint_sidecar.terms import Edges, Terms
-from savepoint_sidecar.turn import CONNECTED_ANEW, Turn
+from savepoint_sidecar.files.roots import without_shared, write_marker
+from savepoint_sidecar.lifecycle.config import Edges, Terms
+from savepoint_sidecar.lifecycle.fence import Fence
+from savepoint_sidecar.lifecycle.recovery import Recovery, restored
+from savepoint_sidecar.lifecycle.requests import Requests
+from savepoint_sidecar.lifecycle.shutdown import Shutdown
+from savepoint_sidecar.lifecycle.state_lock import CONNECTED_ANEW, Turn
+from savepoint_sidecar.restore.file_restore import marker_of
+from savepoint_sidecar.stage.components import prepare_stage
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Set
 from savepoint.repository.chunk import ChunkRef
 from savepoint.repository.content import Content
 
-from savepoint_sidecar.walk import Signature
+from savepoint_sidecar.files.walk import Signature
 
 RACY_NS = 20_000_000
 """Time stamps advance in ticks of up to 10 ms: a file changed so shortly before it was read may change again unseen."""

@@ -15,15 +15,16 @@ from savepoint.errors import StoreUnavailable, Unavailable
 from savepoint.repository.keys import AgentKey
 from savepoint.repository.repository import manifest_key
 
-from savepoint_sidecar import barrier, cut
-from savepoint_sidecar.attempt import in_thread
-from savepoint_sidecar.authority import Authority
-from savepoint_sidecar.capture import Capture
-from savepoint_sidecar.checkpoint import Checkpointer
-from savepoint_sidecar.components import read_index, restore_components, sdk_components
-from savepoint_sidecar.filetable import FileTable
-from savepoint_sidecar.ownfile import create_own, read_own
-from savepoint_sidecar.terms import Terms
+from savepoint_sidecar.authority.authority import Authority
+from savepoint_sidecar.capture.capture import Capture
+from savepoint_sidecar.capture.file_table import FileTable
+from savepoint_sidecar.checkpoint import parent_checkpoint
+from savepoint_sidecar.checkpoint.capture_attempt import in_thread
+from savepoint_sidecar.checkpoint.checkpointer import Checkpointer
+from savepoint_sidecar.lifecycle.config import Terms
+from savepoint_sidecar.restore import in_place
+from savepoint_sidecar.stage.components import read_index, restore_components, sdk_components
+from savepoint_sidecar.stage.small_files import create_own, read_own
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Recovery:
         current = self._checkpointer.cut
         if self._at_cut and current is not None:
             with current.reader(self._authority.blobs, self._key) as reader:
-                await in_thread(None, lambda: barrier.learn(reader, self._capture))
+                await in_thread(None, lambda: in_place.learn(reader, self._capture))
 
     def heard(self, newer: Welcome) -> None:
         """The authority said again where the lineage stands."""
@@ -97,7 +98,7 @@ class Recovery:
         left = await asyncio.to_thread(read_index, stage, sequence) if at_cut else None
         with current.reader(self._authority.blobs, self._key) as reader:
             if not at_cut:
-                mended = await in_thread(None, lambda: barrier.bring_back(reader, self._capture))
+                mended = await in_thread(None, lambda: in_place.bring_back(reader, self._capture))
                 log.info("files are at %s: %s", current.ref.name, mended)
             components = left
             if components is None:
@@ -123,7 +124,9 @@ class Recovery:
     async def _load(self, parent: CheckpointRef) -> None:
         await self._authority.prepare_reads((manifest_key(parent.manifest.name),))
         blobs, welcome = self._authority.blobs, self._welcome
-        loaded = await asyncio.to_thread(lambda: cut.load(blobs, self._key, welcome.namespace, welcome.agent, parent))
+        loaded = await asyncio.to_thread(
+            lambda: parent_checkpoint.load(blobs, self._key, welcome.namespace, welcome.agent, parent)
+        )
         self._checkpointer.rebase(loaded)
         await self.expect_reads()
 

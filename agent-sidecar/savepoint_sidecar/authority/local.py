@@ -33,7 +33,7 @@ from savepoint.repository.manifest import Pack
 from savepoint.repository.repository import Repository, open_store
 from savepoint.storage import ObjectStore
 
-from savepoint_sidecar.authority import Blobs, Order
+from savepoint_sidecar.authority.authority import Blobs, Order
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from savepoint.contract.control import Checkpoint, Refused, RequestCheckpoint
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_sidecar.authority import Authority
-from savepoint_sidecar.session import Session
+from savepoint_sidecar.agent_api.process_session import Session
+from savepoint_sidecar.authority.authority import Authority
 
 ASK_SECONDS: Final = 5.0
 """How long an end of the agent waits for the authority's order before it makes an attempt of its own."""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from savepoint.repository.writer import CheckpointWriter
 
-from savepoint_sidecar import database
-from savepoint_sidecar.draft import READ, TRIES, Draft, OpenFile
-from savepoint_sidecar.filetable import FileTable, is_racy
-from savepoint_sidecar.walk import Node, Signature, open_below, signature_of
+from savepoint_sidecar.capture import database
+from savepoint_sidecar.capture.draft import READ, TRIES, Draft, OpenFile
+from savepoint_sidecar.capture.file_table import FileTable, is_racy
+from savepoint_sidecar.files.walk import Node, Signature, open_below, signature_of
 
 
 class FuzzyReader:

@@ -15,13 +15,13 @@ from savepoint.repository.content import Content, FileSource
 from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 from savepoint.repository.writer import CheckpointWriter
 
-from savepoint_sidecar.draft import TRIES, Draft, OpenFile
-from savepoint_sidecar.exclude import Excluded
-from savepoint_sidecar.filetable import FileTable, is_racy
-from savepoint_sidecar.fuzzy import FuzzyReader
-from savepoint_sidecar.pool import Pool, Range
-from savepoint_sidecar.roots import Root, directory
-from savepoint_sidecar.walk import Node, Signature, Walk, open_below, signature_of, walk
+from savepoint_sidecar.capture.draft import TRIES, Draft, OpenFile
+from savepoint_sidecar.capture.file_table import FileTable, is_racy
+from savepoint_sidecar.capture.fuzzy import FuzzyReader
+from savepoint_sidecar.capture.spool import Pool, Range
+from savepoint_sidecar.files.exclude import Excluded
+from savepoint_sidecar.files.roots import Root, directory
+from savepoint_sidecar.files.walk import Node, Signature, Walk, open_below, signature_of, walk
 
 KIND: Final = "Files"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from savepoint.contract.agent import FEATURE_REATTACH
 
-from savepoint_sidecar.roots import Root
+from savepoint_sidecar.files.roots import Root
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Final, Protocol
 from savepoint.contract import agent as wire
 from savepoint.errors import SavepointError, StateUnstable, StoreUnavailable, Unavailable
 
-from savepoint_sidecar.attempt import Attempt
-from savepoint_sidecar.authority import Authority
-from savepoint_sidecar.checkpoint import Checkpointer, Last, Taken
-from savepoint_sidecar.quiesce import Transaction
-from savepoint_sidecar.recovery import Recovery
-from savepoint_sidecar.request import Requests
-from savepoint_sidecar.session import Session, Sessions
-from savepoint_sidecar.terms import Edges
-from savepoint_sidecar.turn import Turn
+from savepoint_sidecar.agent_api.process_session import Session, Sessions
+from savepoint_sidecar.agent_api.quiesce import Transaction
+from savepoint_sidecar.authority.authority import Authority
+from savepoint_sidecar.checkpoint.capture_attempt import Attempt
+from savepoint_sidecar.checkpoint.checkpointer import Checkpointer, Last, Taken
+from savepoint_sidecar.lifecycle.config import Edges
+from savepoint_sidecar.lifecycle.recovery import Recovery
+from savepoint_sidecar.lifecycle.requests import Requests
+from savepoint_sidecar.lifecycle.state_lock import Turn
 
 log = logging.getLogger(__name__)
 
