@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from minio import Minio
-from savepoint.repository import commit
+from savepoint.repository.format import commit
 
 from e2e.kube import Kubectl, until
 from e2e.lab import condition

@@ -19,8 +19,8 @@ from typing import Final
 from savepoint.contract import agent as agent_wire
 from savepoint.contract.control import Outcome, Welcome
 from savepoint.errors import IntegrityError, Refused, SavepointError, StoreUnavailable, Unavailable
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.manifest import Manifest
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.manifest import Manifest
 from savepoint.repository.repository import manifest_key
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry

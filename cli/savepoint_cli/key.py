@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 
 from savepoint.errors import KeyMismatch, StoreDenied
-from savepoint.repository.keys import KEY_BYTES, MasterKey
+from savepoint.repository.format.keys import KEY_BYTES, MasterKey
 
 
 def key_path() -> Path:

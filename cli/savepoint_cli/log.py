@@ -1,8 +1,8 @@
 """``savepoint log``: an agent's line of life, one line for each record of its chain."""
 
 from savepoint.errors import IntegrityError, ObjectMissing
-from savepoint.repository.canonical import time_of
-from savepoint.repository.commit import CommitRecord
+from savepoint.repository.format.canonical import time_of
+from savepoint.repository.format.commit import CommitRecord
 from savepoint.repository.repository import Repository
 
 from savepoint_cli.place import Place

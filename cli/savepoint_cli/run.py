@@ -27,8 +27,8 @@ from typing import Final
 
 from savepoint.contract.control import PolicyTerms, Welcome
 from savepoint.contract.names import AGENT_NAME_MAX, ENV_SOCKET, ENV_STAGE
-from savepoint.repository.canonical import time_of
-from savepoint.repository.keys import AgentKey
+from savepoint.repository.format.canonical import time_of
+from savepoint.repository.format.keys import AgentKey
 from savepoint.storage.directory import DirectoryStore
 from savepoint_sidecar.authority.local import LocalAuthority, LocalTerms
 from savepoint_sidecar.checkpoint import parent_checkpoint

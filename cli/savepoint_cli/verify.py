@@ -3,10 +3,10 @@
 import sys
 
 from savepoint.errors import IntegrityError, ObjectMissing
-from savepoint.repository.commit import CommitRecord
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format.commit import CommitRecord
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.verify import verify
 from savepoint.repository.repository import Repository
-from savepoint.repository.verify import verify
 
 from savepoint_cli.log import human
 from savepoint_cli.place import Place

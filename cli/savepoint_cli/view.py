@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from savepoint.errors import IntegrityError, ObjectMissing, SavepointError, StoreMisconfigured
-from savepoint.repository.chain import Chain, commit_key
-from savepoint.repository.commit import Head
-from savepoint.repository.keys import MasterKey
+from savepoint.repository.format.commit import Head
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.history.chain import Chain, commit_key
 from savepoint.repository.repository import REPOSITORY_KEY, Repository, read_store
 from savepoint.storage.directory import DirectoryStore
 from savepoint.storage.retry import Retry

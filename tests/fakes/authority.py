@@ -19,12 +19,12 @@ from savepoint.contract.control import (
     Welcome,
 )
 from savepoint.errors import SavepointError, Unavailable
-from savepoint.repository import lineage
-from savepoint.repository.canonical import time_text
-from savepoint.repository.chain import Chain
-from savepoint.repository.keys import MasterKey
-from savepoint.repository.manifest import Manifest
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.format.manifest import Manifest
+from savepoint.repository.history import lineage
+from savepoint.repository.history.chain import Chain
+from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.repository import Repository
 from savepoint.storage import ObjectStore
 from savepoint_sidecar.authority.authority import Blobs, Order

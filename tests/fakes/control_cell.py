@@ -24,11 +24,11 @@ from savepoint.contract.control import (
     decode,
     encode,
 )
-from savepoint.repository.canonical import time_text
-from savepoint.repository.chain import Chain
-from savepoint.repository.commit import Head
-from savepoint.repository.keys import MasterKey
-from savepoint.repository.manifest import Execution, Manifest, Pack, Parent, Sizes
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.commit import Head
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.format.manifest import Execution, Manifest, Pack, Parent, Sizes
+from savepoint.repository.history.chain import Chain
 from savepoint.repository.repository import Repository
 from savepoint_operator.control.server import PATH, ControlServer
 from savepoint_operator.model.views import AgentKey, NodeStanding, PodStanding, Standing

@@ -12,8 +12,8 @@ from typing import Any
 
 from savepoint.contract.control import Offer, Outcome, PolicyTerms, Progress, RequestCheckpoint, Result, Wait
 from savepoint.errors import StoreUnavailable, Unavailable
-from savepoint.repository.commit import Head
-from savepoint.repository.keys import MasterKey
+from savepoint.repository.format.commit import Head
+from savepoint.repository.format.keys import MasterKey
 from savepoint.storage import Buffer, ObjectInfo, ObjectStore
 from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.model.views import (

@@ -14,13 +14,13 @@ from typing import Any
 from savepoint.contract.control import ComponentSummary, ObjectName, Offer, Outcome, Result, Timing
 from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
 from savepoint.errors import Refused, Unavailable
-from savepoint.repository import commit as records
-from savepoint.repository import lineage
-from savepoint.repository.canonical import time_text
-from savepoint.repository.chain import Chain
-from savepoint.repository.commit import Head
-from savepoint.repository.keys import MasterKey
-from savepoint.repository.manifest import ComponentRecord, Execution, Manifest, Pack, Sizes, component_digest
+from savepoint.repository.format import commit as records
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.commit import Head
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.format.manifest import ComponentRecord, Execution, Manifest, Pack, Sizes, component_digest
+from savepoint.repository.history import lineage
+from savepoint.repository.history.chain import Chain
 from savepoint.repository.repository import Repository
 from savepoint.storage.directory import DirectoryStore
 from savepoint_operator.cluster.events import Events

@@ -7,17 +7,17 @@ import hashlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
-from savepoint.repository import lineage
-from savepoint.repository.canonical import time_text
-from savepoint.repository.chain import Chain
-from savepoint.repository.commit import Head
-from savepoint.repository.index import ChunkIndex
-from savepoint.repository.keys import MasterKey
-from savepoint.repository.lineage import Offer
-from savepoint.repository.manifest import Manifest, Parent
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.commit import Head
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.format.manifest import Manifest, Parent
+from savepoint.repository.history import lineage
+from savepoint.repository.history.chain import Chain
+from savepoint.repository.history.lineage import Offer
+from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.repository import Repository, open_store
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.write.chunk_index import ChunkIndex
+from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.store import ObjectStore
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

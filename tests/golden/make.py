@@ -7,12 +7,11 @@ so it is made again only under a new folder, for a new format.
 import sys
 from pathlib import Path
 
-from savepoint.repository import lineage
-from savepoint.repository.content import MemorySource
-from savepoint.repository.entry import Entry
-from savepoint.repository.lineage import Pending
-from savepoint.repository.tree import TreeDirectory, TreeFile, TreeSymlink
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.format.tree import TreeDirectory, TreeFile, TreeSymlink
+from savepoint.repository.history import lineage
+from savepoint.repository.history.lineage import Pending
+from savepoint.repository.write.source import Entry, MemorySource
+from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.directory import DirectoryStore
 
 from tests.fakes.world import TIME, World, content

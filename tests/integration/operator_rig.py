@@ -48,11 +48,11 @@ from savepoint.contract.control import (
 )
 from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
 from savepoint.errors import Unavailable
-from savepoint.repository.canonical import time_text
-from savepoint.repository.content import MemorySource
-from savepoint.repository.keys import AgentKey as RepositoryKey
-from savepoint.repository.manifest import Manifest, Parent
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.keys import AgentKey as RepositoryKey
+from savepoint.repository.format.manifest import Manifest, Parent
+from savepoint.repository.write.source import MemorySource
+from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.presigned import PresignedStore
 from savepoint_operator.control.server import PATH
 

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from savepoint.repository.content import MemorySource
+from savepoint.repository.write.source import MemorySource
 from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import S3Config
 

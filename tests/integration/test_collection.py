@@ -17,11 +17,11 @@ from typing import Any
 import aiohttp
 import pytest
 from savepoint.contract.control import Committed
-from savepoint.repository.keys import MasterKey
-from savepoint.repository.manifest import Parent
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.format.manifest import Parent
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.verify import verify
 from savepoint.repository.repository import Repository
-from savepoint.repository.verify import verify
 from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import S3Config
 

@@ -36,13 +36,13 @@ from savepoint.contract.control import (
 )
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import StoreDenied, Unavailable
-from savepoint.repository.canonical import time_text
-from savepoint.repository.content import MemorySource
-from savepoint.repository.keys import AgentKey as RepositoryKey
-from savepoint.repository.manifest import open_manifest
-from savepoint.repository.reader import CheckpointReader
-from savepoint.repository.tree import TreeFile
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.keys import AgentKey as RepositoryKey
+from savepoint.repository.format.manifest import open_manifest
+from savepoint.repository.format.tree import TreeFile
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.write.source import MemorySource
+from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
 from savepoint_operator.control.server import PATH, ControlServer

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 from savepoint.errors import IntegrityError, Superseded
-from savepoint.repository import lineage
-from savepoint.repository.canonical import time_text
-from savepoint.repository.chain import Chain
-from savepoint.repository.collect import collect
-from savepoint.repository.content import MemorySource
-from savepoint.repository.keys import MasterKey
-from savepoint.repository.manifest import Manifest, Parent
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.format.manifest import Manifest, Parent
+from savepoint.repository.format.tree import TreeDirectory, TreeFile
+from savepoint.repository.history import lineage
+from savepoint.repository.history.chain import Chain
+from savepoint.repository.history.collect import collect
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.restore import restore_tree
+from savepoint.repository.read.verify import verify
 from savepoint.repository.repository import Repository, open_store
-from savepoint.repository.restore import restore_tree
-from savepoint.repository.tree import TreeDirectory, TreeFile
-from savepoint.repository.verify import verify
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.write.source import MemorySource
+from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import Presigner, S3Config

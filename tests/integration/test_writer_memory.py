@@ -7,8 +7,8 @@ import pytest
 
 PROGRAM = """
 import hashlib, resource, sys
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.write.writer import CheckpointWriter
 
 class Sink:
     put = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from savepoint.repository.keys import MasterKey
+from savepoint.repository.format.keys import MasterKey
 from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import Presigner
 from savepoint_operator.model.ports import OpenStore

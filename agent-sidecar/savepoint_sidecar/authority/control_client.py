@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from savepoint.contract import control as wire
 from savepoint.errors import IntegrityError, Refused, SavepointError, StoreUnavailable, Superseded, Unavailable
-from savepoint.repository.lineage import Pending, pending_bytes
+from savepoint.repository.history.lineage import Pending, pending_bytes
 from savepoint.storage.presigned import PresignedStore
 
 from savepoint_sidecar.authority.authority import Blobs, Order

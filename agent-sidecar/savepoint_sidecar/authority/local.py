@@ -23,13 +23,13 @@ from savepoint.contract.control import (
     Welcome,
 )
 from savepoint.errors import SavepointError, Unavailable
-from savepoint.repository import lineage
-from savepoint.repository.canonical import time_text
-from savepoint.repository.chain import Chain
-from savepoint.repository.collect import collect
-from savepoint.repository.commit import Head
-from savepoint.repository.keys import MasterKey
-from savepoint.repository.manifest import Pack
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.commit import Head
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.format.manifest import Pack
+from savepoint.repository.history import lineage
+from savepoint.repository.history.chain import Chain
+from savepoint.repository.history.collect import collect
 from savepoint.repository.repository import Repository, open_store
 from savepoint.storage import ObjectStore
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from savepoint.errors import StateUnstable
-from savepoint.repository.content import Content, FileSource
-from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
+from savepoint.repository.write.source import FileSource
+from savepoint.repository.write.writer import CheckpointWriter
 
 from savepoint_sidecar.capture.draft import TRIES, Draft, OpenFile
 from savepoint_sidecar.capture.file_table import FileTable, is_racy

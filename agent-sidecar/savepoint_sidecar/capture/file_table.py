@@ -8,8 +8,8 @@ import struct
 import threading
 from collections.abc import Callable, Collection, Iterator, Set
 
-from savepoint.repository.chunk import ChunkRef
-from savepoint.repository.content import Content
+from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.content import Content
 
 from savepoint_sidecar.files.walk import Signature
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.write.writer import CheckpointWriter
 
 from savepoint_sidecar.capture import database
 from savepoint_sidecar.capture.draft import READ, TRIES, Draft, OpenFile

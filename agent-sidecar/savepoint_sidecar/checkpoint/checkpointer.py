@@ -17,13 +17,13 @@ from savepoint.contract import agent as wire
 from savepoint.contract.control import CheckpointRef, ComponentSummary, ObjectName, Offer, Result, Welcome
 from savepoint.contract.names import ANNOTATION_STATE
 from savepoint.errors import SavepointError, StoreUnavailable, Unavailable
-from savepoint.repository import lineage
-from savepoint.repository.canonical import time_text
-from savepoint.repository.index import ChunkIndex
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.manifest import Execution, Manifest
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.manifest import Execution, Manifest
+from savepoint.repository.history import lineage
 from savepoint.repository.repository import manifest_key
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.write.chunk_index import ChunkIndex
+from savepoint.repository.write.writer import CheckpointWriter
 
 from savepoint_sidecar.agent_api.process_session import Session
 from savepoint_sidecar.agent_api.quiesce import Transaction

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from savepoint.contract.control import CheckpointRef
 from savepoint.errors import IntegrityError
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.manifest import MAX_MANIFEST_BYTES, Manifest, Parent, open_manifest
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES, Manifest, Parent, open_manifest
+from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.repository import manifest_key, pack_key
 from savepoint.storage import BlobReader
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from savepoint.contract.names import ANNOTATION_RUN_AS_USER
 from savepoint.errors import RunAsUserRequired
-from savepoint.repository.tree import path_bytes, path_problem
+from savepoint.repository.format.tree import path_bytes, path_problem
 
 from savepoint_sidecar.files.exclude import Excluded
 from savepoint_sidecar.files.roots import Root, directory

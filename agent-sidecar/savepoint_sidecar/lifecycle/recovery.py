@@ -12,7 +12,7 @@ from typing import Final
 from savepoint.contract import agent as wire
 from savepoint.contract.control import CheckpointRef, Welcome
 from savepoint.errors import StoreUnavailable, Unavailable
-from savepoint.repository.keys import AgentKey
+from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.repository import manifest_key
 
 from savepoint_sidecar.authority.authority import Authority

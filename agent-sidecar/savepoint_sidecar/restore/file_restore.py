@@ -15,10 +15,10 @@ from typing import Final, Literal
 
 from savepoint.contract.control import CheckpointRef, Welcome
 from savepoint.errors import NoSpace, RunAsUserRequired, SavepointError, TargetNotEmpty, TargetUnusable
-from savepoint.repository.manifest import Manifest
-from savepoint.repository.reader import CheckpointReader
-from savepoint.repository.restore import restore_tree, survey
-from savepoint.repository.target import FULL
+from savepoint.repository.format.manifest import Manifest
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.restore import restore_tree, survey
+from savepoint.repository.read.target import FULL
 
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Marker, Root, clear, is_empty, read_marker, would_clear, write_marker

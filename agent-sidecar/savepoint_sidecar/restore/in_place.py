@@ -11,11 +11,11 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass
 
-from savepoint.repository.content import Content
-from savepoint.repository.manifest import ComponentRecord
-from savepoint.repository.reader import CheckpointReader
-from savepoint.repository.target import Target, finish, translated, write_at
-from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.manifest import ComponentRecord
+from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.target import Target, finish, translated, write_at
 
 from savepoint_sidecar.capture.capture import KIND, Capture
 from savepoint_sidecar.capture.file_table import Contents, FileTable, is_racy

@@ -13,12 +13,13 @@ from typing import Any, Final
 
 from savepoint.contract import agent as wire
 from savepoint.errors import IntegrityError, NoSpace, Refused, SavepointError, StateUnstable, TargetUnusable
-from savepoint.repository.content import Content, FileSource
-from savepoint.repository.entry import EntryRecord
-from savepoint.repository.manifest import ComponentRecord, Manifest
-from savepoint.repository.reader import CheckpointReader
-from savepoint.repository.target import FULL
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.entry import EntryRecord
+from savepoint.repository.format.manifest import ComponentRecord, Manifest
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.target import FULL
+from savepoint.repository.write.source import FileSource
+from savepoint.repository.write.writer import CheckpointWriter
 
 from savepoint_sidecar.files.roots import COMPONENT_PREFIX, directory
 from savepoint_sidecar.files.walk import open_below

@@ -9,11 +9,17 @@ from contextlib import suppress
 from datetime import datetime
 
 from savepoint.errors import IntegrityError, KeyMismatch, NotAdopted, ObjectExists, ObjectMissing
-from savepoint.repository import canonical
-from savepoint.repository.canonical import FORMAT, Fields
-from savepoint.repository.keys import AgentKey, MasterKey
-from savepoint.repository.manifest import MAX_MANIFEST_BYTES, Manifest, manifest_name, open_manifest, seal_manifest
-from savepoint.repository.seal import NONCE_BYTES
+from savepoint.repository.format import canonical
+from savepoint.repository.format.canonical import FORMAT, Fields
+from savepoint.repository.format.keys import AgentKey, MasterKey
+from savepoint.repository.format.manifest import (
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    manifest_name,
+    open_manifest,
+    seal_manifest,
+)
+from savepoint.repository.format.seal import NONCE_BYTES
 from savepoint.storage.retry import holds
 from savepoint.storage.store import ObjectStore
 from savepoint.storage.wrapper import Prefixed

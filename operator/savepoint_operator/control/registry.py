@@ -11,7 +11,7 @@ from dataclasses import replace
 from savepoint.contract.control import Checkpoint, Committed, Offer, Refused, Result
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
-from savepoint.repository.commit import Head
+from savepoint.repository.format.commit import Head
 
 from savepoint_operator.control.line import Line, Session
 from savepoint_operator.control.pace import BEGUN_MOST, BEGUN_PER_SECOND, Allowance

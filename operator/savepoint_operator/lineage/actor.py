@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from savepoint.errors import StoreUnavailable
-from savepoint.repository.commit import Head
+from savepoint.repository.format.commit import Head
 
 from savepoint_operator.lineage.opened import Opened
 from savepoint_operator.model.views import AgentKey

@@ -7,7 +7,7 @@ import logging
 
 from savepoint.contract.control import ComponentSummary
 from savepoint.errors import SavepointError
-from savepoint.repository.commit import Head
+from savepoint.repository.format.commit import Head
 from savepoint.repository.repository import Repository
 
 from savepoint_operator.model.views import Contents

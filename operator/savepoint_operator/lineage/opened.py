@@ -12,13 +12,13 @@ from datetime import datetime
 
 from savepoint.contract.control import CheckpointRef, ObjectName, Offer
 from savepoint.errors import IntegrityError, ObjectMissing, RollbackDetected, SavepointError, Superseded
-from savepoint.repository import commit as records
-from savepoint.repository import lineage
-from savepoint.repository.canonical import time_text
-from savepoint.repository.chain import Chain, commit_key
-from savepoint.repository.collect import collect
-from savepoint.repository.commit import Head, ManifestName
-from savepoint.repository.keys import AgentKey as RepositoryKey
+from savepoint.repository.format import commit as records
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.commit import Head, ManifestName
+from savepoint.repository.format.keys import AgentKey as RepositoryKey
+from savepoint.repository.history import lineage
+from savepoint.repository.history.chain import Chain, commit_key
+from savepoint.repository.history.collect import collect
 from savepoint.repository.repository import Repository, manifest_key
 
 from savepoint_operator.lineage.contents import contents_of

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from savepoint.contract.control import CheckpointRef, Offer, Result, Wait
 from savepoint.errors import IntegrityError, Superseded, Unavailable
-from savepoint.repository.commit import Head
+from savepoint.repository.format.commit import Head
 
 from savepoint_operator.lineage.actor import Actor, Actors
 from savepoint_operator.lineage.opened import Opened, default_name

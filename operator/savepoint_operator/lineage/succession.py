@@ -6,7 +6,7 @@ It asks cluster and connections, and writes nothing.
 from collections.abc import Awaitable, Callable
 
 from savepoint.contract.control import Wait
-from savepoint.repository.commit import Head
+from savepoint.repository.format.commit import Head
 
 from savepoint_operator.model.ports import Directory, Liveness
 from savepoint_operator.model.views import AgentKey, Incarnation, NodeStanding, PodStanding, Refusal, Standing

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from savepoint.contract.control import CheckpointRef
-from savepoint.repository.keys import AgentKey as RepositoryKey
+from savepoint.repository.format.keys import AgentKey as RepositoryKey
 
 from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.model.views import AgentKey, PodIdentity

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from savepoint.contract.control import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
-from savepoint.repository.commit import Head
-from savepoint.repository.keys import MasterKey
+from savepoint.repository.format.commit import Head
+from savepoint.repository.format.keys import MasterKey
 from savepoint.storage import ObjectStore
 
 from .views import (

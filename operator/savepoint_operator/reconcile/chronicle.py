@@ -10,8 +10,8 @@ import logging
 from typing import Final
 
 from savepoint.errors import IntegrityError, SavepointError
-from savepoint.repository.chain import Chain
-from savepoint.repository.commit import Head
+from savepoint.repository.format.commit import Head
+from savepoint.repository.history.chain import Chain
 from savepoint.repository.repository import Repository
 from savepoint.storage.wrapper import Prefixed
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from savepoint.errors import KeyMismatch, StoreMisconfigured
-from savepoint.repository.keys import KEY_BYTES, MasterKey
+from savepoint.repository.format.keys import KEY_BYTES, MasterKey
 
 from savepoint_operator.cluster.errors import Conflict
 from savepoint_operator.cluster.kinds import SECRETS

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from savepoint.contract.control import Offer, Outcome, Progress, Result, Wait
-from savepoint.repository.commit import Head
+from savepoint.repository.format.commit import Head
 
 from savepoint_operator.model.views import AgentKey, Contents, Incarnation, SessionView
 

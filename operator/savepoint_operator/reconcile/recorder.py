@@ -10,7 +10,7 @@ from typing import Final
 
 from savepoint.contract.control import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
 from savepoint.errors import SavepointError, Unavailable
-from savepoint.repository.commit import Head
+from savepoint.repository.format.commit import Head
 
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.views import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from savepoint.contract.control import AttemptState, Offer, RequestCheckpoint
-from savepoint.repository.manifest import KINDS
+from savepoint.repository.format.manifest import KINDS
 
 from savepoint_operator.model.views import Contents
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from savepoint.contract.control import Offer, Progress, Result, Timing
-from savepoint.repository.commit import CommitRecord, Head
+from savepoint.repository.format.commit import CommitRecord, Head
 
 from savepoint_operator.model.views import Contents
 from savepoint_operator.rules.conditions import Condition, merged, parsed_time, precise_stamp, stamp

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from savepoint.contract.control import ObjectName, Offer, Timing
 from savepoint.errors import KeyMismatch
-from savepoint.repository.content import MemorySource
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.write.source import MemorySource
+from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.directory import DirectoryStore
 from savepoint_cli.key import master_key
 from savepoint_cli.log import human

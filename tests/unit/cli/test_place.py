@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from savepoint.errors import IntegrityError, KeyMismatch, StoreDenied, StoreMisconfigured
-from savepoint.repository.chain import commit_key
-from savepoint.repository.keys import MasterKey
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.history.chain import commit_key
 from savepoint.repository.repository import Repository
 from savepoint.storage.directory import DirectoryStore
 from savepoint_cli import bucket, view

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.errors import FormatTooNew, IntegrityError
-from savepoint.repository import canonical
-from savepoint.repository.canonical import Fields
+from savepoint.repository.format import canonical
+from savepoint.repository.format.canonical import Fields
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 VALUES = st.recursive(

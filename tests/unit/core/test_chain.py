@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 from savepoint.errors import IntegrityError, ObjectMissing, RollbackDetected, StoreDenied, StoreUnavailable, Superseded
-from savepoint.repository import commit
-from savepoint.repository.chain import Chain, commit_key
-from savepoint.repository.commit import Head, ManifestName
+from savepoint.repository.format import commit
+from savepoint.repository.format.commit import Head, ManifestName
+from savepoint.repository.history.chain import Chain, commit_key
 
 from tests.fakes.store import Fault, FaultyStore, MemoryStore, always, at
 from tests.fakes.world import TIME

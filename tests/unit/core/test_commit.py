@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.errors import FormatTooNew, IntegrityError
-from savepoint.repository import canonical, commit
-from savepoint.repository.commit import CommitRecord, Head, ManifestName
+from savepoint.repository.format import canonical, commit
+from savepoint.repository.format.commit import CommitRecord, Head, ManifestName
 
 from tests.fakes.world import TIME
 

@@ -6,7 +6,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.errors import IntegrityError
-from savepoint.repository.compress import Compressor, Decompressor, frame_bytes
+from savepoint.repository.format.compress import Compressor, Decompressor, frame_bytes
 
 from tests.fakes.world import content
 

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from savepoint.repository import canonical, commit, lineage
-from savepoint.repository.chain import Chain, commit_key
-from savepoint.repository.manifest import Manifest, seal_manifest
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format import canonical, commit
+from savepoint.repository.format.manifest import Manifest, seal_manifest
+from savepoint.repository.format.tree import TreeFile
+from savepoint.repository.history import lineage
+from savepoint.repository.history.chain import Chain, commit_key
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.restore import restore_tree
+from savepoint.repository.read.verify import verify
 from savepoint.repository.repository import Repository, manifest_key, open_store
-from savepoint.repository.restore import restore_tree
-from savepoint.repository.tree import TreeFile
-from savepoint.repository.verify import verify
 from savepoint.storage.directory import DirectoryStore
 
 from tests.fakes.world import MASTER, NOW

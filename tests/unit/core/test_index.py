@@ -2,10 +2,10 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from savepoint.repository.chunk import ChunkRef
-from savepoint.repository.index import ChunkIndex, PackUse
-from savepoint.repository.manifest import Pack
-from savepoint.repository.rewrite import allowed_packs, packs_to_retire
+from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.manifest import Pack
+from savepoint.repository.write.chunk_index import ChunkIndex, PackUse
+from savepoint.repository.write.repack import allowed_packs, packs_to_retire
 
 MIB = 1 << 20
 

@@ -1,7 +1,7 @@
 import pytest
 from savepoint.errors import IntegrityError
-from savepoint.repository.keys import AgentKey, MasterKey, derive
-from savepoint.repository.seal import Seal
+from savepoint.repository.format.keys import AgentKey, MasterKey, derive
+from savepoint.repository.format.seal import Seal
 
 
 def test_hkdf_of_rfc_5869() -> None:

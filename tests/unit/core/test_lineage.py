@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.errors import IntegrityError, ObjectMissing, SavepointError, StoreUnavailable, Superseded
-from savepoint.repository import lineage
-from savepoint.repository.content import MemorySource
-from savepoint.repository.lineage import Offer, Pending
-from savepoint.repository.manifest import manifest_name, seal_manifest
+from savepoint.repository.format.manifest import manifest_name, seal_manifest
+from savepoint.repository.history import lineage
+from savepoint.repository.history.lineage import Offer, Pending
 from savepoint.repository.repository import manifest_key, pack_key
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.write.source import MemorySource
+from savepoint.repository.write.writer import CheckpointWriter
 
 from tests.fakes.store import Call, Fault, FaultyStore, MemoryStore, at
 from tests.fakes.world import TIME, World, attempt, content, keys

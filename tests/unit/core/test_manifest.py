@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.errors import FormatTooNew, IntegrityError, StateTooLarge
-from savepoint.repository import canonical
-from savepoint.repository.chunk import ChunkRef
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.manifest import (
+from savepoint.repository.format import canonical
+from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.manifest import (
     ComponentRecord,
     Execution,
     Manifest,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.errors import IntegrityError
-from savepoint.repository.chunk import ChunkRef, chunk_id, content_digest, ref_of, refs_of
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.pack import ChunkOpener, PackWriter
+from savepoint.repository.format.chunk import ChunkRef, chunk_id, content_digest, ref_of, refs_of
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.pack import ChunkOpener, PackWriter
 
 KEY = AgentKey(bytes(32))
 NAME = "1-" + "a" * 32

@@ -2,8 +2,8 @@ import json
 
 import pytest
 from savepoint.errors import FormatTooNew, IntegrityError, KeyMismatch, NotAdopted, ObjectMissing, StoreUnavailable
-from savepoint.repository import canonical
-from savepoint.repository.keys import MasterKey
+from savepoint.repository.format import canonical
+from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.repository import REPOSITORY_KEY, STORE_KEY, Repository, open_store, read_store
 
 from tests.fakes.store import Fault, FaultyStore, MemoryStore, always, at

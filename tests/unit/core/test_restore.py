@@ -17,14 +17,14 @@ from savepoint.errors import (
     TargetNotEmpty,
     TargetUnusable,
 )
-from savepoint.repository import canonical
-from savepoint.repository import restore as restore_module
-from savepoint.repository.manifest import component_digest
+from savepoint.repository.format import canonical
+from savepoint.repository.format.manifest import component_digest
+from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink, path_bytes
+from savepoint.repository.read import restore as restore_module
+from savepoint.repository.read.restore import RestoreReport, restore_tree, survey
+from savepoint.repository.read.target import Target, _translate, sync_file_system, translated, write_at
 from savepoint.repository.repository import pack_key
-from savepoint.repository.restore import RestoreReport, restore_tree, survey
-from savepoint.repository.target import Target, _translate, sync_file_system, translated, write_at
-from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink, path_bytes
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.write.writer import CheckpointWriter
 
 from tests.fakes.store import Fault, FaultyStore, MemoryStore, always
 from tests.fakes.world import World, content, finish

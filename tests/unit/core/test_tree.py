@@ -8,12 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from savepoint.errors import IntegrityError
-from savepoint.repository import canonical
-from savepoint.repository import entry as entry_format
-from savepoint.repository import tree as tree_format
-from savepoint.repository.restore import restore_tree
-from savepoint.repository.segment import blob_refs, lines_of
-from savepoint.repository.tree import (
+from savepoint.repository.format import canonical
+from savepoint.repository.format import entry as entry_format
+from savepoint.repository.format import tree as tree_format
+from savepoint.repository.format.segment import blob_refs, lines_of
+from savepoint.repository.format.tree import (
     TreeDirectory,
     TreeEntry,
     TreeFile,
@@ -22,7 +21,8 @@ from savepoint.repository.tree import (
     path_bytes,
     path_problem,
 )
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.read.restore import restore_tree
+from savepoint.repository.write.writer import CheckpointWriter
 
 from tests.fakes.store import MemoryStore
 from tests.fakes.world import World

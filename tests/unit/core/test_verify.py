@@ -3,18 +3,18 @@ from typing import Any
 
 import pytest
 from savepoint.errors import IntegrityError, StoreUnavailable
-from savepoint.repository.canonical import encode
-from savepoint.repository.chunk import ChunkRef
-from savepoint.repository.content import MemorySource
-from savepoint.repository.entry import Entry, entry_of
-from savepoint.repository.fetch import RUN_BYTES, Wanted, runs
-from savepoint.repository.manifest import component_digest
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format.canonical import encode
+from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.entry import entry_of
+from savepoint.repository.format.manifest import component_digest
+from savepoint.repository.format.segment import blob_refs
+from savepoint.repository.format.tree import TreeFile
+from savepoint.repository.read.fetch import RUN_BYTES, Wanted, runs
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.verify import verify
 from savepoint.repository.repository import pack_key
-from savepoint.repository.segment import blob_refs
-from savepoint.repository.tree import TreeFile
-from savepoint.repository.verify import verify
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.write.source import Entry, MemorySource
+from savepoint.repository.write.writer import CheckpointWriter
 
 from tests.fakes.store import Fault, FaultyStore, MemoryStore, always
 from tests.fakes.world import World, content

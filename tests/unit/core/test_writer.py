@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from savepoint.errors import DeadlineExceeded, IntegrityError, NoSpace, StateTooLarge, StateUnstable, StoreUnavailable
-from savepoint.repository.chunk import SMALL_BLOCK_BYTES, content_digest
-from savepoint.repository.content import Content, FileSource, MemorySource
-from savepoint.repository.entry import Entry
-from savepoint.repository.manifest import Pack
+from savepoint.repository.format.chunk import SMALL_BLOCK_BYTES, content_digest
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.manifest import Pack
+from savepoint.repository.format.tree import TreeDirectory, TreeFile, TreeSymlink, path_bytes
+from savepoint.repository.read.verify import verify
 from savepoint.repository.repository import manifest_key, pack_key
-from savepoint.repository.tree import TreeDirectory, TreeFile, TreeSymlink, path_bytes
-from savepoint.repository.verify import verify
-from savepoint.repository.writer import CheckpointWriter, load_index
+from savepoint.repository.write.source import Entry, FileSource, MemorySource
+from savepoint.repository.write.writer import CheckpointWriter, load_index
 from savepoint.storage.wrapper import Metered
 
 from tests.fakes.store import Call, Fault, FaultyStore, MemoryStore, always

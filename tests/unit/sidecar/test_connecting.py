@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from savepoint.contract.control import Checkpoint, CheckpointRef, Result
 from savepoint.errors import StoreUnavailable
-from savepoint.repository.keys import MasterKey
+from savepoint.repository.format.keys import MasterKey
 from savepoint_sidecar.authority.local import LocalAuthority, LocalTerms
 
 from tests.fakes.store import MemoryStore

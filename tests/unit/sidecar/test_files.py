@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from savepoint.errors import RunAsUserRequired, StageFull
-from savepoint.repository.chunk import ChunkRef
-from savepoint.repository.content import Content
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.manifest import Manifest
-from savepoint.repository.reader import CheckpointReader
-from savepoint.repository.restore import restore_tree
-from savepoint.repository.writer import CheckpointWriter
+from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.manifest import Manifest
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.restore import restore_tree
+from savepoint.repository.write.writer import CheckpointWriter
 from savepoint_sidecar.capture import database
 from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.capture.draft import Draft

@@ -12,8 +12,8 @@ import pytest
 from savepoint.contract import agent as wire
 from savepoint.contract.control import ObjectName, PolicyTerms, Refused
 from savepoint.errors import Superseded, Unavailable
-from savepoint.repository.lineage import pending_bytes, pending_of
-from savepoint.repository.verify import verify
+from savepoint.repository.history.lineage import pending_bytes, pending_of
+from savepoint.repository.read.verify import verify
 from savepoint_sidecar.lifecycle import incarnation
 
 from tests.fakes.store import MemoryStore

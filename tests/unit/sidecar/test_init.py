@@ -72,7 +72,7 @@ async def cell() -> AsyncIterator[Cell]:
 async def test_an_operator_that_never_answers_ends_in_timeout(
     door: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(init, "BOUND_SECONDS", BOUND_SECONDS)
+    monkeypatch.setattr(restore_container, "BOUND_SECONDS", BOUND_SECONDS)
     monkeypatch.setattr(restore_client, "ACK_SECONDS", 0.1)
     settings = settings_of(tmp_path, f"ws://127.0.0.1:{request.getfixturevalue(door)}/v1/control")
     began = time.monotonic()
@@ -110,8 +110,8 @@ async def successor(cell: Cell) -> None:
 async def test_a_store_that_only_the_pod_cannot_reach_is_told_and_ends_within_the_bound(
     cell: Cell, closed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(init, "BOUND_SECONDS", 2.0)
-    monkeypatch.setattr(init, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(restore_container, "BOUND_SECONDS", 2.0)
+    monkeypatch.setattr(restore_container, "AGAIN_SECONDS", 0.2)
     await successor(cell)
     cell.stores.store = replace(cell.stores.store, signer=Elsewhere(closed))
     settings = settings_of(tmp_path, f"ws://127.0.0.1:{cell.port}{PATH}", "token-of-b")

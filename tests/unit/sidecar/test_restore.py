@@ -12,10 +12,10 @@ from typing import BinaryIO
 import pytest
 from savepoint.contract.control import CheckpointRef, ObjectName, PolicyTerms, Welcome
 from savepoint.errors import IntegrityError, NoSpace, RunAsUserRequired, SavepointError, TargetNotEmpty, TargetUnusable
-from savepoint.repository.entry import EntryRecord
-from savepoint.repository.manifest import Manifest
-from savepoint.repository.reader import CheckpointReader
-from savepoint.repository.tree import TreeDirectory, TreeFile
+from savepoint.repository.format.entry import EntryRecord
+from savepoint.repository.format.manifest import Manifest
+from savepoint.repository.format.tree import TreeDirectory, TreeFile
+from savepoint.repository.read.reader import CheckpointReader
 from savepoint_sidecar.failpoint import NAMES, Failpoints
 from savepoint_sidecar.files.roots import Marker, Root, read_marker, write_marker
 from savepoint_sidecar.restore import file_restore
@@ -332,7 +332,7 @@ def test_a_root_that_cannot_be_written_is_told_by_its_cause(
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(restore, where, fail)
+    monkeypatch.setattr(file_restore, where, fail)
     root = Root("files", "/data", tmp_path)
     with pytest.raises(kind, match=words):
         restore_files(None, [root], marker_of(welcome(None), "uid", None), Failpoints())

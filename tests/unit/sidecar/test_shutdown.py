@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from savepoint.contract import agent as wire
 from savepoint.errors import StoreUnavailable
-from savepoint.repository.manifest import manifest_name, open_manifest
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format.manifest import manifest_name, open_manifest
+from savepoint.repository.read.reader import CheckpointReader
 from savepoint_sidecar.authority.url_book import UrlBook
 from savepoint_sidecar.authority.url_requests import UrlAsks
 from savepoint_sidecar.stage.components import restore_components

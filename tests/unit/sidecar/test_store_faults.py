@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from savepoint.contract import agent as wire
 from savepoint.errors import IntegrityError, SavepointError, StoreDenied, StoreUnavailable
-from savepoint.repository.verify import verify
+from savepoint.repository.read.verify import verify
 
 from tests.fakes.store import Call, Fault, FaultyStore, MemoryStore
 from tests.unit.sidecar.harness import Cell, running

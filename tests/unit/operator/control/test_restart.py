@@ -18,11 +18,11 @@ from savepoint.contract.control import (
     Welcome,
 )
 from savepoint.errors import ObjectMissing, Unavailable
-from savepoint.repository import commit
-from savepoint.repository.chain import Chain
-from savepoint.repository.commit import ManifestName
-from savepoint.repository.lineage import Pending, pending_bytes
-from savepoint.repository.manifest import MAX_MANIFEST_BYTES
+from savepoint.repository.format import commit
+from savepoint.repository.format.commit import ManifestName
+from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES
+from savepoint.repository.history.chain import Chain
+from savepoint.repository.history.lineage import Pending, pending_bytes
 from savepoint_operator.model.views import AgentKey, NodeStanding, PodStanding
 
 from tests.fakes.control_cell import AGENT, Cell, attempt, until

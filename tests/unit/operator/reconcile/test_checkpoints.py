@@ -6,8 +6,8 @@ import pytest
 from savepoint.contract.control import Progress, RequestCheckpoint
 from savepoint.contract.names import ANNOTATION_CHECKPOINT_NOW, LABEL_AGENT
 from savepoint.errors import Unavailable
-from savepoint.repository import lineage
-from savepoint.repository.canonical import time_text
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.history import lineage
 from savepoint_operator.cluster.kinds import CHECKPOINTS, PODS, POLICIES
 from savepoint_operator.lineage.contents import contents_of
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from savepoint.contract.control import Outcome, Progress, Wait
 from savepoint.contract.names import LABEL_AGENT
-from savepoint.repository import lineage
-from savepoint.repository.canonical import time_text
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.history import lineage
 from savepoint_operator.cluster.kinds import DEPLOYMENTS, EVENTS, PODS, RESTORES
 from savepoint_operator.reconcile.restores import KEPT, WAITS_TOLD
 

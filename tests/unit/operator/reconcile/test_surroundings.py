@@ -6,7 +6,7 @@ import pytest
 from savepoint.contract.control import Outcome, Wait
 from savepoint.contract.names import LABEL_AGENT
 from savepoint.errors import KeyMismatch, StoreMisconfigured, StoreUnavailable
-from savepoint.repository.chain import commit_key
+from savepoint.repository.history.chain import commit_key
 from savepoint.repository.repository import open_store
 from savepoint.storage import ObjectStore
 from savepoint.storage.signature import S3Config

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from savepoint.contract.control import ObjectName, Offer, Outcome, PolicyTerms, Progress, Result, Timing
-from savepoint.repository.commit import CommitRecord, Head, ManifestName, head_of
+from savepoint.repository.format.commit import CommitRecord, Head, ManifestName, head_of
 from savepoint_operator.model.views import AgentKey, Incarnation, PodIdentity
 from savepoint_operator.rules import checkpoint_status, restore_status
 

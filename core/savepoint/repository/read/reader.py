@@ -9,16 +9,16 @@ from types import TracebackType
 from typing import TypeVar
 
 from savepoint.errors import IntegrityError
-from savepoint.repository import entry as entries_format
-from savepoint.repository import tree as tree_format
-from savepoint.repository.chunk import ChunkRef
-from savepoint.repository.content import Content
-from savepoint.repository.entry import EntryRecord
-from savepoint.repository.fetch import Fetcher
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.manifest import ComponentRecord, Layout, Manifest
-from savepoint.repository.segment import blob_refs, lines_of
-from savepoint.repository.tree import TreeEntry, TreeFile
+from savepoint.repository.format import entry as entries_format
+from savepoint.repository.format import tree as tree_format
+from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.entry import EntryRecord
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.manifest import ComponentRecord, Layout, Manifest
+from savepoint.repository.format.segment import blob_refs, lines_of
+from savepoint.repository.format.tree import TreeEntry, TreeFile
+from savepoint.repository.read.fetch import Fetcher
 from savepoint.storage.store import BlobReader
 
 T = TypeVar("T")

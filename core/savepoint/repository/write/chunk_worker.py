@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from savepoint.errors import StateUnstable
 from savepoint.repository.buffer import working_memory
-from savepoint.repository.chunk import MAX_CHUNK_BYTES, ChunkRef, chunk_id
-from savepoint.repository.compress import Compressor
-from savepoint.repository.content import Source
-from savepoint.repository.index import ChunkIndex
-from savepoint.repository.pack import RAW, ZSTD, PackWriter
-from savepoint.repository.packing import Packing
+from savepoint.repository.format.chunk import MAX_CHUNK_BYTES, ChunkRef, chunk_id
+from savepoint.repository.format.compress import Compressor
+from savepoint.repository.format.pack import RAW, ZSTD, PackWriter
+from savepoint.repository.write.chunk_index import ChunkIndex
+from savepoint.repository.write.pack_uploads import Packing
+from savepoint.repository.write.source import Source
 
 
 class Lane:

@@ -6,7 +6,7 @@ HKDF is written with the standard library, so that the one door to cryptography 
 import hashlib
 import hmac
 
-from savepoint.repository.seal import Seal
+from savepoint.repository.format.seal import Seal
 
 KEY_BYTES = 32
 

@@ -4,26 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from savepoint.repository.canonical import Fields, checked, encode
-from savepoint.repository.content import Content, Source
-from savepoint.repository.tree import content_fields, content_of
+from savepoint.repository.format.canonical import Fields, checked, encode
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.tree import content_fields, content_of
 
 MAX_NAME_CHARACTERS = 1024
 MAX_META_BYTES = 64 << 10
 
 Encoding = Literal["json", "bytes", "tensor"]
 ENCODINGS: tuple[Encoding, ...] = ("json", "bytes", "tensor")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A value to be stored."""
-
-    name: str
-    encoding: Encoding
-    source: Source
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    """Canonical JSON only: dtype and shape of a tensor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from savepoint.errors import IntegrityError
-from savepoint.repository.canonical import Fields, encode
-from savepoint.repository.chunk import ChunkRef, refs_of
-from savepoint.repository.content import Content
-from savepoint.repository.segment import REFS_PER_LINE
+from savepoint.repository.format.canonical import Fields, encode
+from savepoint.repository.format.chunk import ChunkRef, refs_of
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.segment import REFS_PER_LINE
 
 MAX_PATH_BYTES = 4096
 MAX_ELEMENT_BYTES = 255

@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 
 from savepoint.errors import IntegrityError
 from savepoint.repository.buffer import working_memory
-from savepoint.repository.chunk import MAX_CHUNK_BYTES, OVERHEAD_BYTES, ChunkRef
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.pack import ChunkOpener
+from savepoint.repository.format.chunk import MAX_CHUNK_BYTES, OVERHEAD_BYTES, ChunkRef
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.pack import ChunkOpener
 from savepoint.repository.repository import pack_key
 from savepoint.storage.store import BlobReader
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from savepoint.errors import IntegrityError, StateTooLarge
-from savepoint.repository.canonical import decode, encode
-from savepoint.repository.chunk import MAX_CHUNK_BYTES, ChunkRef, refs_of
+from savepoint.repository.format.canonical import decode, encode
+from savepoint.repository.format.chunk import MAX_CHUNK_BYTES, ChunkRef, refs_of
 
 REFS_PER_LINE = 256
 LINES_PER_SEGMENT = 4

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final
 
 from savepoint.errors import NoSpace, RunAsUserRequired, SavepointError, TargetNotEmpty, TargetUnusable
-from savepoint.repository.tree import MODE_BITS, path_bytes
+from savepoint.repository.format.tree import MODE_BITS, path_bytes
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

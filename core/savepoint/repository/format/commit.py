@@ -8,9 +8,9 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from savepoint.repository import canonical
-from savepoint.repository.canonical import FORMAT, Fields
-from savepoint.repository.manifest import MAX_MANIFEST_BYTES
+from savepoint.repository.format import canonical
+from savepoint.repository.format.canonical import FORMAT, Fields
+from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES
 
 MAX_RECORD_BYTES = 4096
 MAX_COUNT = 2**53

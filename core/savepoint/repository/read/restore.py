@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from savepoint.repository.chunk import ChunkRef
-from savepoint.repository.content import Content
-from savepoint.repository.fetch import Wanted
-from savepoint.repository.manifest import ComponentRecord
-from savepoint.repository.reader import CheckpointReader
-from savepoint.repository.target import Target, finish, sync_file_system, translated, write_at
-from savepoint.repository.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
+from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.manifest import ComponentRecord
+from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
+from savepoint.repository.read.fetch import Wanted
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.read.target import Target, finish, sync_file_system, translated, write_at
 
 BATCH_BYTES = 32 << 20
 BATCH_CHUNKS = 2048

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from savepoint.errors import IntegrityError, ObjectMissing
-from savepoint.repository.chunk import ChunkRef
-from savepoint.repository.fetch import Wanted
-from savepoint.repository.manifest import ComponentRecord
-from savepoint.repository.reader import CheckpointReader, batches
+from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.manifest import ComponentRecord
+from savepoint.repository.read.fetch import Wanted
+from savepoint.repository.read.reader import CheckpointReader, batches
 from savepoint.repository.repository import pack_key
 
 BATCH_CHUNKS = 256

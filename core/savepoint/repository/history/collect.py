@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from savepoint.errors import IntegrityError, StoreMisconfigured, Superseded
-from savepoint.repository.chain import Chain
-from savepoint.repository.commit import Head
-from savepoint.repository.lineage import PENDING_PREFIX
+from savepoint.repository.format.commit import Head
+from savepoint.repository.history.chain import Chain
+from savepoint.repository.history.lineage import PENDING_PREFIX
 from savepoint.repository.repository import Repository, manifest_key, pack_key
 from savepoint.storage.store import ObjectInfo
 

@@ -7,8 +7,8 @@ Correctness rests on one conditional write per sequence; nothing here lists. Whe
 from collections.abc import Iterator
 
 from savepoint.errors import IntegrityError, ObjectExists, ObjectMissing, RollbackDetected, StoreUnavailable, Superseded
-from savepoint.repository import commit
-from savepoint.repository.commit import MAX_RECORD_BYTES, CommitRecord, Head
+from savepoint.repository.format import commit
+from savepoint.repository.format.commit import MAX_RECORD_BYTES, CommitRecord, Head
 from savepoint.storage.store import ObjectStore
 
 

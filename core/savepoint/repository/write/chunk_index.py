@@ -10,8 +10,8 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from savepoint.repository.chunk import ChunkRef
-from savepoint.repository.manifest import Pack
+from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.manifest import Pack
 
 _RECORD = struct.Struct("<32sIIII")
 _PLACE = struct.Struct("<IIII")

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from savepoint.errors import IntegrityError, StateTooLarge
-from savepoint.repository import canonical
-from savepoint.repository.canonical import FORMAT, Fields, is_hexadecimal
-from savepoint.repository.chunk import MAX_PACK_BYTES, PACK_HEADER, PACK_NAME, ChunkRef, refs_of
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.seal import NONCE_BYTES, TAG_BYTES
+from savepoint.repository.format import canonical
+from savepoint.repository.format.canonical import FORMAT, Fields, is_hexadecimal
+from savepoint.repository.format.chunk import MAX_PACK_BYTES, PACK_HEADER, PACK_NAME, ChunkRef, refs_of
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.seal import NONCE_BYTES, TAG_BYTES
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_SEGMENTS = 16384

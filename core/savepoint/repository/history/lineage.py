@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from savepoint.errors import IntegrityError, ObjectMissing, Superseded
-from savepoint.repository import commit
-from savepoint.repository.canonical import Fields, decode_canonical, encode
-from savepoint.repository.chain import Chain
-from savepoint.repository.commit import Head, ManifestName
-from savepoint.repository.manifest import MAX_MANIFEST_BYTES, Manifest, Pack, manifest_name, open_manifest
+from savepoint.repository.format import commit
+from savepoint.repository.format.canonical import Fields, decode_canonical, encode
+from savepoint.repository.format.commit import Head, ManifestName
+from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES, Manifest, Pack, manifest_name, open_manifest
+from savepoint.repository.history.chain import Chain
 from savepoint.repository.repository import Repository, pack_key
 
 PENDING_PREFIX = "pending/"

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from savepoint.errors import DeadlineExceeded
-from savepoint.repository.index import ChunkIndex
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.manifest import Pack
-from savepoint.repository.pack import PackWriter
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.manifest import Pack
+from savepoint.repository.format.pack import PackWriter
 from savepoint.repository.repository import pack_key
+from savepoint.repository.write.chunk_index import ChunkIndex
 from savepoint.storage.store import BlobWriter
 
 ABORTED = "the checkpoint was aborted while its content was stored"

@@ -1,38 +1,12 @@
-"""Stored content: the chunks of one file, value or blob, and where plain bytes come from before they are stored.
-
-It stores nothing itself (``writer`` does) and fetches nothing (``reader`` does).
-"""
+"""Where plain bytes come from before they are stored: memory, or a range of an open file."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from savepoint.repository.chunk import ChunkRef
+from savepoint.repository.format.entry import Encoding
 from savepoint.storage.store import Buffer
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Content that is in the store, or will be once the writer that made this finishes."""
-
-    size: int
-    """Plain bytes."""
-    chunks: tuple[ChunkRef, ...] = ()
-    """All its chunks, in order; empty when ``more`` is used."""
-    more: tuple[ChunkRef, ...] = ()
-    """For more than 256 chunks: the segments that list them."""
-    packs: frozenset[str] = frozenset()
-    """Every pack that chunks, segments and what they list are in."""
-    ids: bytes = b""
-    """The ids of the chunks that ``more`` lists, 32 bytes each."""
-
-    def chunk_ids(self) -> Iterator[bytes]:
-        """The id of every chunk of content."""
-        if self.more:
-            yield from (self.ids[start : start + 32] for start in range(0, len(self.ids), 32))
-        else:
-            yield from (ref.id for ref in self.chunks)
 
 
 class Source(Protocol):
@@ -86,3 +60,14 @@ class FileSource:
                 break
             done += count
         return done
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value to be stored."""
+
+    name: str
+    encoding: Encoding
+    source: Source
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Canonical JSON only: dtype and shape of a tensor."""

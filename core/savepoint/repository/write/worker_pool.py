@@ -12,13 +12,14 @@ from itertools import islice
 from typing import TypeVar
 
 from savepoint.errors import DeadlineExceeded
-from savepoint.repository.chunk import ChunkRef, block_bytes
-from savepoint.repository.content import Content, MemorySource, Source
-from savepoint.repository.index import ChunkIndex
-from savepoint.repository.lane import Lane
-from savepoint.repository.manifest import Pack
-from savepoint.repository.packing import ABORTED, Packing
-from savepoint.repository.segment import REFS_PER_LINE, REFS_PER_SEGMENT, blob_segment
+from savepoint.repository.format.chunk import ChunkRef, block_bytes
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.manifest import Pack
+from savepoint.repository.format.segment import REFS_PER_LINE, REFS_PER_SEGMENT, blob_segment
+from savepoint.repository.write.chunk_index import ChunkIndex
+from savepoint.repository.write.chunk_worker import Lane
+from savepoint.repository.write.pack_uploads import ABORTED, Packing
+from savepoint.repository.write.source import MemorySource, Source
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

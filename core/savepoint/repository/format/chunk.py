@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from savepoint.errors import IntegrityError
-from savepoint.repository.canonical import is_hexadecimal, is_integer
-from savepoint.repository.seal import TAG_BYTES
+from savepoint.repository.format.canonical import is_hexadecimal, is_integer
+from savepoint.repository.format.seal import TAG_BYTES
 
 MAX_CHUNK_BYTES = 1 << 20
 MAX_PACK_BYTES = 32 << 20

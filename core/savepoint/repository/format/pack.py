@@ -5,10 +5,10 @@ It neither stores nor fetches packs, and does not decide which chunk goes where.
 
 from savepoint.errors import IntegrityError
 from savepoint.repository.buffer import working_memory
-from savepoint.repository.chunk import MAX_PACK_BYTES, PACK_HEADER, ChunkRef, chunk_id
-from savepoint.repository.compress import Decompressor
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.seal import NONCE_BYTES, TAG_BYTES, Seal
+from savepoint.repository.format.chunk import MAX_PACK_BYTES, PACK_HEADER, ChunkRef, chunk_id
+from savepoint.repository.format.compress import Decompressor
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.seal import NONCE_BYTES, TAG_BYTES, Seal
 
 RAW = 0
 ZSTD = 1

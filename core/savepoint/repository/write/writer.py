@@ -8,16 +8,13 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from savepoint.repository import entry as entries_format
-from savepoint.repository import tree as tree_format
-from savepoint.repository.chunk import ChunkRef, block_bytes
-from savepoint.repository.content import Content, FileSource, MemorySource, Source
-from savepoint.repository.entry import Entry, EntryRecord
-from savepoint.repository.index import ChunkIndex
-from savepoint.repository.keys import AgentKey
-from savepoint.repository.lanes import Lanes
-from savepoint.repository.lineage import Offer
-from savepoint.repository.manifest import (
+from savepoint.repository.format import entry as entries_format
+from savepoint.repository.format import tree as tree_format
+from savepoint.repository.format.chunk import ChunkRef, block_bytes
+from savepoint.repository.format.content import Content
+from savepoint.repository.format.entry import EntryRecord
+from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.manifest import (
     KINDS,
     ComponentRecord,
     Execution,
@@ -29,13 +26,17 @@ from savepoint.repository.manifest import (
     manifest_name,
     seal_manifest,
 )
-from savepoint.repository.packing import Packing
-from savepoint.repository.reader import CheckpointReader
+from savepoint.repository.format.seal import NONCE_BYTES
+from savepoint.repository.format.segment import REFS_PER_SEGMENT, blob_segment, cut
+from savepoint.repository.format.tree import TreeEntry, TreeFile, TreeSymlink
+from savepoint.repository.history.lineage import Offer
+from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.repository import manifest_key
-from savepoint.repository.rewrite import packs_to_retire
-from savepoint.repository.seal import NONCE_BYTES
-from savepoint.repository.segment import REFS_PER_SEGMENT, blob_segment, cut
-from savepoint.repository.tree import TreeEntry, TreeFile, TreeSymlink
+from savepoint.repository.write.chunk_index import ChunkIndex
+from savepoint.repository.write.pack_uploads import Packing
+from savepoint.repository.write.repack import packs_to_retire
+from savepoint.repository.write.source import Entry, FileSource, MemorySource, Source
+from savepoint.repository.write.worker_pool import Lanes
 from savepoint.storage.store import BlobReader, BlobWriter
 
 Item = TypeVar("Item")

@@ -5,8 +5,8 @@ The chunks of a retired pack are stored again when the writer meets their conten
 
 from collections.abc import Sequence
 
-from savepoint.repository.chunk import MAX_PACK_BYTES
-from savepoint.repository.index import PackUse
+from savepoint.repository.format.chunk import MAX_PACK_BYTES
+from savepoint.repository.write.chunk_index import PackUse
 
 BUDGET_BYTES = 32 << 20
 """Stored again per checkpoint, at most."""
