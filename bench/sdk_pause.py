@@ -15,13 +15,13 @@ import timeit
 from pathlib import Path
 
 import numpy as np
-from savepoint.agent.agent import Agent
-from savepoint.agent.journal import FileJournal
-from savepoint.agent.session import Session
-from savepoint.agent.stage import Stage
-from savepoint.agent.state import State
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import Unavailable
+from savepoint.sdk.agent import Agent
+from savepoint.sdk.agent_session import Session
+from savepoint.sdk.journal import FileJournal
+from savepoint.sdk.stage import Stage
+from savepoint.sdk.state import State
 
 from bench.figure import Figure, told
 

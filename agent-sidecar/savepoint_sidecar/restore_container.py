@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from savepoint.contract import agent as agent_wire
-from savepoint.contract.control import Outcome, Welcome
+from savepoint.contract import agent_protocol as agent_wire
+from savepoint.contract.control_protocol import Outcome, Welcome
 from savepoint.errors import IntegrityError, Refused, SavepointError, StoreUnavailable, Unavailable
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import Manifest

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from savepoint.contract.agent import STAGE_SIDECAR
+from savepoint.contract.agent_protocol import STAGE_SIDECAR
 from savepoint.errors import SavepointError
 
 from savepoint_sidecar import restore_container, settings

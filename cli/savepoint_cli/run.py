@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from savepoint.contract.control import PolicyTerms, Welcome
+from savepoint.contract.control_protocol import PolicyTerms, Welcome
 from savepoint.contract.names import AGENT_NAME_MAX, ENV_SOCKET, ENV_STAGE
 from savepoint.repository.format.canonical import time_of
 from savepoint.repository.format.keys import AgentKey

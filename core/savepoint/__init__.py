@@ -8,21 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from savepoint.agent.agent import Agent
-    from savepoint.agent.connect import connect
-    from savepoint.agent.effect import Operation, Uncertain
-    from savepoint.agent.encoding import register
-    from savepoint.agent.errors import (
-        EffectUncertain,
-        LoopKeyRepeated,
-        NotAtSafePoint,
-        NotEncodable,
-        RestoreFailed,
-        SessionInUse,
-        StepChanged,
-    )
-    from savepoint.agent.tensors import Tensor
-    from savepoint.contract.agent import Restored
+    from savepoint.contract.agent_protocol import Restored
     from savepoint.errors import (
         DeadlineExceeded,
         QuiesceTimeout,
@@ -33,6 +19,20 @@ if TYPE_CHECKING:
         Superseded,
         Unavailable,
     )
+    from savepoint.sdk.agent import Agent
+    from savepoint.sdk.connect import connect
+    from savepoint.sdk.effect import Operation, Uncertain
+    from savepoint.sdk.encoding import register
+    from savepoint.sdk.errors import (
+        EffectUncertain,
+        LoopKeyRepeated,
+        NotAtSafePoint,
+        NotEncodable,
+        RestoreFailed,
+        SessionInUse,
+        StepChanged,
+    )
+    from savepoint.sdk.tensors import Tensor
 
 __all__ = [
     "Agent",
@@ -60,20 +60,20 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "Agent": "savepoint.agent.agent",
-    "Operation": "savepoint.agent.effect",
-    "Restored": "savepoint.contract.agent",
-    "Tensor": "savepoint.agent.tensors",
-    "Uncertain": "savepoint.agent.effect",
-    "connect": "savepoint.agent.connect",
-    "register": "savepoint.agent.encoding",
+    "Agent": "savepoint.sdk.agent",
+    "Operation": "savepoint.sdk.effect",
+    "Restored": "savepoint.contract.agent_protocol",
+    "Tensor": "savepoint.sdk.tensors",
+    "Uncertain": "savepoint.sdk.effect",
+    "connect": "savepoint.sdk.connect",
+    "register": "savepoint.sdk.encoding",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'savepoint' has no attribute {name!r}")
-    value = getattr(import_module(_MODULES.get(name, "savepoint.agent.errors")), name, None)
+    value = getattr(import_module(_MODULES.get(name, "savepoint.sdk.errors")), name, None)
     if value is None:
         value = getattr(import_module("savepoint.errors"), name)
     globals()[name] = value

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from savepoint.agent.agent import Agent
-from savepoint.agent.client import Link
-from savepoint.agent.journal import FileJournal, Journal
-from savepoint.agent.session import Session
-from savepoint.agent.stage import Stage
-from savepoint.agent.state import State
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import Unavailable
+from savepoint.sdk.agent import Agent
+from savepoint.sdk.agent_session import Session
+from savepoint.sdk.client import Link
+from savepoint.sdk.journal import FileJournal, Journal
+from savepoint.sdk.stage import Stage
+from savepoint.sdk.state import State
 
 _TIME: Final = "2000-01-01T00:00:00Z"  # of simulated checkpoints
 _PATIENCE_SECONDS: Final = 30.0

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from random import Random
 
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Checkpoint,
     CheckpointRef,
     Offer,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from savepoint.contract.control import Offer, Outcome, PolicyTerms, Progress, RequestCheckpoint, Result, Wait
+from savepoint.contract.control_protocol import Offer, Outcome, PolicyTerms, Progress, RequestCheckpoint, Result, Wait
 from savepoint.errors import StoreUnavailable, Unavailable
 from savepoint.repository.format.commit import Head
 from savepoint.repository.format.keys import MasterKey

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from savepoint.contract.control import ComponentSummary, ObjectName, Offer, Outcome, Result, Timing
+from savepoint.contract.control_protocol import ComponentSummary, ObjectName, Offer, Outcome, Result, Timing
 from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
 from savepoint.errors import Refused, Unavailable
 from savepoint.repository.format import commit as records

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 
 Cut = tuple[tuple[wire.Component, tuple[bytes, ...]], ...]
 

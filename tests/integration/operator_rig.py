@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import aiohttp
 import urllib3
 from prometheus_client.parser import text_string_to_metric_families
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Ack,
     Checkpoint,
     Committed,

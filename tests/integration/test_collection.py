@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from savepoint.contract.control import Committed
+from savepoint.contract.control_protocol import Committed
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.manifest import Parent
 from savepoint.repository.read.reader import CheckpointReader

@@ -12,7 +12,16 @@ from typing import Any
 
 import aiohttp
 import pytest
-from savepoint.contract.control import Ack, Checkpoint, Committed, Hello, Refused, RequestCheckpoint, Result, Welcome
+from savepoint.contract.control_protocol import (
+    Ack,
+    Checkpoint,
+    Committed,
+    Hello,
+    Refused,
+    RequestCheckpoint,
+    Result,
+    Welcome,
+)
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS
 
 from tests.integration.helm import NAMESPACE

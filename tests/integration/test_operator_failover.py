@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Ack,
     AttemptState,
     Checkpoint,

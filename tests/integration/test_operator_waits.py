@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from savepoint.contract.control import Checkpoint, Hello, Stop, decode
+from savepoint.contract.control_protocol import Checkpoint, Hello, Stop, decode
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS, TAKEOVER_SECONDS
 
 from tests.integration.helm import NAMESPACE

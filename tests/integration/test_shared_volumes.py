@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from savepoint.contract import names
-from savepoint.contract.control import Ack, Grant, Hello, Outcome, Wait
+from savepoint.contract.control_protocol import Ack, Grant, Hello, Outcome, Wait
 from savepoint_operator.model.views import ClaimedRoot, NodeStanding, PodStanding, Standing
 from savepoint_operator.rules.admission_policy import AdmissionPolicy
 from savepoint_operator.rules.injection import Injected, InjectionTerms, inject

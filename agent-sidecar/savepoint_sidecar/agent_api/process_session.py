@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import SavepointError, Unavailable
 
 from savepoint_sidecar.agent_api.quiesce import Transaction

@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
-from savepoint.contract.agent import Failed, Flush
+from savepoint.contract.agent_protocol import Failed, Flush
 from savepoint.errors import QuiesceTimeout, Refused, SavepointError, StageFull, StateUnstable, Unavailable
 
 TIMEOUT_MARGIN_SECONDS: Final = 1.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from aiohttp import web
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import SavepointError, Unavailable
 
 from savepoint_sidecar.agent_api.process_session import OPEN_SECONDS, Session, Sessions

@@ -6,7 +6,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol, TypeAlias
 
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Checkpoint,
     CheckpointRef,
     Offer,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import aiohttp
-from savepoint.contract.control import MESSAGE_MAX_BYTES, FromPod, Message, ProtocolError, decode, encode
+from savepoint.contract.control_protocol import MESSAGE_MAX_BYTES, FromPod, Message, ProtocolError, decode, encode
 from savepoint.errors import Refused, Unavailable
 
 log = logging.getLogger(__name__)

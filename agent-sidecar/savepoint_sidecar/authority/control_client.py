@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
-from savepoint.contract import control as wire
+from savepoint.contract import control_protocol as wire
 from savepoint.errors import IntegrityError, Refused, SavepointError, StoreUnavailable, Superseded, Unavailable
 from savepoint.repository.history.lineage import Pending, pending_bytes
 from savepoint.storage.presigned import PresignedStore

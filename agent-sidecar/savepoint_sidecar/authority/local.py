@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Checkpoint,
     CheckpointRef,
     ObjectName,

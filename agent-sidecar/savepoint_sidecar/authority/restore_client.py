@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from savepoint.contract import control as wire
+from savepoint.contract import control_protocol as wire
 from savepoint.errors import Refused, Unavailable
 
 from savepoint_sidecar.authority.channel import Backoff, Channel, Dialer

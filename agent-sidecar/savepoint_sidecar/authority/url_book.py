@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from savepoint.contract.control import URL_KEYS_MAX, Urls
+from savepoint.contract.control_protocol import URL_KEYS_MAX, Urls
 
 MARGIN_SECONDS: Final = 60.0
 """A URL is not used any more so shortly before it ends."""

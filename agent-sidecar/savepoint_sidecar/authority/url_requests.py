@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
 from typing import Final
 
-from savepoint.contract.control import NeedUrls, Urls
+from savepoint.contract.control_protocol import NeedUrls, Urls
 from savepoint.errors import Refused, StoreUnavailable, Unavailable
 
 from savepoint_sidecar.authority.url_book import UrlBook

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from savepoint.contract.control import Progress, Timing
+from savepoint.contract.control_protocol import Progress, Timing
 from savepoint.errors import DeadlineExceeded, SavepointError, StateUnstable
 
 from savepoint_sidecar.agent_api.quiesce import Transaction

@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from savepoint.contract import agent as wire
-from savepoint.contract.control import CheckpointRef, ComponentSummary, ObjectName, Offer, Result, Welcome
+from savepoint.contract import agent_protocol as wire
+from savepoint.contract.control_protocol import CheckpointRef, ComponentSummary, ObjectName, Offer, Result, Welcome
 from savepoint.contract.names import ANNOTATION_STATE
 from savepoint.errors import SavepointError, StoreUnavailable, Unavailable
 from savepoint.repository.format.canonical import time_text

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from savepoint.contract.control import CheckpointRef
+from savepoint.contract.control_protocol import CheckpointRef
 from savepoint.errors import IntegrityError
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES, Manifest, Parent, open_manifest

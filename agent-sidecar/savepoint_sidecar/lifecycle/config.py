@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from savepoint.contract.agent import FEATURE_REATTACH
+from savepoint.contract.agent_protocol import FEATURE_REATTACH
 
 from savepoint_sidecar.files.roots import Root
 

@@ -6,7 +6,7 @@ It stops no process and no checkpoint; a commit under an old epoch is refused by
 import asyncio
 from typing import Final
 
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 
 from savepoint_sidecar.agent_api.process_session import Session, Sessions
 from savepoint_sidecar.authority.authority import Authority

@@ -12,8 +12,8 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
-from savepoint.contract import agent as wire
-from savepoint.contract.control import Checkpoint, Refused, Released, RequestCheckpoint, Result, Stop, Welcome
+from savepoint.contract import agent_protocol as wire
+from savepoint.contract.control_protocol import Checkpoint, Refused, Released, RequestCheckpoint, Result, Stop, Welcome
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Unavailable
 

@@ -9,8 +9,8 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from savepoint.contract import agent as wire
-from savepoint.contract.control import CheckpointRef, Welcome
+from savepoint.contract import agent_protocol as wire
+from savepoint.contract.control_protocol import CheckpointRef, Welcome
 from savepoint.errors import StoreUnavailable, Unavailable
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.repository import manifest_key

@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from savepoint.contract import agent as wire
-from savepoint.contract.control import Checkpoint, Refused, RequestCheckpoint
+from savepoint.contract import agent_protocol as wire
+from savepoint.contract.control_protocol import Checkpoint, Refused, RequestCheckpoint
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Unavailable
 

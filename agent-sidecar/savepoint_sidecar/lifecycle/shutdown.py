@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable
 from typing import Final, Protocol
 
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import SavepointError, StateUnstable, StoreUnavailable, Unavailable
 
 from savepoint_sidecar.agent_api.process_session import Session, Sessions

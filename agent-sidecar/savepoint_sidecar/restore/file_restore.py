@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
-from savepoint.contract.control import CheckpointRef, Welcome
+from savepoint.contract.control_protocol import CheckpointRef, Welcome
 from savepoint.errors import NoSpace, RunAsUserRequired, SavepointError, TargetNotEmpty, TargetUnusable
 from savepoint.repository.format.manifest import Manifest
 from savepoint.repository.read.reader import CheckpointReader

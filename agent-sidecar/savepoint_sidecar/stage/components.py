@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import IntegrityError, NoSpace, Refused, SavepointError, StateUnstable, TargetUnusable
 from savepoint.repository.format.content import Content
 from savepoint.repository.format.entry import EntryRecord

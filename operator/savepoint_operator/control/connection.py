@@ -9,7 +9,7 @@ from contextlib import suppress
 from enum import IntEnum
 
 from aiohttp import WSMsgType, web
-from savepoint.contract.control import FromOperator, FromPod, Message, ProtocolError, decode, encode
+from savepoint.contract.control_protocol import FromOperator, FromPod, Message, ProtocolError, decode, encode
 from savepoint.errors import KeyMismatch, NotAdopted, StoreDenied, StoreMisconfigured, StoreUnavailable, Unavailable
 
 from savepoint_operator.control.pace import MESSAGE_COSTS_BYTES, Allowance

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from savepoint.contract.control import Checkpoint, Committed, Refused
+from savepoint.contract.control_protocol import Checkpoint, Committed, Refused
 
 from savepoint_operator.control.pace import Allowance
 from savepoint_operator.model.views import SessionView

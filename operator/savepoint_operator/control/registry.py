@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from savepoint.contract.control import Checkpoint, Committed, Offer, Refused, Result
+from savepoint.contract.control_protocol import Checkpoint, Committed, Offer, Refused, Result
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
 from savepoint.repository.format.commit import Head

@@ -7,7 +7,7 @@ It decides nothing: ``lineage`` grants. Whatever may pass is a ``wait``; only wh
 import asyncio
 from collections.abc import Callable
 
-from savepoint.contract.control import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
+from savepoint.contract.control_protocol import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
 from savepoint.errors import SavepointError, Superseded
 
 from savepoint_operator.control.connection import MAY_PASS, CloseCode, Closing, Connection

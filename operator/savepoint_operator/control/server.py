@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 from aiohttp import web
-from savepoint.contract.control import MESSAGE_MAX_BYTES, PROTOCOL_VERSION, Hello, Refused
+from savepoint.contract.control_protocol import MESSAGE_MAX_BYTES, PROTOCOL_VERSION, Hello, Refused
 from savepoint.contract.names import CONTROL_PORT
 from savepoint.errors import SavepointError, Unavailable
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Ack,
     Checkpoint,
     FromOperator,

@@ -1,6 +1,6 @@
 """What a pod is told once it holds an epoch, and the URLs it gets. Values and signatures only; no I/O."""
 
-from savepoint.contract.control import NeedUrls, Refused, Urls, Welcome
+from savepoint.contract.control_protocol import NeedUrls, Refused, Urls, Welcome
 
 from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.views import Incarnation

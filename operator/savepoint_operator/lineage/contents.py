@@ -5,7 +5,7 @@ It judges nothing: a manifest that cannot be read now costs the words of a statu
 
 import logging
 
-from savepoint.contract.control import ComponentSummary
+from savepoint.contract.control_protocol import ComponentSummary
 from savepoint.errors import SavepointError
 from savepoint.repository.format.commit import Head
 from savepoint.repository.repository import Repository

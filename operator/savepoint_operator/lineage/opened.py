@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from savepoint.contract.control import CheckpointRef, ObjectName, Offer
+from savepoint.contract.control_protocol import CheckpointRef, ObjectName, Offer
 from savepoint.errors import IntegrityError, ObjectMissing, RollbackDetected, SavepointError, Superseded
 from savepoint.repository.format import commit as records
 from savepoint.repository.format.canonical import time_text

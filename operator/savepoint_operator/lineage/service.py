@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from savepoint.contract.control import CheckpointRef, Offer, Result, Wait
+from savepoint.contract.control_protocol import CheckpointRef, Offer, Result, Wait
 from savepoint.errors import IntegrityError, Superseded, Unavailable
 from savepoint.repository.format.commit import Head
 

@@ -5,7 +5,7 @@ It asks cluster and connections, and writes nothing.
 
 from collections.abc import Awaitable, Callable
 
-from savepoint.contract.control import Wait
+from savepoint.contract.control_protocol import Wait
 from savepoint.repository.format.commit import Head
 
 from savepoint_operator.model.ports import Directory, Liveness

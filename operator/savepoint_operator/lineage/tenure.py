@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from savepoint.contract.control import CheckpointRef
+from savepoint.contract.control_protocol import CheckpointRef
 from savepoint.repository.format.keys import AgentKey as RepositoryKey
 
 from savepoint_operator.model.ports import OpenStore

@@ -8,7 +8,7 @@ methods run on the operator's one event loop; blocking store calls are made in t
 from dataclasses import dataclass
 from typing import Protocol
 
-from savepoint.contract.control import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
+from savepoint.contract.control_protocol import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
 from savepoint.repository.format.commit import Head
 from savepoint.repository.format.keys import MasterKey
 from savepoint.storage import ObjectStore

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from savepoint.contract.control import ComponentSummary, PolicyTerms
+from savepoint.contract.control_protocol import ComponentSummary, PolicyTerms
 
 
 class AgentKey(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
-from savepoint.contract.control import Result
+from savepoint.contract.control_protocol import Result
 from savepoint.contract.names import ANNOTATION_CHECKPOINT_NOW
 from savepoint.errors import Refused, Unavailable
 

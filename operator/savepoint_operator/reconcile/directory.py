@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from savepoint.contract.control import PolicyTerms
+from savepoint.contract.control_protocol import PolicyTerms
 from savepoint.contract.names import ANNOTATION_CONFIG_HASH, LABEL_AGENT
 from savepoint.errors import Unavailable
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from savepoint.contract.control import Offer, Outcome, Progress, Result, Wait
+from savepoint.contract.control_protocol import Offer, Outcome, Progress, Result, Wait
 from savepoint.repository.format.commit import Head
 
 from savepoint_operator.model.views import AgentKey, Contents, Incarnation, SessionView

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
 
-from savepoint.contract.control import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
+from savepoint.contract.control_protocol import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
 from savepoint.errors import SavepointError, Unavailable
 from savepoint.repository.format.commit import Head
 

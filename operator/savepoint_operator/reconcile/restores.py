@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-from savepoint.contract.control import Outcome
+from savepoint.contract.control_protocol import Outcome
 from savepoint.contract.names import LABEL_AGENT
 
 from savepoint_operator.cluster.errors import Conflict, Missing

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from savepoint.contract.control import AttemptState, Offer, RequestCheckpoint
+from savepoint.contract.control_protocol import AttemptState, Offer, RequestCheckpoint
 from savepoint.repository.format.manifest import KINDS
 
 from savepoint_operator.model.views import Contents

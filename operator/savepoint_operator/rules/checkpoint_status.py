@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from savepoint.contract.control import Offer, Progress, Result, Timing
+from savepoint.contract.control_protocol import Offer, Progress, Result, Timing
 from savepoint.repository.format.commit import CommitRecord, Head
 
 from savepoint_operator.model.views import Contents

@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from savepoint.contract.control import FromPod, Heartbeat, Hello, Outcome, Progress, Released, Result
+from savepoint.contract.control_protocol import FromPod, Heartbeat, Hello, Outcome, Progress, Released, Result
 
 from savepoint_operator.rules.checkpoint_status import RUNNING
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from savepoint.contract.control import Outcome, Progress, Wait
+from savepoint.contract.control_protocol import Outcome, Progress, Wait
 
 from savepoint_operator.model.views import Incarnation
 from savepoint_operator.rules.conditions import Condition, merged, stamp

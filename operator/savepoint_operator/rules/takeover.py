@@ -6,7 +6,7 @@ write of the chain. It makes sure that a successor does not start while its pred
 
 from dataclasses import dataclass
 
-from savepoint.contract.control import Wait
+from savepoint.contract.control_protocol import Wait
 
 from savepoint_operator.model.views import AgentKey, Contact, NodeStanding, PodStanding, Standing
 

@@ -5,7 +5,7 @@ Keys are relative to the agent's own repository, so no pattern here can name ano
 
 import re
 
-from savepoint.contract.control import URL_KEYS_MAX, NeedUrls
+from savepoint.contract.control_protocol import URL_KEYS_MAX, NeedUrls
 
 _MANIFEST = re.compile(r"manifests/[0-9a-f]{64}")
 _PACK = re.compile(r"packs/(0|[1-9][0-9]{0,18})-[0-9a-f]{32}")

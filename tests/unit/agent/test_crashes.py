@@ -14,11 +14,11 @@ from typing import Any
 import savepoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from savepoint.agent.client import Link
-from savepoint.agent.journal import FileJournal, Journal
-from savepoint.agent.session import Session
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import Unavailable
+from savepoint.sdk.agent_session import Session
+from savepoint.sdk.client import Link
+from savepoint.sdk.journal import FileJournal, Journal
 from savepoint.testing import SimulatedLink, Simulation
 
 

@@ -8,9 +8,9 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from savepoint.agent.digest import digest
-from savepoint.agent.encoding import Types, decode, encode, utf8
-from savepoint.agent.errors import NotEncodable, RestoreFailed
+from savepoint.sdk.digest import digest
+from savepoint.sdk.encoding import Types, decode, encode, utf8
+from savepoint.sdk.errors import NotEncodable, RestoreFailed
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 values = st.recursive(

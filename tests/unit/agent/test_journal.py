@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint import NotEncodable
-from savepoint.agent.journal import RECORD_MAX_BYTES, FileJournal
 from savepoint.errors import StageFull
+from savepoint.sdk.journal import RECORD_MAX_BYTES, FileJournal
 
 
 @contextmanager

@@ -5,9 +5,9 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from savepoint.agent.errors import NotEncodable
-from savepoint.agent.keys import KeySet, checked_name, key_text, turn_segment
-from savepoint.agent.scope import Ordinals, Scope
+from savepoint.sdk.errors import NotEncodable
+from savepoint.sdk.keys import KeySet, checked_name, key_text, turn_segment
+from savepoint.sdk.scope import Ordinals, Scope
 
 keys = st.integers(-5, 20) | st.text(max_size=2) | st.tuples(st.integers(0, 2), st.text(max_size=1))
 

@@ -9,10 +9,10 @@ import pytest
 import savepoint
 from hypothesis import given
 from hypothesis import strategies as st
-from savepoint.agent.journal import FileJournal, NoJournal
-from savepoint.agent.stage import Stage
-from savepoint.agent.state import State
-from savepoint.contract.agent import Component, Entry
+from savepoint.contract.agent_protocol import Component, Entry
+from savepoint.sdk.journal import FileJournal, NoJournal
+from savepoint.sdk.stage import Stage
+from savepoint.sdk.state import State
 
 
 def restore(name: str, value: Any) -> State:

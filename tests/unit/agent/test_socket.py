@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import savepoint
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 
 from tests.fakes.sidecar import FakeSidecar, Refusal
 

@@ -10,10 +10,10 @@ import savepoint
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint import testing
-from savepoint.agent import memory
-from savepoint.agent.stage import Stage, mapped_new
-from savepoint.agent.tensors import TensorSet
-from savepoint.contract.agent import Component
+from savepoint.contract.agent_protocol import Component
+from savepoint.sdk import memory
+from savepoint.sdk.stage import Stage, mapped_new
+from savepoint.sdk.tensors import TensorSet
 
 from tests.unit.agent.test_journal import volume_of
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import savepoint
 from savepoint import testing
-from savepoint.agent.gate import Gate
-from savepoint.agent.scope import Scope
-from savepoint.contract.agent import Quiesce
+from savepoint.contract.agent_protocol import Quiesce
+from savepoint.sdk.gate import Gate
+from savepoint.sdk.scope import Scope
 
 
 @pytest.fixture

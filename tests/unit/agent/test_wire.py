@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 
 ENTRY = wire.Entry("notes", "json", 2, inline="{}")
 COMPONENT = wire.Component("documents", "Memory", (ENTRY, wire.Entry("w", "tensor", 4, path="agent/w", meta={"a": 1})))

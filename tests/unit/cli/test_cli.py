@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from savepoint.contract.control import ObjectName, Offer, Timing
+from savepoint.contract.control_protocol import ObjectName, Offer, Timing
 from savepoint.errors import KeyMismatch
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.write.source import MemorySource

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from savepoint.contract import agent, control
+from savepoint.contract import agent_protocol, control_protocol
 from savepoint_operator.control.connection import CloseCode
 
 ROOT = Path(__file__).parents[3]
@@ -113,13 +113,15 @@ def says(page: str, word: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "cls", [*typing.get_args(control.FromPod), *typing.get_args(control.FromOperator)], ids=control.type_name
+    "cls",
+    [*typing.get_args(control_protocol.FromPod), *typing.get_args(control_protocol.FromOperator)],
+    ids=control_protocol.type_name,
 )
 def test_the_control_protocol_names_every_message_and_field(cls: type[Any]) -> None:
     page = (ROOT / "docs" / "control-protocol.md").read_text()
-    assert says(page, control.type_name(cls))
+    assert says(page, control_protocol.type_name(cls))
     for name in wire_fields(cls):
-        assert says(page, name), f"{control.type_name(cls)}.{name} is not on the page"
+        assert says(page, name), f"{control_protocol.type_name(cls)}.{name} is not on the page"
 
 
 def test_the_control_protocol_names_every_close_code() -> None:
@@ -128,9 +130,18 @@ def test_the_control_protocol_names_every_close_code() -> None:
 
 
 MESSAGES = (
-    agent.Entry, agent.Component, agent.Connect, agent.Connected, agent.Restored, *typing.get_args(agent.Order),
-    agent.Flush, agent.Failed, agent.Resumed, agent.CheckpointRequest, agent.Problem,
-)  # fmt: skip
+    agent_protocol.Entry,
+    agent_protocol.Component,
+    agent_protocol.Connect,
+    agent_protocol.Connected,
+    agent_protocol.Restored,
+    *typing.get_args(agent_protocol.Order),
+    agent_protocol.Flush,
+    agent_protocol.Failed,
+    agent_protocol.Resumed,
+    agent_protocol.CheckpointRequest,
+    agent_protocol.Problem,
+)
 
 
 @pytest.mark.parametrize("cls", MESSAGES, ids=lambda cls: cls.__name__)
@@ -143,8 +154,14 @@ def test_the_agent_protocol_names_every_order_and_field(cls: type[Any]) -> None:
 
 def test_the_agent_protocol_names_every_path_kind_encoding_and_component() -> None:
     page = (ROOT / "docs" / "agent-protocol.md").read_text()
-    paths = [value for name, value in vars(agent).items() if name.startswith("PATH_")]
-    components = [value for name, value in vars(agent).items() if name.startswith("COMPONENT_")]
-    words = [*agent.KINDS, *agent.ENCODINGS, *components, agent.TENSORS_PREFIX.rstrip("."), agent.FEATURE_REATTACH]
+    paths = [value for name, value in vars(agent_protocol).items() if name.startswith("PATH_")]
+    components = [value for name, value in vars(agent_protocol).items() if name.startswith("COMPONENT_")]
+    words = [
+        *agent_protocol.KINDS,
+        *agent_protocol.ENCODINGS,
+        *components,
+        agent_protocol.TENSORS_PREFIX.rstrip("."),
+        agent_protocol.FEATURE_REATTACH,
+    ]
     assert len(paths) == 8
     assert [each for each in (*paths, *words) if not says(page, each)] == []

@@ -33,7 +33,7 @@ def _classes(root: type[SavepointError]) -> set[type[SavepointError]]:
 
 def _reasons() -> set[str]:
     for module in (
-        "savepoint.agent.errors",
+        "savepoint.sdk.errors",
         "savepoint_operator.cluster.errors",
         "savepoint_sidecar.agent_api.process_session",
     ):

@@ -11,8 +11,8 @@ from random import Random
 from typing import Any
 
 import aiohttp
-from savepoint.contract import agent as wire
-from savepoint.contract.control import PolicyTerms
+from savepoint.contract import agent_protocol as wire
+from savepoint.contract.control_protocol import PolicyTerms
 from savepoint.storage import ObjectStore
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Root

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from savepoint.contract.control import Checkpoint, CheckpointRef, Result
+from savepoint.contract.control_protocol import Checkpoint, CheckpointRef, Result
 from savepoint.errors import StoreUnavailable
 from savepoint.repository.format.keys import MasterKey
 from savepoint_sidecar.authority.local import LocalAuthority, LocalTerms

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from savepoint.contract import agent as wire
-from savepoint.contract.control import ObjectName, PolicyTerms, Refused
+from savepoint.contract import agent_protocol as wire
+from savepoint.contract.control_protocol import ObjectName, PolicyTerms, Refused
 from savepoint.errors import Superseded, Unavailable
 from savepoint.repository.history.lineage import pending_bytes, pending_of
 from savepoint.repository.read.verify import verify

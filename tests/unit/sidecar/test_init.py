@@ -11,7 +11,7 @@ from random import Random
 from typing import cast
 
 import pytest
-from savepoint.contract.control import Committed, Outcome, Progress, Urls, decode
+from savepoint.contract.control_protocol import Committed, Outcome, Progress, Urls, decode
 from savepoint.errors import IntegrityError, SavepointError, StoreDenied, StoreUnavailable, Unavailable
 from savepoint_operator.control.server import PATH
 from savepoint_sidecar import restore_container

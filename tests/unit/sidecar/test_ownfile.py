@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint_sidecar.stage.components import INDEX_MOST_BYTES, index_sequence, read_index, write_index
 from savepoint_sidecar.stage.small_files import create_own, read_own
 

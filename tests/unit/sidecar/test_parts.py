@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from savepoint.contract import names
-from savepoint.contract.control import CheckpointRef, NeedUrls, ObjectName, PolicyTerms, Urls, Welcome
+from savepoint.contract.control_protocol import CheckpointRef, NeedUrls, ObjectName, PolicyTerms, Urls, Welcome
 from savepoint.errors import (
     DeadlineExceeded,
     Refused,

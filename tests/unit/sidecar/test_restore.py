@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from savepoint.contract.control import CheckpointRef, ObjectName, PolicyTerms, Welcome
+from savepoint.contract.control_protocol import CheckpointRef, ObjectName, PolicyTerms, Welcome
 from savepoint.errors import IntegrityError, NoSpace, RunAsUserRequired, SavepointError, TargetNotEmpty, TargetUnusable
 from savepoint.repository.format.entry import EntryRecord
 from savepoint.repository.format.manifest import Manifest

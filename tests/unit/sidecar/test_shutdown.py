@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import StoreUnavailable
 from savepoint.repository.format.manifest import manifest_name, open_manifest
 from savepoint.repository.read.reader import CheckpointReader

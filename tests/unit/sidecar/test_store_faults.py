@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import IntegrityError, SavepointError, StoreDenied, StoreUnavailable
 from savepoint.repository.read.verify import verify
 

@@ -4,7 +4,7 @@ import asyncio
 
 import aiohttp
 from aiohttp import web
-from savepoint.contract.control import Wait
+from savepoint.contract.control_protocol import Wait
 from savepoint.errors import Unavailable
 from savepoint_operator.control.connection import Connection
 

@@ -1,7 +1,7 @@
 """A run that ends by its pod's exit with 0: the last checkpoint first, then the end, then the next one starts fresh."""
 
 import pytest
-from savepoint.contract.control import Ack, Checkpoint, Committed, Released, RequestCheckpoint, Wait
+from savepoint.contract.control_protocol import Ack, Checkpoint, Committed, Released, RequestCheckpoint, Wait
 from savepoint.errors import StoreUnavailable, Unavailable
 from savepoint_operator.model.views import NodeStanding, PodStanding, Standing
 

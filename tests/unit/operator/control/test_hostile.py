@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Ack,
     AttemptState,
     Committed,

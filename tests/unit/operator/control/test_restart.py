@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Ack,
     AttemptState,
     Checkpoint,

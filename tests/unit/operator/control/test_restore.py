@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from savepoint.contract.control import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
+from savepoint.contract.control_protocol import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
 from savepoint.errors import StoreDenied
 from savepoint_operator.control.restore_session import Pauses
 from savepoint_operator.model.views import Incarnation, NodeStanding, PodStanding, Refusal

@@ -5,7 +5,7 @@ import logging
 
 import aiohttp
 import pytest
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     MESSAGE_MAX_BYTES,
     Ack,
     Checkpoint,

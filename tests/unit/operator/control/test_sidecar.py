@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Ack,
     AttemptState,
     Checkpoint,

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from savepoint.contract.control import (
+from savepoint.contract.control_protocol import (
     Ack,
     AttemptState,
     Checkpoint,

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from savepoint.contract.control import Progress, RequestCheckpoint
+from savepoint.contract.control_protocol import Progress, RequestCheckpoint
 from savepoint.contract.names import ANNOTATION_CHECKPOINT_NOW, LABEL_AGENT
 from savepoint.errors import Unavailable
 from savepoint.repository.format.canonical import time_text

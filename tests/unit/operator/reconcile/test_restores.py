@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from savepoint.contract.control import Outcome, Progress, Wait
+from savepoint.contract.control_protocol import Outcome, Progress, Wait
 from savepoint.contract.names import LABEL_AGENT
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.history import lineage

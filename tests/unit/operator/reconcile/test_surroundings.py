@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from savepoint.contract.control import Outcome, Wait
+from savepoint.contract.control_protocol import Outcome, Wait
 from savepoint.contract.names import LABEL_AGENT
 from savepoint.errors import KeyMismatch, StoreMisconfigured, StoreUnavailable
 from savepoint.repository.history.chain import commit_key

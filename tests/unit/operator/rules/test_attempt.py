@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from savepoint.contract.control import AttemptState, ObjectName, Offer, RequestCheckpoint, Timing
+from savepoint.contract.control_protocol import AttemptState, ObjectName, Offer, RequestCheckpoint, Timing
 from savepoint_operator.rules.attempt import (
     ANSWER_GRACE_SECONDS,
     Attempt,

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from savepoint.contract.control import ObjectName, Offer, Outcome, PolicyTerms, Progress, Result, Timing
+from savepoint.contract.control_protocol import ObjectName, Offer, Outcome, PolicyTerms, Progress, Result, Timing
 from savepoint.repository.format.commit import CommitRecord, Head, ManifestName, head_of
 from savepoint_operator.model.views import AgentKey, Incarnation, PodIdentity
 from savepoint_operator.rules import checkpoint_status, restore_status

@@ -1,7 +1,7 @@
 """When a pod that asks may have the next epoch (lifecycle: who may write)."""
 
 import pytest
-from savepoint.contract.control import Wait
+from savepoint.contract.control_protocol import Wait
 from savepoint_operator.model.views import AgentKey, Contact, NodeStanding, PodStanding, Standing
 from savepoint_operator.rules.takeover import (
     RECONNECT_SECONDS,

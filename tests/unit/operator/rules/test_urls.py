@@ -1,7 +1,7 @@
 """For which keys a pod may have a URL."""
 
 import pytest
-from savepoint.contract.control import URL_KEYS_MAX, NeedUrls
+from savepoint.contract.control_protocol import URL_KEYS_MAX, NeedUrls
 from savepoint_operator.rules.urls import may_get, may_put, refusal
 
 RANDOM = "0123456789abcdef" * 2

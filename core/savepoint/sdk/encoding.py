@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from savepoint.agent.errors import NotEncodable, RestoreFailed
+from savepoint.sdk.errors import NotEncodable, RestoreFailed
 
 T = TypeVar("T")
 MARK: Final = "$type"

@@ -11,7 +11,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any, Final
 
-from savepoint.agent.clerk import Clerk
+from savepoint.sdk.background import Clerk
 
 EXIT_CODE: Final = 128 + int(signal.SIGTERM)
 GRACE_SECONDS: Final = 25.0  # until told otherwise: Kubernetes gives 30

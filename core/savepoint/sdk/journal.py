@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from savepoint.agent.encoding import utf8
-from savepoint.agent.errors import NotEncodable
 from savepoint.errors import StageFull, Unavailable
+from savepoint.sdk.encoding import utf8
+from savepoint.sdk.errors import NotEncodable
 
 RECORD_MAX_BYTES: Final = 32 << 20
 _HEAD: Final = struct.Struct(">II")

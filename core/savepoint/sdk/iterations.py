@@ -5,9 +5,9 @@ The iterator itself is loop.py's.
 
 from typing import Any
 
-from savepoint.agent.catchup import Point
-from savepoint.agent.loop import Loop
-from savepoint.agent.session import Session
+from savepoint.sdk.agent_session import Session
+from savepoint.sdk.loop import Loop
+from savepoint.sdk.replay_point import Point
 
 
 class Turns:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from savepoint.agent import memory
-from savepoint.agent.errors import NotEncodable, RestoreFailed
-from savepoint.agent.stage import Stage, mapped_new, translated
-from savepoint.contract.agent import TENSORS_PREFIX, Component, Entry, Kind
+from savepoint.contract.agent_protocol import TENSORS_PREFIX, Component, Entry, Kind
 from savepoint.errors import Unavailable
+from savepoint.sdk import memory
+from savepoint.sdk.errors import NotEncodable, RestoreFailed
+from savepoint.sdk.stage import Stage, mapped_new, translated
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from savepoint.agent.errors import RestoreFailed
+from savepoint.sdk.errors import RestoreFailed
 
 State = Literal["Sent", "Confirmed", "Open"]
 

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any, Final
 
-from savepoint.agent.errors import NotEncodable, RestoreFailed
+from savepoint.sdk.errors import NotEncodable, RestoreFailed
 
 NAME_MAX: Final = 200
 _ESCAPES: Final = str.maketrans({"%": "%25", "/": "%2F", "#": "%23", "[": "%5B"})

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from savepoint.agent.encoding import utf8
-from savepoint.agent.errors import NotEncodable, RestoreFailed, from_reason
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import SavepointError, Unavailable
+from savepoint.sdk.encoding import utf8
+from savepoint.sdk.errors import NotEncodable, RestoreFailed, from_reason
 
 _ANSWER_MAX_BYTES: Final = 64 << 20
 _LINE_MAX_BYTES: Final = 1 << 20

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal
 
-from savepoint.agent.encoding import decode, encode
-from savepoint.agent.errors import EffectUncertain
-from savepoint.agent.keys import SEGMENT_ESCAPES, checked_name, key_text, numbered
-from savepoint.agent.ledger import Effect
-from savepoint.agent.scope import Scope
-from savepoint.agent.session import Session
 from savepoint.errors import StageFull, Superseded, Unavailable
+from savepoint.sdk.agent_session import Session
+from savepoint.sdk.encoding import decode, encode
+from savepoint.sdk.errors import EffectUncertain
+from savepoint.sdk.keys import SEGMENT_ESCAPES, checked_name, key_text, numbered
+from savepoint.sdk.ledger import Effect
+from savepoint.sdk.scope import Scope
 
 OnUncertain = Literal["raise", "retry", "skip"]
 _NOTHING: Final = "null"

@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
-from savepoint.agent.digest import digest
-from savepoint.agent.effect import Call, EffectBlock, OnUncertain, Operation, Uncertain
-from savepoint.agent.encoding import decode, encode
-from savepoint.agent.errors import NotEncodable, StepChanged
-from savepoint.agent.keys import checked_name, numbered
-from savepoint.agent.loop import Loop
-from savepoint.agent.scope import Scope, StepRecord
-from savepoint.agent.session import Session
-from savepoint.agent.stage import Stage
-from savepoint.agent.tensors import Load, Save, TensorSet, restored
-from savepoint.agent.turns import Turns
-from savepoint.contract.agent import KINDS, TENSORS_PREFIX, Kind, Restored
+from savepoint.contract.agent_protocol import KINDS, TENSORS_PREFIX, Kind, Restored
 from savepoint.errors import StageFull, Unavailable
+from savepoint.sdk.agent_session import Session
+from savepoint.sdk.digest import digest
+from savepoint.sdk.effect import Call, EffectBlock, OnUncertain, Operation, Uncertain
+from savepoint.sdk.encoding import decode, encode
+from savepoint.sdk.errors import NotEncodable, StepChanged
+from savepoint.sdk.iterations import Turns
+from savepoint.sdk.keys import checked_name, numbered
+from savepoint.sdk.loop import Loop
+from savepoint.sdk.scope import Scope, StepRecord
+from savepoint.sdk.stage import Stage
+from savepoint.sdk.tensors import Load, Save, TensorSet, restored
 
 T = TypeVar("T")
 P = ParamSpec("P")

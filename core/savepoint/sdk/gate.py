@@ -11,9 +11,9 @@ from threading import get_ident
 from time import monotonic
 from typing import Final, Protocol
 
-from savepoint.agent.scope import Scope
-from savepoint.contract.agent import Quiesce, Result, Stopping
+from savepoint.contract.agent_protocol import Quiesce, Result, Stopping
 from savepoint.errors import SavepointError
+from savepoint.sdk.scope import Scope
 
 _POLL_SECONDS: Final = 0.05  # how soon a thread's silent end is noticed
 _REMEMBERED: Final = 8  # transactions that are over

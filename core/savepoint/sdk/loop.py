@@ -8,9 +8,9 @@ from contextvars import ContextVar
 from threading import get_ident
 from typing import Final, Generic, Protocol, TypeVar
 
-from savepoint.agent.errors import LoopKeyRepeated
-from savepoint.agent.keys import KeySet, key_text, turn_segment
-from savepoint.agent.scope import Scope
+from savepoint.sdk.errors import LoopKeyRepeated
+from savepoint.sdk.keys import KeySet, key_text, turn_segment
+from savepoint.sdk.scope import Scope
 
 T = TypeVar("T")
 

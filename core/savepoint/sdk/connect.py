@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from savepoint.agent.agent import Agent, stage_of
-from savepoint.agent.client import Client, OrderStream, SocketLink
-from savepoint.agent.errors import SessionInUse
-from savepoint.agent.journal import FileJournal, NoJournal
-from savepoint.agent.session import Session, unmanaged
-from savepoint.agent.state import State
-from savepoint.agent.termination import Termination
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.contract.names import ENV_REQUIRED, ENV_SOCKET, ENV_STAGE
 from savepoint.errors import SavepointError, Unavailable
+from savepoint.sdk.agent import Agent, stage_of
+from savepoint.sdk.agent_session import Session, unmanaged
+from savepoint.sdk.client import Client, OrderStream, SocketLink
+from savepoint.sdk.errors import SessionInUse
+from savepoint.sdk.journal import FileJournal, NoJournal
+from savepoint.sdk.state import State
+from savepoint.sdk.termination import Termination
 
 log: Final = logging.getLogger("savepoint")
 _SOCKET_WAIT_SECONDS: Final = 30.0

@@ -11,17 +11,17 @@ from time import monotonic
 from typing import Final
 from uuid import uuid4
 
-from savepoint.agent.activity import Activity
-from savepoint.agent.catchup import Point
-from savepoint.agent.clerk import Clerk
-from savepoint.agent.client import Link
-from savepoint.agent.errors import NotAtSafePoint, from_reason
-from savepoint.agent.gate import Gate, Pending, Waiter
-from savepoint.agent.ledger import effect_id
-from savepoint.agent.loop import Position
-from savepoint.agent.state import State
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import DeadlineExceeded, SavepointError, Unavailable
+from savepoint.sdk.activity import Activity
+from savepoint.sdk.background import Clerk
+from savepoint.sdk.client import Link
+from savepoint.sdk.errors import NotAtSafePoint, from_reason
+from savepoint.sdk.gate import Gate, Pending, Waiter
+from savepoint.sdk.ledger import effect_id
+from savepoint.sdk.loop import Position
+from savepoint.sdk.replay_point import Point
+from savepoint.sdk.state import State
 
 log: Final = logging.getLogger("savepoint")
 _LATE: Final = 0.9  # of a quiesce's timeout: then we say what keeps us

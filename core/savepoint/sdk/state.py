@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from savepoint.agent import parts
-from savepoint.agent.catchup import Point, become
-from savepoint.agent.encoding import decode, encode
-from savepoint.agent.errors import RestoreFailed
-from savepoint.agent.journal import Journal
-from savepoint.agent.ledger import Effect, Ledger
-from savepoint.agent.parts import Value
-from savepoint.agent.scope import Scope, StepRecord
-from savepoint.agent.stage import Stage
-from savepoint.agent.tensors import TensorSet
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import StateUnstable
+from savepoint.sdk import component_codec
+from savepoint.sdk.component_codec import Value
+from savepoint.sdk.encoding import decode, encode
+from savepoint.sdk.errors import RestoreFailed
+from savepoint.sdk.journal import Journal
+from savepoint.sdk.ledger import Effect, Ledger
+from savepoint.sdk.replay_point import Point, become
+from savepoint.sdk.scope import Scope, StepRecord
+from savepoint.sdk.stage import Stage
+from savepoint.sdk.tensors import TensorSet
 
 log: Final = logging.getLogger("savepoint")
 Document = dict[str, Any] | list[Any] | bytearray
@@ -67,16 +67,16 @@ class State:
         for component in components:
             match component.name:
                 case wire.COMPONENT_DOCUMENTS:
-                    self._texts = parts.read(component, self.stage)
+                    self._texts = component_codec.read(component, self.stage)
                 case wire.COMPONENT_HANDLES:
-                    self._descriptors = parts.read(component, self.stage)
+                    self._descriptors = component_codec.read(component, self.stage)
                 case wire.COMPONENT_EXECUTION:
-                    plain = parts.read_versioned(component, self.stage)
+                    plain = component_codec.read_versioned(component, self.stage)
                     number = int(plain.get("journal", 0))
                     self.root.load(plain.get("scopes", {}))
                     self.catching_up = Point.from_plain(plain.get("at"))
                 case wire.COMPONENT_EFFECTS:
-                    for effect, raw in parts.read_versioned(component, self.stage).get("effects", {}).items():
+                    for effect, raw in component_codec.read_versioned(component, self.stage).get("effects", {}).items():
                         self._know(Effect.from_plain(effect, raw))
                 case _:
                     self.restored[component.name] = component
@@ -182,17 +182,17 @@ class State:
     def _capture(self, transaction: str, at: Point | None) -> tuple[wire.Component, ...]:
         large = [tensors.flush(transaction) for tensors in self.tensors.values()]
         for name, component in self.restored.items():
-            self.restored[name] = parts.carried(component, self.stage)
+            self.restored[name] = component_codec.carried(component, self.stage)
         values = {wire.COMPONENT_DOCUMENTS: self._document_values() if self._set_back is None else list(self._set_back)}
         handles = [Value.of(name, describe(), f"handle {name!r}") for name, describe in self.handles.items()]
         if handles or self._descriptors:
-            values[wire.COMPONENT_HANDLES] = parts.by_name([*handles, *self._descriptors.values()])
+            values[wire.COMPONENT_HANDLES] = component_codec.by_name([*handles, *self._descriptors.values()])
         journal = self.journal.rotate()
         point = self.catching_up or at
         execution = {"scopes": self.root.to_plain(), "at": None if point is None else point.to_plain()}
         values[wire.COMPONENT_EXECUTION] = [Value.versioned("execution", journal=journal, **execution)]
         values[wire.COMPONENT_EFFECTS] = [Value.versioned("ledger", effects=self.ledger.to_plain())]
-        small, folder = parts.placed(values, self.stage)
+        small, folder = component_codec.placed(values, self.stage)
         self._held[transaction] = _Held(journal, folder)
         return (*small, *large, *self.restored.values())
 
@@ -226,7 +226,7 @@ class State:
                 f"document {name!r} changed while it was read: change documents inside agent.critical() in threads "
                 f"that run no loop"
             ) from error
-        return parts.by_name(values)
+        return component_codec.by_name(values)
 
     def _know(self, effect: Effect) -> None:
         self.ledger.put(effect)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from savepoint.agent.encoding import encode, utf8
-from savepoint.agent.errors import RestoreFailed
-from savepoint.agent.stage import Stage, translated
-from savepoint.contract import agent as wire
+from savepoint.contract import agent_protocol as wire
 from savepoint.errors import FormatTooNew, SavepointError, StateUnstable
+from savepoint.sdk.encoding import encode, utf8
+from savepoint.sdk.errors import RestoreFailed
+from savepoint.sdk.stage import Stage, translated
 
 VERSION: Final = 1  # of the execution and effects components
 _KINDS: Final[dict[str, wire.Kind]] = {

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from savepoint.contract.agent import STAGE_AGENT
+from savepoint.contract.agent_protocol import STAGE_AGENT
 from savepoint.errors import SavepointError, StageFull, Unavailable
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

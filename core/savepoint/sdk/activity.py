@@ -5,9 +5,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from savepoint.agent.ledger import Ledger
-from savepoint.agent.loop import Loop
-from savepoint.contract.agent import Execution
+from savepoint.contract.agent_protocol import Execution
+from savepoint.sdk.ledger import Ledger
+from savepoint.sdk.loop import Loop
 
 
 class Activity:

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
-from savepoint.agent.encoding import TYPES
+from savepoint.sdk.encoding import TYPES
 
 _DEPTH_MAX = 50
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from savepoint.agent.errors import RestoreFailed
+from savepoint.sdk.errors import RestoreFailed
 
 log: Final = logging.getLogger("savepoint")
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from savepoint.agent.errors import RestoreFailed
-from savepoint.agent.keys import KeySet, numbered, turn_segment
+from savepoint.sdk.errors import RestoreFailed
+from savepoint.sdk.keys import KeySet, numbered, turn_segment
 
 
 @dataclass(frozen=True, slots=True)
