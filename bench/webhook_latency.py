@@ -67,7 +67,7 @@ def _measure(room: Path) -> list[float]:
             "SAVEPOINT_HEALTH_PORT": str(health_port),
             "SAVEPOINT_LOG_LEVEL": os.environ.get("SAVEPOINT_LOG_LEVEL", "INFO"),
         }
-        command = [sys.executable, "-m", "savepoint_operator.webhook_main"]
+        command = [sys.executable, "-m", "savepoint_operator.webhook"]
 
         def ready() -> bool:
             try:

@@ -28,7 +28,7 @@ from savepoint_operator.cluster.reviewer import Reviewer
 from savepoint_operator.control.server import ControlServer
 from savepoint_operator.handlers.watch import Watching
 from savepoint_operator.health import Health
-from savepoint_operator.leader import Leadership
+from savepoint_operator.leadership import Leadership
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.reconcile.assembly import Parts, assemble
 from savepoint_operator.settings import Settings, SettingsError

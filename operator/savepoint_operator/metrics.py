@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from savepoint.errors import SavepointError
 
 from savepoint_operator.rules.attempt import TRIGGERS
-from savepoint_operator.rules.restore_status import GOOD
-from savepoint_operator.rules.texts import NEXT_STEP
+from savepoint_operator.rules.status.restore_status import GOOD
+from savepoint_operator.rules.status.texts import NEXT_STEP
 
 SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _ENDS = GOOD | set(NEXT_STEP) | {"Ready", "Unchanged", "Failed", "RolledBack", "Timeout", "PodGone", "AmbiguousAgent"}

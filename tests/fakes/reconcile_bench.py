@@ -35,7 +35,7 @@ from savepoint_operator.cluster.kinds import (
     STORES,
     WATCHED,
 )
-from savepoint_operator.lineage.opened import Opened
+from savepoint_operator.lineage.open_repository import Opened
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.views import AgentKey, CheckpointName, Incarnation, PodIdentity, Refusal, SessionView
 from savepoint_operator.reconcile.assembly import Parts, assemble

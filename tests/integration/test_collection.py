@@ -36,7 +36,7 @@ IMPATIENT = """
 import sys
 from savepoint_operator import main
 from savepoint_operator.lineage import service
-from savepoint_operator.reconcile import retention
+from savepoint_operator.reconcile.agent import retention
 
 service.COLLECT_GRACE_SECONDS = 0
 retention.COLLECT_SECONDS = retention.RETRY_SECONDS = 1.0

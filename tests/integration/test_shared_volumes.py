@@ -15,8 +15,8 @@ import pytest
 from savepoint.contract import names
 from savepoint.contract.control_protocol import Ack, Grant, Hello, Outcome, Wait
 from savepoint_operator.model.views import ClaimedRoot, NodeStanding, PodStanding, Standing
-from savepoint_operator.rules.admission_policy import AdmissionPolicy
-from savepoint_operator.rules.injection import Injected, InjectionTerms, inject
+from savepoint_operator.rules.admission.injection import Injected, InjectionTerms, inject
+from savepoint_operator.rules.admission.policy import AdmissionPolicy
 
 from tests.fakes.operator_ports import incarnation
 from tests.integration.operator_rig import Rig, make_rig, soon

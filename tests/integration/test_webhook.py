@@ -29,12 +29,12 @@ from tests.servers.process import HOST, Process, free_ports, running
 SECONDS = 20.0
 IMPATIENT = """
 import dataclasses, sys
-from savepoint_operator import webhook_main
-read = webhook_main.WebhookSettings.from_environment
-webhook_main.WebhookSettings.from_environment = lambda environment: dataclasses.replace(
+from savepoint_operator import webhook
+read = webhook.WebhookSettings.from_environment
+webhook.WebhookSettings.from_environment = lambda environment: dataclasses.replace(
     read(environment), certificate_poll_seconds=0.5
 )
-sys.exit(webhook_main.main())
+sys.exit(webhook.main())
 """
 """The process as it is, but that it looks for a new certificate more often."""
 CONTAINERS = [names.CONTAINER_RESTORE, names.CONTAINER_SIDECAR]
@@ -140,7 +140,7 @@ def started(apiserver: ApiServer, room: Path, token: str, *program: str) -> Iter
         "SAVEPOINT_HEALTH_PORT": str(health_port),
     }
     health = f"http://{HOST}:{health_port}"
-    command = [sys.executable, "-W", "error", *(program or ("-m", "savepoint_operator.webhook_main"))]
+    command = [sys.executable, "-W", "error", *(program or ("-m", "savepoint_operator.webhook"))]
     with running("webhook", command, room, _alive(f"{health}/healthz"), environment=environment) as process:
         url = f"https://{HOST}:{review_port}/mutate-pods"
         yield Webhook(process, url, health, room / "tls", apiserver.authority)

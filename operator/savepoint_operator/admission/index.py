@@ -6,7 +6,7 @@ It holds parsed values only, and no pod, Secret or store. How it is filled is ``
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from savepoint_operator.rules.admission_policy import AdmissionPolicy
+from savepoint_operator.rules.admission.policy import AdmissionPolicy
 
 ENFORCED_LEVEL: Final = "pod-security.kubernetes.io/enforce"
 

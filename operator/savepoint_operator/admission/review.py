@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.rules.injection import Injected
+from savepoint_operator.rules.admission.injection import Injected
 
 API_VERSION: Final = "admission.k8s.io/v1"
 WARNING_MAX_CHARACTERS: Final = 256  # the API server cuts longer ones

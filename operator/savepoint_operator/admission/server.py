@@ -14,7 +14,7 @@ from savepoint.contract.names import LABEL_AGENT
 
 from savepoint_operator.admission.review import Decide, ReviewError, answer
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.rules.injection import Injected
+from savepoint_operator.rules.admission.injection import Injected
 
 log = logging.getLogger(__name__)
 

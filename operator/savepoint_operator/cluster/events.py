@@ -17,7 +17,7 @@ from savepoint_operator.cluster.api import Raw
 from savepoint_operator.cluster.errors import Terminating
 from savepoint_operator.cluster.kinds import EVENTS, Kind
 from savepoint_operator.model.objects import Meta
-from savepoint_operator.rules.conditions import stamp
+from savepoint_operator.rules.status.conditions import stamp
 
 log = logging.getLogger(__name__)
 

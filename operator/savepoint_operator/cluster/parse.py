@@ -21,7 +21,7 @@ from savepoint_operator.model.objects import (
     Workload,
 )
 from savepoint_operator.model.views import AgentKey
-from savepoint_operator.rules.admission_policy import LabelSelector
+from savepoint_operator.rules.admission.policy import LabelSelector
 
 Raw = Mapping[str, Any]
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"

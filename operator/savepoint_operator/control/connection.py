@@ -12,8 +12,8 @@ from aiohttp import WSMsgType, web
 from savepoint.contract.control_protocol import FromOperator, FromPod, Message, ProtocolError, decode, encode
 from savepoint.errors import KeyMismatch, NotAdopted, StoreDenied, StoreMisconfigured, StoreUnavailable, Unavailable
 
-from savepoint_operator.control.pace import MESSAGE_COSTS_BYTES, Allowance
-from savepoint_operator.rules.heard import heard
+from savepoint_operator.control.rate_limit import MESSAGE_COSTS_BYTES, Allowance
+from savepoint_operator.rules.sanitize import heard
 
 SEND_SECONDS = 10.0
 CLOSE_REASON_BYTES = 120

@@ -13,10 +13,10 @@ from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
 from savepoint.repository.format.commit import Head
 
-from savepoint_operator.control.line import Line, Session
-from savepoint_operator.control.pace import BEGUN_MOST, BEGUN_PER_SECOND, Allowance
+from savepoint_operator.control.agent_channel import Line, Session
+from savepoint_operator.control.rate_limit import BEGUN_MOST, BEGUN_PER_SECOND, Allowance
+from savepoint_operator.lineage.epoch_lease import Tenure
 from savepoint_operator.lineage.service import LineageService
-from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Recorder
 from savepoint_operator.model.views import AgentKey, PodIdentity, SessionView
 from savepoint_operator.rules.attempt import MAY_WAIT, URGENT, Attempt, Start, start

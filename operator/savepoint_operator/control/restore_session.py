@@ -11,11 +11,11 @@ from savepoint.contract.control_protocol import Ack, Grant, Heartbeat, NeedUrls,
 from savepoint.errors import SavepointError, Superseded
 
 from savepoint_operator.control.connection import MAY_PASS, CloseCode, Closing, Connection
-from savepoint_operator.control.presence import Presence
+from savepoint_operator.control.liveness import Presence
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.welcome import urls, welcome
+from savepoint_operator.lineage.epoch_lease import Tenure
 from savepoint_operator.lineage.service import LineageService
-from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Directory, Recorder
 from savepoint_operator.model.views import Incarnation, PodIdentity, Refusal
 from savepoint_operator.rules.takeover import PREDECESSOR_RUNNING

@@ -15,13 +15,13 @@ from savepoint.contract.names import CONTROL_PORT
 from savepoint.errors import SavepointError, Unavailable
 
 from savepoint_operator.control.connection import CloseCode, Closing, Connection
-from savepoint_operator.control.pace import Paces
-from savepoint_operator.control.presence import Presence
+from savepoint_operator.control.liveness import Presence
+from savepoint_operator.control.rate_limit import Paces
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.restore_session import RestoreSession
 from savepoint_operator.control.sidecar_session import SidecarSession
-from savepoint_operator.control.strangers import HANDSHAKE_SECONDS, STRANGER_SECONDS, STRANGERS_MOST, Strangers
 from savepoint_operator.control.tokens import Tokens
+from savepoint_operator.control.unauthenticated import HANDSHAKE_SECONDS, STRANGER_SECONDS, STRANGERS_MOST, Strangers
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.model.ports import Directory, Orders, Recorder, Stores, TokenReviewer
 from savepoint_operator.model.views import AgentKey, PodIdentity, Refusal

@@ -31,11 +31,11 @@ from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Superseded, Unavailable
 
 from savepoint_operator.control.connection import MAY_PASS, CloseCode, Closing, Connection
-from savepoint_operator.control.presence import Presence
+from savepoint_operator.control.liveness import Presence
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.welcome import urls, welcome
+from savepoint_operator.lineage.epoch_lease import Tenure
 from savepoint_operator.lineage.service import LineageService
-from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Directory, Recorder
 from savepoint_operator.model.views import Incarnation, Refusal, SessionView
 from savepoint_operator.rules.attempt import (

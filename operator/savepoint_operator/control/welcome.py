@@ -2,7 +2,7 @@
 
 from savepoint.contract.control_protocol import NeedUrls, Refused, Urls, Welcome
 
-from savepoint_operator.lineage.tenure import Tenure
+from savepoint_operator.lineage.epoch_lease import Tenure
 from savepoint_operator.model.views import Incarnation
 from savepoint_operator.rules.urls import refusal
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from savepoint.errors import StoreUnavailable
 from savepoint.repository.format.commit import Head
 
-from savepoint_operator.lineage.opened import Opened
+from savepoint_operator.lineage.open_repository import Opened
 from savepoint_operator.model.views import AgentKey
 
 T = TypeVar("T")

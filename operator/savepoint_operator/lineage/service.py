@@ -16,9 +16,9 @@ from savepoint.errors import IntegrityError, Superseded, Unavailable
 from savepoint.repository.format.commit import Head
 
 from savepoint_operator.lineage.actor import Actor, Actors
-from savepoint_operator.lineage.opened import Opened, default_name
+from savepoint_operator.lineage.epoch_lease import Tenure
+from savepoint_operator.lineage.open_repository import Opened, default_name
 from savepoint_operator.lineage.succession import Succession, fenced, holder_of, over, over_message
-from savepoint_operator.lineage.tenure import Tenure
 from savepoint_operator.model.ports import Directory, Liveness, Recorder, Stores
 from savepoint_operator.model.views import AgentKey, CheckpointName, Incarnation, Refusal
 from savepoint_operator.rules.takeover import Granted, Keep

@@ -12,25 +12,25 @@ from savepoint.storage.s3 import S3Store
 
 from savepoint_operator.cluster.events import Events
 from savepoint_operator.metrics import Metrics
-from savepoint_operator.reconcile.agents import Agents
-from savepoint_operator.reconcile.attempts import Attempts
+from savepoint_operator.reconcile.agent.agents import Agents
+from savepoint_operator.reconcile.agent.attempts import Attempts
+from savepoint_operator.reconcile.agent.chain_repair import Chronicle
+from savepoint_operator.reconcile.agent.protected_agent import ProtectedAgents
+from savepoint_operator.reconcile.agent.restores import Restores
+from savepoint_operator.reconcile.agent.retention import Retention
+from savepoint_operator.reconcile.agent_record import Lines
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.chronicle import Chronicle
-from savepoint_operator.reconcile.directory import ClusterDirectory
-from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster
 from savepoint_operator.reconcile.keyring import Keyring
-from savepoint_operator.reconcile.keys import Work
-from savepoint_operator.reconcile.line import Lines
-from savepoint_operator.reconcile.protected import ProtectedAgents
-from savepoint_operator.reconcile.queue import KeyedQueue
+from savepoint_operator.reconcile.pod_resolver import ClusterDirectory
+from savepoint_operator.reconcile.policies import Surroundings
 from savepoint_operator.reconcile.reconciler import Reconciler
 from savepoint_operator.reconcile.recorder import QueueingRecorder
-from savepoint_operator.reconcile.restores import Restores
-from savepoint_operator.reconcile.retention import Retention
 from savepoint_operator.reconcile.rollbacks import Rollbacks
 from savepoint_operator.reconcile.stores import Builder, StoreBook
-from savepoint_operator.reconcile.surroundings import Surroundings
-from savepoint_operator.reconcile.world import World
+from savepoint_operator.reconcile.work_items import Work
+from savepoint_operator.reconcile.work_queue import KeyedQueue
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from savepoint_operator.cluster.errors import Conflict, Missing
 from savepoint_operator.cluster.kinds import CHECKPOINTS
 from savepoint_operator.model.objects import CheckpointObject, ObjectKey
 from savepoint_operator.model.views import AgentKey
-from savepoint_operator.reconcile.door import Cluster
-from savepoint_operator.reconcile.line import AttemptNote, Line
-from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules import checkpoint_status
-from savepoint_operator.rules.conditions import Condition, changed
+from savepoint_operator.reconcile.agent_record import AttemptNote, Line
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.rules.status import checkpoint_status
+from savepoint_operator.rules.status.conditions import Condition, changed
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from savepoint.repository.format.keys import KEY_BYTES, MasterKey
 
 from savepoint_operator.cluster.errors import Conflict
 from savepoint_operator.cluster.kinds import SECRETS
-from savepoint_operator.reconcile.door import Cluster, Raw
+from savepoint_operator.reconcile.cluster_client import Cluster, Raw
 
 MASTER_KEY_FIELD: Final = "master.key"
 MANAGED: Final = {"app.kubernetes.io/name": "savepoint", "app.kubernetes.io/managed-by": "savepoint-operator"}

@@ -27,9 +27,14 @@ from savepoint_operator.model.objects import (
 )
 from savepoint_operator.model.ports import Orders
 from savepoint_operator.model.views import AgentKey
-from savepoint_operator.reconcile.agents import Agents
-from savepoint_operator.reconcile.door import Cluster
-from savepoint_operator.reconcile.keys import (
+from savepoint_operator.reconcile.agent.agents import Agents
+from savepoint_operator.reconcile.agent_record import Lines
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.reconcile.policies import Surroundings
+from savepoint_operator.reconcile.rollbacks import Rollbacks
+from savepoint_operator.reconcile.stores import StoreBook
+from savepoint_operator.reconcile.work_items import (
     AgentWork,
     PodWork,
     PolicyWork,
@@ -38,15 +43,10 @@ from savepoint_operator.reconcile.keys import (
     Work,
     WorkloadWork,
 )
-from savepoint_operator.reconcile.line import Lines
-from savepoint_operator.reconcile.queue import KeyedQueue
-from savepoint_operator.reconcile.rollbacks import Rollbacks
-from savepoint_operator.reconcile.stores import StoreBook
-from savepoint_operator.reconcile.surroundings import Surroundings
-from savepoint_operator.reconcile.world import World
+from savepoint_operator.reconcile.work_queue import KeyedQueue
 from savepoint_operator.rules.completion import ends_run
-from savepoint_operator.rules.conditions import parsed_time
 from savepoint_operator.rules.identity import agent_of
+from savepoint_operator.rules.status.conditions import parsed_time
 
 log = logging.getLogger(__name__)
 

@@ -22,12 +22,12 @@ from savepoint_operator.model.views import (
     Refusal,
     SessionView,
 )
+from savepoint_operator.reconcile.agent_record import AttemptNote, Failure, Line, Lines, Request, RestoreNote
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.keys import AgentWork, Work
-from savepoint_operator.reconcile.line import AttemptNote, Failure, Line, Lines, Request, RestoreNote
-from savepoint_operator.reconcile.queue import KeyedQueue
-from savepoint_operator.rules.conditions import parsed_time
-from savepoint_operator.rules.texts import with_next_step
+from savepoint_operator.reconcile.work_items import AgentWork, Work
+from savepoint_operator.reconcile.work_queue import KeyedQueue
+from savepoint_operator.rules.status.conditions import parsed_time
+from savepoint_operator.rules.status.texts import with_next_step
 
 REQUESTS_KEPT: Final = 64
 CUT_MOST: Final = timedelta(days=1)

@@ -22,17 +22,17 @@ from savepoint_operator.cluster.kinds import PODS, RESTORES
 from savepoint_operator.model.objects import CheckpointObject, ObjectKey, RestoreObject
 from savepoint_operator.model.ports import Orders
 from savepoint_operator.model.views import AgentKey
+from savepoint_operator.reconcile.agent_record import Lines
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.door import Cluster
-from savepoint_operator.reconcile.keys import AgentWork, Work
-from savepoint_operator.reconcile.line import Lines
-from savepoint_operator.reconcile.queue import KeyedQueue
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster
 from savepoint_operator.reconcile.recorder import QueueingRecorder
-from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules import rollback_status
-from savepoint_operator.rules.conditions import Condition, changed, merged, stamp
+from savepoint_operator.reconcile.work_items import AgentWork, Work
+from savepoint_operator.reconcile.work_queue import KeyedQueue
+from savepoint_operator.rules.status import rollback_status
+from savepoint_operator.rules.status.conditions import Condition, changed, merged, stamp
+from savepoint_operator.rules.status.texts import ago, duration_text
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS
-from savepoint_operator.rules.texts import ago, duration_text
 
 log = logging.getLogger(__name__)
 

@@ -33,11 +33,11 @@ from savepoint_operator.cluster.kinds import STORES
 from savepoint_operator.cluster.parse import store_of
 from savepoint_operator.model.objects import ObjectKey, Store
 from savepoint_operator.model.ports import OpenStore
-from savepoint_operator.reconcile.door import Cluster
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster
 from savepoint_operator.reconcile.keyring import Keyring
-from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules.conditions import Condition, changed, merged, stamp
-from savepoint_operator.rules.texts import size_text
+from savepoint_operator.rules.status.conditions import Condition, changed, merged, stamp
+from savepoint_operator.rules.status.texts import size_text
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from savepoint_operator.model.objects import Interval, Pod
-from savepoint_operator.rules.texts import ago
+from savepoint_operator.rules.status.texts import ago
 
 PERIODS_MISSED: Final = 3
 """How many periods old the recovery point may be."""

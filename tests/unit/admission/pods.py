@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from savepoint_operator.rules.injection import InjectionTerms
+from savepoint_operator.rules.admission.injection import InjectionTerms
 
 TERMS = InjectionTerms(
     image="savepoint-sidecar:1.2.3",

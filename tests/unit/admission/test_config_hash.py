@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from savepoint.contract.names import ANNOTATION_CONFIG_HASH
-from savepoint_operator.rules.admission_config import config_hash, noted_hash
-from savepoint_operator.rules.injection import Injected, inject
+from savepoint_operator.rules.admission.config_hash import config_hash, noted_hash
+from savepoint_operator.rules.admission.injection import Injected, inject
 
 from tests.unit.admission.pods import TERMS, pod
 

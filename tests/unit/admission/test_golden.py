@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from savepoint_operator.rules.admission_policy import AdmissionPolicy
-from savepoint_operator.rules.injection import Injected, inject
+from savepoint_operator.rules.admission.injection import Injected, inject
+from savepoint_operator.rules.admission.policy import AdmissionPolicy
 
 from tests.unit.admission.pods import TERMS
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.rules.admission_identity import RunAs, run_as
+from savepoint_operator.rules.admission.run_as import RunAs, run_as
 
 from tests.unit.admission.pods import pod
 

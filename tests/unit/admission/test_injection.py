@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from savepoint.contract import names
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.rules.admission_policy import AdmissionPolicy, StatePath
-from savepoint_operator.rules.injection import Injected, inject
+from savepoint_operator.rules.admission.injection import Injected, inject
+from savepoint_operator.rules.admission.policy import AdmissionPolicy, StatePath
 
 from tests.unit.admission.pods import TERMS, by_name, mounted, pod
 

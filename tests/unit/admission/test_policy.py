@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from savepoint_operator.rules.admission_policy import AdmissionPolicy, LabelSelector, StatePath, choose_policy
+from savepoint_operator.rules.admission.policy import AdmissionPolicy, LabelSelector, StatePath, choose_policy
 
 
 def selector(**expression: Any) -> LabelSelector:

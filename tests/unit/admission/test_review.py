@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from savepoint_operator.admission.review import ReviewError, answer
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.rules.injection import Injected, inject
+from savepoint_operator.rules.admission.injection import Injected, inject
 
 from tests.unit.admission.pods import TERMS, mounted, pod
 

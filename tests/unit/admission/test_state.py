@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.rules.admission_policy import AdmissionPolicy, StatePath
-from savepoint_operator.rules.admission_state import Root, State, find_state
+from savepoint_operator.rules.admission.policy import AdmissionPolicy, StatePath
+from savepoint_operator.rules.admission.state_roots import Root, State, find_state
 
 from tests.unit.admission.pods import mounted, pod
 

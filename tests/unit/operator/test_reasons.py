@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from savepoint.errors import SavepointError
-from savepoint_operator.rules import checkpoint_status, restore_status, texts
+from savepoint_operator.rules.status import checkpoint_status, restore_status, texts
 
 ROOT = Path(__file__).parents[3]
 PAGES = {path.stem: path.read_text() for path in (ROOT / "docs" / "reasons").glob("*.md") if path.stem != "README"}
@@ -60,8 +60,8 @@ def test_a_reason_has_a_page(reason: str) -> None:
 
 def test_what_the_webhook_refuses_has_pages_that_say_so() -> None:
     said: set[str] = set()
-    for path in (ROOT / "operator/savepoint_operator/rules").glob("*.py"):
-        if not path.name.startswith(("admission", "injection")):
+    for path in (ROOT / "operator/savepoint_operator/rules").rglob("*.py"):
+        if path.parent.name != "admission":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":

@@ -16,11 +16,11 @@ import yaml
 ROOT = Path(__file__).parents[3]
 SOURCE = ROOT / "operator" / "savepoint_operator"
 WRITERS: Final = {
-    "AgentCheckpoint": ("rules/checkpoint_status.py", "reconcile/checkpoint_objects.py"),
-    "AgentCheckpointPolicy": ("reconcile/surroundings.py",),
+    "AgentCheckpoint": ("rules/status/checkpoint_status.py", "reconcile/checkpoint_objects.py"),
+    "AgentCheckpointPolicy": ("reconcile/policies.py",),
     "AgentCheckpointStore": ("reconcile/stores.py",),
-    "AgentRestore": ("rules/restore_status.py", "reconcile/restores.py", "reconcile/rollbacks.py"),
-    "ProtectedAgent": ("reconcile/protected.py", "reconcile/checkpoint_objects.py"),
+    "AgentRestore": ("rules/status/restore_status.py", "reconcile/agent/restores.py", "reconcile/rollbacks.py"),
+    "ProtectedAgent": ("reconcile/agent/protected_agent.py", "reconcile/checkpoint_objects.py"),
 }
 KINDS: Final[dict[str, dict[str, Any]]] = {
     raw["spec"]["names"]["kind"]: raw["spec"]["versions"][0]

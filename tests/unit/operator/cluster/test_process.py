@@ -11,7 +11,7 @@ import pytest
 from savepoint_operator.certificates import Certificates, Pair, make_ca, make_serving, wants_renewal
 from savepoint_operator.cluster.kinds import LEASES, PODS, SECRETS, WATCHED, WEBHOOKS
 from savepoint_operator.handlers.watch import settings as kopf_settings
-from savepoint_operator.leader import Leadership
+from savepoint_operator.leadership import Leadership
 from savepoint_operator.settings import Settings, SettingsError
 
 from tests.fakes.cluster import FakeCluster

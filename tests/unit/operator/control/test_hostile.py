@@ -26,13 +26,13 @@ from savepoint.contract.control_protocol import (
     decode,
     encode,
 )
-from savepoint_operator.control.pace import BEGUN_MOST, BYTES_MOST, BYTES_PER_SECOND, Allowance, Paces
+from savepoint_operator.control.rate_limit import BEGUN_MOST, BYTES_MOST, BYTES_PER_SECOND, Allowance, Paces
 from savepoint_operator.control.sidecar_session import LOOK_SECONDS
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.attempt import offer_problem
-from savepoint_operator.rules.conditions import parsed_time, precise_stamp
-from savepoint_operator.rules.heard import DETAIL_MOST, MESSAGE_MOST, heard
+from savepoint_operator.rules.sanitize import DETAIL_MOST, MESSAGE_MOST, heard
+from savepoint_operator.rules.status.conditions import parsed_time, precise_stamp
 
 from tests.fakes.control_cell import Cell, attempt, until
 from tests.fakes.operator_ports import Clock

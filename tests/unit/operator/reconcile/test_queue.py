@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from savepoint_operator.reconcile.queue import MOST_SECONDS, KeyedQueue
+from savepoint_operator.reconcile.work_queue import MOST_SECONDS, KeyedQueue
 
 
 class Watch:

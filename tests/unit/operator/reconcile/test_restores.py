@@ -8,7 +8,7 @@ from savepoint.contract.names import LABEL_AGENT
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.history import lineage
 from savepoint_operator.cluster.kinds import DEPLOYMENTS, EVENTS, PODS, RESTORES
-from savepoint_operator.reconcile.restores import KEPT, WAITS_TOLD
+from savepoint_operator.reconcile.agent.restores import KEPT, WAITS_TOLD
 
 from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench
 

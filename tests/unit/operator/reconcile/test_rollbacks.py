@@ -17,9 +17,9 @@ from savepoint.errors import (
 )
 from savepoint_operator.cluster.errors import Denied
 from savepoint_operator.cluster.kinds import EVENTS, PODS, RESTORES, STORES
-from savepoint_operator.reconcile.restores import KEPT
+from savepoint_operator.reconcile.agent.restores import KEPT
 from savepoint_operator.reconcile.rollbacks import AGAIN_SECONDS, RETRY_SECONDS
-from savepoint_operator.rules.rollback_status import GIVE_UP_SECONDS
+from savepoint_operator.rules.status.rollback_status import GIVE_UP_SECONDS
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS
 
 from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench, ScriptedOrders

@@ -8,7 +8,7 @@ from savepoint.contract.names import CONTAINER_RESTORE, CONTAINER_SIDECAR, ENV_R
 from savepoint_operator.cluster.errors import Denied
 from savepoint_operator.cluster.kinds import CLAIMS, EVENTS, PODS
 from savepoint_operator.model.views import ClaimedRoot, PodIdentity, Refusal
-from savepoint_operator.reconcile.directory import REMEMBER_SECONDS
+from savepoint_operator.reconcile.pod_resolver import REMEMBER_SECONDS
 
 from tests.fakes.reconcile_bench import NAMESPACE, Bench
 

@@ -8,7 +8,7 @@ from savepoint.contract.names import LABEL_AGENT
 from savepoint_operator.model.objects import Meta, Owner, Pod, Policy, S3Spec, Store, Workload
 from savepoint_operator.model.views import AgentKey, Refusal
 from savepoint_operator.rules import identity
-from savepoint_operator.rules.admission_policy import LabelSelector
+from savepoint_operator.rules.admission.policy import LabelSelector
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 CODER = AgentKey("demo", "coder")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from savepoint.contract import names
 from savepoint_operator.model.views import ClaimedRoot
-from savepoint_operator.rules.admission_policy import AdmissionPolicy
-from savepoint_operator.rules.injection import Injected, InjectionTerms, inject
+from savepoint_operator.rules.admission.injection import Injected, InjectionTerms, inject
+from savepoint_operator.rules.admission.policy import AdmissionPolicy
 from savepoint_operator.rules.shared_volumes import claimed_roots, is_shared, left_out, unreadable
 
 VOLUMES = [

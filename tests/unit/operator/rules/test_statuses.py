@@ -7,7 +7,7 @@ import pytest
 from savepoint.contract.control_protocol import ObjectName, Offer, Outcome, PolicyTerms, Progress, Result, Timing
 from savepoint.repository.format.commit import CommitRecord, Head, ManifestName, head_of
 from savepoint_operator.model.views import AgentKey, Incarnation, PodIdentity
-from savepoint_operator.rules import checkpoint_status, restore_status
+from savepoint_operator.rules.status import checkpoint_status, restore_status
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 MANIFEST = ManifestName("ab" * 32, 10)

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from savepoint_operator.rules import texts
-from savepoint_operator.rules.conditions import Condition, changed, merged, parsed_time, stamp
+from savepoint_operator.rules.status import texts
+from savepoint_operator.rules.status.conditions import Condition, changed, merged, parsed_time, stamp
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)

@@ -26,11 +26,11 @@ from savepoint_operator.model.views import (
     Refusal,
     Standing,
 )
-from savepoint_operator.reconcile.door import Cluster, Raw
-from savepoint_operator.reconcile.line import Lines
-from savepoint_operator.reconcile.world import World
+from savepoint_operator.reconcile.agent_record import Lines
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster, Raw
 from savepoint_operator.rules import identity, shared_volumes
-from savepoint_operator.rules.admission_config import noted_hash
+from savepoint_operator.rules.admission.config_hash import noted_hash
 from savepoint_operator.rules.completion import ends_run
 
 REMEMBER_SECONDS: Final = 5.0

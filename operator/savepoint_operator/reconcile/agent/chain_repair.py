@@ -19,11 +19,11 @@ from savepoint_operator.lineage.contents import contents_of
 from savepoint_operator.model.objects import AgentObject, ObjectKey
 from savepoint_operator.model.ports import OpenStore, Orders, Stores
 from savepoint_operator.model.views import AgentKey, Contents
+from savepoint_operator.reconcile.agent_record import Failure, Line
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.line import Failure, Line
+from savepoint_operator.reconcile.cluster_cache import World
 from savepoint_operator.reconcile.recorder import QueueingRecorder
-from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules.conditions import parsed_time
+from savepoint_operator.rules.status.conditions import parsed_time
 
 log = logging.getLogger(__name__)
 

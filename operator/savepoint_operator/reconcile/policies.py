@@ -11,11 +11,11 @@ from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import OWNER_KINDS, PODS, POLICIES
 from savepoint_operator.model.objects import ObjectKey, Policy
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.reconcile.directory import usable_store
-from savepoint_operator.reconcile.door import Cluster
-from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules.conditions import Condition, changed, merged
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.reconcile.pod_resolver import usable_store
 from savepoint_operator.rules.identity import agent_of
+from savepoint_operator.rules.status.conditions import Condition, changed, merged
 
 NAMED_MOST: Final = 5
 

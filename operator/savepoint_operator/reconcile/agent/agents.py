@@ -6,14 +6,14 @@ It is called for every reason alike: an object or pod that changed, something th
 from savepoint_operator.model.objects import ObjectKey, Pod, Policy
 from savepoint_operator.model.ports import Orders
 from savepoint_operator.model.views import AgentKey
-from savepoint_operator.reconcile import endings
-from savepoint_operator.reconcile.attempts import Attempts
-from savepoint_operator.reconcile.chronicle import Chronicle
-from savepoint_operator.reconcile.line import Line, Lines
-from savepoint_operator.reconcile.protected import ProtectedAgents
-from savepoint_operator.reconcile.restores import Restores
-from savepoint_operator.reconcile.retention import Retention
-from savepoint_operator.reconcile.world import World
+from savepoint_operator.reconcile.agent import run_end
+from savepoint_operator.reconcile.agent.attempts import Attempts
+from savepoint_operator.reconcile.agent.chain_repair import Chronicle
+from savepoint_operator.reconcile.agent.protected_agent import ProtectedAgents
+from savepoint_operator.reconcile.agent.restores import Restores
+from savepoint_operator.reconcile.agent.retention import Retention
+from savepoint_operator.reconcile.agent_record import Line, Lines
+from savepoint_operator.reconcile.cluster_cache import World
 from savepoint_operator.rules import identity
 
 LOOK_SECONDS = 60.0
@@ -49,7 +49,7 @@ class Agents:
         store = self._store(line, policy)
         await self._protected.ensure(line)
         again = [await self._chronicle.repair(line, store, orders)]
-        again.append(await endings.end_run(line, store, orders))
+        again.append(await run_end.end_run(line, store, orders))
         await self._attempts.follow_annotation(line, pod)
         again.append(await self._attempts.write_notes(line))
         again.append(await self._attempts.order_requests(line, policy, orders))

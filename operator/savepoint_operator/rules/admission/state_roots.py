@@ -17,7 +17,7 @@ from savepoint.contract.names import ANNOTATION_STATE, STATE_DIRECTORY, STATE_VO
 
 from savepoint_operator.model.views import Refusal
 
-from .admission_policy import AdmissionPolicy, StatePath
+from .policy import AdmissionPolicy, StatePath
 
 _PERSISTENT: Final = {"emptyDir": False, "ephemeral": False, "persistentVolumeClaim": True}
 _NEVER_STATE: Final = frozenset({"configMap", "secret", "projected", "downwardAPI", "image"})  # read-only by nature

@@ -10,7 +10,7 @@ from typing import Final
 
 from savepoint.contract.control_protocol import FromPod, Heartbeat, Hello, Outcome, Progress, Released, Result
 
-from savepoint_operator.rules.checkpoint_status import RUNNING
+from savepoint_operator.rules.status.checkpoint_status import RUNNING
 
 MESSAGE_MOST: Final = 2048
 DETAIL_MOST: Final = 256

@@ -6,8 +6,8 @@ from typing import Any, Final
 from savepoint.errors import SavepointError, Unavailable
 
 from savepoint_operator.model.objects import CheckpointObject
-from savepoint_operator.rules.conditions import Condition
-from savepoint_operator.rules.texts import duration_text, with_next_step
+from savepoint_operator.rules.status.conditions import Condition
+from savepoint_operator.rules.status.texts import duration_text, with_next_step
 
 GIVE_UP_SECONDS: Final = 600.0
 """How long it is tried in vain, one failure after another; a disruption budget may forbid the eviction for longer."""

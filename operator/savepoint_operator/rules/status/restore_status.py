@@ -7,8 +7,8 @@ from typing import Any, Final
 from savepoint.contract.control_protocol import Outcome, Progress, Wait
 
 from savepoint_operator.model.views import Incarnation
-from savepoint_operator.rules.conditions import Condition, merged, stamp
-from savepoint_operator.rules.texts import duration_text
+from savepoint_operator.rules.status.conditions import Condition, merged, stamp
+from savepoint_operator.rules.status.texts import duration_text
 
 Patch = dict[str, Any]
 

@@ -23,7 +23,7 @@ from savepoint_operator.admission.settings import SettingsError, WebhookSettings
 from savepoint_operator.cluster.access import Access, Client
 from savepoint_operator.cluster.watch import Watch, namespaces, policies
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.rules.injection import Injected, InjectionTerms, inject
+from savepoint_operator.rules.admission.injection import Injected, InjectionTerms, inject
 
 log = logging.getLogger(__name__)
 

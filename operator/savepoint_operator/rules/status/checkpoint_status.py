@@ -8,8 +8,8 @@ from savepoint.contract.control_protocol import Offer, Progress, Result, Timing
 from savepoint.repository.format.commit import CommitRecord, Head
 
 from savepoint_operator.model.views import Contents
-from savepoint_operator.rules.conditions import Condition, merged, parsed_time, precise_stamp, stamp
-from savepoint_operator.rules.texts import duration_text, size_text
+from savepoint_operator.rules.status.conditions import Condition, merged, parsed_time, precise_stamp, stamp
+from savepoint_operator.rules.status.texts import duration_text, size_text
 
 Patch = dict[str, Any]
 

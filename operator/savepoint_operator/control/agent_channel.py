@@ -7,7 +7,7 @@ from typing import Protocol
 
 from savepoint.contract.control_protocol import Checkpoint, Committed, Refused
 
-from savepoint_operator.control.pace import Allowance
+from savepoint_operator.control.rate_limit import Allowance
 from savepoint_operator.model.views import SessionView
 from savepoint_operator.rules.attempt import Attempt
 

@@ -18,13 +18,14 @@ from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import DEPLOYMENTS, PODS, RESTORES
 from savepoint_operator.model.objects import CheckpointObject, ObjectKey, RestoreObject
 from savepoint_operator.model.views import AgentKey
+from savepoint_operator.reconcile.agent_record import Line, RestoreNote
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.door import Cluster
-from savepoint_operator.reconcile.line import Line, RestoreNote
-from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules import restore_status, shared_volumes
-from savepoint_operator.rules.conditions import Condition, changed, stamp
-from savepoint_operator.rules.texts import duration_text, with_next_step
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.rules import shared_volumes
+from savepoint_operator.rules.status import restore_status
+from savepoint_operator.rules.status.conditions import Condition, changed, stamp
+from savepoint_operator.rules.status.texts import duration_text, with_next_step
 
 KEPT: Final = 10
 GONE_SECONDS: Final = 15.0

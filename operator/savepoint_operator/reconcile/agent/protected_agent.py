@@ -10,13 +10,13 @@ from savepoint_operator.cluster.errors import Conflict, Missing
 from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import AGENTS
 from savepoint_operator.model.objects import AgentObject, Interval, ObjectKey, Pod, Policy
+from savepoint_operator.reconcile.agent_record import Line
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.door import Cluster
-from savepoint_operator.reconcile.line import Line
-from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules.conditions import Condition, changed, merged, parsed_time, stamp
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster
 from savepoint_operator.rules.protection import Facts, Protection, judge
-from savepoint_operator.rules.texts import size_text
+from savepoint_operator.rules.status.conditions import Condition, changed, merged, parsed_time, stamp
+from savepoint_operator.rules.status.texts import size_text
 
 
 class ProtectedAgents:

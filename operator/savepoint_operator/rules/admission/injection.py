@@ -18,11 +18,11 @@ from savepoint.contract import names
 
 from savepoint_operator.model.views import Refusal
 
-from .admission_config import config_hash
-from .admission_identity import RunAs, run_as
-from .admission_policy import AdmissionPolicy, choose_policy
-from .admission_refusal import INJECTED_CONTAINERS, bears_our_name, find_refusal
-from .admission_state import State, find_state
+from .config_hash import config_hash
+from .policy import AdmissionPolicy, choose_policy
+from .refusal import INJECTED_CONTAINERS, bears_our_name, find_refusal
+from .run_as import RunAs, run_as
+from .state_roots import State, find_state
 
 INJECTION_VERSION: Final = "1"
 SAFE_TO_EVICT_VOLUMES: Final = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"

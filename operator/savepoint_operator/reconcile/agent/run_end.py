@@ -10,7 +10,7 @@ from typing import Final
 from savepoint.errors import SavepointError
 
 from savepoint_operator.model.ports import Orders
-from savepoint_operator.reconcile.line import Line
+from savepoint_operator.reconcile.agent_record import Line
 
 log = logging.getLogger(__name__)
 

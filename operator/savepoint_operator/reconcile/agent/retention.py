@@ -11,11 +11,11 @@ from savepoint_operator.cluster.kinds import CHECKPOINTS
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.objects import Policy
 from savepoint_operator.model.ports import Orders
+from savepoint_operator.reconcile.agent_record import Line
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.door import Cluster
-from savepoint_operator.reconcile.line import Line
-from savepoint_operator.rules.checkpoint_status import open_ended
+from savepoint_operator.reconcile.cluster_client import Cluster
 from savepoint_operator.rules.retention import expired, kept_sequences
+from savepoint_operator.rules.status.checkpoint_status import open_ended
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,15 @@ from savepoint_operator.cluster.events import About, Events
 from savepoint_operator.cluster.kinds import AGENTS, CHECKPOINTS, PODS
 from savepoint_operator.model.objects import CheckpointObject, Interval, ObjectKey, Pod, Policy
 from savepoint_operator.model.ports import Orders
+from savepoint_operator.reconcile.agent_record import AttemptNote, Line
 from savepoint_operator.reconcile.checkpoint_objects import ANNOTATION_ATTEMPT, CheckpointObjects
-from savepoint_operator.reconcile.door import Cluster
-from savepoint_operator.reconcile.line import AttemptNote, Line
+from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_client import Cluster
 from savepoint_operator.reconcile.recorder import QueueingRecorder
-from savepoint_operator.reconcile.world import World
-from savepoint_operator.rules import checkpoint_status, schedule
-from savepoint_operator.rules.conditions import Condition, parsed_time
-from savepoint_operator.rules.texts import ago, with_next_step
+from savepoint_operator.rules import schedule
+from savepoint_operator.rules.status import checkpoint_status
+from savepoint_operator.rules.status.conditions import Condition, parsed_time
+from savepoint_operator.rules.status.texts import ago, with_next_step
 
 ATTEMPT_SECONDS: Final = 1800
 """Deadline of an attempt; the registry calls it failed some seconds later."""
