@@ -18,7 +18,7 @@ import numpy as np
 from savepoint.contract import agent_protocol as wire
 from savepoint.errors import Unavailable
 from savepoint.sdk.agent import Agent
-from savepoint.sdk.agent_session import Session
+from savepoint.sdk.agent_session import AgentSession
 from savepoint.sdk.journal import FileJournal
 from savepoint.sdk.stage import Stage
 from savepoint.sdk.state import State
@@ -32,7 +32,7 @@ GOAL_MILLISECONDS = 100.0
 class InstantSidecar:
     """Takes every flush at once and gives its result before the next one."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: AgentSession) -> None:
         self.session = session
         self.pauses: list[int] = []
 
@@ -55,15 +55,15 @@ class InstantSidecar:
         pass
 
 
-def agent_in(folder: Path) -> tuple[Agent, Session]:
+def agent_in(folder: Path) -> tuple[Agent, AgentSession]:
     state = State(FileJournal(folder / "journal"), Stage(folder))
     state.restore(())
-    session = Session(wire.Connected("bench", "bench", "", 1, 1), state, required=False)
+    session = AgentSession(wire.Connected("bench", "bench", "", 1, 1), state, required=False)
     session.attach(InstantSidecar(session))
     return Agent(session), session
 
 
-def pauses(agent: Agent, session: Session, rounds: int, change: "object") -> list[float]:
+def pauses(agent: Agent, session: AgentSession, rounds: int, change: "object") -> list[float]:
     found = []
     for number in range(rounds):
         change()  # type: ignore[operator]

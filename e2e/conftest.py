@@ -8,7 +8,7 @@ import pytest
 
 from e2e.cluster.nodes import NodeController
 from e2e.cluster.paths import default_paths
-from e2e.kube import Kubectl, fresh_namespace
+from e2e.harness.kube import Kubectl, fresh_namespace
 
 
 @pytest.fixture(scope="session")

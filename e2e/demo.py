@@ -13,22 +13,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from e2e import lab as stage
-from e2e import proofs as proof
+from e2e.checks import checks as proof
+from e2e.checks.report import cluster_proofs, laptop_proofs
 from e2e.cluster.paths import default_paths
 from e2e.cluster.up import plan
-from e2e.kube import Kubectl, kubeconfig_from_environment
-from e2e.lab import SYSTEM, WORLD, Lab, Settings
-from e2e.laptop import laptop
-from e2e.scenes import (
-    Facts,
+from e2e.harness import testbed as stage
+from e2e.harness.kube import Kubectl, kubeconfig_from_environment
+from e2e.harness.laptop import laptop
+from e2e.harness.testbed import SYSTEM, WORLD, Settings, Testbed
+from e2e.scenarios.main_job import (
+    Observations,
     corrupt_and_mend,
     drain_every_node,
     kill_in_place,
     kill_operator_during_checkpoint,
     protect,
 )
-from e2e.verdict import cluster_proofs, laptop_proofs
 
 STARTED = time.monotonic()
 
@@ -78,7 +78,7 @@ class Background:
         self._log.unlink()
 
 
-def laptop_scene() -> list[proof.Proof]:
+def laptop_scene() -> list[proof.Check]:
     """kill -9 on a laptop: the agent, then the supervisor."""
     with laptop() as here:
         say("savepoint run --store ./state -- python agent.py")
@@ -101,7 +101,7 @@ def laptop_scene() -> list[proof.Proof]:
         return laptop_proofs(here)
 
 
-def cluster_scenes(lab: Lab, facts: Facts) -> None:
+def cluster_scenes(lab: Testbed, facts: Observations) -> None:
     """Everything on the cluster."""
     scene("Two identical researchers, one protected, one not; a coder without SDK")
     protect(lab)
@@ -164,7 +164,7 @@ def main() -> int:
     print("\n".join(f"  {line}" for line in stage.install(Kubectl(kubeconfig)).splitlines()))
     settings = Settings()
     stage.agents_namespace(Kubectl(kubeconfig), settings)
-    facts = Facts()
+    facts = Observations()
     with stage.opened(kubeconfig, settings) as lab:
         cluster_scenes(lab, facts)
         found += cluster_proofs(lab, facts)

@@ -12,24 +12,33 @@ from pathlib import Path
 
 import pytest
 
-from e2e import lab as stage
-from e2e.kube import CommandFailed, Kubectl, until
-from e2e.lab import condition
-from e2e.misfortunes import AT_START, START_SECONDS, STORE_SECONDS, STORIES, Trouble, clean_up, deploy, prepare
-from e2e.trouble import API, Object, Place, never_ran, seconds_until
+from e2e.harness import testbed as stage
+from e2e.harness.kube import CommandFailed, Kubectl, until
+from e2e.harness.testbed import condition
+from e2e.scenarios.fault_scenarios import (
+    AT_START,
+    START_SECONDS,
+    STORE_SECONDS,
+    STORIES,
+    FaultScenarios,
+    clean_up,
+    deploy,
+    prepare,
+)
+from e2e.scenarios.faulty_agents import API, FaultyNamespace, Object, never_ran, seconds_until
 
 pytestmark = pytest.mark.timeout(420)
 
 
 @pytest.fixture(scope="module")
-def trouble(kubeconfig: Path) -> Iterator[Trouble]:
+def trouble(kubeconfig: Path) -> Iterator[FaultScenarios]:
     """Every scenario, deployed."""
     kubectl = Kubectl(kubeconfig)
     stage.install(kubectl)
     name = f"bad-{uuid.uuid4().hex[:6]}"
     with stage.bucket_of(kubectl) as bucket, ThreadPoolExecutor(16) as threads:
-        strict, loose = (Place(kubectl.within(each), bucket, name) for each in (name, f"{name}-loose"))
-        made = Trouble(kubectl, name, strict, loose)
+        strict, loose = (FaultyNamespace(kubectl.within(each), bucket, name) for each in (name, f"{name}-loose"))
+        made = FaultScenarios(kubectl, name, strict, loose)
         try:
             prepare(made)
             deploy(made)
@@ -63,13 +72,15 @@ MALFORMED: tuple[tuple[str, Object, str], ...] = (
 
 
 @pytest.mark.parametrize(("kind", "spec", "names"), MALFORMED)
-def test_a_malformed_resource_is_refused_by_its_field(trouble: Trouble, kind: str, spec: Object, names: str) -> None:
+def test_a_malformed_resource_is_refused_by_its_field(
+    trouble: FaultScenarios, kind: str, spec: Object, names: str
+) -> None:
     body = {"apiVersion": API, "kind": kind, "metadata": {"name": "malformed"}, "spec": spec}
     with pytest.raises(CommandFailed, match=names):  # by the server, not by what kubectl knows of the schema
         trouble.strict.kubectl("create", "--validate=false", "-f", "-", stdin=json.dumps(body))
 
 
-def test_an_unknown_field_is_refused(trouble: Trouble) -> None:
+def test_an_unknown_field_is_refused(trouble: FaultScenarios) -> None:
     body = {"apiVersion": API, "kind": "AgentCheckpoint", "metadata": {"name": "malformed"}, "spec": {"agnet": "a"}}
     with pytest.raises(CommandFailed, match="agnet"):
         trouble.strict.kubectl("create", "--validate=strict", "-f", "-", stdin=json.dumps(body))
@@ -88,7 +99,7 @@ def test_an_unknown_field_is_refused(trouble: Trouble) -> None:
         ("unknown", "create it"),
     ],
 )
-def test_a_bad_store_keeps_the_agent_waiting_and_says_why(trouble: Trouble, agent: str, words: str) -> None:
+def test_a_bad_store_keeps_the_agent_waiting_and_says_why(trouble: FaultScenarios, agent: str, words: str) -> None:
     place, reason = trouble.strict, AT_START[agent]
     pod = place.kubectl.get("pod", agent)
     found = place.restore_of(pod["metadata"]["uid"], reason, START_SECONDS, words)
@@ -105,7 +116,7 @@ def test_a_bad_store_keeps_the_agent_waiting_and_says_why(trouble: Trouble, agen
         assert (ready["status"], ready["reason"]) == ("False", reason) and words in ready["message"]
 
 
-def test_a_store_that_is_missing_at_restore_is_no_fresh_start(trouble: Trouble) -> None:
+def test_a_store_that_is_missing_at_restore_is_no_fresh_start(trouble: FaultScenarios) -> None:
     waits, restored = trouble.told("deleted")
     assert condition(waits, "Succeeded")["status"] == "Unknown"
     assert "create it" in condition(waits, "Succeeded")["message"]
@@ -114,7 +125,7 @@ def test_a_store_that_is_missing_at_restore_is_no_fresh_start(trouble: Trouble) 
     assert restored["status"]["targets"][0]["bytes"] >= 8 << 20
 
 
-def test_a_bucket_that_is_missing_or_emptied_is_no_fresh_start(trouble: Trouble) -> None:
+def test_a_bucket_that_is_missing_or_emptied_is_no_fresh_start(trouble: FaultScenarios) -> None:
     pod, missing, emptied = trouble.told("lost")
     assert "bucket" in condition(missing, "Succeeded")["message"]
     trouble.strict.warning(pod["metadata"]["uid"], "StoreMisconfigured", "bucket")
@@ -124,7 +135,7 @@ def test_a_bucket_that_is_missing_or_emptied_is_no_fresh_start(trouble: Trouble)
     assert never_ran(trouble.strict.kubectl, "lost")
 
 
-def test_a_store_that_only_the_pod_cannot_reach_says_so(trouble: Trouble) -> None:
+def test_a_store_that_only_the_pod_cannot_reach_says_so(trouble: FaultScenarios) -> None:
     pod, waits, restored = trouble.told("unreached")
     told = condition(waits, "Succeeded")
     assert told["status"] == "Unknown" and "in this pod is held up" in told["message"]
@@ -137,7 +148,9 @@ def test_a_store_that_only_the_pod_cannot_reach_says_so(trouble: Trouble) -> Non
     ("agent", "reason", "words"),
     [("denied-later", "StoreDenied", "credentials"), ("cut-off", "StoreUnavailable", "Earlier checkpoints are safe")],
 )
-def test_a_store_that_goes_bad_fails_the_checkpoint(trouble: Trouble, agent: str, reason: str, words: str) -> None:
+def test_a_store_that_goes_bad_fails_the_checkpoint(
+    trouble: FaultScenarios, agent: str, reason: str, words: str
+) -> None:
     pod, failed, after = trouble.told(agent)
     told = condition(failed, "Ready")
     assert told["reason"] == reason and words in told["message"]
@@ -151,21 +164,21 @@ def test_a_store_that_goes_bad_fails_the_checkpoint(trouble: Trouble, agent: str
 # -- agents that do not answer --------------------------------------------------------------------------------------
 
 
-def test_an_agent_in_a_long_step_is_not_waited_for(trouble: Trouble) -> None:
+def test_an_agent_in_a_long_step_is_not_waited_for(trouble: FaultScenarios) -> None:
     pod, failed, kinds = trouble.told("stuck")
     _quiesce_timeout(trouble, "stuck", pod, failed)
     assert "crawl" in condition(failed, "Ready")["message"]
     assert kinds == ["grant"]
 
 
-def test_an_agent_that_stands_still_is_not_waited_for(trouble: Trouble) -> None:
+def test_an_agent_that_stands_still_is_not_waited_for(trouble: FaultScenarios) -> None:
     pod, failed, kinds, after = trouble.told("stopped")
     _quiesce_timeout(trouble, "stopped", pod, failed)
     assert kinds == ["grant"]
     assert after["status"]["consistency"] == "Application"
 
 
-def _quiesce_timeout(trouble: Trouble, agent: str, pod: Object, failed: Object) -> None:
+def _quiesce_timeout(trouble: FaultScenarios, agent: str, pod: Object, failed: Object) -> None:
     told = condition(failed, "Ready")
     assert told["reason"] == "QuiesceTimeout"
     assert "agent.safe_point()" in told["message"] and f'policy "{agent}"' in told["message"]
@@ -174,7 +187,7 @@ def _quiesce_timeout(trouble: Trouble, agent: str, pod: Object, failed: Object) 
         trouble.strict.warning(uid, "CheckpointFailed", "QuiesceTimeout")
 
 
-def test_an_agent_without_the_sdk_need_not_answer(trouble: Trouble) -> None:
+def test_an_agent_without_the_sdk_need_not_answer(trouble: FaultScenarios) -> None:
     checkpoint, took = trouble.told("mute")
     assert checkpoint["status"]["consistency"] == "Fuzzy"
     assert took < 5 + 20  # its grace, and the kubelet's own time
@@ -184,7 +197,7 @@ def test_an_agent_without_the_sdk_need_not_answer(trouble: Trouble) -> None:
 # -- who is the agent -----------------------------------------------------------------------------------------------
 
 
-def test_a_deployment_of_two_is_ambiguous(trouble: Trouble) -> None:
+def test_a_deployment_of_two_is_ambiguous(trouble: FaultScenarios) -> None:
     place = trouble.strict
     pods = until("two pods", lambda: _two(place.kubectl.items("pods", "trouble=many")), seconds=30, every=1)
     for pod in pods:
@@ -194,7 +207,7 @@ def test_a_deployment_of_two_is_ambiguous(trouble: Trouble) -> None:
     place.nothing_visible("many")
 
 
-def _ambiguous(place: Place, pod: Object, words: str) -> None:
+def _ambiguous(place: FaultyNamespace, pod: Object, words: str) -> None:
     uid = pod["metadata"]["uid"]
     place.warning(uid, "AmbiguousAgent", words, START_SECONDS)
     found = place.restore_of(uid, "AmbiguousAgent", START_SECONDS, words)
@@ -205,7 +218,7 @@ def _two(pods: list[Object]) -> list[Object] | None:
     return pods if len(pods) == 2 else None
 
 
-def test_a_second_pod_of_an_agent_does_not_start(trouble: Trouble) -> None:
+def test_a_second_pod_of_an_agent_does_not_start(trouble: FaultScenarios) -> None:
     second = trouble.told("twins")
     place = trouble.strict
     _ambiguous(place, second, "delete it")
@@ -217,7 +230,7 @@ def test_a_second_pod_of_an_agent_does_not_start(trouble: Trouble) -> None:
 # -- uids -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_pod_without_a_uid_is_refused_in_a_restricted_namespace(trouble: Trouble) -> None:
+def test_a_pod_without_a_uid_is_refused_in_a_restricted_namespace(trouble: FaultScenarios) -> None:
     place = trouble.strict
 
     def refused() -> Object | None:
@@ -231,7 +244,7 @@ def test_a_pod_without_a_uid_is_refused_in_a_restricted_namespace(trouble: Troub
     assert not place.kubectl.items("pods", "trouble=nouid")
 
 
-def test_files_of_another_uid_are_named_with_it(trouble: Trouble) -> None:
+def test_files_of_another_uid_are_named_with_it(trouble: FaultScenarios) -> None:
     pod, failed = trouble.told("foreign")
     told = condition(failed, "Ready")
     assert told["reason"] == "RunAsUserRequired"
@@ -244,7 +257,7 @@ def test_files_of_another_uid_are_named_with_it(trouble: Trouble) -> None:
 # -- space ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_stage_fails_the_checkpoint(trouble: Trouble) -> None:
+def test_a_full_stage_fails_the_checkpoint(trouble: FaultScenarios) -> None:
     pod, failed = trouble.told("large")
     told = condition(failed, "Ready")
     assert told["reason"] == "StageFull"
@@ -256,17 +269,17 @@ def test_a_full_stage_fails_the_checkpoint(trouble: Trouble) -> None:
     assert condition(trouble.strict.kubectl.get("pod", "large"), "Ready")["status"] == "True"
 
 
-def test_a_volume_that_is_too_small_is_not_half_filled(trouble: Trouble) -> None:
+def test_a_volume_that_is_too_small_is_not_half_filled(trouble: FaultScenarios) -> None:
     _not_restored(trouble, "small", "NoSpace", "give the volume more space")
 
 
-def test_a_volume_with_files_of_others_is_left_alone(trouble: Trouble) -> None:
+def test_a_volume_with_files_of_others_is_left_alone(trouble: FaultScenarios) -> None:
     _not_restored(trouble, "filled", "TargetNotEmpty", "Empty the volume to restore")
     listed = trouble.strict.kubectl("exec", "filler", "--", "ls", "-A", "/data").split()
     assert listed == ["theirs"]
 
 
-def _not_restored(trouble: Trouble, agent: str, reason: str, words: str) -> None:
+def _not_restored(trouble: FaultScenarios, agent: str, reason: str, words: str) -> None:
     place = trouble.strict
     pod, found = trouble.told(agent)
     told = condition(found, "Succeeded")
@@ -281,7 +294,7 @@ def _not_restored(trouble: Trouble, agent: str, reason: str, words: str) -> None
 
 
 @pytest.mark.parametrize(("agent", "container"), [("noimage", "agent"), ("nosidecar", "savepoint-restore")])
-def test_a_missing_image_is_named(trouble: Trouble, agent: str, container: str) -> None:
+def test_a_missing_image_is_named(trouble: FaultScenarios, agent: str, container: str) -> None:
     place = trouble.strict
     if agent in trouble.stories:
         trouble.told(agent)

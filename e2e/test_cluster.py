@@ -11,7 +11,7 @@ import pytest
 
 from e2e.cluster.command import ClusterError
 from e2e.cluster.nodes import NodeController
-from e2e.kube import CommandFailed, Kubectl, until
+from e2e.harness.kube import CommandFailed, Kubectl, until
 
 IMAGE = "savepoint.local/busybox:dev"
 RESTRICTED = {

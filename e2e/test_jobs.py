@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from e2e import lab as stage
-from e2e.kube import Kubectl, fresh_namespace, until
-from e2e.lab import condition
-from e2e.trouble import AgentPod, Object
+from e2e.harness import testbed as stage
+from e2e.harness.kube import Kubectl, fresh_namespace, until
+from e2e.harness.testbed import condition
+from e2e.scenarios.faulty_agents import AgentPod, Object
 
 pytestmark = pytest.mark.timeout(420)
 

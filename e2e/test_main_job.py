@@ -11,35 +11,37 @@ from typing import Any
 
 import pytest
 
-from e2e import lab as stage
-from e2e import leaving, scenes, verdict
-from e2e import proofs as proof
-from e2e.kube import Kubectl, until
-from e2e.lab import Lab, Settings
-from e2e.laptop import laptop
-from e2e.scenes import CODER, RESEARCHER, Facts
+from e2e.checks import checks as proof
+from e2e.checks import report
+from e2e.harness import namespace_teardown
+from e2e.harness import testbed as stage
+from e2e.harness.kube import Kubectl, until
+from e2e.harness.laptop import laptop
+from e2e.harness.testbed import Settings, Testbed
+from e2e.scenarios import main_job
+from e2e.scenarios.main_job import CODER, RESEARCHER, Observations
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def lab(kubeconfig: Path) -> Iterator[Lab]:
+def lab(kubeconfig: Path) -> Iterator[Testbed]:
     """The chart installed by Helm, with the researcher, its twin and the coder at work."""
     kubectl = Kubectl(kubeconfig)
     stage.install(kubectl)
     settings = Settings(namespace=f"agents-{uuid.uuid4().hex[:8]}")  # data of another run stays in the bucket
     stage.agents_namespace(kubectl, settings)
     with stage.opened(kubeconfig, settings) as opened:
-        scenes.protect(opened)
+        main_job.protect(opened)
         yield opened
         opened.nodes.heal()
-        leaving.remove(kubectl, settings.namespace)
+        namespace_teardown.remove(kubectl, settings.namespace)
 
 
 @pytest.fixture(scope="module")
-def facts() -> Facts:
+def facts() -> Observations:
     """What the scenes saw."""
-    return Facts()
+    return Observations()
 
 
 def test_a_laptop_agent_survives_two_kills() -> None:
@@ -52,12 +54,12 @@ def test_a_laptop_agent_survives_two_kills() -> None:
         here.wait_turns(8)
         assert here.stop(process) in (0, 130, 143)
         assert "checkpoint" in here.log()
-        found = verdict.laptop_proofs(here)
+        found = report.laptop_proofs(here)
     print(proof.table(found))
     assert not [entry for entry in found if not entry.holds]
 
 
-def test_checkpoints_appear_on_the_interval(lab: Lab) -> None:
+def test_checkpoints_appear_on_the_interval(lab: Testbed) -> None:
     for agent in (RESEARCHER, CODER):
         found = lab.wait_checkpoint(agent, 0)
         assert found["status"]["trigger"]["type"] == "Interval"
@@ -65,14 +67,14 @@ def test_checkpoints_appear_on_the_interval(lab: Lab) -> None:
     assert lab.checkpoints(CODER)[-1]["status"]["consistency"] == "Fuzzy"
 
 
-def test_a_checkpoint_on_demand_by_object(lab: Lab) -> None:
+def test_a_checkpoint_on_demand_by_object(lab: Testbed) -> None:
     before = lab.newest_sequence(RESEARCHER)
     made = lab.checkpoint_now(RESEARCHER)
     assert made["status"]["sequence"] > before
     assert made["status"]["trigger"]["type"] == "Manual"
 
 
-def test_a_checkpoint_on_demand_by_annotation(lab: Lab) -> None:
+def test_a_checkpoint_on_demand_by_annotation(lab: Testbed) -> None:
     before = lab.newest_sequence(CODER)
     pod = lab.wait_running(CODER)["metadata"]["name"]
     lab.agents("annotate", "pod", pod, "--overwrite", "savepoint.dev/checkpoint-now=first")
@@ -84,7 +86,7 @@ def test_a_checkpoint_on_demand_by_annotation(lab: Lab) -> None:
     until("a checkpoint by annotation", manual, seconds=60)
 
 
-def test_what_kubectl_shows(lab: Lab) -> None:
+def test_what_kubectl_shows(lab: Testbed) -> None:
     header, *rows = lab.agents("get", "pagent").splitlines()
     assert header.split()[:6] == ["NAME", "STATE", "POD", "NODE", "EPOCH", "RECOVERY-POINT"]
     assert {row.split()[0]: row.split()[1] for row in rows} == {RESEARCHER: "Protected", CODER: "Protected"}
@@ -93,17 +95,17 @@ def test_what_kubectl_shows(lab: Lab) -> None:
     assert any("Ready" in row and "100%" in row for row in rows)
 
 
-def test_a_process_killed_in_place_goes_on(lab: Lab, facts: Facts) -> None:
-    scenes.kill_in_place(lab, facts)
+def test_a_process_killed_in_place_goes_on(lab: Testbed, facts: Observations) -> None:
+    main_job.kill_in_place(lab, facts)
     assert facts.repeated_by_kills <= 1
 
 
-def test_a_coder_killed_in_place_keeps_its_workspace(lab: Lab) -> None:
+def test_a_coder_killed_in_place_keeps_its_workspace(lab: Testbed) -> None:
     """Without the SDK nothing is set back: its files are as the crash left them, and checkpoints go on."""
     lab.checkpoint_now(CODER)  # none is due by time for some seconds: the turns after it are in no checkpoint
     lab.wait_turns(CODER, 2)
     (uid, restarts), restores = _lives(lab)[CODER], _names(lab.restores(CODER))
-    scenes.restart_in_place(lab, CODER)
+    main_job.restart_in_place(lab, CODER)
     until("the restart is counted", lambda: _lives(lab)[CODER] == (uid, restarts + 1), seconds=30)
     assert not [entry for entry in proof.coder_goes_on(lab.world.reports(CODER)) if not entry.holds]
     assert _names(lab.restores(CODER)) == restores
@@ -111,8 +113,8 @@ def test_a_coder_killed_in_place_keeps_its_workspace(lab: Lab) -> None:
     assert (later["trigger"]["type"], later["podRef"]["uid"]) == ("Interval", uid)
 
 
-def test_agents_survive_the_drain_of_each_node(lab: Lab, facts: Facts) -> None:
-    scenes.drain_every_node(lab, facts, print)
+def test_agents_survive_the_drain_of_each_node(lab: Testbed, facts: Observations) -> None:
+    main_job.drain_every_node(lab, facts, print)
     assert [move.calls_repeated for move in facts.moves] == [0, 0]
     assert [move.turns_lost for move in facts.moves] == [0, 0]
     assert {move.trigger for move in facts.moves} <= {"Drain", "Shutdown"}
@@ -127,20 +129,20 @@ def test_agents_survive_the_drain_of_each_node(lab: Lab, facts: Facts) -> None:
     ]
 
 
-def test_the_operator_is_killed_during_a_checkpoint(lab: Lab, facts: Facts) -> None:
-    scenes.kill_operator_during_checkpoint(lab, facts, print)
-    assert not [entry for entry in verdict.operator_killed(facts) if not entry.holds]
+def test_the_operator_is_killed_during_a_checkpoint(lab: Testbed, facts: Observations) -> None:
+    main_job.kill_operator_during_checkpoint(lab, facts, print)
+    assert not [entry for entry in report.operator_killed(facts) if not entry.holds]
 
 
-def test_a_corrupted_object_is_refused_and_named(lab: Lab, facts: Facts) -> None:
-    scenes.corrupt_and_mend(lab, facts, print)
+def test_a_corrupted_object_is_refused_and_named(lab: Testbed, facts: Observations) -> None:
+    main_job.corrupt_and_mend(lab, facts, print)
     assert facts.corrupted_key.rsplit("/", 1)[-1] in facts.corrupted_refusal
     assert not facts.corrupted_agent_started
     assert facts.mended
 
 
-def test_every_proof_holds(lab: Lab, facts: Facts) -> None:
-    found = verdict.cluster_proofs(lab, facts)
+def test_every_proof_holds(lab: Testbed, facts: Observations) -> None:
+    found = report.cluster_proofs(lab, facts)
     print(proof.table(found))
     print(proof.summary(found))
     assert not [entry for entry in found if entry.failed]
@@ -150,7 +152,7 @@ SECRETS = (stage.SECRET_KEY, "X-Amz-Signature", "eyJhbGciOi")
 """The store's key, a presigned URL, a token."""
 
 
-def test_no_secret_is_shown(lab: Lab) -> None:
+def test_no_secret_is_shown(lab: Testbed) -> None:
     """I9: neither the store's key nor a token nor a presigned URL in objects, Events, pod specs or logs."""
     shown = lab.agents("get", "pods,events,pagent,ackpt,arst,ackptpol", "-o", "yaml")
     for pod in lab.agents.items("pods", "savepoint.dev/agent"):
@@ -161,23 +163,23 @@ def test_no_secret_is_shown(lab: Lab) -> None:
         assert secret not in shown
 
 
-def _system_logs(lab: Lab) -> str:
+def _system_logs(lab: Testbed) -> str:
     return "".join(lab.kubectl.within(stage.SYSTEM)("logs", name) for name in _system(lab))
 
 
-def _system(lab: Lab) -> set[str]:
+def _system(lab: Testbed) -> set[str]:
     """The operator's and the webhook's pods that are not on their way out."""
     pods = lab.kubectl.within(stage.SYSTEM).items("pods", "app.kubernetes.io/component in (operator,webhook)")
     return {pod["metadata"]["name"] for pod in pods if not pod["metadata"].get("deletionTimestamp")}
 
 
-def _level(lab: Lab, deployment: str) -> str:
+def _level(lab: Testbed, deployment: str) -> str:
     spec = lab.kubectl.within(stage.SYSTEM).get("deployment", deployment)["spec"]["template"]["spec"]
     environment = spec["containers"][0]["env"]
     return str(next(each["value"] for each in environment if each["name"] == "SAVEPOINT_LOG_LEVEL"))
 
 
-def _lives(lab: Lab) -> dict[str, tuple[str, int]]:
+def _lives(lab: Testbed) -> dict[str, tuple[str, int]]:
     """Of each protected agent: its pod, and how often its container was started again."""
     found = {}
     for agent in (RESEARCHER, CODER):
@@ -191,7 +193,7 @@ def _names(items: list[dict[str, Any]]) -> set[str]:
     return {item["metadata"]["name"] for item in items}
 
 
-def test_upgrade_leaves_checkpoints_and_agents_alone(lab: Lab) -> None:
+def test_upgrade_leaves_checkpoints_and_agents_alone(lab: Testbed) -> None:
     lives = _lives(lab)
     for level in ("DEBUG", "INFO"):
         before, names, sequence = _system(lab), _names(lab.checkpoints(RESEARCHER)), lab.newest_sequence(RESEARCHER)
@@ -206,12 +208,12 @@ def test_upgrade_leaves_checkpoints_and_agents_alone(lab: Lab) -> None:
     assert _lives(lab) == lives
 
 
-def _replaced(lab: Lab, before: set[str]) -> bool:
+def _replaced(lab: Testbed, before: set[str]) -> bool:
     now = _system(lab)
     return bool(now) and not before & now
 
 
-def test_uninstall_leaves_checkpoints_and_agents_alone(lab: Lab) -> None:
+def test_uninstall_leaves_checkpoints_and_agents_alone(lab: Testbed) -> None:
     """The agents run on without an operator, and a new release takes up what the old one has left."""
     lives = _lives(lab)
     lab.checkpoint_now(RESEARCHER)

@@ -22,9 +22,9 @@ from savepoint.errors import SavepointError
 from savepoint_sidecar import restore_container, settings
 from savepoint_sidecar.authority.channel import Dialer
 from savepoint_sidecar.authority.control_client import ControlClient
-from savepoint_sidecar.authority.reachability import Reach
+from savepoint_sidecar.authority.reachability import Reachability
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.lifecycle.config import Edges, Terms
+from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig
 from savepoint_sidecar.lifecycle.incarnation import Incarnation
 from savepoint_sidecar.probe import PRIVATE_SOCKET
 from savepoint_sidecar.settings import Settings
@@ -90,9 +90,9 @@ async def _live(configured: Settings, failpoints: Failpoints, terminated: asynci
         monotonic=time.monotonic,
         random_bytes=secrets.token_bytes,
         jitter=random.random,
-        reach=Reach(configured.api_server, time.monotonic) if configured.api_server else None,
+        reach=Reachability(configured.api_server, time.monotonic) if configured.api_server else None,
     )
-    terms = Terms(
+    terms = IncarnationConfig(
         roots=configured.roots,
         stage=configured.stage,
         socket_path=configured.socket_path,
@@ -100,7 +100,7 @@ async def _live(configured: Settings, failpoints: Failpoints, terminated: asynci
         grace_seconds=float(configured.grace_seconds),
         cut_sequence=None if started.exists() else index_sequence(configured.stage),
     )
-    edges = Edges(lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
+    edges = Clock(lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
     incarnation = Incarnation(client, terms, edges, failpoints, renewable=True)
     client.heartbeat, client.attempts = incarnation.heartbeat, incarnation.attempts
     starting = asyncio.ensure_future(incarnation.start())

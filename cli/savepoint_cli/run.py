@@ -30,11 +30,11 @@ from savepoint.contract.names import AGENT_NAME_MAX, ENV_SOCKET, ENV_STAGE
 from savepoint.repository.format.canonical import time_of
 from savepoint.repository.format.keys import AgentKey
 from savepoint.storage.directory import DirectoryStore
-from savepoint_sidecar.authority.local import LocalAuthority, LocalTerms
+from savepoint_sidecar.authority.local import LocalAuthority, LocalConfig
 from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Root
-from savepoint_sidecar.lifecycle.config import Edges, Terms
+from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig
 from savepoint_sidecar.lifecycle.incarnation import Incarnation
 from savepoint_sidecar.restore.file_restore import marker_of, plan, restore_files
 from savepoint_sidecar.settings import failpoint_of, log_level_of
@@ -88,7 +88,7 @@ def run(options: RunOptions) -> int:
             _say(f"agent {agent} is being run already by {holder}; stop it, or name another with --agent")
             return EXIT_HELD
         exclude = (*options.exclude, *own_paths(options))
-        terms = LocalTerms(options.interval_seconds, PolicyTerms(exclude=exclude))
+        terms = LocalConfig(options.interval_seconds, PolicyTerms(exclude=exclude))
         authority = LocalAuthority.open(
             store,
             agent,
@@ -117,7 +117,7 @@ class _Supervisor:
         prepare_stage(self._stage, welcome.run)
         cut_sequence = self._left_clean()
         await asyncio.to_thread(self._restore, welcome)
-        terms = Terms(
+        terms = IncarnationConfig(
             roots=self._roots,
             stage=self._stage,
             socket_path=self._socket,
@@ -125,7 +125,7 @@ class _Supervisor:
             grace_seconds=self._options.grace_seconds,
             cut_sequence=cut_sequence,
         )
-        edges = Edges(_now, time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
+        edges = Clock(_now, time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
         self._incarnation = Incarnation(self._authority, terms, edges, self._failpoints)
         await self._incarnation.start()
         _say(_greeting(welcome))

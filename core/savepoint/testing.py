@@ -22,7 +22,7 @@ from typing import Any, Final
 from savepoint.contract import agent_protocol as wire
 from savepoint.errors import Unavailable
 from savepoint.sdk.agent import Agent
-from savepoint.sdk.agent_session import Session
+from savepoint.sdk.agent_session import AgentSession
 from savepoint.sdk.client import Link
 from savepoint.sdk.journal import FileJournal, Journal
 from savepoint.sdk.stage import Stage
@@ -56,7 +56,7 @@ class Simulation:
         self._run = 1
         self._epoch = 0
         self._transactions = 0
-        self._session: Session | None = None
+        self._session: AgentSession | None = None
 
     def __enter__(self) -> "Simulation":
         return self
@@ -83,7 +83,7 @@ class Simulation:
         stage = Stage(self.stage)
         state = State(self._journal(self.stage / wire.STAGE_JOURNAL / str(self._run)), stage)
         state.restore(components)
-        session = self._session = Session(connected, state, required=False)
+        session = self._session = AgentSession(connected, state, required=False)
         session.attach(self._link(session))
         return Agent(session)
 
@@ -110,7 +110,7 @@ class Simulation:
     def _journal(self, directory: Path) -> Journal:
         return FileJournal(directory, durable=False)
 
-    def _link(self, session: Session) -> Link:
+    def _link(self, session: AgentSession) -> Link:
         return SimulatedLink(self, session)
 
     # -- what the simulated sidecar asks --
@@ -141,7 +141,7 @@ class Simulation:
 
     # -- inside --
 
-    def _live(self) -> Session:
+    def _live(self) -> AgentSession:
         if self._session is None:
             raise Unavailable("no incarnation runs: call start() first")
         return self._session
@@ -184,7 +184,7 @@ class Simulation:
 class SimulatedLink:
     """A sidecar that commits at once."""
 
-    def __init__(self, simulation: Simulation, session: Session) -> None:
+    def __init__(self, simulation: Simulation, session: AgentSession) -> None:
         self.requests: dict[str, str | None] = {}
         self._simulation = simulation
         self._receive: Callable[[wire.Order], None] = session.receive

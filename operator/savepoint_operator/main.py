@@ -30,7 +30,7 @@ from savepoint_operator.handlers.watch import Watching
 from savepoint_operator.health import Health
 from savepoint_operator.leadership import Leadership
 from savepoint_operator.metrics import Metrics
-from savepoint_operator.reconcile.assembly import Parts, assemble
+from savepoint_operator.reconcile.assembly import ReconcileParts, assemble
 from savepoint_operator.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,12 @@ class Operator:
         await self._serve(api, parts, certificates, keeping, stop)
 
     async def _serve(
-        self, api: Api, parts: Parts, certificates: Certificates, keeping: "asyncio.Task[None]", stop: asyncio.Event
+        self,
+        api: Api,
+        parts: ReconcileParts,
+        certificates: Certificates,
+        keeping: "asyncio.Task[None]",
+        stop: asyncio.Event,
     ) -> None:
         settings = self._settings
         control = ControlServer(

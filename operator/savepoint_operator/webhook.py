@@ -23,7 +23,7 @@ from savepoint_operator.admission.settings import SettingsError, WebhookSettings
 from savepoint_operator.cluster.access import Access, Client
 from savepoint_operator.cluster.watch import Watch, namespaces, policies
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.rules.admission.injection import Injected, InjectionTerms, inject
+from savepoint_operator.rules.admission.injection import Injected, InjectionConfig, inject
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Webhook:
 
     def decide(self, pod: Mapping[str, Any], namespace: str) -> Injected | Refusal:
         """From memory alone."""
-        terms = InjectionTerms(
+        terms = InjectionConfig(
             image=self._settings.sidecar_image,
             control_url=self._settings.control_url,
             control_ca_pem=self._certificate.ca_pem,

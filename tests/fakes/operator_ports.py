@@ -17,7 +17,7 @@ from savepoint.repository.format.keys import MasterKey
 from savepoint.storage import Buffer, ObjectInfo, ObjectStore
 from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.model.views import (
-    AgentKey,
+    AgentRef,
     CheckpointName,
     Contents,
     Incarnation,
@@ -155,7 +155,7 @@ class Directory:
     def __init__(self) -> None:
         self.incarnations: dict[str, Incarnation | Refusal] = {}
         self.standings: dict[str, Standing] = {}
-        self.pins: dict[AgentKey, tuple[int, str]] = {}
+        self.pins: dict[AgentRef, tuple[int, str]] = {}
         self.released_before: set[str] = set()
         """Uids of pods of which an earlier leader wrote down that they had released."""
         self.told_to_end: set[str] = set()
@@ -163,16 +163,16 @@ class Directory:
     async def incarnation(self, pod: PodIdentity) -> Incarnation | Refusal:
         return self.incarnations.get(pod.uid) or Refusal("NotAnAgent", "the pod has no label")
 
-    async def standing(self, agent: AgentKey, pod_uid: str, node: str) -> Standing:
+    async def standing(self, agent: AgentRef, pod_uid: str, node: str) -> Standing:
         return self.standings.get(pod_uid, Standing(PodStanding.RUNNING, NodeStanding.READY))
 
-    async def released(self, agent: AgentKey, pod_uid: str) -> bool:
+    async def released(self, agent: AgentRef, pod_uid: str) -> bool:
         return pod_uid in self.released_before
 
     async def going(self, pod: PodIdentity) -> bool:
         return pod.uid in self.told_to_end
 
-    async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
+    async def pinned(self, agent: AgentRef) -> tuple[int, str] | None:
         return self.pins.get(agent)
 
 
@@ -207,51 +207,51 @@ class Recorder:
     async def connected(self, session: SessionView, who: Incarnation) -> None:
         self.told.append(("connected", session.pod.uid))
 
-    async def disconnected(self, agent: AgentKey, pod: PodIdentity) -> None:
+    async def disconnected(self, agent: AgentRef, pod: PodIdentity) -> None:
         self.told.append(("disconnected", pod.uid))
 
-    async def requested(self, agent: AgentKey, request: RequestCheckpoint) -> str | Refusal:
+    async def requested(self, agent: AgentRef, request: RequestCheckpoint) -> str | Refusal:
         self.told.append(("requested", request))
         if self.refuse_requests is not None:
             return self.refuse_requests
         self._requests += 1
         return f"{self._requests:032x}"
 
-    async def progressed(self, agent: AgentKey, progress: Progress) -> None:
+    async def progressed(self, agent: AgentRef, progress: Progress) -> None:
         self.told.append(("progressed", progress))
 
-    async def delayed(self, agent: AgentKey, attempt: str, why: str) -> None:
+    async def delayed(self, agent: AgentRef, attempt: str, why: str) -> None:
         self.told.append(("delayed", why))
 
-    async def name_for(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
+    async def name_for(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
         if self.before_naming is not None:
             await self.before_naming()
         number = head.record.number + 1
         return self.names.get(offer.attempt, CheckpointName(number, f"{agent.name}-{number}"))
 
     async def committed(
-        self, agent: AgentKey, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
+        self, agent: AgentRef, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
     ) -> None:
         self._pin(agent, head)
         self.told.append(("committed", head))
         self.told.append(("told", offer or contents))
 
-    async def failed(self, agent: AgentKey, result: Result) -> None:
+    async def failed(self, agent: AgentRef, result: Result) -> None:
         self.told.append(("failed", result))
 
-    async def unchanged(self, agent: AgentKey, result: Result, head: Head | None) -> None:
+    async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
         self.told.append(("unchanged", result))
 
-    async def released(self, agent: AgentKey, pod: PodIdentity, completed: bool, message: str) -> None:
+    async def released(self, agent: AgentRef, pod: PodIdentity, completed: bool, message: str) -> None:
         self.told.append(("released", (pod.uid, completed)))
 
-    def _pin(self, agent: AgentKey, head: Head) -> None:
+    def _pin(self, agent: AgentRef, head: Head) -> None:
         pin = self.directory.pins.get(agent)
         if pin is None or head.record.sequence > pin[0]:
             self.directory.pins[agent] = (head.record.sequence, head.digest)
 
 
-def incarnation(agent: AgentKey, uid: str, node: str = "n1") -> Incarnation:
+def incarnation(agent: AgentRef, uid: str, node: str = "n1") -> Incarnation:
     """A pod of the agent, opted in under no policy."""
     pod = PodIdentity(agent.namespace, f"{agent.name}-{uid}", uid)
     return Incarnation(agent, pod, node, "ab" * 32, PolicyTerms(), None, "default")

@@ -14,7 +14,7 @@ from savepoint.repository.write.source import Entry, MemorySource
 from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.directory import DirectoryStore
 
-from tests.fakes.world import TIME, World, content
+from tests.fakes.repository_fixture import TIME, RepositoryFixture, content
 
 TIME_NS = 1_700_000_000_123_456_789
 
@@ -70,9 +70,9 @@ def documents(writer: CheckpointWriter, values: dict[str, bytes]) -> None:
     writer.add_entries("documents", "Memory", entries)
 
 
-def make(folder: Path) -> World:
+def make(folder: Path) -> RepositoryFixture:
     """Grant, checkpoint, grant, checkpoint, rollback, grant, completed; and a pending commit."""
-    world = World(DirectoryStore(folder, create=True))
+    world = RepositoryFixture(DirectoryStore(folder, create=True))
     world.checkpoint(first)
     chosen = world.head.record.manifest
     world.grant("pod-2")

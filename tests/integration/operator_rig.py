@@ -56,7 +56,7 @@ from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.presigned import PresignedStore
 from savepoint_operator.control.server import PATH
 
-from tests.fakes.control_cell import Pod
+from tests.fakes.control_harness import Pod
 from tests.integration.helm import NAMESPACE, one, render
 from tests.integration.kubectl import Kubectl
 from tests.servers.apiserver import ApiServer

@@ -14,7 +14,7 @@ from savepoint.repository.write.source import MemorySource
 from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import S3Config
 
-from tests.fakes.world import World, content
+from tests.fakes.repository_fixture import RepositoryFixture, content
 from tests.servers.s3 import S3Server
 
 BUCKET = "savepoint-cli"
@@ -71,7 +71,7 @@ def stored(s3_server: S3Server, tmp_path: Path) -> Iterator[Stored]:
     config = s3_server.config(BUCKET)
     (tmp_path / "master.key").write_bytes(bytes(range(32)))
     with closing(S3Store(config)) as store:
-        made = World(store).checkpoint(
+        made = RepositoryFixture(store).checkpoint(
             lambda writer: writer.add_blob("weights", "ModelWeights", MemorySource(content("weights", 3 << 20)))
         )
         store.put_new("other/people/thing", b"not an agent")

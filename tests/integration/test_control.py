@@ -37,7 +37,7 @@ from savepoint.contract.control_protocol import (
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import StoreDenied, Unavailable
 from savepoint.repository.format.canonical import time_text
-from savepoint.repository.format.keys import AgentKey as RepositoryKey
+from savepoint.repository.format.keys import AgentRef as RepositoryKey
 from savepoint.repository.format.manifest import open_manifest
 from savepoint.repository.format.tree import TreeFile
 from savepoint.repository.read.reader import CheckpointReader
@@ -46,7 +46,7 @@ from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
 from savepoint_operator.control.server import PATH, ControlServer
-from savepoint_operator.model.views import AgentKey
+from savepoint_operator.model.views import AgentRef
 from savepoint_sidecar.authority.authority import Blobs
 from savepoint_sidecar.authority.channel import Dialer
 from savepoint_sidecar.authority.control_client import ControlClient
@@ -55,14 +55,14 @@ from savepoint_sidecar.files.roots import Root
 from savepoint_sidecar.restore_container import restore
 from savepoint_sidecar.settings import Settings
 
-from tests.fakes.control_cell import Pod, attempt, until
+from tests.fakes.control_harness import Pod, attempt, until
 from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
 from tests.servers.control import ground
 from tests.servers.pki import Authority
 from tests.servers.s3 import S3Server
 
 BUCKET = "savepoint-control-tests"
-CODER, OTHER = AgentKey("demo", "coder"), AgentKey("demo", "mailer")
+CODER, OTHER = AgentRef("demo", "coder"), AgentRef("demo", "mailer")
 CONTENT = os.urandom(300_000)
 Random = Callable[[int], bytes]
 
@@ -159,7 +159,7 @@ class Site:
             jitter=lambda: 0.0,
         )
 
-    def pod(self, uid: str, agent: AgentKey = CODER) -> None:
+    def pod(self, uid: str, agent: AgentRef = CODER) -> None:
         who = incarnation(agent, uid)
         self.reviewer.pods[uid], self.directory.incarnations[uid] = who.pod, who
 

@@ -27,7 +27,7 @@ from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import Presigner, S3Config
 from savepoint.storage.wrapper import Retrying
 
-from tests.fakes.world import content
+from tests.fakes.repository_fixture import content
 from tests.servers.s3 import S3Server
 
 BUCKET = "savepoint-repository"

@@ -15,7 +15,7 @@ import pytest
 from savepoint.contract import names
 from savepoint.contract.control_protocol import Ack, Grant, Hello, Outcome, Wait
 from savepoint_operator.model.views import ClaimedRoot, NodeStanding, PodStanding, Standing
-from savepoint_operator.rules.admission.injection import Injected, InjectionTerms, inject
+from savepoint_operator.rules.admission.injection import Injected, InjectionConfig, inject
 from savepoint_operator.rules.admission.policy import AdmissionPolicy
 
 from tests.fakes.operator_ports import incarnation
@@ -71,7 +71,7 @@ def claimed_pod(rig: Rig, agent: str, claims: dict[str, str], *policies: Admissi
             "terminationGracePeriodSeconds": 0,
         },
     }
-    made = inject(bare, policies, "", InjectionTerms("sidecar:test", "wss://operator", "PEM"))
+    made = inject(bare, policies, "", InjectionConfig("sidecar:test", "wss://operator", "PEM"))
     assert isinstance(made, Injected), made
     pod = rig.kubectl.create(made.pod, "-n", rig.namespace)
     rig.phase(f"{agent}-1", "Running")

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from savepoint_operator.control.server import PATH, ControlServer
-from savepoint_operator.model.views import AgentKey, NodeStanding, PodStanding, Standing
+from savepoint_operator.model.views import AgentRef, NodeStanding, PodStanding, Standing
 
 from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
 from tests.servers.control import ground
@@ -29,7 +29,7 @@ from tests.servers.pki import Authority
 from tests.servers.s3 import S3Server
 
 BUCKET = "savepoint-sidecar-tests"
-AGENT = AgentKey("demo", "coder")
+AGENT = AgentRef("demo", "coder")
 IDLE_BYTES = 64 << 20
 WORK_BYTES = 192 << 20
 

@@ -27,7 +27,7 @@ class SessionInUse(SavepointError):
 
 
 @dataclass
-class Session:
+class ProcessSession:
     """One process of the agent."""
 
     id: str
@@ -84,22 +84,22 @@ class Session:
             self.transaction.fail(Unavailable("the agent's process ended before it had flushed"))
 
 
-class Sessions:
+class ProcessSessions:
     """At most one live session."""
 
     def __init__(self, random_id: Callable[[], str]) -> None:
         self._random_id = random_id
-        self.current: Session | None = None
+        self.current: ProcessSession | None = None
         self.connects = 0
         """How many processes have connected in this container's life."""
 
     @property
-    def live(self) -> Session | None:
+    def live(self) -> ProcessSession | None:
         """The session of a process that is there and has not said that it is done."""
         session = self.current
         return session if session is not None and session.alive and not session.finished else None
 
-    async def admit(self, hello: wire.Connect) -> Session:
+    async def admit(self, hello: wire.Connect) -> ProcessSession:
         """A session for this process. SessionInUse while another process is alive."""
         before = self.current
         if before is not None and before.alive:
@@ -116,12 +116,12 @@ class Sessions:
                     ) from error
         if self.current is not before:
             raise SessionInUse("another process of this agent connected at the same time; try again")
-        session = Session(self._random_id(), hello)
+        session = ProcessSession(self._random_id(), hello)
         self.current = session
         self.connects += 1
         return session
 
-    def find(self, session: str) -> Session:
+    def find(self, session: str) -> ProcessSession:
         """The live session of this id; Unavailable for one that is over."""
         current = self.current
         if current is None or current.id != session or not current.alive:

@@ -16,7 +16,7 @@ from aiohttp import web
 from savepoint.contract import agent_protocol as wire
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_sidecar.agent_api.process_session import OPEN_SECONDS, Session, Sessions
+from savepoint_sidecar.agent_api.process_session import OPEN_SECONDS, ProcessSession, ProcessSessions
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +24,22 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _STATUS: Final = {"SessionInUse": 409, "QuiesceTimeout": 409, "StateUnstable": 409}
 
 
-class Host(Protocol):
+class AgentHost(Protocol):
     """Who serves the agent."""
 
-    async def bring_back(self, session: Session) -> wire.Connected:
+    async def bring_back(self, session: ProcessSession) -> wire.Connected:
         """Let documents and files stand at one cut, and say which. A SavepointError refuses the session."""
         ...
 
-    def asked(self, session: Session, request: wire.CheckpointRequest) -> None:
+    def asked(self, session: ProcessSession, request: wire.CheckpointRequest) -> None:
         """The agent wants a checkpoint; a result with its request follows."""
         ...
 
-    async def finish(self, session: Session, flush: wire.Flush) -> str:
+    async def finish(self, session: ProcessSession, flush: wire.Flush) -> str:
         """Take the last checkpoint of the run and complete it; the checkpoint's name."""
         ...
 
-    def ended(self, session: Session) -> None:
+    def ended(self, session: ProcessSession) -> None:
         """The agent's process is gone."""
         ...
 
@@ -51,7 +51,7 @@ class Host(Protocol):
 class SocketServer:
     """Serves one socket until it is closed."""
 
-    def __init__(self, path: Path, sessions: Sessions, host: Host) -> None:
+    def __init__(self, path: Path, sessions: ProcessSessions, host: AgentHost) -> None:
         self._path, self._sessions, self._host = path, sessions, host
         self._runner: web.AppRunner | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,7 +102,7 @@ class SocketServer:
         task.add_done_callback(self._tasks.discard)
         return web.json_response(connected.to_wire())
 
-    async def _watch_opening(self, session: Session) -> None:
+    async def _watch_opening(self, session: ProcessSession) -> None:
         await asyncio.sleep(OPEN_SECONDS)
         if not session.streaming:
             self._end(session)
@@ -126,7 +126,7 @@ class SocketServer:
             self._end(session)
         return response
 
-    async def _stream(self, session: Session, response: web.StreamResponse) -> None:
+    async def _stream(self, session: ProcessSession, response: web.StreamResponse) -> None:
         while True:
             try:
                 async with asyncio.timeout(wire.KEEPALIVE_SECONDS):
@@ -179,7 +179,7 @@ class SocketServer:
     async def _status(self, _request: web.Request) -> web.Response:
         return web.json_response(self._host.status())
 
-    def _end(self, session: Session) -> None:
+    def _end(self, session: ProcessSession) -> None:
         if session.alive:
             session.end()
             self._host.ended(session)

@@ -20,9 +20,9 @@ from savepoint.storage.presigned import PresignedStore
 
 from savepoint_sidecar.authority.authority import Blobs, Order
 from savepoint_sidecar.authority.channel import Backoff, Channel, Dialer
-from savepoint_sidecar.authority.reachability import Reach
+from savepoint_sidecar.authority.reachability import Reachability
 from savepoint_sidecar.authority.url_book import UrlBook
-from savepoint_sidecar.authority.url_requests import UrlAsks
+from savepoint_sidecar.authority.url_requests import UrlRequests
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class ControlClient:
         monotonic: Callable[[], float],
         random_bytes: Callable[[int], bytes],
         jitter: Callable[[], float],
-        reach: Reach | None = None,
+        reach: Reachability | None = None,
     ) -> None:
         self._dialer, self._pod_uid, self._node, self._version = dialer, pod_uid, node, version
         self._monotonic, self._random_bytes, self._reach = monotonic, random_bytes, reach
@@ -59,7 +59,7 @@ class ControlClient:
         self.attempts: Callable[[], tuple[tuple[str, str], ...]] = tuple
         self._book = UrlBook(monotonic)
         self._connected = asyncio.Event()
-        self._urls = UrlAsks(self._book, self._connected, self._send, lambda: random_bytes(16).hex())
+        self._urls = UrlRequests(self._book, self._connected, self._send, lambda: random_bytes(16).hex())
         self._blobs: PresignedStore | None = None
         self._channel: Channel | None = None
         self._first: asyncio.Future[wire.Welcome] | None = None

@@ -47,7 +47,7 @@ FIRST_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class LocalTerms:
+class LocalConfig:
     """What a user of ``savepoint run`` decides."""
 
     interval_seconds: float = 30.0
@@ -63,7 +63,7 @@ class LocalAuthority:
         repository: Repository,
         chain: Chain,
         head: Head,
-        terms: LocalTerms,
+        terms: LocalConfig,
         *,
         now: Callable[[], datetime],
         random_bytes: Callable[[int], bytes],
@@ -83,7 +83,7 @@ class LocalAuthority:
         store: ObjectStore,
         agent: str,
         master: MasterKey,
-        terms: LocalTerms,
+        terms: LocalConfig,
         *,
         incarnation: str,
         node: str,

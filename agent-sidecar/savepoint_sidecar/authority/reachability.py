@@ -13,7 +13,7 @@ ASK_SECONDS: Final = 3.0
 EVERY_SECONDS: Final = 3.0
 
 
-class Reach:
+class Reachability:
     """Asks while it is told that asking matters."""
 
     def __init__(self, address: tuple[str, int], monotonic: Callable[[], float]) -> None:

@@ -14,7 +14,7 @@ from savepoint.errors import Refused, Unavailable
 
 from savepoint_sidecar.authority.channel import Backoff, Channel, Dialer
 from savepoint_sidecar.authority.url_book import UrlBook
-from savepoint_sidecar.authority.url_requests import UrlAsks
+from savepoint_sidecar.authority.url_requests import UrlRequests
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class RestoreClient:
         self._channel: Channel | None = None
         self._open, self._connected = asyncio.Event(), asyncio.Event()
         """Hello was said; an epoch is granted on this connection."""
-        self.urls = UrlAsks(UrlBook(monotonic), self._connected, self._send, random_id)
+        self.urls = UrlRequests(UrlBook(monotonic), self._connected, self._send, random_id)
         """For the store from which the checkpoint is read."""
         self._granted: asyncio.Future[wire.Welcome] | None = None
         self._heard: asyncio.Future[None] | None = None

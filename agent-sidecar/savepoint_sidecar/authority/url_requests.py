@@ -19,7 +19,7 @@ WAIT_SECONDS: Final = 90.0
 AGAIN_SECONDS: Final = 0.2
 
 
-class UrlAsks:
+class UrlRequests:
     """A source of URLs for ``storage.presigned``. ``bind`` comes first, on the event loop."""
 
     def __init__(

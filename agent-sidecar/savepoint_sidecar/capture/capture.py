@@ -19,7 +19,7 @@ from savepoint.repository.write.writer import CheckpointWriter
 from savepoint_sidecar.capture.draft import TRIES, Draft, OpenFile
 from savepoint_sidecar.capture.file_table import FileTable, is_racy
 from savepoint_sidecar.capture.fuzzy import FuzzyReader
-from savepoint_sidecar.capture.spool import Pool, Range
+from savepoint_sidecar.capture.spool import Range, Spool
 from savepoint_sidecar.files.exclude import Excluded
 from savepoint_sidecar.files.roots import Root, directory
 from savepoint_sidecar.files.walk import Node, Signature, Walk, open_below, signature_of, walk
@@ -95,7 +95,7 @@ class Capture:
                 if content is not None:
                     draft.table.put(node.path, node.signature, content, racy=is_racy(node.signature, read_at))
 
-    def take(self, writer: CheckpointWriter, drafts: list[Draft], pool: Pool) -> list[Draft]:
+    def take(self, writer: CheckpointWriter, drafts: list[Draft], pool: Spool) -> list[Draft]:
         """The final pass, while the agent waits: what is not as the pre-copy had it is copied into the pool.
 
         StateUnstable if a file changes all the same, StageFull if the pool has no room.
@@ -147,12 +147,12 @@ class Capture:
             draft.walk.nodes = [node for node in draft.walk.nodes if node.path not in gone]
         return drafts
 
-    def store(self, writer: CheckpointWriter, drafts: list[Draft], pool: Pool | None) -> None:
+    def store(self, writer: CheckpointWriter, drafts: list[Draft], pool: Spool | None) -> None:
         """After the pause: store what the final pass copied, then describe every root's tree."""
         for draft in drafts:
             if pool is not None:
 
-                def store(path: str, draft: Draft = draft, pool: Pool = pool) -> tuple[str, Content]:
+                def store(path: str, draft: Draft = draft, pool: Spool = pool) -> tuple[str, Content]:
                     self.check()
                     where, _, _ = draft.taken[path]
                     return path, writer.store(FileSource(pool.descriptor, where.length, where.offset), KIND)
@@ -195,7 +195,7 @@ class Capture:
         same = after == node.signature and content.size == node.signature.size
         return node, content if same else None, self.clock_ns()
 
-    def _copy(self, top: int, root: Root, node: Node, pool: Pool) -> tuple[Range, Signature, bool]:
+    def _copy(self, top: int, root: Root, node: Node, pool: Spool) -> tuple[Range, Signature, bool]:
         for _ in range(TRIES):
             try:
                 with OpenFile(top, root, node) as handle:

@@ -28,7 +28,7 @@ class Range:
     length: int
 
 
-class Pool:
+class Spool:
     """A context manager: leaving it removes the file."""
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +37,7 @@ class Pool:
         self._clones = True
         self.descriptor = -1
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> "Spool":
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         self.descriptor = os.open(self._path, flags, 0o600)
         return self

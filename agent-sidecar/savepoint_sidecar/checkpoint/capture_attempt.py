@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Attempt:
+class CaptureAttempt:
     """Mutable on purpose: what is known of one attempt from order to result."""
 
     id: str
@@ -125,7 +125,7 @@ class Attempt:
         return Timing(self.start, self.quiesced, self.resumed, self.pause_milliseconds)
 
 
-async def in_thread(attempt: Attempt | None, function: Callable[[], T]) -> T:
+async def in_thread(attempt: CaptureAttempt | None, function: Callable[[], T]) -> T:
     """Run blocking work in a thread. Being cancelled interrupts the attempt and still waits for the thread's end."""
     work = asyncio.ensure_future(asyncio.to_thread(function))
     try:

@@ -25,14 +25,14 @@ from savepoint.repository.repository import manifest_key
 from savepoint.repository.write.chunk_index import ChunkIndex
 from savepoint.repository.write.writer import CheckpointWriter
 
-from savepoint_sidecar.agent_api.process_session import Session
+from savepoint_sidecar.agent_api.process_session import ProcessSession
 from savepoint_sidecar.agent_api.quiesce import Transaction
 from savepoint_sidecar.authority.authority import Authority
 from savepoint_sidecar.capture.capture import Capture, unchecked, unplanned
 from savepoint_sidecar.capture.draft import Draft
-from savepoint_sidecar.capture.spool import Pool
-from savepoint_sidecar.checkpoint.capture_attempt import Attempt, in_thread
-from savepoint_sidecar.checkpoint.parent_checkpoint import Cut
+from savepoint_sidecar.capture.spool import Spool
+from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt, in_thread
+from savepoint_sidecar.checkpoint.parent_checkpoint import ParentCheckpoint
 from savepoint_sidecar.failpoint import Failpoints, WatchedWriter
 from savepoint_sidecar.stage.components import sdk_components, store_components
 
@@ -42,12 +42,12 @@ PROGRESS_SECONDS = 2.0
 LOOK_SECONDS = 0.1
 """How often a wait for the agent's end looks whether it was interrupted."""
 
-Taken = Literal["Ready", "Unchanged", "Deferred"]
+CheckpointOutcome = Literal["Ready", "Unchanged", "Deferred"]
 """Deferred: finished, and left for an authority that could not be reached."""
 
 
 @dataclass
-class Last:
+class FinalState:
     """How an agent ends, for the checkpoint that is taken meanwhile."""
 
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -74,11 +74,11 @@ class Checkpointer:
         self._now, self._failpoints = now, failpoints
         self._index: ChunkIndex | None = None
         self.policy = welcome.policy
-        self.cut: Cut | None = None
+        self.cut: ParentCheckpoint | None = None
         self.sdk = False
         """The agent of this run has connected once: its files alone are no cut any more."""
 
-    def rebase(self, cut: Cut | None) -> None:
+    def rebase(self, cut: ParentCheckpoint | None) -> None:
         """The lineage goes on from another cut than this process made: nothing remembered holds any more."""
         self.cut, self._index = cut, None
 
@@ -98,7 +98,9 @@ class Checkpointer:
                 "savepoint.connect() in it."
             )
 
-    async def take(self, attempt: Attempt, session: Session | None, last: "Last | None" = None) -> Taken:
+    async def take(
+        self, attempt: CaptureAttempt, session: ProcessSession | None, last: "FinalState | None" = None
+    ) -> CheckpointOutcome:
         """Take a checkpoint, of a running agent or, with ``last``, of one that ends.
 
         A SavepointError says why there is none; the authority and the agent have been told then.
@@ -131,13 +133,15 @@ class Checkpointer:
         self._failpoints.reach("after-result")
         return taken
 
-    async def _take(self, attempt: Attempt, session: Session | None, last: "Last | None") -> Taken:
+    async def _take(
+        self, attempt: CaptureAttempt, session: ProcessSession | None, last: "FinalState | None"
+    ) -> CheckpointOutcome:
         if last is None:
             self.require_values(session is not None)
         writer = await in_thread(attempt, lambda: self._open_writer(attempt))
         committed = False
         try:
-            with Pool(self._stage / wire.STAGE_SIDECAR) as pool:
+            with Spool(self._stage / wire.STAGE_SIDECAR) as pool:
                 self._capture.check, self._capture.plan = attempt.check, attempt.plan
                 flush: wire.Flush | None = None
                 if last is not None:
@@ -161,10 +165,10 @@ class Checkpointer:
         if ref is None:
             return "Deferred"
         self._capture.committed(drafts)
-        self.cut = Cut(ref, writer.manifest)
+        self.cut = ParentCheckpoint(ref, writer.manifest)
         return "Ready"
 
-    async def _commit(self, attempt: Attempt, offer: lineage.Offer, message: Offer) -> CheckpointRef | None:
+    async def _commit(self, attempt: CaptureAttempt, offer: lineage.Offer, message: Offer) -> CheckpointRef | None:
         """Put the manifest and have it committed; None if it was left for an authority that cannot be reached."""
         blobs = self._authority.blobs
         try:
@@ -183,7 +187,7 @@ class Checkpointer:
         return None
 
     async def _pause(
-        self, attempt: Attempt, session: Session, writer: CheckpointWriter, pool: Pool
+        self, attempt: CaptureAttempt, session: ProcessSession, writer: CheckpointWriter, pool: Spool
     ) -> tuple[wire.Flush, list[Draft]]:
         """Pre-copy, quiesce, final pass, resume: the only part in which the agent waits."""
         policy = self.policy
@@ -212,7 +216,7 @@ class Checkpointer:
         return flush, finals
 
     async def _await_end(
-        self, attempt: Attempt, last: "Last", writer: CheckpointWriter
+        self, attempt: CaptureAttempt, last: "FinalState", writer: CheckpointWriter
     ) -> tuple[wire.Flush | None, list[Draft]]:
         """Pre-copy while the agent ends, then the files as it left them: nothing waits, so nothing is paused."""
         attempt.stage = "Capturing"
@@ -225,7 +229,7 @@ class Checkpointer:
         self.require_values(last.flush is not None)
         return last.flush, await in_thread(attempt, lambda: self._read_running(writer, before))
 
-    def _open_writer(self, attempt: Attempt) -> CheckpointWriter:
+    def _open_writer(self, attempt: CaptureAttempt) -> CheckpointWriter:
         def progress(done: int) -> None:
             self._failpoints.reach("while-storing")
             attempt.stored(done)
@@ -242,7 +246,12 @@ class Checkpointer:
         return self._capture.read_fuzzy(writer, self._stage / wire.STAGE_SIDECAR, before)
 
     def _store(
-        self, attempt: Attempt, writer: CheckpointWriter, flush: wire.Flush | None, drafts: list[Draft], pool: Pool
+        self,
+        attempt: CaptureAttempt,
+        writer: CheckpointWriter,
+        flush: wire.Flush | None,
+        drafts: list[Draft],
+        pool: Spool,
     ) -> bool:
         """Store what is still to be stored; whether anything differs from the parent, so that it is worth a commit."""
         for warning in (text for draft in drafts for text in (*draft.walk.skipped, *draft.warnings)):
@@ -257,7 +266,11 @@ class Checkpointer:
         return rows != {(each.name, each.kind, each.layout, each.digest) for each in self.cut.manifest.components}
 
     def _finish(
-        self, attempt: Attempt, writer: CheckpointWriter, flush: wire.Flush | None, session: Session | None
+        self,
+        attempt: CaptureAttempt,
+        writer: CheckpointWriter,
+        flush: wire.Flush | None,
+        session: ProcessSession | None,
     ) -> lineage.Offer:
         self._failpoints.reach("before-manifest")
         hello = session.hello if session is not None else None
@@ -277,7 +290,7 @@ class Checkpointer:
             put=False,
         )
 
-    async def _tell_progress(self, attempt: Attempt) -> None:
+    async def _tell_progress(self, attempt: CaptureAttempt) -> None:
         while True:
             await self._authority.progress(attempt.progress())
             await asyncio.sleep(PROGRESS_SECONDS)
@@ -295,7 +308,7 @@ def session_gone_on(transaction: Transaction) -> SavepointError:
     return Unavailable("the agent went on, or ended, before everything was taken; nothing of this attempt counts")
 
 
-def _as_ours(problem: Exception, attempt: Attempt) -> SavepointError:
+def _as_ours(problem: Exception, attempt: CaptureAttempt) -> SavepointError:
     if isinstance(problem, SavepointError):
         return problem
     if isinstance(problem, TimeoutError):
@@ -308,7 +321,7 @@ def _as_ours(problem: Exception, attempt: Attempt) -> SavepointError:
     return Unavailable(f"the attempt failed: {problem}")
 
 
-def _offer(attempt: Attempt, offer: lineage.Offer, manifest: Manifest, flush: wire.Flush | None) -> Offer:
+def _offer(attempt: CaptureAttempt, offer: lineage.Offer, manifest: Manifest, flush: wire.Flush | None) -> Offer:
     execution = flush.execution if flush is not None else wire.Execution()
     return Offer(
         attempt=attempt.id,

@@ -12,7 +12,7 @@ from savepoint.storage import BlobReader
 
 
 @dataclass(frozen=True)
-class Cut:
+class ParentCheckpoint:
     """A committed checkpoint with its manifest."""
 
     ref: CheckpointRef
@@ -32,10 +32,10 @@ class Cut:
         return CheckpointReader(blobs, key, self.manifest)
 
 
-def load(blobs: BlobReader, key: AgentKey, namespace: str, agent: str, ref: CheckpointRef) -> Cut:
+def load(blobs: BlobReader, key: AgentKey, namespace: str, agent: str, ref: CheckpointRef) -> ParentCheckpoint:
     """Read and check the manifest. Blocking. IntegrityError names it if it is not what was committed."""
     where = manifest_key(ref.manifest.name)
     content = blobs.get(where, max_bytes=MAX_MANIFEST_BYTES)
     if len(content) != ref.manifest.size:
         raise IntegrityError(f"{where} has {len(content)} bytes, its record says {ref.manifest.size}", where)
-    return Cut(ref, open_manifest(content, key, namespace, agent, ref.manifest.name))
+    return ParentCheckpoint(ref, open_manifest(content, key, namespace, agent, ref.manifest.name))

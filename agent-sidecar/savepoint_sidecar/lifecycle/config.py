@@ -11,7 +11,7 @@ from savepoint_sidecar.files.roots import Root
 
 
 @dataclass(frozen=True)
-class Terms:
+class IncarnationConfig:
     """Of one container's life, or one run on a laptop."""
 
     roots: tuple[Root, ...]
@@ -25,7 +25,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Edges:
+class Clock:
     """Time and chance, handed in."""
 
     now: Callable[[], datetime]

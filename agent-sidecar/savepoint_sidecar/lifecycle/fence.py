@@ -8,7 +8,7 @@ from typing import Final
 
 from savepoint.contract import agent_protocol as wire
 
-from savepoint_sidecar.agent_api.process_session import Session, Sessions
+from savepoint_sidecar.agent_api.process_session import ProcessSession, ProcessSessions
 from savepoint_sidecar.authority.authority import Authority
 
 SILENT_SECONDS: Final = 10.0
@@ -18,7 +18,7 @@ LOOK_SECONDS: Final = 1.0
 class Fence:
     """Down unless something says otherwise."""
 
-    def __init__(self, authority: Authority, sessions: Sessions) -> None:
+    def __init__(self, authority: Authority, sessions: ProcessSessions) -> None:
         self._authority, self._sessions = authority, sessions
         self._why = ""
         self._for_good = False
@@ -46,7 +46,7 @@ class Fence:
         self._for_good = True
         self._raise(message)
 
-    def greet(self, session: Session) -> None:
+    def greet(self, session: ProcessSession) -> None:
         """Tell a new session how things stand."""
         if self._why:
             session.send(wire.Fenced(self._why))

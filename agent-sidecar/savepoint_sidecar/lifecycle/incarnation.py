@@ -17,20 +17,20 @@ from savepoint.contract.control_protocol import Checkpoint, Refused, Released, R
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_sidecar.agent_api.process_session import Session, Sessions
+from savepoint_sidecar.agent_api.process_session import ProcessSession, ProcessSessions
 from savepoint_sidecar.agent_api.socket_server import SocketServer
 from savepoint_sidecar.authority.authority import Authority
 from savepoint_sidecar.capture.capture import Capture
-from savepoint_sidecar.checkpoint.capture_attempt import Attempt
-from savepoint_sidecar.checkpoint.checkpointer import Checkpointer, Last, Taken
+from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt
+from savepoint_sidecar.checkpoint.checkpointer import Checkpointer, CheckpointOutcome, FinalState
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import without_shared, write_marker
-from savepoint_sidecar.lifecycle.config import Edges, Terms
+from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig
 from savepoint_sidecar.lifecycle.fence import Fence
 from savepoint_sidecar.lifecycle.recovery import Recovery, restored
 from savepoint_sidecar.lifecycle.requests import Requests
 from savepoint_sidecar.lifecycle.shutdown import Shutdown
-from savepoint_sidecar.lifecycle.state_lock import CONNECTED_ANEW, Turn
+from savepoint_sidecar.lifecycle.state_lock import CONNECTED_ANEW, StateLock
 from savepoint_sidecar.restore.file_restore import marker_of
 from savepoint_sidecar.stage.components import prepare_stage
 
@@ -55,8 +55,8 @@ class Incarnation:
     def __init__(
         self,
         authority: Authority,
-        terms: Terms,
-        edges: Edges,
+        terms: IncarnationConfig,
+        edges: Clock,
         failpoints: Failpoints | None = None,
         *,
         renewable: bool = False,
@@ -67,11 +67,11 @@ class Incarnation:
         self.succeeded, self._closed = asyncio.Event(), asyncio.Event()
         """An agent has connected that belongs to the next run."""
         self._failpoints = failpoints or Failpoints()
-        self.sessions = Sessions(edges.random_id)
+        self.sessions = ProcessSessions(edges.random_id)
         self._server = SocketServer(terms.socket_path, self.sessions, self)
         self._requests = Requests(authority, edges.random_id)
         self._fence = Fence(authority, self.sessions)
-        self.turn = Turn(authority, edges.monotonic, terms.grace_seconds)
+        self.turn = StateLock(authority, edges.monotonic, terms.grace_seconds)
         self._seen: dict[str, None] = {}
         """Attempts that were ordered: every order may come twice."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -165,7 +165,7 @@ class Incarnation:
 
     # -- what the agent asks (socket_server.Host) -------------------------------------------------------------------
 
-    async def bring_back(self, session: Session) -> wire.Connected:
+    async def bring_back(self, session: ProcessSession) -> wire.Connected:
         """Let files and values stand at the last cut, and hand over the values."""
         if self._completed:
             await self._make_way()
@@ -190,7 +190,7 @@ class Incarnation:
             raise asyncio.CancelledError
         raise RefusedError("The run is completed; the next pod of this agent starts the next one.", "Completed")
 
-    def asked(self, session: Session, request: wire.CheckpointRequest) -> None:
+    def asked(self, session: ProcessSession, request: wire.CheckpointRequest) -> None:
         """The agent wants a checkpoint."""
         if self._stopped is not None:
             told = wire.Result("", "Failed", request.request, reason=self._stopped.code, message=str(self._stopped))
@@ -199,13 +199,13 @@ class Incarnation:
         trigger = "Shutdown" if request.reason == "Shutdown" else "Agent"
         self._spawn(self._requests.forward(session, RequestCheckpoint(request.request, trigger, request.reason)))
 
-    async def finish(self, session: Session, flush: wire.Flush) -> str:
+    async def finish(self, session: ProcessSession, flush: wire.Flush) -> str:
         """The last checkpoint of the run, and its completion."""
         assert self._shutdown is not None
         async with self.turn.of_end("the agent has finished its run", lambda: True):
             attempt = await self._shutdown.order_or_own("Finish", FINISH_SECONDS)
             attempt.completed = True
-            last = Last(flush=flush)
+            last = FinalState(flush=flush)
             last.ended.set()
             taken = await self._take(attempt, session, last)
         self._completed = True
@@ -213,7 +213,7 @@ class Incarnation:
         current = self.checkpointer.cut
         return current.ref.name if current is not None and taken == "Ready" else ""
 
-    def ended(self, session: Session) -> None:
+    def ended(self, session: ProcessSession) -> None:
         """The agent's process is gone."""
         log.info("agent disconnected (pid %d)", session.hello.pid)
 
@@ -260,7 +260,7 @@ class Incarnation:
     async def _obey_checkpoint(self, order: Checkpoint) -> None:
         """Every order ends in an offer or a result: nobody waits for its deadline."""
         ends_at = self._edges.monotonic() + order.deadline_seconds
-        attempt = Attempt(order.attempt, order.trigger, ends_at, self._edges.monotonic, request=order.request)
+        attempt = CaptureAttempt(order.attempt, order.trigger, ends_at, self._edges.monotonic, request=order.request)
         await self._await_agent()
         if self._hindrance is not None:  # told before its turn, which may come late
             await self._decline(attempt, self._hindrance)
@@ -288,7 +288,7 @@ class Incarnation:
             return RefusedError(COMPLETED, "Completed")
         return Unavailable(STOPPING) if self._is_ending else None
 
-    async def _decline(self, attempt: Attempt, why: SavepointError) -> None:
+    async def _decline(self, attempt: CaptureAttempt, why: SavepointError) -> None:
         """It never began: tell the authority, and the agent if it has asked for it."""
         reason = getattr(why, "code", why.reason)
         log.info("checkpoint attempt %s is declined: %s: %s", attempt.id, reason, why)
@@ -311,7 +311,9 @@ class Incarnation:
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
-    async def _take(self, attempt: Attempt, session: Session | None, last: Last | None = None) -> Taken:
+    async def _take(
+        self, attempt: CaptureAttempt, session: ProcessSession | None, last: FinalState | None = None
+    ) -> CheckpointOutcome:
         """Run one attempt; the lock is held. The authority and the agent are told how it ended."""
         if self._stopped is not None:
             await self._decline(attempt, self._stopped)
@@ -339,7 +341,7 @@ class Incarnation:
             except OSError as error:
                 log.warning("the marker in %s could not be raised: %s", root.mount_path, error)
 
-    async def _take_baseline(self, session: Session) -> None:
+    async def _take_baseline(self, session: ProcessSession) -> None:
         """A checkpoint before an agent with the SDK touches its files: what a crash before its own first one goes back
         to. The agent waits in connect() meanwhile, so it is left out where the files are large."""
         if not self._terms.roots:
@@ -350,21 +352,21 @@ class Incarnation:
             return
         try:
             order = await self._requests.order("Agent", BASELINE_SECONDS)
-            last = Last(flush=wire.Flush(session.id, "", ()))
+            last = FinalState(flush=wire.Flush(session.id, "", ()))
             last.ended.set()
             await self._take(self._attempt_of(order.attempt, "Agent", BASELINE_SECONDS), session, last)
         except (SavepointError, TimeoutError) as error:
             log.warning("no checkpoint could be taken before the start (%s)", error or "no order came in time")
 
-    def _attempt_of(self, identifier: str, trigger: str, seconds: float) -> Attempt:
-        return Attempt(identifier, trigger, self._edges.monotonic() + seconds, self._edges.monotonic)
+    def _attempt_of(self, identifier: str, trigger: str, seconds: float) -> CaptureAttempt:
+        return CaptureAttempt(identifier, trigger, self._edges.monotonic() + seconds, self._edges.monotonic)
 
     @property
     def _is_ending(self) -> bool:
         return self._shutdown is not None and self._shutdown.begun
 
     def _connected(
-        self, session: Session, what: wire.Restored | None, components: tuple[wire.Component, ...]
+        self, session: ProcessSession, what: wire.Restored | None, components: tuple[wire.Component, ...]
     ) -> wire.Connected:
         assert self._welcome is not None
         welcome = self._welcome

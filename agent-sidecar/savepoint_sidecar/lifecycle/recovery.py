@@ -21,7 +21,7 @@ from savepoint_sidecar.capture.file_table import FileTable
 from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.checkpoint.capture_attempt import in_thread
 from savepoint_sidecar.checkpoint.checkpointer import Checkpointer
-from savepoint_sidecar.lifecycle.config import Terms
+from savepoint_sidecar.lifecycle.config import IncarnationConfig
 from savepoint_sidecar.restore import in_place
 from savepoint_sidecar.stage.components import read_index, restore_components, sdk_components
 from savepoint_sidecar.stage.small_files import create_own, read_own
@@ -39,7 +39,12 @@ class Recovery:
     """Of one incarnation."""
 
     def __init__(
-        self, authority: Authority, welcome: Welcome, terms: Terms, capture: Capture, checkpointer: Checkpointer
+        self,
+        authority: Authority,
+        welcome: Welcome,
+        terms: IncarnationConfig,
+        capture: Capture,
+        checkpointer: Checkpointer,
     ) -> None:
         self._authority, self._welcome, self._terms = authority, welcome, terms
         self._capture, self._checkpointer = capture, checkpointer

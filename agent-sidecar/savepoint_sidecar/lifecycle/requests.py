@@ -12,7 +12,7 @@ from savepoint.contract.control_protocol import Checkpoint, Refused, RequestChec
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_sidecar.agent_api.process_session import Session
+from savepoint_sidecar.agent_api.process_session import ProcessSession
 from savepoint_sidecar.authority.authority import Authority
 
 ASK_SECONDS: Final = 5.0
@@ -28,7 +28,7 @@ class Requests:
     def __init__(self, authority: Authority, random_id: Callable[[], str]) -> None:
         self._authority, self._random_id = authority, random_id
         self._own: dict[str, asyncio.Future[Checkpoint]] = {}
-        self._agents: dict[str, tuple[Session, RequestCheckpoint]] = {}
+        self._agents: dict[str, tuple[ProcessSession, RequestCheckpoint]] = {}
 
     async def order(self, trigger: str, seconds: float) -> Checkpoint:
         """Ask for an order and wait for it; Refused, Unavailable or TimeoutError if there is none."""
@@ -51,7 +51,7 @@ class Requests:
         future.set_result(order)
         return True
 
-    def refused(self, refused: Refused) -> tuple[Session, RequestCheckpoint] | None:
+    def refused(self, refused: Refused) -> tuple[ProcessSession, RequestCheckpoint] | None:
         """A refusal has come; the agent's request that may be asked again once the attempt in flight has ended."""
         future = self._own.get(refused.request)
         if future is not None and not future.done():
@@ -65,7 +65,7 @@ class Requests:
         self._fail(*asked, refused.reason, refused.message)
         return None
 
-    async def forward(self, session: Session, ask: RequestCheckpoint, after: asyncio.Lock | None = None) -> None:
+    async def forward(self, session: ProcessSession, ask: RequestCheckpoint, after: asyncio.Lock | None = None) -> None:
         """Pass on what the agent asks for, once ``after`` is free; it waits out a short absence of the authority."""
         self._agents[ask.request] = (session, ask)
         try:
@@ -80,6 +80,6 @@ class Requests:
             message = str(error) or "the operator cannot be reached; the agent runs on, and may ask again"
             self._fail(session, ask, reason, message)
 
-    def _fail(self, session: Session, ask: RequestCheckpoint, reason: str, message: str) -> None:
+    def _fail(self, session: ProcessSession, ask: RequestCheckpoint, reason: str, message: str) -> None:
         self._agents.pop(ask.request, None)
         session.send(wire.Result("", "Failed", ask.request, reason=reason, message=message))

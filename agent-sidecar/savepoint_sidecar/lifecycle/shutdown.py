@@ -12,15 +12,15 @@ from typing import Final, Protocol
 from savepoint.contract import agent_protocol as wire
 from savepoint.errors import SavepointError, StateUnstable, StoreUnavailable, Unavailable
 
-from savepoint_sidecar.agent_api.process_session import Session, Sessions
+from savepoint_sidecar.agent_api.process_session import ProcessSession, ProcessSessions
 from savepoint_sidecar.agent_api.quiesce import Transaction
 from savepoint_sidecar.authority.authority import Authority
-from savepoint_sidecar.checkpoint.capture_attempt import Attempt
-from savepoint_sidecar.checkpoint.checkpointer import Checkpointer, Last, Taken
-from savepoint_sidecar.lifecycle.config import Edges
+from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt
+from savepoint_sidecar.checkpoint.checkpointer import Checkpointer, CheckpointOutcome, FinalState
+from savepoint_sidecar.lifecycle.config import Clock
 from savepoint_sidecar.lifecycle.recovery import Recovery
 from savepoint_sidecar.lifecycle.requests import Requests
-from savepoint_sidecar.lifecycle.state_lock import Turn
+from savepoint_sidecar.lifecycle.state_lock import StateLock
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ WHY: Final = "the pod is stopping"
 class Take(Protocol):
     """Runs one attempt; it is the caller's turn."""
 
-    def __call__(self, attempt: Attempt, session: Session | None, last: Last | None = None) -> Awaitable[Taken]: ...
+    def __call__(
+        self, attempt: CaptureAttempt, session: ProcessSession | None, last: FinalState | None = None
+    ) -> Awaitable[CheckpointOutcome]: ...
 
 
 class Shutdown:
@@ -43,21 +45,21 @@ class Shutdown:
     def __init__(
         self,
         authority: Authority,
-        sessions: Sessions,
+        sessions: ProcessSessions,
         requests: Requests,
         recovery: Recovery,
         checkpointer: Checkpointer,
         *,
-        turn: Turn,
+        turn: StateLock,
         take: Take,
         grace_seconds: float,
-        edges: Edges,
+        edges: Clock,
     ) -> None:
         self._authority, self._sessions, self._requests = authority, sessions, requests
         self._recovery, self._checkpointer = recovery, checkpointer
         self._turn, self._take = turn, take
         self._grace_seconds, self._edges = grace_seconds, edges
-        self._last = Last()
+        self._last = FinalState()
         self._ends_at: float | None = None
         self._task: asyncio.Task[bool] | None = None
         self.took_last = False
@@ -92,14 +94,14 @@ class Shutdown:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def last_attempt(self, identifier: str, trigger: str, seconds: float) -> Attempt:
+    def last_attempt(self, identifier: str, trigger: str, seconds: float) -> CaptureAttempt:
         """An attempt after which nothing comes: when the authority is away it is left for later."""
         ends_at = self._edges.monotonic() + seconds
         if self._ends_at is not None:
             ends_at = min(ends_at, self._ends_at)
-        return Attempt(identifier, trigger, ends_at, self._edges.monotonic, deferrable=True)
+        return CaptureAttempt(identifier, trigger, ends_at, self._edges.monotonic, deferrable=True)
 
-    async def order_or_own(self, trigger: str, seconds: float) -> Attempt:
+    async def order_or_own(self, trigger: str, seconds: float) -> CaptureAttempt:
         """As the authority orders it, or under an id of our own when it cannot be asked."""
         identifier = self._edges.random_id()
         try:
@@ -133,7 +135,7 @@ class Shutdown:
                 flushing.cancel()
         return True
 
-    async def _see_through(self, attempt: Attempt | None) -> bool:
+    async def _see_through(self, attempt: CaptureAttempt | None) -> bool:
         """The agent has gone, and what it handed over last may be in the attempt under way: whether that is stored."""
         if attempt is None:
             return False
@@ -144,7 +146,7 @@ class Shutdown:
         """Whether the agent has handed over its last state; None while it may."""
         return True if self._last.flush is not None else False if self._last.ended.is_set() else None
 
-    async def _take_last(self, session: Session | None) -> None:
+    async def _take_last(self, session: ProcessSession | None) -> None:
         """As often as there is time for it: what is in the way may pass."""
         while True:
             attempt = await self.order_or_own(TRIGGER, self._grace_seconds)
@@ -167,11 +169,11 @@ class Shutdown:
         try:
             order = await self._requests.order(TRIGGER, self._grace_seconds)
             ends_at = self._edges.monotonic() + self._grace_seconds / 2
-            await self._take(Attempt(order.attempt, TRIGGER, ends_at, self._edges.monotonic), None)
+            await self._take(CaptureAttempt(order.attempt, TRIGGER, ends_at, self._edges.monotonic), None)
         except (SavepointError, TimeoutError) as error:
             log.warning("no checkpoint while the agent ends: %s", error or "no order came in time")
 
-    async def _flush(self, session: Session) -> None:
+    async def _flush(self, session: ProcessSession) -> None:
         transaction = Transaction(self._edges.random_id(), self._grace_seconds)
         session.begin(transaction)
         session.send(wire.Stopping(transaction.id, self._grace_seconds))

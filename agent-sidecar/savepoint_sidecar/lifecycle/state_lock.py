@@ -11,7 +11,7 @@ from typing import Final
 from savepoint.errors import Unavailable
 
 from savepoint_sidecar.authority.authority import Authority
-from savepoint_sidecar.checkpoint.capture_attempt import Attempt
+from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt
 
 AWAY_SECONDS: Final = 3.0
 """How long the end of an agent waits for an attempt whose commit waits for an authority that is away."""
@@ -20,7 +20,7 @@ POLL_SECONDS: Final = 0.05
 CONNECTED_ANEW: Final = "the agent has connected anew while it was captured"
 
 
-class Turn:
+class StateLock:
     """Of one incarnation. Everything runs on its event loop."""
 
     def __init__(self, authority: Authority, monotonic: Callable[[], float], grace_seconds: float) -> None:
@@ -29,7 +29,7 @@ class Turn:
         self._connecting = 0
         self.lock = asyncio.Lock()
         """Held by whoever takes or brings back a cut."""
-        self.attempt: Attempt | None = None
+        self.attempt: CaptureAttempt | None = None
         """The one that is being taken."""
 
     @property

@@ -28,16 +28,16 @@ _READ = os.O_RDONLY | os.O_NONBLOCK
 
 
 @dataclass
-class Mended:
+class InPlaceReport:
     """What a barrier had to do."""
 
     restored: int = 0
     removed: int = 0
 
 
-def bring_back(reader: CheckpointReader, capture: Capture) -> Mended:
+def bring_back(reader: CheckpointReader, capture: Capture) -> InPlaceReport:
     """Let every root hold exactly what the cut says; the capture knows its files again afterwards."""
-    mended = Mended()
+    mended = InPlaceReport()
     for root in capture.roots:
         component = reader.manifest.component(root.component)
         if component is None or component.kind != KIND:
@@ -71,7 +71,7 @@ class _Barrier:
     """One root."""
 
     def __init__(
-        self, reader: CheckpointReader, capture: Capture, root: Root, component: ComponentRecord, mended: Mended
+        self, reader: CheckpointReader, capture: Capture, root: Root, component: ComponentRecord, mended: InPlaceReport
     ) -> None:
         self._reader, self._root, self._component, self._mended = reader, root, component, mended
         self._excluded = capture.excluded(root)

@@ -12,12 +12,12 @@ from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from savepoint.contract.agent_protocol import KINDS, TENSORS_PREFIX, Kind, Restored
 from savepoint.errors import StageFull, Unavailable
-from savepoint.sdk.agent_session import Session
+from savepoint.sdk.agent_session import AgentSession
 from savepoint.sdk.digest import digest
 from savepoint.sdk.effect import Call, EffectBlock, OnUncertain, Operation, Uncertain
 from savepoint.sdk.encoding import decode, encode
 from savepoint.sdk.errors import NotEncodable, StepChanged
-from savepoint.sdk.iterations import Turns
+from savepoint.sdk.iterations import LoopIterations
 from savepoint.sdk.keys import checked_name, numbered
 from savepoint.sdk.loop import Loop
 from savepoint.sdk.scope import Scope, StepRecord
@@ -33,9 +33,9 @@ log: Final = logging.getLogger("savepoint")
 class Agent:
     """A connected agent; ``savepoint.connect()`` makes it."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: AgentSession) -> None:
         self._session = session
-        self._turns = Turns(session)
+        self._turns = LoopIterations(session)
         self._warned: set[str] = set()
 
     # -- who, and from where --

@@ -14,13 +14,13 @@ from uuid import uuid4
 from savepoint.contract import agent_protocol as wire
 from savepoint.errors import DeadlineExceeded, SavepointError, Unavailable
 from savepoint.sdk.activity import Activity
-from savepoint.sdk.background import Clerk
+from savepoint.sdk.background import BackgroundThread
 from savepoint.sdk.client import Link
 from savepoint.sdk.errors import NotAtSafePoint, from_reason
-from savepoint.sdk.gate import Gate, Pending, Waiter
+from savepoint.sdk.gate import Gate, PendingOrder, Waiter
 from savepoint.sdk.ledger import effect_id
 from savepoint.sdk.loop import Position
-from savepoint.sdk.replay_point import Point
+from savepoint.sdk.replay_point import ReplayPoint
 from savepoint.sdk.state import State
 
 log: Final = logging.getLogger("savepoint")
@@ -31,7 +31,7 @@ _LAST_ORDERS: Final = 4  # what was ordered before SIGTERM may be flushed for, o
 _SHUTDOWN_REASON: Final = "Shutdown"
 
 
-class Session:
+class AgentSession:
     """The inside of an Agent."""
 
     def __init__(self, connected: wire.Connected, state: State, *, required: bool) -> None:
@@ -43,7 +43,7 @@ class Session:
         self.position = Position(state.root)
         self.activity = Activity()
         self.gate = Gate(lambda: self.activity.loops.copy().values())
-        self.clerk = Clerk()
+        self.clerk = BackgroundThread()
         self.fenced: str | None = None
         self.over: SavepointError | None = None  # why nothing works any more
         self.exit: Callable[[], None] | None = None  # ends the process after a stopping flush, where we may
@@ -128,13 +128,13 @@ class Session:
 
     # -- safe points --
 
-    def explicit_point(self) -> Point | None:
+    def explicit_point(self) -> ReplayPoint | None:
         """The program calls for a safe point. None where none runs again: outside of turns."""
         scope = self.position.now()
         number, scope.points = scope.points, scope.points + 1
-        return Point(scope.path, number=number) if "[" in scope.path else None
+        return ReplayPoint(scope.path, number=number) if "[" in scope.path else None
 
-    def point(self, at: Point | None) -> SavepointError | None:
+    def point(self, at: ReplayPoint | None) -> SavepointError | None:
         """A safe point at which something is to be done. Returns why a flush failed, if one did here."""
         self.check()
         if self.state.catching_up is not None:
@@ -144,7 +144,7 @@ class Session:
             return None
         failure: list[SavepointError] = []
 
-        def flush(pending: Pending) -> None:
+        def flush(pending: PendingOrder) -> None:
             error = self._flush(pending, at)
             if error is not None:
                 failure.append(error)
@@ -225,7 +225,7 @@ class Session:
 
     # -- inside --
 
-    def _serve(self, waiter: Waiter, at: Point | None, until: float) -> SavepointError | None:
+    def _serve(self, waiter: Waiter, at: ReplayPoint | None, until: float) -> SavepointError | None:
         """Flush whatever is ordered until the waiter has its result. Returns why a flush failed here."""
         error = None
         while not waiter.done and monotonic() < until:
@@ -237,7 +237,7 @@ class Session:
             self.check()
         return error
 
-    def _flush(self, pending: Pending, at: Point | None) -> SavepointError | None:
+    def _flush(self, pending: PendingOrder, at: ReplayPoint | None) -> SavepointError | None:
         """Capture, hand over, wait, go on. Whatever fails is said and logged, and the agent goes on."""
         transaction, link = pending.order.transaction, self.link
         if link is None:
@@ -267,7 +267,7 @@ class Session:
             self.clerk.do(lambda: link.resumed(wire.Resumed("", transaction, pause)))
         return None
 
-    def _say_what_keeps_us(self, pending: Pending) -> None:
+    def _say_what_keeps_us(self, pending: PendingOrder) -> None:
         link, order = self.link, pending.order
         if link is None or not isinstance(order, wire.Quiesce) or self.gate.pending is not pending:
             return
@@ -279,7 +279,7 @@ class Session:
             )
             link.failed(wire.Failed("", order.transaction, "QuiesceTimeout", message))
 
-    def _flush_last(self, flush: Callable[[Pending], None]) -> None:
+    def _flush_last(self, flush: Callable[[PendingOrder], None]) -> None:
         """SIGTERM came: flush until it was for the end. For what was ordered before it, nobody may wait any more."""
         for _ in range(_LAST_ORDERS):
             if not self._order_to_stop():

@@ -17,7 +17,7 @@ Job = Callable[[], object]
 log: Final = logging.getLogger("savepoint")
 
 
-class Clerk:
+class BackgroundThread:
     """Runs jobs in order, and later ones at their time."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from savepoint.contract import agent_protocol as wire
 from savepoint.contract.names import ENV_REQUIRED, ENV_SOCKET, ENV_STAGE
 from savepoint.errors import SavepointError, Unavailable
 from savepoint.sdk.agent import Agent, stage_of
-from savepoint.sdk.agent_session import Session, unmanaged
+from savepoint.sdk.agent_session import AgentSession, unmanaged
 from savepoint.sdk.client import Client, OrderStream, SocketLink
 from savepoint.sdk.errors import SessionInUse
 from savepoint.sdk.journal import FileJournal, NoJournal
@@ -63,7 +63,7 @@ class _Sessions:
 class _Attached:
     """A session over the socket: its stream of orders, the thread that reads it, and SIGTERM."""
 
-    def __init__(self, client: Client, connect: wire.Connect, connected: wire.Connected, session: Session) -> None:
+    def __init__(self, client: Client, connect: wire.Connect, connected: wire.Connected, session: AgentSession) -> None:
         self._client = client
         self._connect = connect
         self._session_id = connected.session
@@ -201,7 +201,7 @@ def _attach(settings: Settings, schema_version: str) -> _Attached:
     back = connected.restored
     if back is not None:
         log.info("%s from %s: %d steps on record", back.how.lower(), back.checkpoint, steps)
-    session = Session(connected, state, required=settings.required)
+    session = AgentSession(connected, state, required=settings.required)
     attached = _Attached(client, _again(me), connected, session)
     session.attach(attached.link)
     session.keep_alive = attached
@@ -223,7 +223,7 @@ def _again(me: wire.Connect) -> wire.Connect:
 def _local() -> Agent:
     """Not managed: everything works in memory. Effects' ids differ from run to run, for nothing ties the runs."""
     connected = wire.Connected("", "local", "", 0, uuid4().int >> 65)
-    return Agent(Session(connected, State(NoJournal(), None), required=False))
+    return Agent(AgentSession(connected, State(NoJournal(), None), required=False))
 
 
 def _version() -> str:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Literal
 
 from savepoint.errors import StageFull, Superseded, Unavailable
-from savepoint.sdk.agent_session import Session
+from savepoint.sdk.agent_session import AgentSession
 from savepoint.sdk.encoding import decode, encode
 from savepoint.sdk.errors import EffectUncertain
 from savepoint.sdk.keys import SEGMENT_ESCAPES, checked_name, key_text, numbered
@@ -51,10 +51,10 @@ class Uncertain:
     path: str
     risk: str
     time: str  # when it was sent last, UTC
-    _session: Session = field(repr=False)
+    _session: AgentSession = field(repr=False)
 
     @classmethod
-    def of(cls, effect: Effect, session: Session) -> "Uncertain":
+    def of(cls, effect: Effect, session: AgentSession) -> "Uncertain":
         """From the ledger."""
         return cls(effect.id, effect.name, effect.key, effect.path, effect.risk, effect.time, session)
 
@@ -81,7 +81,7 @@ class Call:
     ordinal: int | None = None
     label: str = ""
 
-    def begin(self, session: Session) -> Operation:
+    def begin(self, session: AgentSession) -> Operation:
         """Journal the intent. Raises EffectUncertain, Superseded, StageFull."""
         checked_name(self.name, "effect")
         with session.lock:
@@ -97,7 +97,7 @@ class Call:
                 self._give_back()
                 raise
 
-    def _begin(self, session: Session) -> Operation:
+    def _begin(self, session: AgentSession) -> Operation:
         ledger = session.state.ledger
         effect_id = session.effect_id(self.scope.path, self.name, self.label)
         known = ledger.get(effect_id)
@@ -129,7 +129,7 @@ class Call:
         """The scope in which the body runs: what it records does not count among its neighbours."""
         return f"{numbered(self.name, '!')}{self.label.translate(SEGMENT_ESCAPES)}"
 
-    def failed(self, session: Session, operation: Operation) -> None:
+    def failed(self, session: AgentSession, operation: Operation) -> None:
         """The body raised: nobody knows whether it arrived, unless the body said that nothing was sent."""
         with session.lock:
             session.state.ledger.running.discard(operation.id)
@@ -137,7 +137,7 @@ class Call:
             if not operation.sent:
                 session.state.record_open(operation.id)
 
-    def confirmed(self, session: Session, operation: Operation, result: Any) -> None:
+    def confirmed(self, session: AgentSession, operation: Operation, result: Any) -> None:
         """The body returned. Raises NotEncodable, after the confirmation is journaled without the result."""
         with session.lock:
             session.state.ledger.running.discard(operation.id)
@@ -160,7 +160,7 @@ class Call:
 class EffectBlock:
     """``with agent.effect(name) as op:`` — the body runs every time, under the same id; leaving it well confirms."""
 
-    def __init__(self, session: Session, call: Call) -> None:
+    def __init__(self, session: AgentSession, call: Call) -> None:
         self._session = session
         self._call = call
         self._operation: Operation | None = None

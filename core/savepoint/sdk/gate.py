@@ -19,7 +19,7 @@ _POLL_SECONDS: Final = 0.05  # how soon a thread's silent end is noticed
 _REMEMBERED: Final = 8  # transactions that are over
 
 
-class Turn(Protocol):
+class Iteration(Protocol):
     """An open turn of a loop: its scope, and the thread that runs it."""
 
     @property
@@ -29,7 +29,7 @@ class Turn(Protocol):
 
 
 @dataclass
-class Pending:
+class PendingOrder:
     """An order to flush, with the time after which it is void."""
 
     order: Quiesce | Stopping
@@ -59,11 +59,11 @@ class Waiter:
 class Gate:
     """The meeting point of one agent's threads."""
 
-    def __init__(self, turns: Callable[[], Iterable[Turn]]) -> None:
+    def __init__(self, turns: Callable[[], Iterable[Iteration]]) -> None:
         self.condition = threading.Condition(threading.RLock())
         self.attention = False  # the one thing a safe point looks at when nothing is to be done
         self.urgent = False  # something besides an order waits for a safe point
-        self.pending: Pending | None = None
+        self.pending: PendingOrder | None = None
         self._turns = turns
         self._parked: dict[int, Scope] = {}
         self._critical: dict[int, int] = {}
@@ -72,7 +72,7 @@ class Gate:
 
     # -- orders, from the reader's thread --
 
-    def order(self, order: Quiesce | Stopping) -> Pending | None:
+    def order(self, order: Quiesce | Stopping) -> PendingOrder | None:
         """An order came in. None: it came twice, or is over already."""
         seconds = order.timeout_seconds if isinstance(order, Quiesce) else order.grace_seconds
         with self.condition:
@@ -80,7 +80,7 @@ class Gate:
                 return None
             if self.pending is not None and self.pending.order.transaction == order.transaction:
                 return None
-            self.pending = Pending(order, monotonic() + seconds)
+            self.pending = PendingOrder(order, monotonic() + seconds)
             self.attention = True
             self.condition.notify_all()
             return self.pending
@@ -135,7 +135,7 @@ class Gate:
 
     # -- safe points, from the agent's threads --
 
-    def park(self, scope: Scope, flush: Callable[[Pending], None]) -> Pending | None:
+    def park(self, scope: Scope, flush: Callable[[PendingOrder], None]) -> PendingOrder | None:
         """Stop at a safe point while an order is pending. One of the parked threads calls ``flush``, with the lock
         released. Returns the order that was served, None if there was none or it was dropped."""
         me = get_ident()
@@ -235,7 +235,7 @@ class Gate:
                 moving.append(thread)
         return moving
 
-    def _clear(self, pending: Pending) -> None:
+    def _clear(self, pending: PendingOrder) -> None:
         self._remember(pending.order.transaction)
         if self.pending is pending:
             self.pending = None

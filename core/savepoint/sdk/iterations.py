@@ -5,15 +5,15 @@ The iterator itself is loop.py's.
 
 from typing import Any
 
-from savepoint.sdk.agent_session import Session
+from savepoint.sdk.agent_session import AgentSession
 from savepoint.sdk.loop import Loop
-from savepoint.sdk.replay_point import Point
+from savepoint.sdk.replay_point import ReplayPoint
 
 
-class Turns:
+class LoopIterations:
     """The LoopHost of one session."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: AgentSession) -> None:
         self._session = session
 
     def loop_opened(self, loop: Loop[Any]) -> None:
@@ -57,5 +57,5 @@ class Turns:
             self._session.point(_between_turns(loop))
 
 
-def _between_turns(loop: Loop[Any]) -> Point:
-    return Point(loop.scope.path, loop.label)
+def _between_turns(loop: Loop[Any]) -> ReplayPoint:
+    return ReplayPoint(loop.scope.path, loop.label)

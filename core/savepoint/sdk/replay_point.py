@@ -16,7 +16,7 @@ log: Final = logging.getLogger("savepoint")
 
 
 @dataclass(frozen=True)
-class Point:
+class ReplayPoint:
     """Where a cut was taken: between two turns of a loop, or at the n-th explicit safe point of a scope's pass."""
 
     scope: str
@@ -28,7 +28,7 @@ class Point:
         return {"scope": self.scope, "loop": self.loop, "number": self.number}
 
     @classmethod
-    def from_plain(cls, raw: Mapping[str, Any] | None) -> "Point | None":
+    def from_plain(cls, raw: Mapping[str, Any] | None) -> "ReplayPoint | None":
         """From the execution component. Raises RestoreFailed."""
         if raw is None:
             return None

@@ -18,7 +18,7 @@ from savepoint.sdk.encoding import decode, encode
 from savepoint.sdk.errors import RestoreFailed
 from savepoint.sdk.journal import Journal
 from savepoint.sdk.ledger import Effect, Ledger
-from savepoint.sdk.replay_point import Point, become
+from savepoint.sdk.replay_point import ReplayPoint, become
 from savepoint.sdk.scope import Scope, StepRecord
 from savepoint.sdk.stage import Stage
 from savepoint.sdk.tensors import TensorSet
@@ -47,7 +47,7 @@ class State:
         self.tensors: dict[str, TensorSet] = {}
         self.restored: dict[str, wire.Component] = {}  # tensors and foreign components nobody asked for yet
         self.handles: dict[str, Callable[[], Any]] = {}  # give the descriptor as it is now
-        self.catching_up: Point | None = None  # where the restored cut was taken, until the program comes there
+        self.catching_up: ReplayPoint | None = None  # where the restored cut was taken, until the program comes there
         self._set_back: list[Value] | None = None  # what documents become then
         self._texts: dict[str, Value] = {}  # documents nobody asked for yet
         self._descriptors: dict[str, Value] = {}  # the same of handles
@@ -74,7 +74,7 @@ class State:
                     plain = component_codec.read_versioned(component, self.stage)
                     number = int(plain.get("journal", 0))
                     self.root.load(plain.get("scopes", {}))
-                    self.catching_up = Point.from_plain(plain.get("at"))
+                    self.catching_up = ReplayPoint.from_plain(plain.get("at"))
                 case wire.COMPONENT_EFFECTS:
                     for effect, raw in component_codec.read_versioned(component, self.stage).get("effects", {}).items():
                         self._know(Effect.from_plain(effect, raw))
@@ -121,7 +121,7 @@ class State:
         if self.catching_up is not None and self._set_back is None:
             self._set_back = self._document_values()
 
-    def reached(self, point: Point | None) -> None:
+    def reached(self, point: ReplayPoint | None) -> None:
         """The program is at a point; documents are set back if it is the one where the cut was taken."""
         if self.catching_up is None or point != self.catching_up:
             return
@@ -167,7 +167,7 @@ class State:
 
     # -- a cut --
 
-    def capture(self, transaction: str, at: Point | None = None) -> tuple[wire.Component, ...]:
+    def capture(self, transaction: str, at: ReplayPoint | None = None) -> tuple[wire.Component, ...]:
         """The state as it is now, at this point of the program.
 
         Raises NotEncodable, StageFull, StateUnstable, Unavailable. Large arrays come first: what changes fastest is
@@ -179,7 +179,7 @@ class State:
             self.release(transaction, committed=False)
             raise
 
-    def _capture(self, transaction: str, at: Point | None) -> tuple[wire.Component, ...]:
+    def _capture(self, transaction: str, at: ReplayPoint | None) -> tuple[wire.Component, ...]:
         large = [tensors.flush(transaction) for tensors in self.tensors.values()]
         for name, component in self.restored.items():
             self.restored[name] = component_codec.carried(component, self.stage)

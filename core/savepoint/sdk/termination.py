@@ -11,7 +11,7 @@ from time import monotonic
 from types import FrameType
 from typing import Any, Final
 
-from savepoint.sdk.background import Clerk
+from savepoint.sdk.background import BackgroundThread
 
 EXIT_CODE: Final = 128 + int(signal.SIGTERM)
 GRACE_SECONDS: Final = 25.0  # until told otherwise: Kubernetes gives 30
@@ -22,7 +22,9 @@ _Handler = Callable[[int, FrameType | None], Any]
 class Termination:
     """The SIGTERM handler of one session. ``alarm`` makes the next safe point look up; safe in a signal handler."""
 
-    def __init__(self, alarm: Callable[[], None], clerk: Clerk, grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(
+        self, alarm: Callable[[], None], clerk: BackgroundThread, grace_seconds: float = GRACE_SECONDS
+    ) -> None:
         self._alarm = alarm
         self._clerk = clerk
         self._grace_seconds = grace_seconds

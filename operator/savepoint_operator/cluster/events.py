@@ -29,7 +29,7 @@ MESSAGE_MOST: Final = 1024
 
 
 @dataclass(frozen=True)
-class About:
+class EventTarget:
     """The object that an Event is about."""
 
     kind: Kind
@@ -38,11 +38,11 @@ class About:
     uid: str
 
     @classmethod
-    def of(cls, kind: Kind, meta: Meta) -> "About":
+    def of(cls, kind: Kind, meta: Meta) -> "EventTarget":
         return cls(kind, meta.namespace, meta.name, meta.uid)
 
 
-class Writes(Protocol):
+class EventWriter(Protocol):
     """The part of the API door that is used."""
 
     async def create(self, kind: Kind, body: Raw) -> Raw: ...
@@ -60,21 +60,21 @@ class _Said:
 class Events:
     """Cluster-scoped objects have their Events in namespace ``default``, as kubectl expects."""
 
-    def __init__(self, api: Writes, now: Callable[[], datetime], reporter: str) -> None:
+    def __init__(self, api: EventWriter, now: Callable[[], datetime], reporter: str) -> None:
         """``reporter``: the name of this operator's pod."""
         self._api, self._now, self._reporter = api, now, reporter
         self._said: OrderedDict[str, _Said] = OrderedDict()
         self._count = 0
 
-    async def normal(self, about: About, reason: str, message: str) -> None:
+    async def normal(self, about: EventTarget, reason: str, message: str) -> None:
         """Good news."""
         await self._say("Normal", about, reason, message)
 
-    async def warning(self, about: About, reason: str, message: str) -> None:
+    async def warning(self, about: EventTarget, reason: str, message: str) -> None:
         """Something to look at."""
         await self._say("Warning", about, reason, message)
 
-    async def _say(self, kind: str, about: About, reason: str, message: str) -> None:
+    async def _say(self, kind: str, about: EventTarget, reason: str, message: str) -> None:
         text = message if len(message) <= MESSAGE_MOST else message[: MESSAGE_MOST - 1] + "…"
         now = self._now()
         key = hashlib.sha256("\0".join((about.uid, about.name, kind, reason, text)).encode()).hexdigest()
@@ -96,7 +96,7 @@ class Events:
             self._said.pop(key, None)
             log.warning("event %s on %s %s could not be written: %s", reason, about.kind.kind, about.name, error)
 
-    def _body(self, kind: str, about: About, reason: str, message: str, now: datetime) -> dict[str, Any]:
+    def _body(self, kind: str, about: EventTarget, reason: str, message: str, now: datetime) -> dict[str, Any]:
         namespace = about.namespace or "default"
         return {
             "metadata": {"name": f"{about.name}.{self._unique(now)}", "namespace": namespace},

@@ -20,7 +20,7 @@ from savepoint_operator.model.objects import (
     Store,
     Workload,
 )
-from savepoint_operator.model.views import AgentKey
+from savepoint_operator.model.views import AgentRef
 from savepoint_operator.rules.admission.policy import LabelSelector
 
 Raw = Mapping[str, Any]
@@ -156,7 +156,7 @@ def checkpoint_of(raw: Raw) -> CheckpointObject:
     meta, spec, status = meta_of(raw), raw["spec"], raw.get("status") or {}
     return CheckpointObject(
         meta=meta,
-        agent=AgentKey(meta.namespace, spec["agent"]),
+        agent=AgentRef(meta.namespace, spec["agent"]),
         hold=(spec.get("retention") or {}).get("hold") == "Keep",
         attempt=status.get("attempt") or "",
         reason=status.get("reason") or "",

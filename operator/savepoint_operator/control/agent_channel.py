@@ -7,14 +7,14 @@ from typing import Protocol
 
 from savepoint.contract.control_protocol import Checkpoint, Committed, Refused
 
-from savepoint_operator.control.rate_limit import Allowance
+from savepoint_operator.control.rate_limit import RateLimit
 from savepoint_operator.model.views import SessionView
-from savepoint_operator.rules.attempt import Attempt
+from savepoint_operator.rules.attempt import InFlight
 
 ENDED_KEPT = 32
 
 
-class Session(Protocol):
+class SidecarConnection(Protocol):
     """What the registry needs of a connected sidecar."""
 
     def view(self, attempt: str | None) -> SessionView:
@@ -31,18 +31,18 @@ class Session(Protocol):
 
 
 @dataclass
-class Line:
+class AgentChannel:
     """What is kept of one agent in memory."""
 
-    session: Session | None = None
+    session: SidecarConnection | None = None
     holder: tuple[str, int] | None = None  # pod uid and epoch, as far as this leader has seen
-    attempt: Attempt | None = None
+    attempt: InFlight | None = None
     timer: asyncio.Task[None] | None = None
     ended: "OrderedDict[str, str]" = field(default_factory=OrderedDict)  # attempt -> reason, empty when committed
     commits: "dict[str, asyncio.Task[Committed | Refused]]" = field(default_factory=dict)
     restoring: set[object] = field(default_factory=set)  # sessions of pods that were granted and have not reported
     between_until: float = 0.0  # monotonic seconds until which the next word of an agent without a pod is awaited
-    begun: Allowance | None = None  # how many attempts its pod may begin by itself
+    begun: RateLimit | None = None  # how many attempts its pod may begin by itself
 
     def knows(self, attempt: str) -> bool:
         """Whether the attempt was ordered, restated, or has ended."""

@@ -12,7 +12,7 @@ from aiohttp import WSMsgType, web
 from savepoint.contract.control_protocol import FromOperator, FromPod, Message, ProtocolError, decode, encode
 from savepoint.errors import KeyMismatch, NotAdopted, StoreDenied, StoreMisconfigured, StoreUnavailable, Unavailable
 
-from savepoint_operator.control.rate_limit import MESSAGE_COSTS_BYTES, Allowance
+from savepoint_operator.control.rate_limit import MESSAGE_COSTS_BYTES, RateLimit
 from savepoint_operator.rules.sanitize import heard
 
 SEND_SECONDS = 10.0
@@ -46,7 +46,7 @@ class Connection:
 
     def __init__(self, socket: web.WebSocketResponse, request: web.Request, send_seconds: float = SEND_SECONDS) -> None:
         self._socket, self._request, self._send_seconds = socket, request, send_seconds
-        self.pace: Allowance | None = None
+        self.pace: RateLimit | None = None
         """What its pod may send; set once the pod is known, before anything is received."""
         self.received_bytes = 0
         """Of the last message."""

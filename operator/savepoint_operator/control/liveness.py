@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from savepoint_operator.model.views import AgentKey, Contact, PodIdentity
+from savepoint_operator.model.views import AgentRef, Contact, PodIdentity
 
 FORGET_SECONDS = 3600.0
 """A pod whose connection ended longer ago is as good as one that never connected: both are past every bound."""
@@ -22,13 +22,13 @@ class _Heard:
     released: bool = False
 
 
-class Presence:
+class PodLiveness:
     """Connections by pod UID, of either role. All methods run on the event loop."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._heard: dict[str, _Heard] = {}
-        self._pulses: dict[AgentKey, asyncio.Event] = {}
+        self._pulses: dict[AgentRef, asyncio.Event] = {}
         self._leader_since = monotonic()
 
     @property
@@ -53,7 +53,7 @@ class Presence:
         if heard.connections == 0:
             heard.closed_at = self._monotonic()
 
-    def released(self, agent: AgentKey, pod: PodIdentity) -> None:
+    def released(self, agent: AgentRef, pod: PodIdentity) -> None:
         """The pod has ended its work; whoever waits for it is woken."""
         self._heard.setdefault(pod.uid, _Heard(pod.name)).released = True
         self.pulse(agent)
@@ -71,13 +71,13 @@ class Presence:
         connected = heard.connections > 0
         return Contact(connected, None if connected else heard.closed_at, heard.released, heard.name)
 
-    def pulse(self, agent: AgentKey) -> None:
+    def pulse(self, agent: AgentRef) -> None:
         """Wake whoever waits for a change of this agent."""
         event = self._pulses.pop(agent, None)
         if event is not None:
             event.set()
 
-    async def changed(self, agent: AgentKey, seconds: float) -> None:
+    async def changed(self, agent: AgentRef, seconds: float) -> None:
         """Return at the next pulse of the agent, or after so many seconds."""
         event = self._pulses.setdefault(agent, asyncio.Event())
         with suppress(TimeoutError):

@@ -16,7 +16,7 @@ BEGUN_PER_SECOND = 1.0
 REMEMBERED = 4096
 
 
-class Allowance:
+class RateLimit:
     """So much at once, and so much a second in the long run."""
 
     def __init__(self, monotonic: Callable[[], float], most: float, per_second: float) -> None:
@@ -43,16 +43,16 @@ class Allowance:
         self._at = now
 
 
-class Paces:
+class RateLimits:
     """Each pod's allowance of bytes, over all its connections."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._by_uid: OrderedDict[str, Allowance] = OrderedDict()
+        self._by_uid: OrderedDict[str, RateLimit] = OrderedDict()
 
-    def of(self, pod_uid: str) -> Allowance:
+    def of(self, pod_uid: str) -> RateLimit:
         """The pod's allowance."""
-        found = self._by_uid.setdefault(pod_uid, Allowance(self._monotonic, BYTES_MOST, BYTES_PER_SECOND))
+        found = self._by_uid.setdefault(pod_uid, RateLimit(self._monotonic, BYTES_MOST, BYTES_PER_SECOND))
         self._by_uid.move_to_end(pod_uid)
         while len(self._by_uid) > REMEMBERED:
             self._by_uid.popitem(last=False)

@@ -13,13 +13,13 @@ from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
 from savepoint.repository.format.commit import Head
 
-from savepoint_operator.control.agent_channel import Line, Session
-from savepoint_operator.control.rate_limit import BEGUN_MOST, BEGUN_PER_SECOND, Allowance
-from savepoint_operator.lineage.epoch_lease import Tenure
+from savepoint_operator.control.agent_channel import AgentChannel, SidecarConnection
+from savepoint_operator.control.rate_limit import BEGUN_MOST, BEGUN_PER_SECOND, RateLimit
+from savepoint_operator.lineage.epoch_lease import EpochLease
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.model.ports import Recorder
-from savepoint_operator.model.views import AgentKey, PodIdentity, SessionView
-from savepoint_operator.rules.attempt import MAY_WAIT, URGENT, Attempt, Start, start
+from savepoint_operator.model.views import AgentRef, PodIdentity, SessionView
+from savepoint_operator.rules.attempt import MAY_WAIT, URGENT, InFlight, Start, start
 
 COMMIT_SECONDS = 30.0
 """How long a commit is tried at least while the store cannot be reached, even past the attempt's deadline."""
@@ -42,13 +42,13 @@ class Registry:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._lineage, self._recorder, self._monotonic, self._sleep = lineage, recorder, monotonic, sleep
-        self._lines: dict[AgentKey, Line] = {}
+        self._lines: dict[AgentRef, AgentChannel] = {}
         self._stops: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     # -- Orders ---------------------------------------------------------------------------------------------------
 
-    def session(self, agent: AgentKey) -> SessionView | None:
+    def session(self, agent: AgentRef) -> SessionView | None:
         """The live sidecar session of the agent."""
         line = self._lines.get(agent)
         if line is None or line.session is None:
@@ -56,12 +56,12 @@ class Registry:
         return line.session.view(line.attempt.id if line.attempt else None)
 
     async def checkpoint(
-        self, agent: AgentKey, attempt: str, trigger: str, deadline_seconds: int, after: str = "Resume"
+        self, agent: AgentRef, attempt: str, trigger: str, deadline_seconds: int, after: str = "Resume"
     ) -> None:
         """Order a checkpoint; see ``Orders``."""
         await self.order(agent, Checkpoint(attempt, trigger, deadline_seconds, after))
 
-    async def rollback(self, agent: AgentKey, attempt: str, to_sequence: int | None, store: str) -> Head:
+    async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
         """Append a rollback record and stop the session, which may commit nothing after it."""
         head = await self._lineage.rollback(agent, attempt, to_sequence, store)
         message = f"Agent {agent} was rolled back: its next pod restores what was chosen."
@@ -71,13 +71,13 @@ class Registry:
         self._stop(line, "RolledBack", message)
         return head
 
-    async def end_run(self, agent: AgentKey, pod_uid: str, store: str) -> Head | None:
+    async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
         """End the run of a pod that has exited with 0; Unavailable while its last checkpoint may be on its way."""
         if self._line(agent).commits:
             raise Unavailable(f"a checkpoint of agent {agent} is being committed; its run is ended after that")
         return await self._lineage.end_run(agent, pod_uid, store)
 
-    async def collect(self, agent: AgentKey, store: str, keep_sequences: frozenset[int]) -> int:
+    async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> int:
         """Collect; Refused with code AttemptInFlight while a checkpoint or a restore is under way."""
         line = self._line(agent)
         if line.attempt is not None or line.commits or line.restoring:
@@ -86,20 +86,20 @@ class Registry:
             )
         return await self._lineage.collect(agent, store, keep_sequences)
 
-    async def head(self, agent: AgentKey, store: str) -> Head | None:
+    async def head(self, agent: AgentRef, store: str) -> Head | None:
         """The newest record, read from the store."""
         return await self._lineage.head(agent, store)
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
-    def attach(self, agent: AgentKey, session: Session) -> None:
+    def attach(self, agent: AgentRef, session: SidecarConnection) -> None:
         """The session is the agent's; an older one of the same pod has been closed by then."""
         line = self._line(agent)
         line.session = session
         if self._monotonic() < line.between_until:
             line.between_until = self._monotonic() + JOINED_SECONDS
 
-    def detach(self, agent: AgentKey, session: Session) -> bool:
+    def detach(self, agent: AgentRef, session: SidecarConnection) -> bool:
         """The session has ended; whether it was the agent's. Its attempt waits for a reconnect until the deadline."""
         line = self._line(agent)
         if line.session is not session:
@@ -107,22 +107,22 @@ class Registry:
         line.session = None
         return True
 
-    def restoring(self, agent: AgentKey, session: object) -> None:
+    def restoring(self, agent: AgentRef, session: object) -> None:
         """The pod of this session was granted an epoch and restores now."""
         self._line(agent).restoring.add(session)
 
-    def restored(self, agent: AgentKey, session: object) -> None:
+    def restored(self, agent: AgentRef, session: object) -> None:
         """The restore has ended, or its connection has: one pod may have two, of which the older is half open."""
         line = self._line(agent)
         if session in line.restoring:
             line.restoring.remove(session)
             self.awaited(agent)
 
-    def awaited(self, agent: AgentKey) -> None:
+    def awaited(self, agent: AgentRef) -> None:
         """The agent is between two pods from now on, or one step further: the next word of it may come soon."""
         self._line(agent).between_until = self._monotonic() + SUCCESSOR_SECONDS
 
-    async def hold(self, tenure: Tenure) -> None:
+    async def hold(self, tenure: EpochLease) -> None:
         """This pod holds the newest epoch: what an earlier holder had under way has ended, one way or the other."""
         agent, line = tenure.agent, self._line(tenure.agent)
         replaced = line.holder not in (None, (tenure.pod.uid, tenure.epoch))
@@ -142,7 +142,7 @@ class Registry:
         elif replaced:
             await self.fail(agent, Result(attempt.id, "Failed", "SourcePodReplaced", message))
 
-    def _stop(self, line: Line, reason: str, message: str) -> None:
+    def _stop(self, line: AgentChannel, reason: str, message: str) -> None:
         session, line.session = line.session, None
         if session is not None:  # in the background: a peer that no longer reads must not hold up its successor
             task = asyncio.ensure_future(session.stop(reason, message))
@@ -151,15 +151,15 @@ class Registry:
 
     # -- attempts -------------------------------------------------------------------------------------------------
 
-    def attempt(self, agent: AgentKey) -> Attempt | None:
+    def attempt(self, agent: AgentRef) -> InFlight | None:
         """The attempt in flight."""
         return self._line(agent).attempt
 
-    def has_ended(self, agent: AgentKey, attempt: str) -> bool:
+    def has_ended(self, agent: AgentRef, attempt: str) -> bool:
         """Whether the attempt is known to have ended."""
         return attempt in self._line(agent).ended
 
-    async def order(self, agent: AgentKey, message: Checkpoint) -> bool:
+    async def order(self, agent: AgentRef, message: Checkpoint) -> bool:
         """Begin an attempt and send its order; False, and nothing is sent, when it is known already."""
         line = self._line(agent)
         what = start(line.attempt, message.attempt in line.ended, message.attempt)
@@ -174,7 +174,7 @@ class Registry:
         if line.session is None or (self._stopping and message.trigger in MAY_WAIT):
             raise Unavailable(f"the sidecar of agent {agent} is not connected; the checkpoint can be taken once it is")
         deadline = self._monotonic() + message.deadline_seconds
-        self.begin(agent, Attempt(message.attempt, message.trigger, deadline, message.after))
+        self.begin(agent, InFlight(message.attempt, message.trigger, deadline, message.after))
         try:
             await line.session.order(message)
         except Unavailable:
@@ -182,7 +182,7 @@ class Registry:
             raise
         return True
 
-    def begin(self, agent: AgentKey, attempt: Attempt) -> None:
+    def begin(self, agent: AgentRef, attempt: InFlight) -> None:
         """Count the attempt as in flight, and watch its deadline."""
         line = self._line(agent)
         line.attempt = attempt
@@ -190,7 +190,7 @@ class Registry:
             line.timer.cancel()
         line.timer = asyncio.ensure_future(self._expire(agent, attempt))
 
-    def stage(self, agent: AgentKey, attempt: str, stage: str) -> bool:
+    def stage(self, agent: AgentRef, attempt: str, stage: str) -> bool:
         """How far the attempt is; False when it is not the one in flight."""
         line = self._line(agent)
         if line.attempt is None or line.attempt.id != attempt:
@@ -198,7 +198,7 @@ class Registry:
         line.attempt = line.attempt.at(stage)
         return True
 
-    async def result(self, tenure: Tenure, result: Result) -> None:
+    async def result(self, tenure: EpochLease, result: Result) -> None:
         """The sidecar ends its attempt. It may have offered it, and not have heard that it was committed."""
         agent, line = tenure.agent, self._line(tenure.agent)
         if result.attempt in line.ended or result.attempt in line.commits:
@@ -213,14 +213,14 @@ class Registry:
         else:
             await self.fail(agent, result)
 
-    async def fail(self, agent: AgentKey, result: Result) -> None:
+    async def fail(self, agent: AgentRef, result: Result) -> None:
         """The attempt has failed: say so, once."""
         line = self._line(agent)
         if result.attempt not in line.ended:
             line.end(result.attempt, result.reason or "Failed")
             await self._recorder.failed(agent, result)
 
-    async def commit(self, tenure: Tenure, offer: Offer) -> Committed | Refused:
+    async def commit(self, tenure: EpochLease, offer: Offer) -> Committed | Refused:
         """Commit an offer and answer it. It goes on when the connection is lost; a repeated offer joins it."""
         line = self._line(tenure.agent)
         task = line.commits.get(offer.attempt)
@@ -233,11 +233,11 @@ class Registry:
             task.add_done_callback(lambda _: line.commits.pop(offer.attempt, None))
         return await asyncio.shield(task)
 
-    def may_begin(self, agent: AgentKey) -> bool:
+    def may_begin(self, agent: AgentRef) -> bool:
         """Whether the agent's pod may begin one more attempt by itself: each may become an object of the cluster."""
         line = self._line(agent)
         if line.begun is None:
-            line.begun = Allowance(self._monotonic, BEGUN_MOST, BEGUN_PER_SECOND)
+            line.begun = RateLimit(self._monotonic, BEGUN_MOST, BEGUN_PER_SECOND)
         return line.begun.take()
 
     # -- the end of leadership ------------------------------------------------------------------------------------
@@ -254,12 +254,12 @@ class Registry:
             for line in self._lines.values()
         )
 
-    def between(self) -> set[AgentKey]:
+    def between(self) -> set[AgentRef]:
         """The agents that are on their way from one pod to the next: until the new one's sidecar has what it needs."""
         now = self._monotonic()
         return {agent for agent, line in self._lines.items() if line.restoring or now < line.between_until}
 
-    def pods(self) -> list[tuple[AgentKey, PodIdentity]]:
+    def pods(self) -> list[tuple[AgentRef, PodIdentity]]:
         """Of every live session."""
         sessions = [(agent, line.session) for agent, line in self._lines.items() if line.session is not None]
         return [(agent, session.view(None).pod) for agent, session in sessions]
@@ -276,17 +276,17 @@ class Registry:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    async def _was_committed(self, tenure: Tenure, attempt: str) -> bool:
+    async def _was_committed(self, tenure: EpochLease, attempt: str) -> bool:
         """Where the store cannot say, it counts as not committed; the chain is compared again later."""
         try:
             return await self._lineage.has_committed(tenure, attempt)
         except SavepointError:
             return False
 
-    def _line(self, agent: AgentKey) -> Line:
-        return self._lines.setdefault(agent, Line())
+    def _line(self, agent: AgentRef) -> AgentChannel:
+        return self._lines.setdefault(agent, AgentChannel())
 
-    async def _commit(self, line: Line, tenure: Tenure, offer: Offer) -> Committed | Refused:
+    async def _commit(self, line: AgentChannel, tenure: EpochLease, offer: Offer) -> Committed | Refused:
         late = line.ended.get(offer.attempt)
         if late == "DeadlineExceeded":
             return Refused(
@@ -305,7 +305,7 @@ class Registry:
         line.end(offer.attempt, "")
         return committed
 
-    async def _persist(self, tenure: Tenure, offer: Offer, until: float) -> Committed:
+    async def _persist(self, tenure: EpochLease, offer: Offer, until: float) -> Committed:
         pause = RETRY_SECONDS
         while True:
             try:
@@ -317,7 +317,7 @@ class Registry:
             await self._sleep(pause)
             pause = min(pause * 2, RETRY_MOST_SECONDS)
 
-    async def _expire(self, agent: AgentKey, attempt: Attempt) -> None:
+    async def _expire(self, agent: AgentRef, attempt: InFlight) -> None:
         await self._sleep(attempt.expires_in(self._monotonic()))
         line = self._line(agent)
         line.timer = None

@@ -11,12 +11,12 @@ from savepoint.contract.control_protocol import Ack, Grant, Heartbeat, NeedUrls,
 from savepoint.errors import SavepointError, Superseded
 
 from savepoint_operator.control.connection import MAY_PASS, CloseCode, Closing, Connection
-from savepoint_operator.control.liveness import Presence
+from savepoint_operator.control.liveness import PodLiveness
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.welcome import urls, welcome
-from savepoint_operator.lineage.epoch_lease import Tenure
+from savepoint_operator.lineage.epoch_lease import EpochLease
 from savepoint_operator.lineage.service import LineageService
-from savepoint_operator.model.ports import Directory, Recorder
+from savepoint_operator.model.ports import PodResolver, Recorder
 from savepoint_operator.model.views import Incarnation, PodIdentity, Refusal
 from savepoint_operator.rules.takeover import PREDECESSOR_RUNNING
 
@@ -52,9 +52,9 @@ class RestoreSession:
         pod: PodIdentity,
         *,
         lineage: LineageService,
-        directory: Directory,
+        directory: PodResolver,
         registry: Registry,
-        presence: Presence,
+        presence: PodLiveness,
         recorder: Recorder,
         leading: Callable[[], bool],
         monotonic: Callable[[], float],
@@ -65,7 +65,7 @@ class RestoreSession:
         self._presence, self._recorder = presence, recorder
         self._leading, self._monotonic, self._poll_seconds = leading, monotonic, poll_seconds
         self._who: Incarnation | None = None
-        self._tenure: Tenure | None = None
+        self._tenure: EpochLease | None = None
         self._reported = False
 
     async def run(self) -> None:
@@ -95,7 +95,7 @@ class RestoreSession:
             if not self._leading():
                 raise Closing(CloseCode.NOT_LEADING, "the operator stops; dial again")
             answer = await self._evaluate(first)
-            if isinstance(answer, Tenure):
+            if isinstance(answer, EpochLease):
                 break
             if isinstance(answer, Refusal) and not answer.retry:
                 return answer
@@ -126,7 +126,7 @@ class RestoreSession:
             await self._recorder.restored(self._who, Outcome(refusal.reason, refusal.message))
         raise Closing(CloseCode.DONE, refusal.reason)
 
-    async def _evaluate(self, first: bool) -> Tenure | Wait | Refusal:
+    async def _evaluate(self, first: bool) -> EpochLease | Wait | Refusal:
         try:
             who = await self._directory.incarnation(self._pod)
             if isinstance(who, Refusal):
@@ -147,7 +147,7 @@ class RestoreSession:
         else:
             await self._presence.changed(self._who.agent, seconds)
 
-    async def _urls(self, ask: NeedUrls, tenure: Tenure) -> Urls | Refused:
+    async def _urls(self, ask: NeedUrls, tenure: EpochLease) -> Urls | Refused:
         try:
             self._tenure = await self._lineage.renewed(tenure)
         except SavepointError as error:

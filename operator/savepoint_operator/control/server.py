@@ -15,16 +15,21 @@ from savepoint.contract.names import CONTROL_PORT
 from savepoint.errors import SavepointError, Unavailable
 
 from savepoint_operator.control.connection import CloseCode, Closing, Connection
-from savepoint_operator.control.liveness import Presence
-from savepoint_operator.control.rate_limit import Paces
+from savepoint_operator.control.liveness import PodLiveness
+from savepoint_operator.control.rate_limit import RateLimits
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.restore_session import RestoreSession
 from savepoint_operator.control.sidecar_session import SidecarSession
 from savepoint_operator.control.tokens import Tokens
-from savepoint_operator.control.unauthenticated import HANDSHAKE_SECONDS, STRANGER_SECONDS, STRANGERS_MOST, Strangers
+from savepoint_operator.control.unauthenticated import (
+    HANDSHAKE_SECONDS,
+    STRANGER_SECONDS,
+    STRANGERS_MOST,
+    UnauthenticatedConnections,
+)
 from savepoint_operator.lineage.service import LineageService
-from savepoint_operator.model.ports import Directory, Orders, Recorder, Stores, TokenReviewer
-from savepoint_operator.model.views import AgentKey, PodIdentity, Refusal
+from savepoint_operator.model.ports import Orders, PodResolver, Recorder, Stores, TokenReviewer
+from savepoint_operator.model.views import AgentRef, PodIdentity, Refusal
 
 PATH = "/v1/control"
 HELLO_SECONDS = 10.0
@@ -44,7 +49,7 @@ class ControlServer:
         self,
         *,
         reviewer: TokenReviewer,
-        directory: Directory,
+        directory: PodResolver,
         stores: Stores,
         recorder: Recorder,
         now: Callable[[], datetime],
@@ -62,8 +67,8 @@ class ControlServer:
         self._directory, self._recorder = directory, recorder
         self._now, self._monotonic, self._poll_seconds = now, monotonic, poll_seconds
         self._tokens = Tokens(reviewer, monotonic)
-        self._presence = Presence(monotonic)
-        self._paces = Paces(monotonic)
+        self._presence = PodLiveness(monotonic)
+        self._paces = RateLimits(monotonic)
         self._lineage = LineageService(
             stores,
             directory,
@@ -81,7 +86,7 @@ class ControlServer:
         self._runner: web.AppRunner | None = None
         self._strangers_most, self._stranger_seconds = strangers_most, stranger_seconds
         self._linger_seconds = linger_seconds
-        self._strangers: Strangers | None = None
+        self._strangers: UnauthenticatedConnections | None = None
         self._listener: asyncio.Server | None = None
 
     @property
@@ -98,7 +103,9 @@ class ControlServer:
         self._runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_SECONDS)
         await self._runner.setup()
         assert self._runner.server is not None
-        self._strangers = Strangers(self._runner.server, seconds=self._stranger_seconds, most=self._strangers_most)
+        self._strangers = UnauthenticatedConnections(
+            self._runner.server, seconds=self._stranger_seconds, most=self._strangers_most
+        )
         self._listener = await asyncio.get_running_loop().create_server(
             self._strangers, host, port, ssl=tls, ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None, backlog=1024
         )
@@ -121,7 +128,7 @@ class ControlServer:
                 return
             await asyncio.sleep(DRAIN_POLL_SECONDS)
 
-    async def _going(self) -> set[AgentKey]:
+    async def _going(self) -> set[AgentRef]:
         """Agents whose pod's last word is still to come. A connection that is open after it says nothing more."""
         silent = [(key, pod) for key, pod in self._registry.pods() if not self._presence.contact(pod.uid).released]
         return {agent for agent, pod in silent if await self._directory.going(pod)}

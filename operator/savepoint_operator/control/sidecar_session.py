@@ -31,16 +31,16 @@ from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Superseded, Unavailable
 
 from savepoint_operator.control.connection import MAY_PASS, CloseCode, Closing, Connection
-from savepoint_operator.control.liveness import Presence
+from savepoint_operator.control.liveness import PodLiveness
 from savepoint_operator.control.registry import Registry
 from savepoint_operator.control.welcome import urls, welcome
-from savepoint_operator.lineage.epoch_lease import Tenure
+from savepoint_operator.lineage.epoch_lease import EpochLease
 from savepoint_operator.lineage.service import LineageService
-from savepoint_operator.model.ports import Directory, Recorder
+from savepoint_operator.model.ports import PodResolver, Recorder
 from savepoint_operator.model.views import Incarnation, Refusal, SessionView
 from savepoint_operator.rules.attempt import (
     UNKNOWN_DEADLINE_SECONDS,
-    Attempt,
+    InFlight,
     Resume,
     is_attempt,
     offer_problem,
@@ -73,10 +73,10 @@ class SidecarSession:
         who: Incarnation,
         hello: Hello,
         *,
-        directory: Directory,
+        directory: PodResolver,
         lineage: LineageService,
         registry: Registry,
-        presence: Presence,
+        presence: PodLiveness,
         recorder: Recorder,
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
@@ -87,7 +87,7 @@ class SidecarSession:
         self._renew_at = monotonic() + RENEW_SECONDS
         self._look_at = monotonic() + LOOK_SECONDS
         self._heartbeat = Heartbeat()
-        self._tenure: Tenure | None = None
+        self._tenure: EpochLease | None = None
         self._queue: asyncio.Queue[tuple[FromPod, int] | None] = asyncio.Queue(QUEUE_MESSAGES)
         self._waiting_bytes = 0
 
@@ -135,7 +135,7 @@ class SidecarSession:
             if self._registry.detach(agent, self):
                 await self._recorder.disconnected(agent, self._who.pod)
 
-    async def _join(self) -> Tenure:
+    async def _join(self) -> EpochLease:
         """The pod's hold. Raises Closing: after a stop, which is final, or for what passes (also a lost race, after
         which the chain says who holds it)."""
         try:
@@ -155,7 +155,7 @@ class SidecarSession:
         for each in filter(lambda state: is_attempt(state.attempt), self._hello.attempts):
             if self._registry.attempt(agent) is None and not self._registry.has_ended(agent, each.attempt):
                 deadline = self._monotonic() + UNKNOWN_DEADLINE_SECONDS
-                self._registry.begin(agent, Attempt(each.attempt, "", deadline, stage=each.stage))
+                self._registry.begin(agent, InFlight(each.attempt, "", deadline, stage=each.stage))
         attempt = self._registry.attempt(agent)
         if attempt is not None and resume(attempt, self._hello.attempts) is Resume.RESEND:
             left = attempt.seconds_left(self._monotonic())
@@ -234,7 +234,7 @@ class SidecarSession:
             case _:
                 await self._connection.close(CloseCode.VERSION, "a message of another role")
 
-    async def _urls(self, ask: NeedUrls, tenure: Tenure) -> Urls | Refused:
+    async def _urls(self, ask: NeedUrls, tenure: EpochLease) -> Urls | Refused:
         try:
             self._tenure = await self._lineage.renewed(tenure)
         except SavepointError as error:

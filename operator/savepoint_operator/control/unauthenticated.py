@@ -16,7 +16,7 @@ STRANGERS_MOST: Final = 1024
 HANDSHAKE_SECONDS: Final = 10.0
 
 
-class Strangers:
+class UnauthenticatedConnections:
     """A protocol factory around aiohttp's, that remembers whom it has made."""
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from savepoint.contract.control_protocol import NeedUrls, Refused, Urls, Welcome
 
-from savepoint_operator.lineage.epoch_lease import Tenure
+from savepoint_operator.lineage.epoch_lease import EpochLease
 from savepoint_operator.model.views import Incarnation
 from savepoint_operator.rules.urls import refusal
 
@@ -11,7 +11,7 @@ PENDING_URL_SECONDS = 7 * 24 * 3600
 """It serves a shutdown without operator, which may come long after the last welcome; S3 allows seven days."""
 
 
-def welcome(who: Incarnation, tenure: Tenure, *, writes: bool) -> Welcome:
+def welcome(who: Incarnation, tenure: EpochLease, *, writes: bool) -> Welcome:
     """The message for this pod; only a role that writes gets the pending URL."""
     return Welcome(
         agent=who.agent.name,
@@ -33,7 +33,7 @@ def welcome(who: Incarnation, tenure: Tenure, *, writes: bool) -> Welcome:
     )
 
 
-def urls(ask: NeedUrls, tenure: Tenure, *, writes: bool) -> Urls | Refused:
+def urls(ask: NeedUrls, tenure: EpochLease, *, writes: bool) -> Urls | Refused:
     """Presigned URLs of exactly the keys that were asked for, or none of them."""
     why = refusal(ask, tenure.epoch, writes=writes)
     if why is not None:

@@ -12,8 +12,8 @@ from typing import TypeVar
 from savepoint.errors import StoreUnavailable
 from savepoint.repository.format.commit import Head
 
-from savepoint_operator.lineage.open_repository import Opened
-from savepoint_operator.model.views import AgentKey
+from savepoint_operator.lineage.open_repository import OpenRepository
+from savepoint_operator.model.views import AgentRef
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Actor:
     """What is kept of one agent between operations; touched only by the operation that runs."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    opened: Opened | None = None
+    opened: OpenRepository | None = None
     head: Head | None = None
 
 
@@ -36,7 +36,7 @@ class Actors:
     def __init__(self, answer_seconds: float) -> None:
         """``answer_seconds``: how long who asks waits for the store."""
         self._answer_seconds = answer_seconds
-        self._actors: dict[AgentKey, Actor] = {}
+        self._actors: dict[AgentRef, Actor] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._tasks: set[asyncio.Task[object]] = set()
 
@@ -45,7 +45,7 @@ class Actors:
         """Whether any operation is under way."""
         return bool(self._tasks)
 
-    async def run(self, agent: AgentKey, work: Callable[[Actor], Awaitable[T]], *, bounded: bool = True) -> T:
+    async def run(self, agent: AgentRef, work: Callable[[Actor], Awaitable[T]], *, bounded: bool = True) -> T:
         """Run ``work`` alone on the agent. StoreUnavailable when it takes too long: it goes on if it has begun."""
         actor = self._actors.setdefault(agent, Actor())
         begun = False
@@ -70,7 +70,7 @@ class Actors:
             if not begun:
                 task.cancel()
 
-    async def call(self, opened: Opened, function: Callable[..., T], *arguments: object) -> T:
+    async def call(self, opened: OpenRepository, function: Callable[..., T], *arguments: object) -> T:
         """A blocking call in the threads of its store."""
         threads = self._threads.get(opened.store.name)
         if threads is None:

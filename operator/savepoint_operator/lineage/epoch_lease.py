@@ -3,22 +3,22 @@
 from dataclasses import dataclass, field
 
 from savepoint.contract.control_protocol import CheckpointRef
-from savepoint.repository.format.keys import AgentKey as RepositoryKey
+from savepoint.repository.format.keys import AgentKey
 
 from savepoint_operator.model.ports import OpenStore
-from savepoint_operator.model.views import AgentKey, PodIdentity
+from savepoint_operator.model.views import AgentRef, PodIdentity
 
 
 @dataclass(frozen=True)
-class Tenure:
+class EpochLease:
     """One pod's hold of one epoch of one agent."""
 
-    agent: AgentKey
+    agent: AgentRef
     pod: PodIdentity
     epoch: int
     run: int
     store: OpenStore = field(repr=False)
-    key: RepositoryKey = field(repr=False)
+    key: AgentKey = field(repr=False)
     parent: CheckpointRef | None
     """What the chain points to: what a start restores, and what the next checkpoint is made on."""
     pending_key: str

@@ -15,7 +15,7 @@ from savepoint.errors import IntegrityError, ObjectMissing, RollbackDetected, Sa
 from savepoint.repository.format import commit as records
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.format.commit import Head, ManifestName
-from savepoint.repository.format.keys import AgentKey as RepositoryKey
+from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.history import lineage
 from savepoint.repository.history.chain import Chain, commit_key
 from savepoint.repository.history.collect import collect
@@ -23,7 +23,7 @@ from savepoint.repository.repository import Repository, manifest_key
 
 from savepoint_operator.lineage.contents import contents_of
 from savepoint_operator.model.ports import OpenStore
-from savepoint_operator.model.views import AgentKey, CheckpointName, Contents
+from savepoint_operator.model.views import AgentRef, CheckpointName, Contents
 
 ATTEMPT_DEPTH = 4
 """How far back a repeated offer is looked for: only an end of the run and a grant can come before its answer."""
@@ -44,10 +44,10 @@ class Adoption:
     why: str = ""
 
 
-class Opened:
+class OpenRepository:
     """Use ``open`` before anything else."""
 
-    def __init__(self, store: OpenStore, agent: AgentKey, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, store: OpenStore, agent: AgentRef, random_bytes: Callable[[int], bytes]) -> None:
         self.store, self.agent, self._random_bytes = store, agent, random_bytes
         self._repository: Repository | None = None
         self._chain: Chain | None = None
@@ -73,7 +73,7 @@ class Opened:
         return self._chain
 
     @property
-    def key(self) -> RepositoryKey:
+    def key(self) -> AgentKey:
         """The agent's key."""
         return self.repository.key
 
@@ -240,7 +240,7 @@ class Opened:
         return f"{lineage.PENDING_PREFIX}{head.record.epoch}-{drawn}"
 
 
-def default_name(agent: AgentKey, head: Head) -> CheckpointName:
+def default_name(agent: AgentRef, head: Head) -> CheckpointName:
     """The next number in line, for when the cluster cannot be asked for a name."""
     number = head.record.number + 1
     return CheckpointName(number, f"{agent.name}-{number}")

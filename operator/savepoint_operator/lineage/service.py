@@ -16,11 +16,11 @@ from savepoint.errors import IntegrityError, Superseded, Unavailable
 from savepoint.repository.format.commit import Head
 
 from savepoint_operator.lineage.actor import Actor, Actors
-from savepoint_operator.lineage.epoch_lease import Tenure
-from savepoint_operator.lineage.open_repository import Opened, default_name
+from savepoint_operator.lineage.epoch_lease import EpochLease
+from savepoint_operator.lineage.open_repository import OpenRepository, default_name
 from savepoint_operator.lineage.succession import Succession, fenced, holder_of, over, over_message
-from savepoint_operator.model.ports import Directory, Liveness, Recorder, Stores
-from savepoint_operator.model.views import AgentKey, CheckpointName, Incarnation, Refusal
+from savepoint_operator.model.ports import Liveness, PodResolver, Recorder, Stores
+from savepoint_operator.model.views import AgentRef, CheckpointName, Incarnation, Refusal
 from savepoint_operator.rules.takeover import Granted, Keep
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class LineageService:
     def __init__(
         self,
         stores: Stores,
-        directory: Directory,
+        directory: PodResolver,
         recorder: Recorder,
         liveness: Liveness,
         *,
@@ -56,13 +56,13 @@ class LineageService:
 
     # -- what pods ask for ----------------------------------------------------------------------------------------
 
-    async def grant(self, who: Incarnation, *, first: bool = True) -> Tenure | Wait | Refusal:
+    async def grant(self, who: Incarnation, *, first: bool = True) -> EpochLease | Wait | Refusal:
         """The epoch for a pod that starts, or why it must wait. A deferred commit of its predecessor comes first.
 
         ``first``: also look whether the pod held an earlier epoch, which is needed once per ask.
         """
 
-        async def work(actor: Actor) -> Tenure | Wait | Refusal:
+        async def work(actor: Actor) -> EpochLease | Wait | Refusal:
             speaks = None if first else self._succession.speaking(who, actor.head)
             if speaks is not None:
                 return speaks
@@ -90,10 +90,10 @@ class LineageService:
 
         return await self._actors.run(who.agent, work)
 
-    async def join(self, who: Incarnation, believed_epoch: int) -> Tenure | Refusal:
+    async def join(self, who: Incarnation, believed_epoch: int) -> EpochLease | Refusal:
         """The hold of a sidecar that connects; a Refusal without retry when its pod does not hold the newest epoch."""
 
-        async def work(actor: Actor) -> Tenure | Refusal:
+        async def work(actor: Actor) -> EpochLease | Refusal:
             opened = await self._open(actor, who.agent, who.store_name)
             head = await self._head(actor, opened)
             if head is None or head.record.pod_uid != who.pod.uid:
@@ -109,12 +109,12 @@ class LineageService:
 
         return await self._actors.run(who.agent, work)
 
-    async def renewed(self, tenure: Tenure) -> Tenure:
+    async def renewed(self, tenure: EpochLease) -> EpochLease:
         """The same hold over the store as it is now: its credentials or its address may have been changed since."""
         store = await self._stores.open(tenure.store.name)
         return tenure if store is tenure.store else replace(tenure, store=store)
 
-    async def commit(self, tenure: Tenure, offer: Offer) -> CheckpointRef:
+    async def commit(self, tenure: EpochLease, offer: Offer) -> CheckpointRef:
         """Make the offered checkpoint exist, once; the answer to a repeated offer is read from the store.
 
         Superseded when the epoch is no longer the newest or takes no checkpoint any more.
@@ -133,7 +133,7 @@ class LineageService:
 
         return await self._actors.run(tenure.agent, work)
 
-    async def has_committed(self, tenure: Tenure, attempt: str) -> bool:
+    async def has_committed(self, tenure: EpochLease, attempt: str) -> bool:
         """Whether the attempt is among the newest records."""
 
         async def work(actor: Actor) -> bool:
@@ -143,7 +143,7 @@ class LineageService:
 
         return await self._actors.run(tenure.agent, work)
 
-    async def complete(self, tenure: Tenure) -> None:
+    async def complete(self, tenure: EpochLease) -> None:
         """End the run: the next grant starts fresh. Idempotent."""
 
         async def work(actor: Actor) -> None:
@@ -155,7 +155,7 @@ class LineageService:
 
     # -- what reconcile orders ------------------------------------------------------------------------------------
 
-    async def head(self, agent: AgentKey, store: str) -> Head | None:
+    async def head(self, agent: AgentRef, store: str) -> Head | None:
         """The newest record, read from the store."""
 
         async def work(actor: Actor) -> Head | None:
@@ -163,7 +163,7 @@ class LineageService:
 
         return await self._actors.run(agent, work)
 
-    async def rollback(self, agent: AgentKey, attempt: str, to_sequence: int | None, store: str) -> Head:
+    async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
         """Let the lineage go on from an older checkpoint, or from nothing. Idempotent by attempt."""
 
         async def work(actor: Actor) -> Head:
@@ -180,7 +180,7 @@ class LineageService:
 
         return await self._actors.run(agent, work)
 
-    async def end_run(self, agent: AgentKey, pod_uid: str, store: str) -> Head | None:
+    async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
         """End the run of a pod that has exited with 0, if it holds the newest epoch; the newest record. Idempotent.
 
         What it left behind is committed first. Unavailable while its sidecar may still be heard: the last checkpoint
@@ -199,7 +199,7 @@ class LineageService:
 
         return await self._actors.run(agent, work)
 
-    async def collect(self, agent: AgentKey, store: str, keep: frozenset[int]) -> int:
+    async def collect(self, agent: AgentRef, store: str, keep: frozenset[int]) -> int:
         """Remove what no kept record needs; bytes freed. Nothing is committed for the agent meanwhile."""
 
         async def work(actor: Actor) -> int:
@@ -224,22 +224,22 @@ class LineageService:
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
-    async def _open(self, actor: Actor, agent: AgentKey, store_name: str) -> Opened:
+    async def _open(self, actor: Actor, agent: AgentRef, store_name: str) -> OpenRepository:
         store = await self._stores.open(store_name)
         if actor.opened is None or actor.opened.store is not store:
             if actor.opened is not None and actor.opened.store.name != store.name:
                 actor.head = None  # another store has a chain of its own
-            fresh = Opened(store, agent, self._random_bytes)
+            fresh = OpenRepository(store, agent, self._random_bytes)
             await self._call(fresh, fresh.open, self._now())
             actor.opened = fresh
         return actor.opened
 
-    async def _head(self, actor: Actor, opened: Opened) -> Head | None:
+    async def _head(self, actor: Actor, opened: OpenRepository) -> Head | None:
         pin = await self._directory.pinned(opened.agent)
         actor.head = await self._call(opened, opened.head, actor.head, pin)
         return actor.head
 
-    async def _adopt(self, actor: Actor, opened: Opened, head: Head | None) -> Head | None:
+    async def _adopt(self, actor: Actor, opened: OpenRepository, head: Head | None) -> Head | None:
         """Commit what the holder of the newest epoch left behind while no operator could be reached."""
         if head is None or holder_of(head).ended:
             return head
@@ -255,9 +255,9 @@ class LineageService:
                 await self._recorder.failed(opened.agent, result)
         return head
 
-    async def _tenure(self, opened: Opened, who: Incarnation, head: Head) -> Tenure:
+    async def _tenure(self, opened: OpenRepository, who: Incarnation, head: Head) -> EpochLease:
         parent, pending = await self._call(opened, opened.outlook, head)
-        return Tenure(
+        return EpochLease(
             agent=who.agent,
             pod=who.pod,
             epoch=head.record.epoch,
@@ -268,7 +268,7 @@ class LineageService:
             pending_key=pending,
         )
 
-    async def _commit_new(self, actor: Actor, opened: Opened, tenure: Tenure, offer: Offer) -> Head:
+    async def _commit_new(self, actor: Actor, opened: OpenRepository, tenure: EpochLease, offer: Offer) -> Head:
         """The new record. A lost sequence is no lost epoch: another operator may be at work for the same pod."""
         for left in reversed(range(RACES)):
             head = self._held(actor, tenure)
@@ -283,20 +283,20 @@ class LineageService:
                     raise
         raise AssertionError("the last race returns or raises")
 
-    async def _complete(self, actor: Actor, opened: Opened, tenure: Tenure) -> None:
+    async def _complete(self, actor: Actor, opened: OpenRepository, tenure: EpochLease) -> None:
         head = actor.head
         if head is not None and head.record.kind == "completed" and head.record.epoch == tenure.epoch:
             return
         await self._end_run(actor, opened, self._held(actor, tenure))
 
-    async def _end_run(self, actor: Actor, opened: Opened, head: Head) -> Head:
+    async def _end_run(self, actor: Actor, opened: OpenRepository, head: Head) -> Head:
         if holder_of(head).ended:
             return head
         actor.head = ended = await self._call(opened, opened.complete, head, self._now())
         await self._recorder.committed(opened.agent, None, ended, opened.store.name)
         return ended
 
-    def _held(self, actor: Actor, tenure: Tenure) -> Head:
+    def _held(self, actor: Actor, tenure: EpochLease) -> Head:
         """The head, if the tenure still counts. Raises Superseded."""
         head = actor.head
         if head is None:
@@ -310,7 +310,7 @@ class LineageService:
             raise Superseded(over_message(tenure.agent, head))
         return head
 
-    async def _name(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
+    async def _name(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
         """The name the cluster gave, or the next in line when the cluster cannot be asked in time."""
         try:
             async with asyncio.timeout(self._name_seconds):

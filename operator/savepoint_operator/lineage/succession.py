@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable
 from savepoint.contract.control_protocol import Wait
 from savepoint.repository.format.commit import Head
 
-from savepoint_operator.model.ports import Directory, Liveness
-from savepoint_operator.model.views import AgentKey, Incarnation, NodeStanding, PodStanding, Refusal, Standing
+from savepoint_operator.model.ports import Liveness, PodResolver
+from savepoint_operator.model.views import AgentRef, Incarnation, NodeStanding, PodStanding, Refusal, Standing
 from savepoint_operator.rules.takeover import Granted, Holder, Verdict, may_grant
 
 
 class Succession:
     """Decides for one operator, by its own clock."""
 
-    def __init__(self, directory: Directory, liveness: Liveness, monotonic: Callable[[], float]) -> None:
+    def __init__(self, directory: PodResolver, liveness: Liveness, monotonic: Callable[[], float]) -> None:
         self._directory, self._liveness, self._monotonic = directory, liveness, monotonic
 
     async def verdict(self, who: Incarnation, head: Head | None, *, left: Callable[[Head], Awaitable[bool]]) -> Verdict:
@@ -88,7 +88,7 @@ def over(who: Incarnation, head: Head) -> Refusal:
     return Refusal("Completed" if head.record.kind == "completed" else "RolledBack", over_message(who.agent, head))
 
 
-def over_message(agent: AgentKey, head: Head) -> str:
+def over_message(agent: AgentRef, head: Head) -> str:
     """What has ended the epoch, and what follows."""
     if head.record.kind == "completed":
         return f"The run of agent {agent} is completed: its next pod starts fresh, this one commits nothing more."

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from savepoint_operator.model.views import AgentKey
+from savepoint_operator.model.views import AgentRef
 
 
 class Selector(Protocol):
@@ -176,7 +176,7 @@ class CheckpointObject:
     """An AgentCheckpoint. ``agent`` is in the object's namespace."""
 
     meta: Meta
-    agent: AgentKey
+    agent: AgentRef
     hold: bool
     attempt: str
     reason: str
@@ -224,5 +224,5 @@ class AgentObject:
     status: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def agent(self) -> AgentKey:
-        return AgentKey(self.meta.namespace, self.meta.name)
+    def agent(self) -> AgentRef:
+        return AgentRef(self.meta.namespace, self.meta.name)

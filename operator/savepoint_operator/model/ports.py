@@ -14,7 +14,7 @@ from savepoint.repository.format.keys import MasterKey
 from savepoint.storage import ObjectStore
 
 from .views import (
-    AgentKey,
+    AgentRef,
     CheckpointName,
     Contact,
     Contents,
@@ -60,18 +60,18 @@ class Stores(Protocol):
         ...
 
 
-class Directory(Protocol):
+class PodResolver(Protocol):
     """What the cluster says of pods and agents (cluster + rules/identity)."""
 
     async def incarnation(self, pod: PodIdentity) -> Incarnation | Refusal:
         """Who the pod is. Refusal: not opted in, ambiguous (two pods or more replicas for one name), no such store…"""
         ...
 
-    async def standing(self, agent: AgentKey, pod_uid: str, node: str) -> Standing:
+    async def standing(self, agent: AgentRef, pod_uid: str, node: str) -> Standing:
         """The pod and node of an earlier incarnation, freshly read where that decides a grant."""
         ...
 
-    async def released(self, agent: AgentKey, pod_uid: str) -> bool:
+    async def released(self, agent: AgentRef, pod_uid: str) -> bool:
         """Whether the pod told this leader, or one before it, that it has ended in good order."""
         ...
 
@@ -79,7 +79,7 @@ class Directory(Protocol):
         """Whether the pod has been told to end and has not ended yet, as far as it was watched."""
         ...
 
-    async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
+    async def pinned(self, agent: AgentRef) -> tuple[int, str] | None:
         """(sequence, record digest) pinned in ProtectedAgent.status, None when there is no object."""
         ...
 
@@ -116,22 +116,22 @@ class Recorder(Protocol):
     async def restored(self, who: Incarnation, outcome: Outcome) -> None: ...
     async def restore_progress(self, who: Incarnation, progress: Progress) -> None: ...
     async def connected(self, session: SessionView, who: Incarnation) -> None: ...
-    async def disconnected(self, agent: AgentKey, pod: PodIdentity) -> None: ...
-    async def requested(self, agent: AgentKey, request: RequestCheckpoint) -> str | Refusal:
+    async def disconnected(self, agent: AgentRef, pod: PodIdentity) -> None: ...
+    async def requested(self, agent: AgentRef, request: RequestCheckpoint) -> str | Refusal:
         """The pod asks for a checkpoint: the attempt id (32 hex) to use, or why not."""
         ...
 
-    async def progressed(self, agent: AgentKey, progress: Progress) -> None: ...
-    async def delayed(self, agent: AgentKey, attempt: str, why: str) -> None:
+    async def progressed(self, agent: AgentRef, progress: Progress) -> None: ...
+    async def delayed(self, agent: AgentRef, attempt: str, why: str) -> None:
         """All of the attempt is stored, and its commit is tried again until its deadline. May be told many times."""
         ...
 
-    async def name_for(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
+    async def name_for(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
         """Before a commit: what this attempt is called (its AgentCheckpoint's name, made now if there is none)."""
         ...
 
     async def committed(
-        self, agent: AgentKey, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
+        self, agent: AgentRef, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
     ) -> None:
         """A record of kind checkpoint (offer None: adopted from a deferred commit) or completed (offer None) exists.
 
@@ -140,23 +140,23 @@ class Recorder(Protocol):
         """
         ...
 
-    async def failed(self, agent: AgentKey, result: Result) -> None: ...
-    async def unchanged(self, agent: AgentKey, result: Result, head: Head | None) -> None:
+    async def failed(self, agent: AgentRef, result: Result) -> None: ...
+    async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
         """Nothing changed: only the recovery point advances."""
         ...
 
-    async def released(self, agent: AgentKey, pod: PodIdentity, completed: bool, message: str) -> None: ...
+    async def released(self, agent: AgentRef, pod: PodIdentity, completed: bool, message: str) -> None: ...
 
 
 class Orders(Protocol):
     """What reconcile asks of the control side."""
 
-    def session(self, agent: AgentKey) -> SessionView | None:
+    def session(self, agent: AgentRef) -> SessionView | None:
         """The live sidecar connection that holds the agent's epoch, if any."""
         ...
 
     async def checkpoint(
-        self, agent: AgentKey, attempt: str, trigger: str, deadline_seconds: int, after: str = "Resume"
+        self, agent: AgentRef, attempt: str, trigger: str, deadline_seconds: int, after: str = "Resume"
     ) -> None:
         """Send a checkpoint order; idempotent by attempt. ``after``: Resume | Terminate.
 
@@ -164,21 +164,21 @@ class Orders(Protocol):
         """
         ...
 
-    async def rollback(self, agent: AgentKey, attempt: str, to_sequence: int | None, store: str) -> Head:
+    async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
         """Append a rollback record (None: reset) under the current epoch; idempotent by attempt. Stops the session."""
         ...
 
-    async def end_run(self, agent: AgentKey, pod_uid: str, store: str) -> Head | None:
+    async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
         """End the run of a pod that has exited with 0 for good, if it holds the newest epoch; the newest record.
 
         Idempotent. Unavailable while its connection is open or a commit of its is under way: ask again.
         """
         ...
 
-    async def collect(self, agent: AgentKey, store: str, keep_sequences: frozenset[int]) -> int:
+    async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> int:
         """Collect what no kept record needs; bytes freed. Refused while a checkpoint or restore is in flight."""
         ...
 
-    async def head(self, agent: AgentKey, store: str) -> Head | None:
+    async def head(self, agent: AgentRef, store: str) -> Head | None:
         """The newest record, read from the store."""
         ...

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from savepoint.contract.control_protocol import ComponentSummary, PolicyTerms
 
 
-class AgentKey(NamedTuple):
+class AgentRef(NamedTuple):
     """One agent: the unit of fencing, of the repository and of work in the operator."""
 
     namespace: str
@@ -80,7 +80,7 @@ class ClaimedRoot:
 class Incarnation:
     """What the operator needs to know of the pod that asks: resolved from owner references, policies and stores."""
 
-    agent: AgentKey
+    agent: AgentRef
     pod: PodIdentity
     node: str
     config_hash: str
@@ -130,7 +130,7 @@ class Contents:
 class SessionView:
     """One live control connection of a sidecar."""
 
-    agent: AgentKey
+    agent: AgentRef
     pod: PodIdentity
     node: str
     epoch: int

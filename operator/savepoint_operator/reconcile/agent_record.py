@@ -11,11 +11,11 @@ from datetime import datetime
 from savepoint.contract.control_protocol import Offer, Outcome, Progress, Result, Wait
 from savepoint.repository.format.commit import Head
 
-from savepoint_operator.model.views import AgentKey, Contents, Incarnation, SessionView
+from savepoint_operator.model.views import AgentRef, Contents, Incarnation, SessionView
 
 
 @dataclass
-class AttemptNote:
+class AttemptRecord:
     """One attempt, from its order to the status that tells its end."""
 
     id: str
@@ -61,7 +61,7 @@ class AttemptNote:
 
 
 @dataclass
-class RestoreNote:
+class RestoreRecord:
     """The start of one pod."""
 
     who: Incarnation
@@ -89,7 +89,7 @@ class RestoreNote:
 
 
 @dataclass
-class Failure:
+class LastFailure:
     """The last thing that went wrong."""
 
     reason: str
@@ -100,7 +100,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Request:
+class CheckpointRequest:
     """A checkpoint that a pod asked for."""
 
     attempt: str
@@ -109,10 +109,10 @@ class Request:
 
 
 @dataclass
-class Line:
+class AgentRecord:
     """One agent."""
 
-    agent: AgentKey
+    agent: AgentRef
     who: Incarnation | None = None
     session: SessionView | None = None
     connected_at: float | None = None
@@ -126,13 +126,13 @@ class Line:
     latest_step: str = ""
     """Where that checkpoint stands, if it has no object to say so."""
     recovery_point: datetime | None = None
-    failure: Failure | None = None
+    failure: LastFailure | None = None
     failures_in_row: int = 0
     last_start: float | None = None
     """Monotonic seconds at which the last attempt began."""
     random_part: float = 0.5
-    attempts: dict[str, AttemptNote] = field(default_factory=dict)
-    restores: dict[str, RestoreNote] = field(default_factory=dict)
+    attempts: dict[str, AttemptRecord] = field(default_factory=dict)
+    restores: dict[str, RestoreRecord] = field(default_factory=dict)
     """By pod uid."""
     completed: bool = False
     ended_pods: set[str] = field(default_factory=set)
@@ -144,7 +144,7 @@ class Line:
     chain_read: bool = False
     """This leader has compared the objects with the chain."""
     collected_at: float | None = None
-    requests: dict[str, Request] = field(default_factory=dict)
+    requests: dict[str, CheckpointRequest] = field(default_factory=dict)
     """What pods have asked for, by the request's id: it may come twice, and may never be begun."""
 
     def learn(self, head: Head) -> None:
@@ -153,26 +153,26 @@ class Line:
             self.head = head
 
 
-class Lines:
+class AgentRecords:
     """Every agent's line, made when it is first spoken of."""
 
     def __init__(self, random_part: Callable[[], float]) -> None:
-        self._random, self._lines = random_part, dict[AgentKey, Line]()
+        self._random, self._agent_records = random_part, dict[AgentRef, AgentRecord]()
 
-    def __getitem__(self, agent: AgentKey) -> Line:
-        line = self._lines.get(agent)
-        if line is None:
-            line = self._lines[agent] = Line(agent, random_part=self._random())
-        return line
+    def __getitem__(self, agent: AgentRef) -> AgentRecord:
+        agent_record = self._agent_records.get(agent)
+        if agent_record is None:
+            agent_record = self._agent_records[agent] = AgentRecord(agent, random_part=self._random())
+        return agent_record
 
-    def get(self, agent: AgentKey) -> Line | None:
+    def get(self, agent: AgentRef) -> AgentRecord | None:
         """The line, if the agent was spoken of."""
-        return self._lines.get(agent)
+        return self._agent_records.get(agent)
 
-    def all(self) -> list[Line]:
+    def all(self) -> list[AgentRecord]:
         """Every line."""
-        return list(self._lines.values())
+        return list(self._agent_records.values())
 
-    def drop(self, agent: AgentKey) -> None:
+    def drop(self, agent: AgentRef) -> None:
         """Forget the agent."""
-        self._lines.pop(agent, None)
+        self._agent_records.pop(agent, None)

@@ -14,21 +14,21 @@ from savepoint_operator.cluster.events import Events
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.reconcile.agent.agents import Agents
 from savepoint_operator.reconcile.agent.attempts import Attempts
-from savepoint_operator.reconcile.agent.chain_repair import Chronicle
+from savepoint_operator.reconcile.agent.chain_repair import ChainRepair
 from savepoint_operator.reconcile.agent.protected_agent import ProtectedAgents
 from savepoint_operator.reconcile.agent.restores import Restores
 from savepoint_operator.reconcile.agent.retention import Retention
-from savepoint_operator.reconcile.agent_record import Lines
+from savepoint_operator.reconcile.agent_record import AgentRecords
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.cluster_cache import World
-from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.reconcile.cluster_cache import ClusterCache
+from savepoint_operator.reconcile.cluster_client import ClusterClient
 from savepoint_operator.reconcile.keyring import Keyring
-from savepoint_operator.reconcile.pod_resolver import ClusterDirectory
-from savepoint_operator.reconcile.policies import Surroundings
+from savepoint_operator.reconcile.pod_resolver import ClusterPodResolver
+from savepoint_operator.reconcile.policies import Policies
 from savepoint_operator.reconcile.reconciler import Reconciler
 from savepoint_operator.reconcile.recorder import QueueingRecorder
 from savepoint_operator.reconcile.rollbacks import Rollbacks
-from savepoint_operator.reconcile.stores import Builder, StoreBook
+from savepoint_operator.reconcile.stores import Builder, StoreRegistry
 from savepoint_operator.reconcile.work_items import Work
 from savepoint_operator.reconcile.work_queue import KeyedQueue
 
@@ -38,15 +38,15 @@ SETTLE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
-class Parts:
+class ReconcileParts:
     """What the process needs of it."""
 
-    world: World
-    lines: Lines
+    cache: ClusterCache
+    agent_records: AgentRecords
     queue: KeyedQueue[Work]
-    directory: ClusterDirectory
+    directory: ClusterPodResolver
     recorder: QueueingRecorder
-    stores: StoreBook
+    stores: StoreRegistry
     agents: Agents
     reconciler: Reconciler
 
@@ -54,18 +54,18 @@ class Parts:
         """Before leadership ends: write what was told and is not written yet, within a bound."""
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
-                for line in self.lines.all():
-                    if line.attempts or line.restores or line.released_pod:
+                for agent_record in self.agent_records.all():
+                    if agent_record.attempts or agent_record.restores or agent_record.released_pod:
                         try:
-                            await self.agents.tell(line.agent)
+                            await self.agents.tell(agent_record.agent)
                         except SavepointError as error:
-                            log.warning("agent %s: its status was not written: %s", line.agent, error)
+                            log.warning("agent %s: its status was not written: %s", agent_record.agent, error)
         except TimeoutError:
             log.warning("not every status could be written; the next leader repairs them from the chain")
 
 
 def assemble(
-    cluster: Cluster,
+    cluster: ClusterClient,
     events: Events,
     metrics: Metrics,
     *,
@@ -78,19 +78,19 @@ def assemble(
     random_bytes: Callable[[int], bytes],
     random_part: Callable[[], float],
     build_store: Builder = S3Store,
-) -> Parts:
+) -> ReconcileParts:
     """``owner``: the cluster's identity. ``random_part`` gives numbers from 0 to 1."""
     started = monotonic()
 
     def leader_since() -> float:
         return started
 
-    world, lines = World(), Lines(random_part)
+    cache, agent_records = ClusterCache(), AgentRecords(random_part)
     queue: KeyedQueue[Work] = KeyedQueue(monotonic, random_part)
     keyring = Keyring(cluster, namespace, master_key_secret, random_bytes)
-    stores = StoreBook(
+    stores = StoreRegistry(
         cluster,
-        world,
+        cache,
         keyring,
         owner,
         events,
@@ -99,15 +99,17 @@ def assemble(
         random_bytes=random_bytes,
         build=build_store,
     )
-    objects = CheckpointObjects(cluster, world, now)
-    recorder = QueueingRecorder(lines, queue, objects, metrics, now=now, monotonic=monotonic, random_bytes=random_bytes)
+    objects = CheckpointObjects(cluster, cache, now)
+    recorder = QueueingRecorder(
+        agent_records, queue, objects, metrics, now=now, monotonic=monotonic, random_bytes=random_bytes
+    )
     agents = Agents(
-        world,
-        lines,
-        chronicle=Chronicle(world, stores, objects, recorder),
+        cache,
+        agent_records,
+        chronicle=ChainRepair(cache, stores, objects, recorder),
         attempts=Attempts(
             cluster,
-            world,
+            cache,
             objects,
             recorder,
             events,
@@ -117,24 +119,24 @@ def assemble(
             leader_since=leader_since,
             not_running_seconds=not_running_seconds,
         ),
-        restores=Restores(cluster, world, objects, events, now),
+        restores=Restores(cluster, cache, objects, events, now),
         retention=Retention(cluster, objects, metrics, collected=stores.collected, monotonic=monotonic),
         protected=ProtectedAgents(
-            cluster, world, objects, events, now=now, monotonic=monotonic, leader_since=leader_since
+            cluster, cache, objects, events, now=now, monotonic=monotonic, leader_since=leader_since
         ),
     )
     reconciler = Reconciler(
         cluster,
-        world,
-        lines,
+        cache,
+        agent_records,
         queue,
         metrics,
         stores=stores,
         agents=agents,
         rollbacks=Rollbacks(
             cluster,
-            world,
-            lines,
+            cache,
+            agent_records,
             queue,
             objects=objects,
             recorder=recorder,
@@ -143,14 +145,14 @@ def assemble(
             monotonic=monotonic,
             leader_since=leader_since,
         ),
-        surroundings=Surroundings(cluster, world, events, now),
+        surroundings=Policies(cluster, cache, events, now),
         now=now,
     )
-    return Parts(
-        world=world,
-        lines=lines,
+    return ReconcileParts(
+        cache=cache,
+        agent_records=agent_records,
         queue=queue,
-        directory=ClusterDirectory(cluster, world, lines, events, monotonic),
+        directory=ClusterPodResolver(cluster, cache, agent_records, events, monotonic),
         recorder=recorder,
         stores=stores,
         agents=agents,

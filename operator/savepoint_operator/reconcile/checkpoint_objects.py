@@ -15,10 +15,10 @@ from savepoint.errors import SavepointError, Unavailable
 from savepoint_operator.cluster.errors import Conflict, Missing
 from savepoint_operator.cluster.kinds import CHECKPOINTS
 from savepoint_operator.model.objects import CheckpointObject, ObjectKey
-from savepoint_operator.model.views import AgentKey
-from savepoint_operator.reconcile.agent_record import AttemptNote, Line
-from savepoint_operator.reconcile.cluster_cache import World
-from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.model.views import AgentRef
+from savepoint_operator.reconcile.agent_record import AgentRecord, AttemptRecord
+from savepoint_operator.reconcile.cluster_cache import ClusterCache
+from savepoint_operator.reconcile.cluster_client import ClusterClient
 from savepoint_operator.rules.status import checkpoint_status
 from savepoint_operator.rules.status.conditions import Condition, changed
 
@@ -32,14 +32,14 @@ NAME_TRIES: Final = 16
 class CheckpointObjects:
     """Everything runs on the operator's event loop."""
 
-    def __init__(self, cluster: Cluster, world: World, now: Callable[[], datetime]) -> None:
-        self._cluster, self._world, self._now = cluster, world, now
+    def __init__(self, cluster: ClusterClient, cache: ClusterCache, now: Callable[[], datetime]) -> None:
+        self._cluster, self._cache, self._now = cluster, cache, now
 
-    def of(self, agent: AgentKey) -> list[CheckpointObject]:
+    def of(self, agent: AgentRef) -> list[CheckpointObject]:
         """The agent's objects, oldest first."""
-        return self._world.checkpoints.of(agent)
+        return self._cache.checkpoints.of(agent)
 
-    def find(self, agent: AgentKey, attempt: str) -> CheckpointObject | None:
+    def find(self, agent: AgentRef, attempt: str) -> CheckpointObject | None:
         """The object of an attempt."""
         every = self.of(agent)
         return next((each for each in every if attempt in (each.attempt, each.own_attempt)), None) or next(
@@ -50,67 +50,71 @@ class CheckpointObjects:
         """Whether it is a request, not made by the operator."""
         return ANNOTATION_ATTEMPT not in item.meta.annotations
 
-    def latest_name(self, line: Line) -> str:
+    def latest_name(self, agent_record: AgentRecord) -> str:
         """The checkpoint that a restart now would restore, empty when there is none."""
-        return str(self.latest(line).get("checkpointName") or "")
+        return str(self.latest(agent_record).get("checkpointName") or "")
 
-    def of_manifest(self, agent: AgentKey, digest: str) -> CheckpointObject | None:
+    def of_manifest(self, agent: AgentRef, digest: str) -> CheckpointObject | None:
         """The Ready object of a manifest."""
         every = (each for each in self.of(agent) if each.ready)
         return next(
             (each for each in every if (each.status.get("integrity") or {}).get("manifestDigest") == digest), None
         )
 
-    def latest(self, line: Line) -> Mapping[str, Any]:
+    def latest(self, agent_record: AgentRecord) -> Mapping[str, Any]:
         """The same as ProtectedAgent.status.latest tells it: the checkpoint that the newest record points to."""
-        head = line.head.record if line.head is not None else None
+        head = agent_record.head.record if agent_record.head is not None else None
         if head is None:
-            return self._latest(line)
+            return self._latest(agent_record)
         if head.manifest is None or head.kind == "completed":
             return {}
-        made = line.latest.record if line.latest is not None else None
+        made = agent_record.latest.record if agent_record.latest is not None else None
         if made is not None and made.manifest == head.manifest:
-            item = self.find(line.agent, made.attempt or "")  # it may have another name than could be given at the time
+            item = self.find(
+                agent_record.agent, made.attempt or ""
+            )  # it may have another name than could be given at the time
             name = item.meta.name if item is not None else made.name
             found = {"checkpointName": name, "sequence": made.sequence, "time": made.time}
             return {**found, "manifestDigest": head.manifest.name}
-        item = self.of_manifest(line.agent, head.manifest.name)
+        item = self.of_manifest(agent_record.agent, head.manifest.name)
         if item is None:
-            return self._latest(line)
+            return self._latest(agent_record)
         found = {"checkpointName": item.meta.name, "sequence": item.sequence}
         time = (item.status.get("timing") or {}).get("completion")
         return {**found, **({"time": time} if time else {}), "manifestDigest": head.manifest.name}
 
-    def latest_sequence(self, line: Line) -> int:
+    def latest_sequence(self, agent_record: AgentRecord) -> int:
         """The sequence up to which checkpoints are reflected in objects."""
-        seen = line.latest.record.sequence if line.latest is not None else 0
-        return max(seen, int(self._latest(line).get("sequence") or 0))
+        seen = agent_record.latest.record.sequence if agent_record.latest is not None else 0
+        return max(seen, int(self._latest(agent_record).get("sequence") or 0))
 
-    async def ensure(self, line: Line, note: AttemptNote, head_number: int) -> CheckpointObject:
+    async def ensure(self, agent_record: AgentRecord, note: AttemptRecord, head_number: int) -> CheckpointObject:
         """The attempt's object; made now if there is none. Raises Unavailable."""
-        found = self.find(line.agent, note.id)
+        found = self.find(agent_record.agent, note.id)
         if found is not None:
             note.name, note.number = found.meta.name, found.number or note.number
             return found
-        number = note.number or self._next(line.agent, head_number)
-        name = note.name or f"{line.agent.name}-{number}"
+        number = note.number or self._next(agent_record.agent, head_number)
+        name = note.name or f"{agent_record.agent.name}-{number}"
         for _ in range(NAME_TRIES):
             try:
-                item = await self._create(line.agent, name, {ANNOTATION_ATTEMPT: note.id})
+                item = await self._create(agent_record.agent, name, {ANNOTATION_ATTEMPT: note.id})
             except Conflict:
-                await self._refresh(line.agent, name)
-                taken = self.find(line.agent, note.id)
+                await self._refresh(agent_record.agent, name)
+                taken = self.find(agent_record.agent, note.id)
                 if taken is not None:
                     item = taken
                 else:
                     number += 1
-                    name = f"{line.agent.name}-{number}"
+                    name = f"{agent_record.agent.name}-{number}"
                     continue
             note.name, note.number = item.meta.name, number
             return await self._patch(item, {"attempt": note.id, "number": number})
-        raise Unavailable(f"no free name for a checkpoint of agent {line.agent}: {name} and those before it are taken")
+        raise Unavailable(
+            f"no free name for a checkpoint of agent {agent_record.agent}: {name} and those before it are taken"
+        )
 
-    async def number(self, note: AttemptNote, item: CheckpointObject, head_number: int) -> int:
+    async def number(self, note: AttemptRecord, item: CheckpointObject, head_number: int) -> int:
         """The number of an object, also when it cannot be written now."""
         note.number = item.number or note.number or self._number_for(item, head_number)
         try:
@@ -119,19 +123,21 @@ class CheckpointObjects:
             log.warning("checkpoint %s: its number is written later: %s", item.meta.key, error)
         return note.number
 
-    async def request(self, line: Line, annotations: Mapping[str, str], requested_by: str) -> CheckpointObject:
+    async def request(
+        self, agent_record: AgentRecord, annotations: Mapping[str, str], requested_by: str
+    ) -> CheckpointObject:
         """An object as a user would create it, for the annotation on a pod."""
-        number = self._next(line.agent, line.head.record.number if line.head else 0)
+        number = self._next(agent_record.agent, agent_record.head.record.number if agent_record.head else 0)
         for _ in range(NAME_TRIES):
             try:
-                item = await self._create(line.agent, f"{line.agent.name}-{number}", annotations)
+                item = await self._create(agent_record.agent, f"{agent_record.agent.name}-{number}", annotations)
             except Conflict:
-                await self._refresh(line.agent, f"{line.agent.name}-{number}")
+                await self._refresh(agent_record.agent, f"{agent_record.agent.name}-{number}")
                 number += 1
                 continue
             trigger = {"type": "Manual", "requestedBy": requested_by}
             return await self._patch(item, {"number": number, "trigger": trigger})
-        raise Unavailable(f"no free name for a checkpoint of agent {line.agent}")
+        raise Unavailable(f"no free name for a checkpoint of agent {agent_record.agent}")
 
     async def write(self, item: CheckpointObject, patch: Mapping[str, Any], condition: Condition) -> CheckpointObject:
         """Write what is different."""
@@ -148,15 +154,15 @@ class CheckpointObjects:
     async def delete(self, item: CheckpointObject) -> None:
         """Exactly this object."""
         await self._cluster.delete(CHECKPOINTS, item.meta.namespace, item.meta.name, item.meta.uid)
-        self._world.checkpoints.remove({"metadata": {**_identity(item)}})
+        self._cache.checkpoints.remove({"metadata": {**_identity(item)}})
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _latest(self, line: Line) -> Mapping[str, Any]:
-        item = self._world.agents.get(ObjectKey(*line.agent))
+    def _latest(self, agent_record: AgentRecord) -> Mapping[str, Any]:
+        item = self._cache.agents.get(ObjectKey(*agent_record.agent))
         return (item.status.get("latest") or {}) if item is not None else {}
 
-    def _next(self, agent: AgentKey, head_number: int, but: str = "") -> int:
+    def _next(self, agent: AgentRef, head_number: int, but: str = "") -> int:
         """Above every number that is known; names count as well, since users choose theirs."""
         others = [item for item in self.of(agent) if item.meta.name != but]
         return max([head_number, *(max(item.number, _named(item)) for item in others)]) + 1
@@ -165,7 +171,7 @@ class CheckpointObjects:
         """The one in its own name, where that is above all others."""
         return max(_named(item), self._next(item.agent, head_number, but=item.meta.name))
 
-    async def _create(self, agent: AgentKey, name: str, annotations: Mapping[str, str]) -> CheckpointObject:
+    async def _create(self, agent: AgentRef, name: str, annotations: Mapping[str, str]) -> CheckpointObject:
         body = {
             "metadata": {
                 "namespace": agent.namespace,
@@ -177,10 +183,10 @@ class CheckpointObjects:
         }
         return self._take(await self._cluster.create(CHECKPOINTS, body))
 
-    async def _refresh(self, agent: AgentKey, name: str) -> None:
+    async def _refresh(self, agent: AgentRef, name: str) -> None:
         raw = await self._cluster.get(CHECKPOINTS, agent.namespace, name)
         if raw is not None:
-            self._world.checkpoints.put(raw)
+            self._cache.checkpoints.put(raw)
 
     async def _patch(self, item: CheckpointObject, status: Mapping[str, Any]) -> CheckpointObject:
         difference = changed(item.status, status)
@@ -191,13 +197,13 @@ class CheckpointObjects:
                 CHECKPOINTS, item.meta.namespace, item.meta.name, {"status": difference}, subresource="status"
             )
         except Missing:
-            self._world.checkpoints.remove({"metadata": {**_identity(item)}})
+            self._cache.checkpoints.remove({"metadata": {**_identity(item)}})
             return item
         return self._take(raw)
 
     def _take(self, raw: dict[str, Any]) -> CheckpointObject:
-        self._world.checkpoints.put(raw)
-        found = self._world.checkpoints.get(ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["name"]))
+        self._cache.checkpoints.put(raw)
+        found = self._cache.checkpoints.get(ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["name"]))
         assert found is not None
         return found
 

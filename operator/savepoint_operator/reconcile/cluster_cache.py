@@ -22,7 +22,7 @@ from savepoint_operator.model.objects import (
     Store,
     Workload,
 )
-from savepoint_operator.model.views import AgentKey
+from savepoint_operator.model.views import AgentRef
 from savepoint_operator.rules.identity import agent_of, selecting
 
 FORGOTTEN: Final = 4096
@@ -36,13 +36,13 @@ class _HasMeta(Protocol):
 V = TypeVar("V", bound=_HasMeta)
 
 
-class Shelf(Generic[V]):
+class KindCache(Generic[V]):
     """The objects of one kind, also by agent where they have one."""
 
-    def __init__(self, parse_one: Callable[[Mapping[str, Any]], V], agent: Callable[[V], AgentKey | None]) -> None:
+    def __init__(self, parse_one: Callable[[Mapping[str, Any]], V], agent: Callable[[V], AgentRef | None]) -> None:
         self._parse, self._agent = parse_one, agent
         self._by_key: dict[ObjectKey, V] = {}
-        self._by_agent: dict[AgentKey, set[ObjectKey]] = {}
+        self._by_agent: dict[AgentRef, set[ObjectKey]] = {}
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[V]:
@@ -52,12 +52,12 @@ class Shelf(Generic[V]):
         """The object of this name."""
         return self._by_key.get(key)
 
-    def of(self, agent: AgentKey) -> list[V]:
+    def of(self, agent: AgentRef) -> list[V]:
         """The agent's objects, oldest first."""
         found = [self._by_key[key] for key in self._by_agent.get(agent, ())]
         return sorted(found, key=lambda each: (each.meta.created, each.meta.name))
 
-    def agents(self) -> list[AgentKey]:
+    def agents(self) -> list[AgentRef]:
         """Every agent that has an object here."""
         return list(self._by_agent)
 
@@ -123,33 +123,33 @@ def _nobody(_: object) -> None:
     return None
 
 
-def _agent_of_pod(pod: Pod) -> AgentKey | None:
+def _agent_of_pod(pod: Pod) -> AgentRef | None:
     agent = agent_of(pod)
-    return agent if isinstance(agent, AgentKey) else None
+    return agent if isinstance(agent, AgentRef) else None
 
 
-def _agent_of_restore(restore: RestoreObject) -> AgentKey | None:
-    return AgentKey(restore.meta.namespace, restore.agent_name) if restore.agent_name else None
+def _agent_of_restore(restore: RestoreObject) -> AgentRef | None:
+    return AgentRef(restore.meta.namespace, restore.agent_name) if restore.agent_name else None
 
 
-class World:
+class ClusterCache:
     """All shelves. Everything runs on the operator's event loop."""
 
     def __init__(self) -> None:
-        self.stores: Shelf[Store] = Shelf(parse.store_of, _nobody)
-        self.policies: Shelf[Policy] = Shelf(parse.policy_of, _nobody)
-        self.agents: Shelf[AgentObject] = Shelf(parse.agent_of, lambda each: each.agent)
-        self.checkpoints: Shelf[CheckpointObject] = Shelf(parse.checkpoint_of, lambda each: each.agent)
-        self.restores: Shelf[RestoreObject] = Shelf(parse.restore_of, _agent_of_restore)
-        self.pods: Shelf[Pod] = Shelf(parse.pod_of, _agent_of_pod)
-        self.nodes: Shelf[Node] = Shelf(parse.node_of, _nobody)
-        self.workloads: dict[str, Shelf[Workload]] = {
-            kind.kind: Shelf(parse.workload_of, _nobody) for kind in kinds.WORKLOADS
+        self.stores: KindCache[Store] = KindCache(parse.store_of, _nobody)
+        self.policies: KindCache[Policy] = KindCache(parse.policy_of, _nobody)
+        self.agents: KindCache[AgentObject] = KindCache(parse.agent_of, lambda each: each.agent)
+        self.checkpoints: KindCache[CheckpointObject] = KindCache(parse.checkpoint_of, lambda each: each.agent)
+        self.restores: KindCache[RestoreObject] = KindCache(parse.restore_of, _agent_of_restore)
+        self.pods: KindCache[Pod] = KindCache(parse.pod_of, _agent_of_pod)
+        self.nodes: KindCache[Node] = KindCache(parse.node_of, _nobody)
+        self.workloads: dict[str, KindCache[Workload]] = {
+            kind.kind: KindCache(parse.workload_of, _nobody) for kind in kinds.WORKLOADS
         }
 
-    def shelf(self, kind: Kind) -> Shelf[Any]:
+    def shelf(self, kind: Kind) -> KindCache[Any]:
         """The shelf of a watched kind."""
-        named: dict[str, Shelf[Any]] = {
+        named: dict[str, KindCache[Any]] = {
             kinds.STORES.kind: self.stores,
             kinds.POLICIES.kind: self.policies,
             kinds.AGENTS.kind: self.agents,
@@ -165,11 +165,11 @@ class World:
         """Those of the pod's namespace that select it; the first one counts."""
         return selecting((each for each in self.policies if each.meta.namespace == pod.meta.namespace), pod)
 
-    def pod_by_uid(self, agent: AgentKey, uid: str) -> Pod | None:
+    def pod_by_uid(self, agent: AgentRef, uid: str) -> Pod | None:
         """A pod of the agent by its uid."""
         return next((each for each in self.pods.of(agent) if each.meta.uid == uid), None)
 
-    def every_agent(self) -> set[AgentKey]:
+    def every_agent(self) -> set[AgentRef]:
         """Every agent that some object or pod speaks of."""
-        shelves: tuple[Shelf[Any], ...] = (self.agents, self.checkpoints, self.restores, self.pods)
+        shelves: tuple[KindCache[Any], ...] = (self.agents, self.checkpoints, self.restores, self.pods)
         return {agent for shelf in shelves for agent in shelf.agents()}

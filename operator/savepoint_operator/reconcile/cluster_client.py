@@ -8,7 +8,7 @@ from savepoint_operator.cluster.kinds import Kind
 Raw = dict[str, Any]
 
 
-class Cluster(Protocol):
+class ClusterClient(Protocol):
     """Raises ``cluster.errors`` and, for what may pass, Unavailable."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:

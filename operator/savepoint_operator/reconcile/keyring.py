@@ -10,7 +10,7 @@ from savepoint.repository.format.keys import KEY_BYTES, MasterKey
 
 from savepoint_operator.cluster.errors import Conflict
 from savepoint_operator.cluster.kinds import SECRETS
-from savepoint_operator.reconcile.cluster_client import Cluster, Raw
+from savepoint_operator.reconcile.cluster_client import ClusterClient, Raw
 
 MASTER_KEY_FIELD: Final = "master.key"
 MANAGED: Final = {"app.kubernetes.io/name": "savepoint", "app.kubernetes.io/managed-by": "savepoint-operator"}
@@ -20,7 +20,7 @@ class Keyring:
     """Reads Secrets by name; makes the master key once."""
 
     def __init__(
-        self, cluster: Cluster, namespace: str, master_secret: str, random_bytes: Callable[[int], bytes]
+        self, cluster: ClusterClient, namespace: str, master_secret: str, random_bytes: Callable[[int], bytes]
     ) -> None:
         self._cluster, self._namespace, self._master_secret = cluster, namespace, master_secret
         self._random_bytes = random_bytes

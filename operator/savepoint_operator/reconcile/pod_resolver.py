@@ -13,11 +13,11 @@ from savepoint.errors import Unavailable
 
 from savepoint_operator.cluster import parse
 from savepoint_operator.cluster.errors import Denied
-from savepoint_operator.cluster.events import About, Events
+from savepoint_operator.cluster.events import Events, EventTarget
 from savepoint_operator.cluster.kinds import CLAIMS, NAMESPACES, NODES, OWNER_KINDS, PODS
 from savepoint_operator.model.objects import ObjectKey, Pod, Policy, Store, Workload
 from savepoint_operator.model.views import (
-    AgentKey,
+    AgentRef,
     ClaimedRoot,
     Incarnation,
     NodeStanding,
@@ -26,9 +26,9 @@ from savepoint_operator.model.views import (
     Refusal,
     Standing,
 )
-from savepoint_operator.reconcile.agent_record import Lines
-from savepoint_operator.reconcile.cluster_cache import World
-from savepoint_operator.reconcile.cluster_client import Cluster, Raw
+from savepoint_operator.reconcile.agent_record import AgentRecords
+from savepoint_operator.reconcile.cluster_cache import ClusterCache
+from savepoint_operator.reconcile.cluster_client import ClusterClient, Raw
 from savepoint_operator.rules import identity, shared_volumes
 from savepoint_operator.rules.admission.config_hash import noted_hash
 from savepoint_operator.rules.completion import ends_run
@@ -38,13 +38,18 @@ REMEMBER_SECONDS: Final = 5.0
 TERMINAL: Final = ("Succeeded", "Failed")
 
 
-class ClusterDirectory:
+class ClusterPodResolver:
     """Implements ``Directory``."""
 
     def __init__(
-        self, cluster: Cluster, world: World, lines: Lines, events: Events, monotonic: Callable[[], float]
+        self,
+        cluster: ClusterClient,
+        cache: ClusterCache,
+        agent_records: AgentRecords,
+        events: Events,
+        monotonic: Callable[[], float],
     ) -> None:
-        self._cluster, self._world, self._lines, self._events = cluster, world, lines, events
+        self._cluster, self._cache, self._agent_records, self._events = cluster, cache, agent_records, events
         self._monotonic = monotonic
         self._known: dict[str, tuple[float, Incarnation]] = {}
 
@@ -60,39 +65,43 @@ class ClusterDirectory:
         if isinstance(found, Incarnation):
             self._remember(found)
         elif not found.retry:
-            await self._events.warning(About(PODS, pod.namespace, pod.name, pod.uid), found.reason, found.message)
+            await self._events.warning(EventTarget(PODS, pod.namespace, pod.name, pod.uid), found.reason, found.message)
         return found
 
-    async def standing(self, agent: AgentKey, pod_uid: str, node: str) -> Standing:
+    async def standing(self, agent: AgentRef, pod_uid: str, node: str) -> Standing:
         """The pod of this uid and its node, as the API server has them now. Raises Unavailable."""
         pod = await self._pod_of(agent, pod_uid)
         if pod is None:
             standing = PodStanding.GONE
         else:
             standing = PodStanding.TERMINAL if pod.phase in TERMINAL else PodStanding.RUNNING
-        line = self._lines.get(agent)
-        ended = (line is not None and pod_uid in line.ended_pods) or (pod is not None and ends_run(pod))
+        agent_record = self._agent_records.get(agent)
+        ended = (agent_record is not None and pod_uid in agent_record.ended_pods) or (pod is not None and ends_run(pod))
         return Standing(standing, await self._node(node or (pod.node if pod else "")), ended)
 
-    async def released(self, agent: AgentKey, pod_uid: str) -> bool:
+    async def released(self, agent: AgentRef, pod_uid: str) -> bool:
         """What this leader was told, or what the ProtectedAgent says that an earlier one was told."""
-        line = self._lines.get(agent)
-        if line is not None and line.who is not None:
-            return line.released_pod == pod_uid
-        item = self._world.agents.get(ObjectKey(*agent))
+        agent_record = self._agent_records.get(agent)
+        if agent_record is not None and agent_record.who is not None:
+            return agent_record.released_pod == pod_uid
+        item = self._cache.agents.get(ObjectKey(*agent))
         reference = (item.status.get("podRef") or {}) if item is not None else {}
         return reference.get("uid") == pod_uid and reference.get("released") is True
 
     async def going(self, pod: PodIdentity) -> bool:
         """Whether the pod is being deleted and still there."""
-        item = self._world.pods.get(ObjectKey(pod.namespace, pod.name))
+        item = self._cache.pods.get(ObjectKey(pod.namespace, pod.name))
         return item is not None and item.meta.uid == pod.uid and item.meta.deleting
 
-    async def pinned(self, agent: AgentKey) -> tuple[int, str] | None:
+    async def pinned(self, agent: AgentRef) -> tuple[int, str] | None:
         """What the ProtectedAgent pins, or what this leader has seen since and not written yet."""
-        item = self._world.agents.get(ObjectKey(*agent))
-        line = self._lines.get(agent)
-        seen = (line.head.record.sequence, line.head.digest) if line is not None and line.head is not None else None
+        item = self._cache.agents.get(ObjectKey(*agent))
+        agent_record = self._agent_records.get(agent)
+        seen = (
+            (agent_record.head.record.sequence, agent_record.head.digest)
+            if agent_record is not None and agent_record.head is not None
+            else None
+        )
         written = item.pin if item is not None else None
         return max((pin for pin in (seen, written) if pin is not None), key=lambda pin: pin[0], default=None)
 
@@ -108,7 +117,7 @@ class ClusterDirectory:
         if isinstance(agent, Refusal):
             return agent
         owners = await self._owners(pod)
-        policy = next(iter(self._world.policies_for(pod)), None)
+        policy = next(iter(self._cache.policies_for(pod)), None)
         found = Incarnation(
             agent=agent,
             pod=who,
@@ -120,7 +129,7 @@ class ClusterDirectory:
         )
         refusal = identity.refuse_kind(pod) or await self._ambiguous(agent, pod, owners)
         store = refusal or await usable_store(
-            self._cluster, self._world, pod.meta.namespace, policy.store_name if policy else None
+            self._cluster, self._cache, pod.meta.namespace, policy.store_name if policy else None
         )
         if isinstance(store, Refusal):
             return replace(store, who=found)
@@ -128,9 +137,9 @@ class ClusterDirectory:
         shared = await self._shared(raw)
         return replace(shared, who=found) if isinstance(shared, Refusal) else replace(found, shared=shared)
 
-    async def _ambiguous(self, agent: AgentKey, pod: Pod, owners: list[Workload]) -> Refusal | None:
+    async def _ambiguous(self, agent: AgentRef, pod: Pod, owners: list[Workload]) -> Refusal | None:
         """The pod that holds the agent's epoch is it, whatever came later."""
-        item = self._world.agents.get(ObjectKey(*agent))
+        item = self._cache.agents.get(ObjectKey(*agent))
         if item is not None and (item.status.get("podRef") or {}).get("uid") == pod.meta.uid:
             return None
         refusal = identity.refuse_owner(agent, owners)
@@ -178,7 +187,7 @@ class ClusterDirectory:
 
     # -- how it stands --------------------------------------------------------------------------------------------
 
-    async def _pod_of(self, agent: AgentKey, uid: str) -> Pod | None:
+    async def _pod_of(self, agent: AgentRef, uid: str) -> Pod | None:
         """By the name that is known; without one among all pods of the namespace, labelled or not."""
         name = self._name_of(agent, uid)
         if name:
@@ -187,11 +196,11 @@ class ClusterDirectory:
         raws = await self._cluster.list(PODS, agent.namespace)
         return next((parse.pod_of(raw) for raw in raws if raw["metadata"].get("uid") == uid), None)
 
-    def _name_of(self, agent: AgentKey, uid: str) -> str:
-        pod = self._world.pod_by_uid(agent, uid)
+    def _name_of(self, agent: AgentRef, uid: str) -> str:
+        pod = self._cache.pod_by_uid(agent, uid)
         if pod is not None:
             return pod.meta.name
-        item = self._world.agents.get(ObjectKey(*agent))
+        item = self._cache.agents.get(ObjectKey(*agent))
         reference = (item.status.get("podRef") or {}) if item is not None else {}
         return str(reference["name"]) if reference.get("uid") == uid and reference.get("name") else ""
 
@@ -214,12 +223,14 @@ def terms(policy: Policy | None) -> PolicyTerms:
     )
 
 
-async def usable_store(cluster: Cluster, world: World, namespace: str, name: str | None) -> Store | Refusal:
+async def usable_store(
+    cluster: ClusterClient, cache: ClusterCache, namespace: str, name: str | None
+) -> Store | Refusal:
     """The store for a namespace's agents whose policy names this one, None: the default one; why they have none.
 
     The namespace's labels are read afresh where the store asks for some. Raises Unavailable, Denied.
     """
-    store = identity.store_for(name, world.stores)
+    store = identity.store_for(name, cache.stores)
     if isinstance(store, Refusal):
         return store
     labels: dict[str, str] = {}

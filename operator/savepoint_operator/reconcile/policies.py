@@ -7,12 +7,12 @@ from typing import Any, Final
 from savepoint.contract.names import LABEL_AGENT
 
 from savepoint_operator.cluster.errors import Missing
-from savepoint_operator.cluster.events import About, Events
+from savepoint_operator.cluster.events import Events, EventTarget
 from savepoint_operator.cluster.kinds import OWNER_KINDS, PODS, POLICIES
 from savepoint_operator.model.objects import ObjectKey, Policy
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.reconcile.cluster_cache import World
-from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.reconcile.cluster_cache import ClusterCache
+from savepoint_operator.reconcile.cluster_client import ClusterClient
 from savepoint_operator.reconcile.pod_resolver import usable_store
 from savepoint_operator.rules.identity import agent_of
 from savepoint_operator.rules.status.conditions import Condition, changed, merged
@@ -20,26 +20,28 @@ from savepoint_operator.rules.status.conditions import Condition, changed, merge
 NAMED_MOST: Final = 5
 
 
-class Surroundings:
+class Policies:
     """Looks at policies, pods and workloads; none of them is an agent's own affair."""
 
-    def __init__(self, cluster: Cluster, world: World, events: Events, now: Callable[[], datetime]) -> None:
-        self._cluster, self._world, self._events, self._now = cluster, world, events, now
+    def __init__(
+        self, cluster: ClusterClient, cache: ClusterCache, events: Events, now: Callable[[], datetime]
+    ) -> None:
+        self._cluster, self._cache, self._events, self._now = cluster, cache, events, now
 
     async def policy(self, key: ObjectKey) -> None:
         """How many pods it selects, whether another policy selects them too, and whether they have a store.
 
         Raises Unavailable, Denied.
         """
-        policy = self._world.policies.get(key)
+        policy = self._cache.policies.get(key)
         if policy is None:
             return
-        store = await usable_store(self._cluster, self._world, key.namespace, policy.store_name)
-        pods = [pod for pod in self._world.pods if pod.meta.namespace == key.namespace and pod.live]
+        store = await usable_store(self._cluster, self._cache, key.namespace, policy.store_name)
+        pods = [pod for pod in self._cache.pods if pod.meta.namespace == key.namespace and pod.live]
         matched = [pod for pod in pods if policy.selector.selects(pod.meta.labels)]
         counting, rivals = 0, set[str]()
         for pod in matched:
-            selecting = self._world.policies_for(pod)
+            selecting = self._cache.policies_for(pod)
             counting += selecting[0].meta.name == policy.meta.name
             rivals |= {each.meta.name for each in selecting} - {policy.meta.name}
         patch: dict[str, Any] = {
@@ -58,15 +60,15 @@ class Surroundings:
                 )
             except Missing:
                 return
-            self._world.policies.put(raw)
+            self._cache.policies.put(raw)
 
     async def pod(self, key: ObjectKey) -> None:
         """A labelled pod that nobody protects says so in an Event."""
-        pod = self._world.pods.get(key)
+        pod = self._cache.pods.get(key)
         if pod is None or not pod.live:
             return
         agent = agent_of(pod)
-        about = About.of(PODS, pod.meta)
+        about = EventTarget.of(PODS, pod.meta)
         if isinstance(agent, Refusal):
             await self._events.warning(about, agent.reason, agent.message)
         elif not pod.injected:
@@ -82,11 +84,11 @@ class Surroundings:
 
     async def workload(self, kind: str, key: ObjectKey) -> None:
         """A label on a workload itself opts nothing in."""
-        workload = self._world.workloads[kind].get(key)
+        workload = self._cache.workloads[kind].get(key)
         if workload is None or workload.template_labelled or LABEL_AGENT not in workload.meta.labels:
             return
         await self._events.warning(
-            About.of(OWNER_KINDS[kind], workload.meta),
+            EventTarget.of(OWNER_KINDS[kind], workload.meta),
             "LabelNotOnTemplate",
             f"Label {LABEL_AGENT} is on the {kind} itself, where it does nothing: put it into "
             "spec.template.metadata.labels.",

@@ -26,14 +26,14 @@ from savepoint_operator.model.objects import (
     Workload,
 )
 from savepoint_operator.model.ports import Orders
-from savepoint_operator.model.views import AgentKey
+from savepoint_operator.model.views import AgentRef
 from savepoint_operator.reconcile.agent.agents import Agents
-from savepoint_operator.reconcile.agent_record import Lines
-from savepoint_operator.reconcile.cluster_cache import World
-from savepoint_operator.reconcile.cluster_client import Cluster
-from savepoint_operator.reconcile.policies import Surroundings
+from savepoint_operator.reconcile.agent_record import AgentRecords
+from savepoint_operator.reconcile.cluster_cache import ClusterCache
+from savepoint_operator.reconcile.cluster_client import ClusterClient
+from savepoint_operator.reconcile.policies import Policies
 from savepoint_operator.reconcile.rollbacks import Rollbacks
-from savepoint_operator.reconcile.stores import StoreBook
+from savepoint_operator.reconcile.stores import StoreRegistry
 from savepoint_operator.reconcile.work_items import (
     AgentWork,
     PodWork,
@@ -63,19 +63,25 @@ class Reconciler:
 
     def __init__(
         self,
-        cluster: Cluster,
-        world: World,
-        lines: Lines,
+        cluster: ClusterClient,
+        cache: ClusterCache,
+        agent_records: AgentRecords,
         queue: KeyedQueue[Work],
         metrics: Metrics,
         *,
-        stores: StoreBook,
+        stores: StoreRegistry,
         agents: Agents,
         rollbacks: Rollbacks,
-        surroundings: Surroundings,
+        surroundings: Policies,
         now: Callable[[], datetime],
     ) -> None:
-        self._cluster, self._world, self._lines, self._queue, self._metrics = cluster, world, lines, queue, metrics
+        self._cluster, self._cache, self._agent_records, self._queue, self._metrics = (
+            cluster,
+            cache,
+            agent_records,
+            queue,
+            metrics,
+        )
         self._stores, self._agents, self._rollbacks, self._surroundings = stores, agents, rollbacks, surroundings
         self._now = now
         self._rewatch: Callable[[], Awaitable[None]] = _nothing
@@ -84,7 +90,7 @@ class Reconciler:
 
     def observe(self, kind: Kind, deleted: bool, raw: dict[str, Any]) -> None:
         """One object was seen, or seen to be gone."""
-        shelf = self._world.shelf(kind)
+        shelf = self._cache.shelf(kind)
         if deleted:
             before, now = shelf.remove(raw), None
         else:
@@ -104,7 +110,7 @@ class Reconciler:
         await asyncio.sleep(behind_seconds)
         missed = 0
         for kind, raws in listed.items():
-            shelf = self._world.shelf(kind)
+            shelf = self._cache.shelf(kind)
             missed += sum(shelf.lacks(raw) for raw in raws)
             lost = shelf.replace([{"kind": kind.kind, **raw} for raw in raws])
             for item in lost:
@@ -118,7 +124,7 @@ class Reconciler:
 
         What failed, or takes longer, comes from the queue.
         """
-        looks = [asyncio.create_task(self._look_at_store(store.meta.name)) for store in self._world.stores]
+        looks = [asyncio.create_task(self._look_at_store(store.meta.name)) for store in self._cache.stores]
         try:
             if looks:
                 await asyncio.wait(looks, timeout=seconds)
@@ -132,27 +138,27 @@ class Reconciler:
         match item:
             case Store():
                 add(StoreWork(item.meta.name))
-                for policy in self._world.policies:
+                for policy in self._cache.policies:
                     if policy.store_name in (None, item.meta.name):
                         add(PolicyWork(policy.meta.key))
             case Policy():
-                for policy in self._world.policies:
+                for policy in self._cache.policies:
                     if policy.meta.namespace == item.meta.namespace:
                         add(PolicyWork(policy.meta.key))
             case Pod():
                 agent = agent_of(item)
-                if isinstance(agent, AgentKey):
+                if isinstance(agent, AgentRef):
                     if ends_run(item):
-                        self._lines[agent].ended_pods.add(item.meta.uid)
+                        self._agent_records[agent].ended_pods.add(item.meta.uid)
                     add(AgentWork(agent))
                 add(PodWork(item.meta.key))
-                for policy in self._world.policies:
+                for policy in self._cache.policies:
                     if policy.meta.namespace == item.meta.namespace and policy.selector.selects(item.meta.labels):
                         add(PolicyWork(policy.meta.key), 2.0)
             case Node():
-                for pod in self._world.pods:
+                for pod in self._cache.pods:
                     agent = agent_of(pod)
-                    if pod.node == item.meta.name and isinstance(agent, AgentKey):
+                    if pod.node == item.meta.name and isinstance(agent, AgentRef):
                         add(AgentWork(agent))
             case Workload():
                 add(WorkloadWork(item.kind, item.meta.key))
@@ -164,15 +170,15 @@ class Reconciler:
                 add(AgentWork(item.agent))
             case RestoreObject() if item.mode == "Resume":
                 if item.agent_name:
-                    add(AgentWork(AgentKey(item.meta.namespace, item.agent_name)))
+                    add(AgentWork(AgentRef(item.meta.namespace, item.agent_name)))
             case RestoreObject():
                 add(RollbackWork(item.meta.key))
 
-    def _forget(self, agent: AgentKey) -> None:
+    def _forget(self, agent: AgentRef) -> None:
         """Whoever deletes a ProtectedAgent accepts what the store holds: what memory pins goes with it."""
-        line = self._lines.get(agent)
-        if line is not None:
-            line.head, line.latest, line.recovery_point = None, None, None
+        agent_record = self._agent_records.get(agent)
+        if agent_record is not None:
+            agent_record.head, agent_record.latest, agent_record.recovery_point = None, None, None
 
     # -- what goes on ---------------------------------------------------------------------------------------------
 
@@ -231,7 +237,7 @@ class Reconciler:
         ready = self._stores.ready(name)
         self._metrics.store(name, ready)
         if ready and not was:
-            for agent in self._world.every_agent():
+            for agent in self._cache.every_agent():
                 self._queue.add(AgentWork(agent))
         return again
 
@@ -245,17 +251,19 @@ class Reconciler:
             log.error("watches have missed %d changes: they are begun anew", missed)
             self._metrics.missed(missed)
             await self._rewatch()
-        for line in self._lines.all():
-            line.chain_read = line.chain_read and line.session is not None  # without a session only the chain tells
+        for agent_record in self._agent_records.all():
+            agent_record.chain_read = (
+                agent_record.chain_read and agent_record.session is not None
+            )  # without a session only the chain tells
 
     async def _count(self) -> None:
         now = self._now()
         ages = []
-        for item in self._world.agents:
+        for item in self._cache.agents:
             point = parsed_time(item.status.get("recoveryPointTime"))
             if point is not None:
                 ages.append((item.meta.namespace, item.meta.name, max((now - point).total_seconds(), 0.0)))
-        self._metrics.standing(ages, [item.reason for item in self._world.agents], len(self._queue))
+        self._metrics.standing(ages, [item.reason for item in self._cache.agents], len(self._queue))
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

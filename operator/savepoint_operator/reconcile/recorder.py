@@ -14,7 +14,7 @@ from savepoint.repository.format.commit import Head
 
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.views import (
-    AgentKey,
+    AgentRef,
     CheckpointName,
     Contents,
     Incarnation,
@@ -22,7 +22,14 @@ from savepoint_operator.model.views import (
     Refusal,
     SessionView,
 )
-from savepoint_operator.reconcile.agent_record import AttemptNote, Failure, Line, Lines, Request, RestoreNote
+from savepoint_operator.reconcile.agent_record import (
+    AgentRecord,
+    AgentRecords,
+    AttemptRecord,
+    CheckpointRequest,
+    LastFailure,
+    RestoreRecord,
+)
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.work_items import AgentWork, Work
 from savepoint_operator.reconcile.work_queue import KeyedQueue
@@ -39,7 +46,7 @@ class QueueingRecorder:
 
     def __init__(
         self,
-        lines: Lines,
+        agent_records: AgentRecords,
         queue: KeyedQueue[Work],
         objects: CheckpointObjects,
         metrics: Metrics,
@@ -48,7 +55,7 @@ class QueueingRecorder:
         monotonic: Callable[[], float],
         random_bytes: Callable[[int], bytes],
     ) -> None:
-        self._lines, self._queue, self._objects, self._metrics = lines, queue, objects, metrics
+        self._agent_records, self._queue, self._objects, self._metrics = agent_records, queue, objects, metrics
         self.now, self._monotonic, self._random_bytes = now, monotonic, random_bytes
 
     # -- starts ---------------------------------------------------------------------------------------------------
@@ -61,19 +68,19 @@ class QueueingRecorder:
 
     async def granted(self, who: Incarnation, head: Head, restores: str | None) -> None:
         """See ``Recorder``."""
-        line = self._lines[who.agent]
-        line.learn(head)
+        agent_record = self._agent_records[who.agent]
+        agent_record.learn(head)
         note = self._restore(who, head.record.epoch)
-        if note.discarded_seconds is None and restores is not None and line.who is not None:
-            note.discarded_since, note.discarded_seconds = self._discarded(line, who)
-        line.who, line.released_pod = who, ""
-        line.completed = False
+        if note.discarded_seconds is None and restores is not None and agent_record.who is not None:
+            note.discarded_since, note.discarded_seconds = self._discarded(agent_record, who)
+        agent_record.who, agent_record.released_pod = who, ""
+        agent_record.completed = False
         note.epoch, note.head, note.restores, note.wait = head.record.epoch, head, restores, None
         self._look(who.agent)
 
     async def restore_progress(self, who: Incarnation, progress: Progress) -> None:
         """See ``Recorder``."""
-        note = self._lines[who.agent].restores.get(who.pod.uid)
+        note = self._agent_records[who.agent].restores.get(who.pod.uid)
         if note is not None and note.outcome is None and note.progress != progress:
             note.progress = progress
             self._look(who.agent)
@@ -87,102 +94,111 @@ class QueueingRecorder:
         self._metrics.restored(outcome.outcome, outcome.milliseconds)
         self._look(who.agent)
 
-    def _restore(self, who: Incarnation, epoch: int = 0) -> RestoreNote:
+    def _restore(self, who: Incarnation, epoch: int = 0) -> RestoreRecord:
         """The note of this pod's start: a new one when its earlier start has ended, or was under another epoch."""
-        restores = self._lines[who.agent].restores
+        restores = self._agent_records[who.agent].restores
         note = restores.get(who.pod.uid)
         if note is None or (epoch and (note.outcome is not None or note.epoch not in (0, epoch))):
-            note = restores[who.pod.uid] = RestoreNote(who, self.now(), epoch=epoch)
+            note = restores[who.pod.uid] = RestoreRecord(who, self.now(), epoch=epoch)
         return note
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
     async def connected(self, session: SessionView, who: Incarnation) -> None:
         """See ``Recorder``."""
-        line = self._lines[who.agent]
-        line.who, line.session, line.connected_at, line.disconnected_at = who, session, self._monotonic(), None
-        line.released_pod = ""
+        agent_record = self._agent_records[who.agent]
+        agent_record.who, agent_record.session, agent_record.connected_at, agent_record.disconnected_at = (
+            who,
+            session,
+            self._monotonic(),
+            None,
+        )
+        agent_record.released_pod = ""
         self._look(who.agent)
 
-    async def disconnected(self, agent: AgentKey, pod: PodIdentity) -> None:
+    async def disconnected(self, agent: AgentRef, pod: PodIdentity) -> None:
         """See ``Recorder``."""
-        line = self._lines[agent]
-        line.session, line.disconnected_at, line.last_heard = None, self._monotonic(), self.now()
+        agent_record = self._agent_records[agent]
+        agent_record.session, agent_record.disconnected_at, agent_record.last_heard = (
+            None,
+            self._monotonic(),
+            self.now(),
+        )
         self._look(agent)
 
-    async def released(self, agent: AgentKey, pod: PodIdentity, completed: bool, message: str) -> None:
+    async def released(self, agent: AgentRef, pod: PodIdentity, completed: bool, message: str) -> None:
         """See ``Recorder``."""
-        line = self._lines[agent]
-        line.released_pod = pod.uid
-        line.completed = line.completed or completed
+        agent_record = self._agent_records[agent]
+        agent_record.released_pod = pod.uid
+        agent_record.completed = agent_record.completed or completed
         self._look(agent)
 
     # -- attempts -------------------------------------------------------------------------------------------------
 
-    async def requested(self, agent: AgentKey, request: RequestCheckpoint) -> str | Refusal:
+    async def requested(self, agent: AgentRef, request: RequestCheckpoint) -> str | Refusal:
         """See ``Recorder``."""
-        line = self._lines[agent]
-        known = line.requests.get(request.request)
+        agent_record = self._agent_records[agent]
+        known = agent_record.requests.get(request.request)
         if known is None:
-            known = Request(self._random_bytes(16).hex(), request.trigger, request.reason)
-            line.requests[request.request] = known
-            while len(line.requests) > REQUESTS_KEPT:
-                del line.requests[next(iter(line.requests))]
+            known = CheckpointRequest(self._random_bytes(16).hex(), request.trigger, request.reason)
+            agent_record.requests[request.request] = known
+            while len(agent_record.requests) > REQUESTS_KEPT:
+                del agent_record.requests[next(iter(agent_record.requests))]
         return known.attempt
 
-    async def progressed(self, agent: AgentKey, progress: Progress) -> None:
+    async def progressed(self, agent: AgentRef, progress: Progress) -> None:
         """See ``Recorder``."""
-        note = self.note(self._lines[agent], progress.attempt)
+        note = self.note(self._agent_records[agent], progress.attempt)
         if note.over:
             return
         note.progress, note.stage = progress, progress.stage or note.stage
         self._look(agent)
 
-    async def delayed(self, agent: AgentKey, attempt: str, why: str) -> None:
+    async def delayed(self, agent: AgentRef, attempt: str, why: str) -> None:
         """See ``Recorder``."""
-        note = self._lines[agent].attempts.get(attempt)
+        note = self._agent_records[agent].attempts.get(attempt)
         if note is not None and not note.over:
             note.stage, note.delay = "Committing", why
             self._look(agent)
 
-    async def name_for(self, agent: AgentKey, offer: Offer, head: Head) -> CheckpointName:
+    async def name_for(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
         """See ``Recorder``. Raises Unavailable."""
-        line = self._lines[agent]
-        line.learn(head)
-        note = self.note(line, offer.attempt, offer.trigger)
+        agent_record = self._agent_records[agent]
+        agent_record.learn(head)
+        note = self.note(agent_record, offer.attempt, offer.trigger)
         note.offer, note.stage = offer, "Committing"
         try:
-            item = await self._objects.ensure(line, note, head.record.number)
+            item = await self._objects.ensure(agent_record, note, head.record.number)
         except SavepointError as error:  # an object that cannot be written is no reason to lose a checkpoint
             raise Unavailable(f"the API server gave no name: {error}") from error
         return CheckpointName(await self._objects.number(note, item, head.record.number), item.meta.name)
 
     async def committed(
-        self, agent: AgentKey, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
+        self, agent: AgentRef, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
     ) -> None:
         """See ``Recorder``."""
-        line, record = self._lines[agent], head.record
-        line.learn(head)
+        agent_record, record = self._agent_records[agent], head.record
+        agent_record.learn(head)
         if record.kind == "completed":
-            line.completed = line.head is head or line.head == head
+            agent_record.completed = agent_record.head is head or agent_record.head == head
             self._look(agent)
             return
-        if record.attempt is None or self._is_old(line, head):
+        if record.attempt is None or self._is_old(agent_record, head):
             return
-        note = self.note(line, record.attempt, record.trigger)
+        note = self.note(agent_record, record.attempt, record.trigger)
         first = not note.committed
         note.head, note.store, note.offer = head, store, offer or note.offer
         note.contents = contents or note.contents
         note.name, note.number = note.name or record.name or "", record.number
         note.result, note.ended = None, note.ended or self.now()
-        note.parent = note.parent or self._objects.latest_name(line)
-        if line.latest is None or record.sequence > line.latest.record.sequence:
-            line.latest = head
-            line.failure, line.failures_in_row = None, 0
-            self._advance(line, note, record.time)
+        note.parent = note.parent or self._objects.latest_name(agent_record)
+        if agent_record.latest is None or record.sequence > agent_record.latest.record.sequence:
+            agent_record.latest = head
+            agent_record.failure, agent_record.failures_in_row = None, 0
+            self._advance(agent_record, note, record.time)
             told = note.offer or note.contents
             if told is not None:
-                line.stored_bytes, line.uncertain = told.stored_bytes, told.uncertain_operations
+                agent_record.stored_bytes, agent_record.uncertain = told.stored_bytes, told.uncertain_operations
         if first:
             seconds = (self.now() - note.started).total_seconds() if offer is not None else None
             self._metrics.checkpoint("Ready", note.trigger, seconds)
@@ -191,79 +207,81 @@ class QueueingRecorder:
                 self._metrics.paused(offer.timing.pause_milliseconds)
         self._look(agent)
 
-    async def failed(self, agent: AgentKey, result: Result) -> None:
+    async def failed(self, agent: AgentRef, result: Result) -> None:
         """See ``Recorder``."""
-        line = self._lines[agent]
-        note = self.note(line, result.attempt)
+        agent_record = self._agent_records[agent]
+        note = self.note(agent_record, result.attempt)
         if note.over:
             return
-        policy = line.who.policy_name if line.who else None
+        policy = agent_record.who.policy_name if agent_record.who else None
         message = with_next_step(result.reason, result.message, policy)
         note.result = Result(result.attempt, "Failed", result.reason or "Failed", message, result.pause_milliseconds)
         note.ended = self.now()
-        line.failure = Failure(note.result.reason, message, note.ended)
-        line.failures_in_row += 1
+        agent_record.failure = LastFailure(note.result.reason, message, note.ended)
+        agent_record.failures_in_row += 1
         self._metrics.checkpoint(note.result.reason, note.trigger)
         self._metrics.paused(result.pause_milliseconds)
         self._look(agent)
 
-    async def unchanged(self, agent: AgentKey, result: Result, head: Head | None) -> None:
+    async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
         """See ``Recorder``."""
-        line = self._lines[agent]
+        agent_record = self._agent_records[agent]
         if head is not None:
-            line.learn(head)
-        note = self.note(line, result.attempt)
+            agent_record.learn(head)
+        note = self.note(agent_record, result.attempt)
         if note.over:
             return
         note.result, note.ended = result, self.now()
-        line.failure, line.failures_in_row = None, 0
-        line.recovery_point = note.started
+        agent_record.failure, agent_record.failures_in_row = None, 0
+        agent_record.recovery_point = note.started
         self._metrics.checkpoint("Unchanged", note.trigger)
         self._metrics.paused(result.pause_milliseconds)
         self._look(agent)
 
-    def note(self, line: Line, attempt: str, trigger: str = "") -> AttemptNote:
+    def note(self, agent_record: AgentRecord, attempt: str, trigger: str = "") -> AttemptRecord:
         """The note of an attempt, made when it is first heard of. Not of the port: reconcile notes what it orders."""
-        note = line.attempts.get(attempt)
+        note = agent_record.attempts.get(attempt)
         if note is None:
-            known = self._objects.find(line.agent, attempt)
-            asked = next((each for each in line.requests.values() if each.attempt == attempt), None)
-            note = AttemptNote(attempt, trigger or (known.trigger if known else ""), self.now(), self._monotonic())
+            known = self._objects.find(agent_record.agent, attempt)
+            asked = next((each for each in agent_record.requests.values() if each.attempt == attempt), None)
+            note = AttemptRecord(attempt, trigger or (known.trigger if known else ""), self.now(), self._monotonic())
             if asked is not None:
                 note.trigger, note.why = asked.trigger, asked.why
             if known is not None:
                 note.name, note.number = known.meta.name, known.number
-            line.attempts[attempt] = note
-            line.last_start = self._monotonic()
+            agent_record.attempts[attempt] = note
+            agent_record.last_start = self._monotonic()
         if trigger and not note.trigger:
             note.trigger = trigger
-        if not note.pod[0] and line.who is not None:
-            note.pod = (line.who.pod.name, line.who.pod.uid, line.who.node)
+        if not note.pod[0] and agent_record.who is not None:
+            note.pod = (agent_record.who.pod.name, agent_record.who.pod.uid, agent_record.who.node)
         return note
 
-    def _discarded(self, line: Line, who: Incarnation) -> tuple[datetime | None, float | None]:
+    def _discarded(self, agent_record: AgentRecord, who: Incarnation) -> tuple[datetime | None, float | None]:
         """Nothing where the predecessor released its epoch, or where it is the same pod."""
-        assert line.who is not None
-        if line.who.pod.uid in (line.released_pod, who.pod.uid):
+        assert agent_record.who is not None
+        if agent_record.who.pod.uid in (agent_record.released_pod, who.pod.uid):
             return None, 0.0
-        if line.recovery_point is None or line.last_heard is None:
+        if agent_record.recovery_point is None or agent_record.last_heard is None:
             return None, None
-        return line.recovery_point, max((line.last_heard - line.recovery_point).total_seconds(), 0.0)
+        return agent_record.recovery_point, max(
+            (agent_record.last_heard - agent_record.recovery_point).total_seconds(), 0.0
+        )
 
-    def _advance(self, line: Line, note: AttemptNote, committed_at: str) -> None:
+    def _advance(self, agent_record: AgentRecord, note: AttemptRecord, committed_at: str) -> None:
         """The recovery point is when the state was cut; where nobody says that, or a clock is wrong, the commit."""
         timing = note.offer.timing if note.offer else None
         commit = parsed_time(committed_at) or self.now()
         told = (timing.quiesced or timing.start) if timing else (note.contents.cut if note.contents else None)
         cut = parsed_time(told)
-        line.recovery_point = cut if cut is not None and commit - CUT_MOST < cut < commit else commit
+        agent_record.recovery_point = cut if cut is not None and commit - CUT_MOST < cut < commit else commit
 
-    def _is_old(self, line: Line, head: Head) -> bool:
+    def _is_old(self, agent_record: AgentRecord, head: Head) -> bool:
         """A record that is reflected already: its object may have been deleted since, and does not come back."""
         attempt = head.record.attempt or ""
-        if attempt in line.attempts or self._objects.find(line.agent, attempt) is not None:
+        if attempt in agent_record.attempts or self._objects.find(agent_record.agent, attempt) is not None:
             return False
-        return head.record.sequence <= self._objects.latest_sequence(line)
+        return head.record.sequence <= self._objects.latest_sequence(agent_record)
 
-    def _look(self, agent: AgentKey) -> None:
+    def _look(self, agent: AgentRef) -> None:
         self._queue.add(AgentWork(agent))

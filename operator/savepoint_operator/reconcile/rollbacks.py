@@ -17,15 +17,15 @@ from savepoint.contract.names import LABEL_AGENT
 from savepoint.errors import IntegrityError, ObjectMissing, Refused, SavepointError, Unavailable
 
 from savepoint_operator.cluster.errors import Blocked, Missing
-from savepoint_operator.cluster.events import About, Events
+from savepoint_operator.cluster.events import Events, EventTarget
 from savepoint_operator.cluster.kinds import PODS, RESTORES
 from savepoint_operator.model.objects import CheckpointObject, ObjectKey, RestoreObject
 from savepoint_operator.model.ports import Orders
-from savepoint_operator.model.views import AgentKey
-from savepoint_operator.reconcile.agent_record import Lines
+from savepoint_operator.model.views import AgentRef
+from savepoint_operator.reconcile.agent_record import AgentRecords
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.cluster_cache import World
-from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.reconcile.cluster_cache import ClusterCache
+from savepoint_operator.reconcile.cluster_client import ClusterClient
 from savepoint_operator.reconcile.recorder import QueueingRecorder
 from savepoint_operator.reconcile.work_items import AgentWork, Work
 from savepoint_operator.reconcile.work_queue import KeyedQueue
@@ -61,9 +61,9 @@ class Rollbacks:
 
     def __init__(
         self,
-        cluster: Cluster,
-        world: World,
-        lines: Lines,
+        cluster: ClusterClient,
+        cache: ClusterCache,
+        agent_records: AgentRecords,
         queue: KeyedQueue[Work],
         *,
         objects: CheckpointObjects,
@@ -73,14 +73,14 @@ class Rollbacks:
         monotonic: Callable[[], float],
         leader_since: Callable[[], float],
     ) -> None:
-        self._cluster, self._world, self._lines, self._queue = cluster, world, lines, queue
+        self._cluster, self._cache, self._agent_records, self._queue = cluster, cache, agent_records, queue
         self._objects, self._recorder, self._events, self._now = objects, recorder, events, now
         self._monotonic, self._leader_since = monotonic, leader_since
         self._tries: dict[ObjectKey, _Trying] = {}
 
     async def reconcile(self, key: ObjectKey, orders: Orders) -> float | None:
         """Seconds until the next look."""
-        item = self._world.restores.get(key)
+        item = self._cache.restores.get(key)
         if item is None or item.finished or item.meta.deleting or item.mode == "Resume":
             self._tries.pop(key, None)
             return None
@@ -96,7 +96,7 @@ class Rollbacks:
         try:
             again = await self._go_on(item, agent, checkpoint, orders)
         except SavepointError as error:
-            return await self._failed(self._world.restores.get(key) or item, error)
+            return await self._failed(self._cache.restores.get(key) or item, error)
         trying.failing_since = None
         return again
 
@@ -108,11 +108,11 @@ class Rollbacks:
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _source(self, item: RestoreObject) -> "tuple[AgentKey, CheckpointObject | None] | Condition":
+    def _source(self, item: RestoreObject) -> "tuple[AgentRef, CheckpointObject | None] | Condition":
         namespace = item.meta.namespace
         if item.mode == "Reset":
-            return AgentKey(namespace, item.agent_name), None
-        found = self._world.checkpoints.get(ObjectKey(namespace, item.checkpoint_name))
+            return AgentRef(namespace, item.agent_name), None
+        found = self._cache.checkpoints.get(ObjectKey(namespace, item.checkpoint_name))
         if found is not None and found.ready and found.sequence:
             return found.agent, found
         what = "is not Ready" if found is not None else f"does not exist in namespace {namespace}"
@@ -121,13 +121,13 @@ class Rollbacks:
 
     def _agent_name(self, item: RestoreObject) -> str:
         """Whose it is; empty where its checkpoint does not exist."""
-        found = self._world.checkpoints.get(ObjectKey(item.meta.namespace, item.checkpoint_name))
+        found = self._cache.checkpoints.get(ObjectKey(item.meta.namespace, item.checkpoint_name))
         return found.agent.name if found is not None else item.agent_name
 
     async def _go_on(
-        self, item: RestoreObject, agent: AgentKey, checkpoint: CheckpointObject | None, orders: Orders
+        self, item: RestoreObject, agent: AgentRef, checkpoint: CheckpointObject | None, orders: Orders
     ) -> float | None:
-        line = self._lines[agent]
+        agent_record = self._agent_records[agent]
         store = self._store(agent)
         if not store:
             text = f"Agent {agent.name} has never run in namespace {agent.namespace}: there is nothing to go back from."
@@ -138,9 +138,9 @@ class Rollbacks:
             pause = await self._checkpoint_first(item, agent, orders)
             if pause is not None:
                 return pause
-            since = line.recovery_point
+            since = agent_record.recovery_point
             head = await orders.rollback(agent, item.own_attempt, checkpoint.sequence if checkpoint else None, store)
-            line.learn(head)
+            agent_record.learn(head)
             point = rollback_status.time_of(checkpoint)
             lost = {"discarded": {"since": stamp(point)}} if point is not None else {}
             discarded = duration_text(max((since - point).total_seconds() * 1000, 0)) if since and point else ""
@@ -152,11 +152,11 @@ class Rollbacks:
             }
             text = "The lineage goes on from there; the pod is being evicted."
             item = await self._write(item, patch, Condition.of("Succeeded", None, "Evicting", text))
-            line.recovery_point = point or self._now()
+            agent_record.recovery_point = point or self._now()
             self._queue.add(AgentWork(agent))
         return await self._evict(item, agent, checkpoint)
 
-    async def _begin(self, item: RestoreObject, agent: AgentKey) -> RestoreObject:
+    async def _begin(self, item: RestoreObject, agent: AgentRef) -> RestoreObject:
         if item.status.get("startTime"):
             return item
         await self._label(item, agent.name)
@@ -164,12 +164,12 @@ class Rollbacks:
         text = "A last checkpoint is taken first, so that this can be undone."
         return await self._write(item, patch, Condition.of("Succeeded", None, "Waiting", text))
 
-    async def _checkpoint_first(self, item: RestoreObject, agent: AgentKey, orders: Orders) -> float | None:
+    async def _checkpoint_first(self, item: RestoreObject, agent: AgentRef, orders: Orders) -> float | None:
         """None: go on. Its attempt id is derived from the object's, so it is taken once."""
-        line = self._lines[agent]
+        agent_record = self._agent_records[agent]
         attempt = _sibling(item.own_attempt)
         session = orders.session(agent)
-        note = line.attempts.get(attempt)
+        note = agent_record.attempts.get(attempt)
         if note is not None:
             return None if note.over else AGAIN_SECONDS
         if self._objects.find(agent, attempt) is not None or session is None:
@@ -184,22 +184,22 @@ class Rollbacks:
         except (Refused, Unavailable):
             return AGAIN_SECONDS
         self._trying(item).asked = True
-        note = self._recorder.note(line, attempt, "Rollback")
+        note = self._recorder.note(agent_record, attempt, "Rollback")
         note.why = f"before AgentRestore {item.meta.name}"
         text = "A last checkpoint is under way, so that this can be undone."
         await self._write(item, {}, Condition.of("Succeeded", None, "Checkpointing", text))
         return AGAIN_SECONDS
 
-    def _may_dial_yet(self, agent: AgentKey) -> bool:
+    def _may_dial_yet(self, agent: AgentRef) -> bool:
         """Whether the agent's sidecar may still be on its way to this leader, which has only begun."""
         begun = self._monotonic() - self._leader_since() < RECONNECT_SECONDS
-        return begun and any(pod.live and pod.phase == "Running" for pod in self._world.pods.of(agent))
+        return begun and any(pod.live and pod.phase == "Running" for pod in self._cache.pods.of(agent))
 
-    async def _evict(self, item: RestoreObject, agent: AgentKey, checkpoint: CheckpointObject | None) -> float | None:
+    async def _evict(self, item: RestoreObject, agent: AgentRef, checkpoint: CheckpointObject | None) -> float | None:
         """Evict what ran when the record was written; a successor runs under a newer epoch."""
         started = item.status.get("startTime")
         begun = datetime.fromisoformat(started) if started else item.meta.created
-        old = [pod for pod in self._world.pods.of(agent) if pod.live and pod.meta.created <= begun]
+        old = [pod for pod in self._cache.pods.of(agent) if pod.live and pod.meta.created <= begun]
         for pod in old:
             try:
                 await self._cluster.evict(pod.meta.namespace, pod.meta.name, pod.meta.uid)
@@ -207,7 +207,7 @@ class Rollbacks:
                 return await self._wait(item, rollback_status.blocked(pod.meta.name, error), EVICT_AGAIN_SECONDS)
             where = f"goes back to {checkpoint.meta.name}" if checkpoint else "starts over"
             text = f"Agent {agent.name} {where} (AgentRestore {item.meta.name}): the pod was evicted for it."
-            await self._events.normal(About.of(PODS, pod.meta), "RolledBack", text)
+            await self._events.normal(EventTarget.of(PODS, pod.meta), "RolledBack", text)
         if checkpoint is not None:
             when = rollback_status.time_of(checkpoint)
             made = f", made {ago(when, self._now())}" if when else ""
@@ -237,13 +237,13 @@ class Rollbacks:
         await self._write(item, {}, condition)
         if item.reason != condition.reason:
             log.warning("AgentRestore %s waits: %s: %s", item.meta.key, condition.reason, condition.message)
-            await self._events.warning(About.of(RESTORES, item.meta), condition.reason, condition.message)
+            await self._events.warning(EventTarget.of(RESTORES, item.meta), condition.reason, condition.message)
         return seconds
 
     # -- writing --------------------------------------------------------------------------------------------------
 
     async def _end(self, item: RestoreObject, condition: Condition, agent: str = "") -> None:
-        about = About.of(RESTORES, item.meta)
+        about = EventTarget.of(RESTORES, item.meta)
         if condition.status == "False":
             await self._events.warning(about, condition.reason, condition.message)
         else:
@@ -256,7 +256,7 @@ class Rollbacks:
             await self._label(item, agent)
         item = await self._write(item, {**patch, **({"agent": agent} if agent else {})}, condition)
         if item.agent_name:
-            self._queue.add(AgentWork(AgentKey(item.meta.namespace, item.agent_name)))  # older ones go
+            self._queue.add(AgentWork(AgentRef(item.meta.namespace, item.agent_name)))  # older ones go
 
     async def _label(self, item: RestoreObject, agent: str) -> None:
         if item.meta.labels.get(LABEL_AGENT) == agent:
@@ -281,16 +281,16 @@ class Rollbacks:
         return self._take(raw)
 
     def _take(self, raw: dict[str, Any]) -> RestoreObject:
-        self._world.restores.put(raw)
-        found = self._world.restores.get(ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["name"]))
+        self._cache.restores.put(raw)
+        found = self._cache.restores.get(ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["name"]))
         assert found is not None
         return found
 
-    def _store(self, agent: AgentKey) -> str:
-        line = self._lines[agent]
-        if line.who is not None:
-            return line.who.store_name
-        item = self._world.agents.get(ObjectKey(*agent))
+    def _store(self, agent: AgentRef) -> str:
+        agent_record = self._agent_records[agent]
+        if agent_record.who is not None:
+            return agent_record.who.store_name
+        item = self._cache.agents.get(ObjectKey(*agent))
         return str((item.status.get("storeName") or "") if item is not None else "")
 
 

@@ -28,13 +28,13 @@ from savepoint.storage.signature import Presigner, S3Config
 from savepoint.storage.wrapper import Retrying
 
 from savepoint_operator.cluster.errors import Conflict, Missing
-from savepoint_operator.cluster.events import About, Events
+from savepoint_operator.cluster.events import Events, EventTarget
 from savepoint_operator.cluster.kinds import STORES
 from savepoint_operator.cluster.parse import store_of
 from savepoint_operator.model.objects import ObjectKey, Store
 from savepoint_operator.model.ports import OpenStore
-from savepoint_operator.reconcile.cluster_cache import World
-from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.reconcile.cluster_cache import ClusterCache
+from savepoint_operator.reconcile.cluster_client import ClusterClient
 from savepoint_operator.reconcile.keyring import Keyring
 from savepoint_operator.rules.status.conditions import Condition, changed, merged, stamp
 from savepoint_operator.rules.status.texts import size_text
@@ -71,13 +71,13 @@ class _Kept:
     error: SavepointError | None = field(default=None)
 
 
-class StoreBook:
+class StoreRegistry:
     """All stores by name."""
 
     def __init__(
         self,
-        cluster: Cluster,
-        world: World,
+        cluster: ClusterClient,
+        cache: ClusterCache,
         keyring: Keyring,
         owner: str,
         events: Events,
@@ -88,7 +88,7 @@ class StoreBook:
         build: Builder = S3Store,
     ) -> None:
         """``owner``: the cluster's identity, the UID of namespace kube-system."""
-        self._cluster, self._world, self._keyring, self._owner = cluster, world, keyring, owner
+        self._cluster, self._cache, self._keyring, self._owner = cluster, cache, keyring, owner
         self._events, self._now, self._monotonic = events, now, monotonic
         self._random_bytes, self._build = random_bytes, build
         self._kept: dict[str, _Kept] = {}
@@ -100,7 +100,7 @@ class StoreBook:
 
     async def open(self, name: str) -> OpenStore:
         """See ``Stores``."""
-        if self._world.stores.get(ObjectKey("", name)) is None:
+        if self._cache.stores.get(ObjectKey("", name)) is None:
             raise StoreMisconfigured(f"AgentCheckpointStore {name} does not exist: create it")
         kept = self._kept.get(name)
         if kept is not None and kept.error is None and kept.probed_at is not None:
@@ -123,7 +123,7 @@ class StoreBook:
 
     async def reconcile(self, name: str) -> float:
         """Look at one store and write its status; seconds until the next look."""
-        store = self._world.stores.get(ObjectKey("", name))
+        store = self._cache.stores.get(ObjectKey("", name))
         if store is None:
             self._kept.pop(name, None)
             self._failed.pop(name, None)
@@ -223,7 +223,7 @@ class StoreBook:
     async def _tell(self, store: Store, error: SavepointError | None) -> None:
         now = self._now()
         wanted = conditions(error)
-        agents = [item for item in self._world.agents if item.status.get("storeName") == store.meta.name]
+        agents = [item for item in self._cache.agents if item.status.get("storeName") == store.meta.name]
         stored = sum(int(item.status.get("storedSize") or 0) for item in agents)
         kept = self._kept.get(store.meta.name)
         patch: dict[str, Any] = {
@@ -245,7 +245,7 @@ class StoreBook:
             raw = await self._cluster.patch(STORES, "", store.meta.name, {"status": difference}, subresource="status")
         except Missing:
             return
-        self._world.stores.put(raw)
+        self._cache.stores.put(raw)
         await self._say(store, wanted[-1])
 
     async def _say(self, store: Store, ready: Condition) -> None:
@@ -255,7 +255,7 @@ class StoreBook:
         )
         if (before.get("status"), before.get("reason")) == (ready.status, ready.reason):
             return
-        about = About.of(STORES, store.meta)
+        about = EventTarget.of(STORES, store.meta)
         if ready.status == "True":
             await self._events.normal(about, "StoreReady", ready.message)
         else:

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from savepoint_operator.model.objects import ObjectKey
-from savepoint_operator.model.views import AgentKey
+from savepoint_operator.model.views import AgentRef
 
 
 @dataclass(frozen=True)
 class AgentWork:
     """Everything of one agent: checkpoints, restores, retention, its ProtectedAgent."""
 
-    agent: AgentKey
+    agent: AgentRef
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _MANIFEST = _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Attempt:
+class InFlight:
     """An attempt in flight. ``deadline`` is in monotonic seconds."""
 
     id: str
@@ -42,7 +42,7 @@ class Attempt:
     after: str = "Resume"
     stage: str = "Pending"
 
-    def at(self, stage: str) -> "Attempt":
+    def at(self, stage: str) -> "InFlight":
         """The same attempt, further on."""
         return replace(self, stage=stage)
 
@@ -71,14 +71,14 @@ class Resume(Enum):
     RESEND = auto()  # the order was lost, or the sidecar was restarted and has lost it
 
 
-def start(current: Attempt | None, ended: bool, attempt: str) -> Start:
+def start(current: InFlight | None, ended: bool, attempt: str) -> Start:
     """Whether an attempt may begin: one at a time."""
     if ended or (current is not None and current.id == attempt):
         return Start.KNOWN
     return Start.SEND if current is None else Start.BUSY
 
 
-def resume(current: Attempt | None, restated: tuple[AttemptState, ...]) -> Resume:
+def resume(current: InFlight | None, restated: tuple[AttemptState, ...]) -> Resume:
     """What a reconnect means for the attempt in flight."""
     if current is None:
         return Resume.NOTHING

@@ -11,14 +11,14 @@ from typing import Final
 from savepoint.contract.names import AGENT_NAME_MAX, LABEL_AGENT
 
 from savepoint_operator.model.objects import Pod, Policy, Store, Workload
-from savepoint_operator.model.views import AgentKey, Refusal
+from savepoint_operator.model.views import AgentRef, Refusal
 
 POD_INDEX: Final = "apps.kubernetes.io/pod-index"
 COMPLETION_INDEX: Final = "batch.kubernetes.io/job-completion-index"
 _DNS_LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 
 
-def agent_of(pod: Pod) -> AgentKey | Refusal:
+def agent_of(pod: Pod) -> AgentRef | Refusal:
     """The agent that the pod is by its own labels and owner reference."""
     name = pod.meta.labels.get(LABEL_AGENT, "")
     if not name:
@@ -32,7 +32,7 @@ def agent_of(pod: Pod) -> AgentKey | Refusal:
             f"Agent name {name!r} of pod {pod.meta.key} is no DNS label of at most {AGENT_NAME_MAX} characters: use "
             f"lower-case letters, digits and '-' in label {LABEL_AGENT}.",
         )
-    return AgentKey(pod.meta.namespace, name)
+    return AgentRef(pod.meta.namespace, name)
 
 
 def _index(pod: Pod) -> str | None:
@@ -55,7 +55,7 @@ def root_of(pod: Pod, owners: Iterable[Workload]) -> tuple[str, str]:
     return top
 
 
-def refuse_owner(agent: AgentKey, owners: Iterable[Workload]) -> Refusal | None:
+def refuse_owner(agent: AgentRef, owners: Iterable[Workload]) -> Refusal | None:
     """Why pods of these owners cannot be one agent: more than one of them is wanted at a time."""
     for owner in owners:
         if owner.indexed or owner.replicas <= 1 or (owner.kind == "ReplicaSet" and owner.owner is not None):
@@ -81,7 +81,7 @@ def refuse_kind(pod: Pod) -> Refusal | None:
 
 
 def refuse_peers(
-    agent: AgentKey, pod: Pod, root: tuple[str, str], peers: Iterable[tuple[Pod, tuple[str, str]]]
+    agent: AgentRef, pod: Pod, root: tuple[str, str], peers: Iterable[tuple[Pod, tuple[str, str]]]
 ) -> Refusal | None:
     """Why the pod cannot be the agent: a live pod made by something else has the same name."""
     for peer, peer_root in peers:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from savepoint.contract.control_protocol import Wait
 
-from savepoint_operator.model.views import AgentKey, Contact, NodeStanding, PodStanding, Standing
+from savepoint_operator.model.views import AgentRef, Contact, NodeStanding, PodStanding, Standing
 
 RECONNECT_SECONDS = 15.0
 """How long the connection of a pod that has ended must have been closed."""
@@ -46,7 +46,7 @@ Verdict = Keep | Granted | Wait
 
 
 def may_grant(  # noqa: PLR0911 - one return per rule
-    agent: AgentKey,
+    agent: AgentRef,
     holder: Holder | None,
     asker_uid: str,
     *,
@@ -93,7 +93,7 @@ def may_grant(  # noqa: PLR0911 - one return per rule
     )
 
 
-def _described(agent: AgentKey, holder: Holder, contact: Contact) -> str:
+def _described(agent: AgentRef, holder: Holder, contact: Contact) -> str:
     pod = f"pod {contact.pod_name}" if contact.pod_name else f"the pod with uid {holder.pod_uid}"
     place = f" on node {holder.node}" if holder.node else ""
     return f"{pod[0].upper()}{pod[1:]}{place} holds epoch {holder.epoch} of agent {agent}"

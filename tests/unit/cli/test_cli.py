@@ -16,7 +16,7 @@ from savepoint_cli.key import master_key
 from savepoint_cli.log import human
 from savepoint_cli.main import main
 from savepoint_cli.run import RunOptions, agent_name, own_paths, plain_name, roots_of
-from savepoint_sidecar.authority.local import LocalAuthority, LocalTerms
+from savepoint_sidecar.authority.local import LocalAuthority, LocalConfig
 from savepoint_sidecar.files.exclude import Excluded
 
 
@@ -74,7 +74,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         DirectoryStore(path, create=True),
         "coder",
         master_key(tmp_path / "config" / "savepoint" / "master.key", create=True),
-        LocalTerms(),
+        LocalConfig(),
         incarnation="one",
         node="here",
         now=lambda: datetime.now(UTC),

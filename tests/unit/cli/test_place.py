@@ -17,10 +17,10 @@ from savepoint_cli.main import _parser, main
 from savepoint_cli.place import Bucket, Place, place_of
 from savepoint_cli.view import Agent, View
 
-from tests.fakes.world import MASTER, NOW, World
+from tests.fakes.repository_fixture import MASTER, NOW, RepositoryFixture
 
 KEY = bytes(range(32))
-"""Of tests.fakes.world."""
+"""Of tests.fakes.repository_fixture."""
 SECRET = "do-not-tell"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": SECRET}
 
@@ -127,7 +127,7 @@ def cluster(tmp_path: Path) -> Path:
     """A folder laid out as a cluster's bucket: two namespaces, other people's folders beside them."""
     path = tmp_path / "store"
     store = DirectoryStore(path, create=True)
-    World(store).checkpoint(lambda writer: writer.add_entries("documents", "Memory", []))
+    RepositoryFixture(store).checkpoint(lambda writer: writer.add_entries("documents", "Memory", []))
     Repository.open_or_create(store, "prod", "coder", MASTER, now=NOW)
     Repository.open_or_create(store, "prod", "mailer", MASTER, now=NOW)
     (path / "backups" / "monday").mkdir(parents=True)

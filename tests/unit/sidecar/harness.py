@@ -16,7 +16,7 @@ from savepoint.contract.control_protocol import PolicyTerms
 from savepoint.storage import ObjectStore
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Root
-from savepoint_sidecar.lifecycle.config import Edges, Terms
+from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig
 from savepoint_sidecar.lifecycle.incarnation import Incarnation
 
 from tests.fakes.authority import FakeAuthority
@@ -129,9 +129,9 @@ class Cell:
             "pod_uid": authority.pod_uid,
             "grace_seconds": 5.0,
         }
-        edges = Edges(lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: self.random.randbytes(16).hex())
+        edges = Clock(lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: self.random.randbytes(16).hex())
         self.failpoints = Failpoints()
-        self.incarnation = Incarnation(authority, Terms(**{**defaults, **terms}), edges, self.failpoints)
+        self.incarnation = Incarnation(authority, IncarnationConfig(**{**defaults, **terms}), edges, self.failpoints)
 
     def agent(self, instance: str = "one") -> Agent:
         agent = Agent(self.folder / "agent.sock", instance)

@@ -22,8 +22,8 @@ from savepoint.errors import (
 from savepoint_sidecar import probe, settings
 from savepoint_sidecar.authority.channel import Backoff
 from savepoint_sidecar.authority.url_book import RESERVE, UrlBook
-from savepoint_sidecar.authority.url_requests import UrlAsks
-from savepoint_sidecar.checkpoint.capture_attempt import Attempt, in_thread
+from savepoint_sidecar.authority.url_requests import UrlRequests
+from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt, in_thread
 from savepoint_sidecar.failpoint import NAMES, Failpoints
 from savepoint_sidecar.files.roots import Root
 from savepoint_sidecar.restore.file_restore import marker_of, restore_files
@@ -94,7 +94,7 @@ async def test_a_url_that_the_store_refused_is_asked_for_anew() -> None:
         sent.append(ask)
         asks.answered(Urls(ask.request, put={key: f"P{len(sent)}" for key in ask.put}))
 
-    asks = UrlAsks(UrlBook(Clock()), connected, send, lambda: f"r{len(sent)}")
+    asks = UrlRequests(UrlBook(Clock()), connected, send, lambda: f"r{len(sent)}")
     asks.bind()
     key = "packs/1-a"
     assert await asyncio.to_thread(asks.put_url, key) == "P1"
@@ -113,7 +113,7 @@ async def test_urls_that_are_not_signed_now_may_be_later(reason: str, error: typ
     async def send(ask: NeedUrls) -> None:
         asks.refused(ask.request, Refused("not now", reason))
 
-    asks = UrlAsks(UrlBook(Clock()), connected, send, lambda: "r1")
+    asks = UrlRequests(UrlBook(Clock()), connected, send, lambda: "r1")
     asks.bind()
     with pytest.raises(error, match="not now"):
         await asyncio.to_thread(asks.get_url, "packs/1-a")
@@ -123,7 +123,7 @@ async def test_a_thread_that_waits_for_a_url_can_be_let_go() -> None:
     async def send(ask: NeedUrls) -> None:
         raise AssertionError("nobody is connected")
 
-    asks = UrlAsks(UrlBook(Clock()), asyncio.Event(), send, lambda: "r1")
+    asks = UrlRequests(UrlBook(Clock()), asyncio.Event(), send, lambda: "r1")
     asks.bind()
     waiting = asyncio.ensure_future(asyncio.to_thread(asks.put_url, "packs/1-a"))
     await asyncio.sleep(0.05)
@@ -173,7 +173,7 @@ def test_reads_that_are_expected_are_kept_fresh() -> None:
 
 def test_an_attempt_ends_at_its_bound_its_hold_or_from_outside() -> None:
     clock = Clock()
-    attempt = Attempt("a" * 32, "Interval", clock.now + 10, clock)
+    attempt = CaptureAttempt("a" * 32, "Interval", clock.now + 10, clock)
     attempt.check()
     attempt.hold(2)
     clock.now += 2
@@ -193,7 +193,7 @@ def test_an_attempt_ends_at_its_bound_its_hold_or_from_outside() -> None:
 
 async def test_a_cancelled_thread_is_waited_for() -> None:
     clock = Clock()
-    attempt = Attempt("a" * 32, "Interval", clock.now + 10, clock)
+    attempt = CaptureAttempt("a" * 32, "Interval", clock.now + 10, clock)
     steps: list[str] = []
 
     def work() -> None:

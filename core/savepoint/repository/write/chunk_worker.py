@@ -12,14 +12,14 @@ from savepoint.repository.format.chunk import MAX_CHUNK_BYTES, ChunkRef, chunk_i
 from savepoint.repository.format.compress import Compressor
 from savepoint.repository.format.pack import RAW, ZSTD, PackWriter
 from savepoint.repository.write.chunk_index import ChunkIndex
-from savepoint.repository.write.pack_uploads import Packing
+from savepoint.repository.write.pack_uploads import PackUploads
 from savepoint.repository.write.source import Source
 
 
-class Lane:
+class ChunkWorker:
     """Stores chunks one after the other."""
 
-    def __init__(self, packing: Packing, index: ChunkIndex) -> None:
+    def __init__(self, packing: PackUploads, index: ChunkIndex) -> None:
         self._packing, self._index = packing, index
         self._plain = working_memory(1 + MAX_CHUNK_BYTES)
         self._packed = working_memory(1 + MAX_CHUNK_BYTES)

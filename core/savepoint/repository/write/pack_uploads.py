@@ -18,7 +18,7 @@ from savepoint.storage.store import BlobWriter
 ABORTED = "the checkpoint was aborted while its content was stored"
 
 
-class Packing:
+class PackUploads:
     """Hands out begun packs and takes full ones. Thread-safe."""
 
     def __init__(

@@ -17,8 +17,8 @@ from savepoint.repository.format.content import Content
 from savepoint.repository.format.manifest import Pack
 from savepoint.repository.format.segment import REFS_PER_LINE, REFS_PER_SEGMENT, blob_segment
 from savepoint.repository.write.chunk_index import ChunkIndex
-from savepoint.repository.write.chunk_worker import Lane
-from savepoint.repository.write.pack_uploads import ABORTED, Packing
+from savepoint.repository.write.chunk_worker import ChunkWorker
+from savepoint.repository.write.pack_uploads import ABORTED, PackUploads
 from savepoint.repository.write.source import MemorySource, Source
 
 Item = TypeVar("Item")
@@ -30,15 +30,15 @@ PARALLEL_BYTES = 32 << 10
 """Below so many bytes an item threads cost more than they bring: Python's lock changes hands at every system call."""
 
 
-class Lanes:
+class WorkerPool:
     """As many lanes as threads. Every method may be called from any thread, those of ``map`` included."""
 
     def __init__(
-        self, packing: Packing, index: ChunkIndex, threads: int, progress: Callable[[int], None] | None
+        self, packing: PackUploads, index: ChunkIndex, threads: int, progress: Callable[[int], None] | None
     ) -> None:
         """``progress`` is told the plain bytes done so far."""
         self._packing = packing
-        self._lanes = [Lane(packing, index) for _ in range(threads)]
+        self._lanes = [ChunkWorker(packing, index) for _ in range(threads)]
         self._free = list(self._lanes)
         self._freed = threading.Condition()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="savepoint-writer")
@@ -157,7 +157,7 @@ class Lanes:
         except RuntimeError as error:
             raise DeadlineExceeded(ABORTED) from error
 
-    def _store_at(self, lane: Lane, source: Source, offset: int, length: int, exact: bool) -> ChunkRef | None:
+    def _store_at(self, lane: ChunkWorker, source: Source, offset: int, length: int, exact: bool) -> ChunkRef | None:
         ref = lane.store(source, offset, length, exact=exact)
         if ref is not None:
             with self._lock:
@@ -168,7 +168,7 @@ class Lanes:
         return ref
 
     @contextmanager
-    def _lane(self) -> Iterator[Lane]:
+    def _lane(self) -> Iterator[ChunkWorker]:
         with self._freed:
             while not self._free:
                 if self._stopped:

@@ -33,10 +33,10 @@ from savepoint.repository.history.lineage import Offer
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.repository import manifest_key
 from savepoint.repository.write.chunk_index import ChunkIndex
-from savepoint.repository.write.pack_uploads import Packing
+from savepoint.repository.write.pack_uploads import PackUploads
 from savepoint.repository.write.repack import packs_to_retire
 from savepoint.repository.write.source import Entry, FileSource, MemorySource, Source
-from savepoint.repository.write.worker_pool import Lanes
+from savepoint.repository.write.worker_pool import WorkerPool
 from savepoint.storage.store import BlobReader, BlobWriter
 
 Item = TypeVar("Item")
@@ -71,8 +71,8 @@ class CheckpointWriter:
         def new_name() -> str:
             return f"{epoch}-{random_bytes(16).hex()}"
 
-        packing = Packing(writer, key, self._index, new_name=new_name, buffers=max(2, threads))
-        self._lanes = Lanes(packing, self._index, threads, progress)
+        packing = PackUploads(writer, key, self._index, new_name=new_name, buffers=max(2, threads))
+        self._lanes = WorkerPool(packing, self._index, threads, progress)
         self._components: list[ComponentRecord] = []
 
     def known(self, identity: bytes) -> ChunkRef | None:

@@ -18,10 +18,10 @@ from savepoint.storage.wrapper import Prefixed
 from savepoint_operator.lineage.contents import contents_of
 from savepoint_operator.model.objects import AgentObject, ObjectKey
 from savepoint_operator.model.ports import OpenStore, Orders, Stores
-from savepoint_operator.model.views import AgentKey, Contents
-from savepoint_operator.reconcile.agent_record import Failure, Line
+from savepoint_operator.model.views import AgentRef, Contents
+from savepoint_operator.reconcile.agent_record import AgentRecord, LastFailure
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.cluster_cache import World
+from savepoint_operator.reconcile.cluster_cache import ClusterCache
 from savepoint_operator.reconcile.recorder import QueueingRecorder
 from savepoint_operator.rules.status.conditions import parsed_time
 
@@ -33,50 +33,56 @@ MANIFESTS_MOST: Final = 64
 RETRY_SECONDS: Final = 15.0
 
 
-class Chronicle:
+class ChainRepair:
     """The step of an agent's look that reads its chain, once per leader and again after each listing."""
 
-    def __init__(self, world: World, stores: Stores, objects: CheckpointObjects, recorder: QueueingRecorder) -> None:
-        self._world, self._stores, self._objects, self._recorder = world, stores, objects, recorder
+    def __init__(
+        self, cache: ClusterCache, stores: Stores, objects: CheckpointObjects, recorder: QueueingRecorder
+    ) -> None:
+        self._cache, self._stores, self._objects, self._recorder = cache, stores, objects, recorder
 
-    async def repair(self, line: Line, store_name: str, orders: Orders) -> float | None:
+    async def repair(self, agent_record: AgentRecord, store_name: str, orders: Orders) -> float | None:
         """Tell the recorder what it has missed. Seconds until another try when the store could not be read."""
-        if line.chain_read:
+        if agent_record.chain_read:
             return None
-        item = self._world.agents.get(ObjectKey(*line.agent))
+        item = self._cache.agents.get(ObjectKey(*agent_record.agent))
         if item is None or not store_name:
-            line.chain_read = True  # nothing is known of it: its first grant tells
+            agent_record.chain_read = True  # nothing is known of it: its first grant tells
             return None
         try:
             store = await self._stores.open(store_name)
-            head = await orders.head(line.agent, store_name)
-            missed = await asyncio.to_thread(self._since, store, line.agent, head, item.pin[0] if item.pin else 0)
+            head = await orders.head(agent_record.agent, store_name)
+            missed = await asyncio.to_thread(
+                self._since, store, agent_record.agent, head, item.pin[0] if item.pin else 0
+            )
             begin: Head | None = None
             if item.pin is None:
                 own = [each for each in missed if self._is_of(item, each)]
                 begin = _beginning(head, [each for each in missed if each not in own])
                 missed = own
             read = missed[-MANIFESTS_MOST:] + ([begin] if begin is not None else [])
-            contents = await asyncio.to_thread(self._contents, store, line.agent, read)
+            contents = await asyncio.to_thread(self._contents, store, agent_record.agent, read)
         except IntegrityError as error:
-            known = line.failure
+            known = agent_record.failure
             if known is None or not known.of_chain or known.reason != error.reason:
-                line.failure = Failure(error.reason, str(error), self._recorder.now(), of_chain=True)
-            log.error("agent %s: %s", line.agent, error)
+                agent_record.failure = LastFailure(error.reason, str(error), self._recorder.now(), of_chain=True)
+            log.error("agent %s: %s", agent_record.agent, error)
             return RETRY_SECONDS * 4
         except SavepointError as error:
-            log.info("agent %s: its chain cannot be read now: %s", line.agent, error)
+            log.info("agent %s: its chain cannot be read now: %s", agent_record.agent, error)
             return RETRY_SECONDS
-        if line.failure is not None and line.failure.of_chain:
-            line.failure = None
-        if begin is not None and line.latest is None:
-            _begin_at(line, begin, contents.get(begin.record.sequence))
+        if agent_record.failure is not None and agent_record.failure.of_chain:
+            agent_record.failure = None
+        if begin is not None and agent_record.latest is None:
+            _begin_at(agent_record, begin, contents.get(begin.record.sequence))
         for each in missed:
-            await self._recorder.committed(line.agent, None, each, store_name, contents.get(each.record.sequence))
+            await self._recorder.committed(
+                agent_record.agent, None, each, store_name, contents.get(each.record.sequence)
+            )
         if head is not None:
-            line.learn(head)
-            line.completed = head.record.kind == "completed"
-        line.chain_read = True
+            agent_record.learn(head)
+            agent_record.completed = head.record.kind == "completed"
+        agent_record.chain_read = True
         return None
 
     def _is_of(self, item: AgentObject, head: Head) -> bool:
@@ -87,7 +93,7 @@ class Chronicle:
             return True
         return record.attempt is not None and self._objects.find(item.agent, record.attempt) is not None
 
-    def _since(self, store: OpenStore, agent: AgentKey, head: Head | None, pinned: int) -> list[Head]:
+    def _since(self, store: OpenStore, agent: AgentRef, head: Head | None, pinned: int) -> list[Head]:
         """Checkpoints and ends above the pin, oldest first. Blocking."""
         if head is None or head.record.sequence <= pinned:
             return []
@@ -95,7 +101,7 @@ class Chronicle:
         depth = min(head.record.sequence - pinned, DEPTH)
         return [each for each in chain.back(head, depth) if each.record.kind in ("checkpoint", "completed")][::-1]
 
-    def _contents(self, store: OpenStore, agent: AgentKey, heads: list[Head]) -> dict[int, Contents | None]:
+    def _contents(self, store: OpenStore, agent: AgentRef, heads: list[Head]) -> dict[int, Contents | None]:
         """What they hold, by sequence. Blocking."""
         if not heads:
             return {}
@@ -110,9 +116,12 @@ def _beginning(head: Head | None, records: list[Head]) -> Head | None:
     return next((each for each in made if each.record.kind == "checkpoint"), None)
 
 
-def _begin_at(line: Line, begin: Head, contents: Contents | None) -> None:
+def _begin_at(agent_record: AgentRecord, begin: Head, contents: Contents | None) -> None:
     """It has no object, and is the new life's latest checkpoint all the same."""
-    line.latest, line.recovery_point = begin, parsed_time(contents.cut if contents else begin.record.time)
+    agent_record.latest, agent_record.recovery_point = (
+        begin,
+        parsed_time(contents.cut if contents else begin.record.time),
+    )
     if contents is not None:
-        line.stored_bytes, line.uncertain = contents.stored_bytes, contents.uncertain_operations
-        line.latest_step = contents.step or ""
+        agent_record.stored_bytes, agent_record.uncertain = contents.stored_bytes, contents.uncertain_operations
+        agent_record.latest_step = contents.step or ""

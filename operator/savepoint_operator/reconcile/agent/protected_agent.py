@@ -7,13 +7,13 @@ from typing import Any
 from savepoint.contract.names import LABEL_AGENT
 
 from savepoint_operator.cluster.errors import Conflict, Missing
-from savepoint_operator.cluster.events import About, Events
+from savepoint_operator.cluster.events import Events, EventTarget
 from savepoint_operator.cluster.kinds import AGENTS
 from savepoint_operator.model.objects import AgentObject, Interval, ObjectKey, Pod, Policy
-from savepoint_operator.reconcile.agent_record import Line
+from savepoint_operator.reconcile.agent_record import AgentRecord
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.cluster_cache import World
-from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.reconcile.cluster_cache import ClusterCache
+from savepoint_operator.reconcile.cluster_client import ClusterClient
 from savepoint_operator.rules.protection import Facts, Protection, judge
 from savepoint_operator.rules.status.conditions import Condition, changed, merged, parsed_time, stamp
 from savepoint_operator.rules.status.texts import size_text
@@ -24,8 +24,8 @@ class ProtectedAgents:
 
     def __init__(
         self,
-        cluster: Cluster,
-        world: World,
+        cluster: ClusterClient,
+        cache: ClusterCache,
         objects: CheckpointObjects,
         events: Events,
         *,
@@ -33,33 +33,33 @@ class ProtectedAgents:
         monotonic: Callable[[], float],
         leader_since: Callable[[], float],
     ) -> None:
-        self._cluster, self._world, self._objects, self._events = cluster, world, objects, events
+        self._cluster, self._cache, self._objects, self._events = cluster, cache, objects, events
         self._now, self._monotonic, self._leader_since = now, monotonic, leader_since
 
-    async def ensure(self, line: Line) -> AgentObject | None:
+    async def ensure(self, agent_record: AgentRecord) -> AgentObject | None:
         """The object; made when a pod or a record speaks of the agent and there is none."""
-        item = self._world.agents.get(ObjectKey(*line.agent))
+        item = self._cache.agents.get(ObjectKey(*agent_record.agent))
         if item is not None:
             return item
-        if line.head is None and not line.restores and not self._world.pods.of(line.agent):
+        if agent_record.head is None and not agent_record.restores and not self._cache.pods.of(agent_record.agent):
             return None
-        namespace, name = line.agent
+        namespace, name = agent_record.agent
         body = {"metadata": {"namespace": namespace, "name": name, "labels": {LABEL_AGENT: name}}}
         try:
             raw = await self._cluster.create(AGENTS, body)
         except Conflict:
             raw = await self._cluster.get(AGENTS, namespace, name) or {}
         if raw:
-            self._world.agents.put(raw)
-        return self._world.agents.get(ObjectKey(*line.agent))
+            self._cache.agents.put(raw)
+        return self._cache.agents.get(ObjectKey(*agent_record.agent))
 
-    async def write(self, line: Line, policy: Policy | None, store_name: str) -> None:
+    async def write(self, agent_record: AgentRecord, policy: Policy | None, store_name: str) -> None:
         """Bring the status in line with what is known."""
-        item = await self.ensure(line)
+        item = await self.ensure(agent_record)
         if item is None or item.meta.deleting:
             return
-        protection = self._judge(line, item, policy)
-        patch = self._status(line, item, policy, store_name, protection)
+        protection = self._judge(agent_record, item, policy)
+        patch = self._status(agent_record, item, policy, store_name, protection)
         difference = changed(item.status, patch)
         if not difference:
             return
@@ -69,45 +69,45 @@ class ProtectedAgents:
             )
         except Missing:
             return
-        self._world.agents.put(raw)
+        self._cache.agents.put(raw)
         if item.reason in ("Protected", "Completed") and protection.reason in ("AtRisk", "Unprotected"):
-            await self._events.warning(About.of(AGENTS, item.meta), protection.reason, protection.message)
+            await self._events.warning(EventTarget.of(AGENTS, item.meta), protection.reason, protection.message)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _judge(self, line: Line, item: AgentObject, policy: Policy | None) -> Protection:
-        pods = tuple(self._world.pods.of(line.agent))
+    def _judge(self, agent_record: AgentRecord, item: AgentObject, policy: Policy | None) -> Protection:
+        pods = tuple(self._cache.pods.of(agent_record.agent))
         node = next((pod.node for pod in reversed(pods) if pod.live and pod.node), "")
-        known = self._world.nodes.get(ObjectKey("", node)) if node else None
+        known = self._cache.nodes.get(ObjectKey("", node)) if node else None
         interval = policy.interval if policy is not None else Interval()
-        failure = (line.failure.reason, line.failure.message) if line.failure else None
+        failure = (agent_record.failure.reason, agent_record.failure.message) if agent_record.failure else None
         return judge(
             Facts(
                 pods=pods,
-                connected=line.session is not None,
-                restoring=self._restoring(line),
-                refused=self._refused(line, pods),
-                completed=line.completed,
-                latest_name=self._objects.latest_name(line),
-                recovery_point=line.recovery_point or parsed_time(item.status.get("recoveryPointTime")),
+                connected=agent_record.session is not None,
+                restoring=self._restoring(agent_record),
+                refused=self._refused(agent_record, pods),
+                completed=agent_record.completed,
+                latest_name=self._objects.latest_name(agent_record),
+                recovery_point=agent_record.recovery_point or parsed_time(item.status.get("recoveryPointTime")),
                 failure=failure,
                 lost_node=node if known is not None and known.lost else "",
                 interval=None if policy is not None and policy.suspend else interval,
-                silent_seconds=self._silent(line, pods),
+                silent_seconds=self._silent(agent_record, pods),
                 now=self._now(),
             )
         )
 
-    def _silent(self, line: Line, pods: tuple[Pod, ...]) -> float:
+    def _silent(self, agent_record: AgentRecord, pods: tuple[Pod, ...]) -> float:
         """A new leader, a new pod and a sidecar that has just gone are all given time."""
         youngest = max((pod.meta.created for pod in pods if pod.live), default=self._now())
         spans = [self._monotonic() - self._leader_since(), (self._now() - youngest).total_seconds()]
-        if line.disconnected_at is not None:
-            spans.append(self._monotonic() - line.disconnected_at)
+        if agent_record.disconnected_at is not None:
+            spans.append(self._monotonic() - agent_record.disconnected_at)
         return max(min(spans), 0.0)
 
-    def _restoring(self, line: Line) -> str:
-        note = next((each for each in line.restores.values() if each.outcome is None), None)
+    def _restoring(self, agent_record: AgentRecord) -> str:
+        note = next((each for each in agent_record.restores.values() if each.outcome is None), None)
         if note is None:
             return ""
         wait = note.waits_for
@@ -115,12 +115,12 @@ class ProtectedAgents:
             return f"Pod {note.who.pod.name} waits: {wait.message}"
         return f"Pod {note.who.pod.name} restores {note.restores or 'nothing: it starts fresh'}."
 
-    def _refused(self, line: Line, pods: tuple[Pod, ...]) -> str:
+    def _refused(self, agent_record: AgentRecord, pods: tuple[Pod, ...]) -> str:
         """What the newest AgentRestore of the newest pod says, if that start has failed."""
         pod = next((each for each in reversed(pods) if each.live), None)
         if pod is None:
             return ""
-        every = [each for each in self._world.restores.of(line.agent) if each.pod_uid == pod.meta.uid]
+        every = [each for each in self._cache.restores.of(agent_record.agent) if each.pod_uid == pod.meta.uid]
         last = max(every, key=lambda each: (each.meta.created, each.epoch), default=None)
         if last is None or not last.finished or last.succeeded:
             return ""
@@ -130,7 +130,12 @@ class ProtectedAgents:
         return f"Pod {pod.meta.name} cannot start: {last.reason}: {told.get('message', '')}"
 
     def _status(
-        self, line: Line, item: AgentObject, policy: Policy | None, store_name: str, protection: Protection
+        self,
+        agent_record: AgentRecord,
+        item: AgentObject,
+        policy: Policy | None,
+        store_name: str,
+        protection: Protection,
     ) -> dict[str, Any]:
         condition = Condition.of("Protected", protection.holds, protection.reason, protection.message)
         generation = item.meta.generation
@@ -142,37 +147,37 @@ class ProtectedAgents:
         }
         if store_name:
             patch["storeName"] = store_name
-        if line.who is not None:
-            pod = line.who.pod
-            patch["podRef"] = {"name": pod.name, "uid": pod.uid, "released": line.released_pod == pod.uid}
-            patch["nodeName"] = line.who.node
-        if line.session is not None:
-            patch["sidecarVersion"] = line.session.sidecar_version
-        self._tell_chain(line, item, patch)
-        if line.recovery_point is not None:
-            patch["recoveryPointTime"] = stamp(line.recovery_point)
-        if line.failure is not None:
-            failure = line.failure
+        if agent_record.who is not None:
+            pod = agent_record.who.pod
+            patch["podRef"] = {"name": pod.name, "uid": pod.uid, "released": agent_record.released_pod == pod.uid}
+            patch["nodeName"] = agent_record.who.node
+        if agent_record.session is not None:
+            patch["sidecarVersion"] = agent_record.session.sidecar_version
+        self._tell_chain(agent_record, item, patch)
+        if agent_record.recovery_point is not None:
+            patch["recoveryPointTime"] = stamp(agent_record.recovery_point)
+        if agent_record.failure is not None:
+            failure = agent_record.failure
             patch["lastFailure"] = {
                 "reason": failure.reason,
                 "time": stamp(failure.time),
                 "message": failure.message[:2048],
             }
-        if line.stored_bytes is not None:
-            patch["storedSize"] = line.stored_bytes
-            patch["summary"] = {"size": size_text(line.stored_bytes)}
-        if line.uncertain is not None:
-            patch["uncertainOperations"] = list(line.uncertain) or None
+        if agent_record.stored_bytes is not None:
+            patch["storedSize"] = agent_record.stored_bytes
+            patch["summary"] = {"size": size_text(agent_record.stored_bytes)}
+        if agent_record.uncertain is not None:
+            patch["uncertainOperations"] = list(agent_record.uncertain) or None
         return patch
 
-    def _tell_chain(self, line: Line, item: AgentObject, patch: dict[str, Any]) -> None:
-        if line.head is None or (item.pin is not None and line.head.record.sequence < item.pin[0]):
+    def _tell_chain(self, agent_record: AgentRecord, item: AgentObject, patch: dict[str, Any]) -> None:
+        if agent_record.head is None or (item.pin is not None and agent_record.head.record.sequence < item.pin[0]):
             return
-        head = line.head.record
+        head = agent_record.head.record
         patch |= {
             "epoch": head.epoch,
             "run": head.run,
-            "head": {"sequence": head.sequence, "recordDigest": line.head.digest},
+            "head": {"sequence": head.sequence, "recordDigest": agent_record.head.digest},
         }
-        latest = dict(self._objects.latest(line))
+        latest = dict(self._objects.latest(agent_record))
         patch["latest"] = latest or None

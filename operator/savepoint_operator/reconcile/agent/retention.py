@@ -11,9 +11,9 @@ from savepoint_operator.cluster.kinds import CHECKPOINTS
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.objects import Policy
 from savepoint_operator.model.ports import Orders
-from savepoint_operator.reconcile.agent_record import Line
+from savepoint_operator.reconcile.agent_record import AgentRecord
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.cluster_client import Cluster
+from savepoint_operator.reconcile.cluster_client import ClusterClient
 from savepoint_operator.rules.retention import expired, kept_sequences
 from savepoint_operator.rules.status.checkpoint_status import open_ended
 
@@ -29,7 +29,7 @@ class Retention:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: ClusterClient,
         objects: CheckpointObjects,
         metrics: Metrics,
         *,
@@ -40,39 +40,41 @@ class Retention:
         self._collected = collected
         self._cluster, self._objects, self._metrics, self._monotonic = cluster, objects, metrics, monotonic
 
-    async def expire(self, line: Line, policy: Policy | None) -> None:
+    async def expire(self, agent_record: AgentRecord, policy: Policy | None) -> None:
         """Delete the objects beyond the policy's number."""
-        every = self._objects.of(line.agent)
+        every = self._objects.of(agent_record.agent)
         failed = frozenset(
             each.meta.name for each in every if not each.ready and not open_ended(each.reason) and not each.sequence
         )
         keep = policy.keep_last if policy is not None else DEFAULT_KEEP
-        for item in expired(every, keep, self._objects.latest_name(line), failed):
-            log.info("agent %s: checkpoint %s is beyond the last %d", line.agent, item.meta.name, keep)
+        for item in expired(every, keep, self._objects.latest_name(agent_record), failed):
+            log.info("agent %s: checkpoint %s is beyond the last %d", agent_record.agent, item.meta.name, keep)
             await self._objects.delete(item)
 
-    async def collect(self, line: Line, store_name: str, orders: Orders) -> float | None:
+    async def collect(self, agent_record: AgentRecord, store_name: str, orders: Orders) -> float | None:
         """Every few hours; what is kept comes from a fresh listing, never from memory."""
-        if not store_name or not line.chain_read:
+        if not store_name or not agent_record.chain_read:
             return None
         now = self._monotonic()
-        if line.collected_at is None:
-            line.collected_at = now - COLLECT_SECONDS * line.random_part  # spread over the first hours of a leader
-        left = line.collected_at + COLLECT_SECONDS - now
+        if agent_record.collected_at is None:
+            agent_record.collected_at = (
+                now - COLLECT_SECONDS * agent_record.random_part
+            )  # spread over the first hours of a leader
+        left = agent_record.collected_at + COLLECT_SECONDS - now
         if left > 0:
             return left
-        if line.restores:
+        if agent_record.restores:
             return RETRY_SECONDS
-        raws = await self._cluster.list(CHECKPOINTS, line.agent.namespace)
-        items = [each for each in map(parse.checkpoint_of, raws) if each.agent == line.agent]
+        raws = await self._cluster.list(CHECKPOINTS, agent_record.agent.namespace)
+        items = [each for each in map(parse.checkpoint_of, raws) if each.agent == agent_record.agent]
         try:
-            freed = await orders.collect(line.agent, store_name, kept_sequences(items))
+            freed = await orders.collect(agent_record.agent, store_name, kept_sequences(items))
         except Refused:
             return RETRY_SECONDS
         except SavepointError as error:
-            log.warning("agent %s: nothing is collected: %s", line.agent, error)
+            log.warning("agent %s: nothing is collected: %s", agent_record.agent, error)
             return RETRY_SECONDS
-        line.collected_at = now
+        agent_record.collected_at = now
         self._metrics.collected(freed)
         if freed:
             self._collected(store_name)

@@ -10,7 +10,7 @@ from typing import Final
 from savepoint.errors import SavepointError
 
 from savepoint_operator.model.ports import Orders
-from savepoint_operator.reconcile.agent_record import Line
+from savepoint_operator.reconcile.agent_record import AgentRecord
 
 log = logging.getLogger(__name__)
 
@@ -20,21 +20,21 @@ AGAIN_SECONDS: Final = 2.0
 """Its sidecar's last words may still be under way."""
 
 
-async def end_run(line: Line, store: str, orders: Orders) -> float | None:
+async def end_run(agent_record: AgentRecord, store: str, orders: Orders) -> float | None:
     """Have the end recorded if the pod that holds the newest epoch has exited. Seconds until another try."""
-    while len(line.ended_pods) > ENDED_KEPT:
-        line.ended_pods.pop()
-    if not line.chain_read or line.head is None or not store:
+    while len(agent_record.ended_pods) > ENDED_KEPT:
+        agent_record.ended_pods.pop()
+    if not agent_record.chain_read or agent_record.head is None or not store:
         return None
-    record = line.head.record
-    line.ended_pods &= {record.pod_uid}
-    if not line.ended_pods or record.kind in ("completed", "rollback"):
+    record = agent_record.head.record
+    agent_record.ended_pods &= {record.pod_uid}
+    if not agent_record.ended_pods or record.kind in ("completed", "rollback"):
         return None
     try:
-        head = await orders.end_run(line.agent, record.pod_uid, store)
+        head = await orders.end_run(agent_record.agent, record.pod_uid, store)
     except SavepointError as error:
-        log.info("agent %s: the end of its run is not recorded yet: %s: %s", line.agent, error.reason, error)
+        log.info("agent %s: the end of its run is not recorded yet: %s: %s", agent_record.agent, error.reason, error)
         return AGAIN_SECONDS
     if head is not None:
-        line.learn(head)
+        agent_record.learn(head)
     return None

@@ -44,7 +44,7 @@ Pod = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class InjectionTerms:
+class InjectionConfig:
     """What the installation says: which image, and how a pod finds and trusts the operator."""
 
     image: str
@@ -71,11 +71,11 @@ class _Plan:
     policy: AdmissionPolicy
     state: State
     identity: RunAs
-    terms: InjectionTerms
+    terms: InjectionConfig
 
 
 def inject(
-    pod: Mapping[str, Any], policies: Iterable[AdmissionPolicy], enforced_level: str, terms: InjectionTerms
+    pod: Mapping[str, Any], policies: Iterable[AdmissionPolicy], enforced_level: str, terms: InjectionConfig
 ) -> Injected | Refusal:
     """The injected pod, or why it is refused. ``policies``: those of the pod's namespace. ``pod`` is left as it is."""
     labels = pod["metadata"].get("labels") or {}
@@ -102,7 +102,7 @@ def inject(
     return Injected(result, plan.state.warnings, policy.name if policy else None)
 
 
-def _decide(pod: Pod, policy: AdmissionPolicy, enforced_level: str, terms: InjectionTerms) -> _Plan | Refusal:
+def _decide(pod: Pod, policy: AdmissionPolicy, enforced_level: str, terms: InjectionConfig) -> _Plan | Refusal:
     agent = _agent_container(pod, policy)
     if isinstance(agent, Refusal):
         return agent

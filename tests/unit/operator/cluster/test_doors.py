@@ -15,7 +15,7 @@ from savepoint_operator.certificates import make_ca, make_serving
 from savepoint_operator.cluster.access import Access
 from savepoint_operator.cluster.api import Api
 from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, Missing, Terminating
-from savepoint_operator.cluster.events import About, Events
+from savepoint_operator.cluster.events import Events, EventTarget
 from savepoint_operator.cluster.kinds import CHECKPOINTS, DEPLOYMENTS, EVENTS, NODES, PODS, SECRETS
 from savepoint_operator.cluster.reviewer import Reviewer
 from savepoint_operator.model.views import PodIdentity
@@ -243,8 +243,8 @@ async def test_no_right_to_review_is_no_verdict_on_the_token() -> None:
 async def test_an_event_is_where_kubectl_looks() -> None:
     cluster = FakeCluster()
     events = Events(cluster, lambda: NOW, "operator-0")
-    await events.warning(About(PODS, "demo", "coder-1", "u1"), "Unprotected", "x" * 2000)
-    await events.normal(About(NODES, "", "n1", "u2"), "Good", "y")
+    await events.warning(EventTarget(PODS, "demo", "coder-1", "u1"), "Unprotected", "x" * 2000)
+    await events.normal(EventTarget(NODES, "", "n1", "u2"), "Good", "y")
     first, second = cluster.every(EVENTS)
     assert (first["type"], first["metadata"]["namespace"], len(first["message"])) == ("Warning", "demo", 1024)
     assert first["involvedObject"]["uid"] == "u1"
@@ -254,7 +254,7 @@ async def test_an_event_is_where_kubectl_looks() -> None:
 async def test_the_same_words_become_a_count_and_later_a_new_event() -> None:
     cluster, now = FakeCluster(), [NOW]
     events = Events(cluster, lambda: now[0], "operator-0")
-    about = About(PODS, "demo", "coder-1", "u1")
+    about = EventTarget(PODS, "demo", "coder-1", "u1")
     for _ in range(3):
         await events.warning(about, "Unprotected", "x")
     assert [each["count"] for each in cluster.every(EVENTS)] == [3]
@@ -267,9 +267,9 @@ async def test_an_event_that_cannot_be_written_disturbs_nobody() -> None:
     cluster = FakeCluster()
     cluster.down = True
     events = Events(cluster, lambda: NOW, "operator-0")
-    await events.warning(About(PODS, "demo", "coder-1", "u1"), "Unprotected", "x")
+    await events.warning(EventTarget(PODS, "demo", "coder-1", "u1"), "Unprotected", "x")
     cluster.down = False
-    await events.warning(About(PODS, "demo", "coder-1", "u1"), "Unprotected", "x")
+    await events.warning(EventTarget(PODS, "demo", "coder-1", "u1"), "Unprotected", "x")
     assert len(cluster.every(EVENTS)) == 1
 
 

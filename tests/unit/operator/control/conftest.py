@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.fakes.control_cell import Cell, running_cell
+from tests.fakes.control_harness import ControlHarness, running_cell
 
 
 @pytest.fixture
-async def cell() -> AsyncIterator[Cell]:
+async def cell() -> AsyncIterator[ControlHarness]:
     async with running_cell() as running:
         yield running

@@ -5,21 +5,21 @@ from savepoint.contract.control_protocol import Ack, Checkpoint, Committed, Rele
 from savepoint.errors import StoreUnavailable, Unavailable
 from savepoint_operator.model.views import NodeStanding, PodStanding, Standing
 
-from tests.fakes.control_cell import AGENT, Cell, attempt, until
+from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 from tests.unit.operator.control.test_restart import leave_behind
 
 STORE = "default"
 
 
-def exits(cell: Cell, uid: str) -> None:
+def exits(cell: ControlHarness, uid: str) -> None:
     cell.directory.standings[uid] = Standing(PodStanding.TERMINAL, NodeStanding.READY, run_ended=True)
 
 
-def kinds(cell: Cell) -> list[str]:
+def kinds(cell: ControlHarness) -> list[str]:
     return [kind for kind, _, _ in cell.chain()]
 
 
-async def test_it_is_recorded_once(cell: Cell) -> None:
+async def test_it_is_recorded_once(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.ask(cell.offer(attempt(1), 1), Committed)
@@ -35,7 +35,7 @@ async def test_it_is_recorded_once(cell: Cell) -> None:
     assert (welcome.epoch, welcome.run, welcome.parent) == (2, 2, None)
 
 
-async def test_not_while_its_sidecar_is_connected(cell: Cell) -> None:
+async def test_not_while_its_sidecar_is_connected(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     assert cell.server is not None
@@ -47,7 +47,7 @@ async def test_not_while_its_sidecar_is_connected(cell: Cell) -> None:
     assert kinds(cell) == ["grant", "checkpoint", "completed"]
 
 
-async def test_not_while_its_last_offer_waits_for_the_store(cell: Cell) -> None:
+async def test_not_while_its_last_offer_waits_for_the_store(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -65,7 +65,7 @@ async def test_not_while_its_last_offer_waits_for_the_store(cell: Cell) -> None:
     assert kinds(cell) == ["grant", "checkpoint", "completed"]
 
 
-async def test_what_was_left_for_an_operator_is_committed_first(cell: Cell) -> None:
+async def test_what_was_left_for_an_operator_is_committed_first(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")
     await cell.leave(pod)
@@ -75,7 +75,7 @@ async def test_what_was_left_for_an_operator_is_committed_first(cell: Cell) -> N
     assert kinds(cell) == ["grant", "checkpoint", "completed"]
 
 
-async def test_a_pod_that_does_not_hold_the_epoch_ends_nothing(cell: Cell) -> None:
+async def test_a_pod_that_does_not_hold_the_epoch_ends_nothing(cell: ControlHarness) -> None:
     assert cell.server is not None
     assert await cell.server.orders.end_run(AGENT, "a", STORE) is None
     await cell.grant("a")
@@ -83,7 +83,7 @@ async def test_a_pod_that_does_not_hold_the_epoch_ends_nothing(cell: Cell) -> No
     assert kinds(cell) == ["grant"]
 
 
-async def test_a_rollback_is_not_overruled(cell: Cell) -> None:
+async def test_a_rollback_is_not_overruled(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.ask(cell.offer(attempt(1), 1), Committed)
@@ -97,7 +97,7 @@ async def test_a_rollback_is_not_overruled(cell: Cell) -> None:
     assert kinds(cell) == ["grant", "checkpoint", "rollback", "grant"]
 
 
-async def test_a_successor_that_is_quick_starts_fresh(cell: Cell) -> None:
+async def test_a_successor_that_is_quick_starts_fresh(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     cell.pod("b")
@@ -113,7 +113,7 @@ async def test_a_successor_that_is_quick_starts_fresh(cell: Cell) -> None:
     assert [each.record.kind for each in cell.recorder.of("committed")] == ["checkpoint", "completed"]
 
 
-async def test_a_successor_adopts_then_completes_then_starts_fresh(cell: Cell) -> None:
+async def test_a_successor_adopts_then_completes_then_starts_fresh(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")
     await cell.leave(pod)

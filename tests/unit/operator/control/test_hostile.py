@@ -26,7 +26,7 @@ from savepoint.contract.control_protocol import (
     decode,
     encode,
 )
-from savepoint_operator.control.rate_limit import BEGUN_MOST, BYTES_MOST, BYTES_PER_SECOND, Allowance, Paces
+from savepoint_operator.control.rate_limit import BEGUN_MOST, BYTES_MOST, BYTES_PER_SECOND, RateLimit, RateLimits
 from savepoint_operator.control.sidecar_session import LOOK_SECONDS
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.views import Refusal
@@ -34,11 +34,11 @@ from savepoint_operator.rules.attempt import offer_problem
 from savepoint_operator.rules.sanitize import DETAIL_MOST, MESSAGE_MOST, heard
 from savepoint_operator.rules.status.conditions import parsed_time, precise_stamp
 
-from tests.fakes.control_cell import Cell, attempt, until
+from tests.fakes.control_harness import ControlHarness, attempt, until
 from tests.fakes.operator_ports import Clock
 
 
-async def test_results_of_attempts_that_nobody_ordered_become_no_flood_of_objects(cell: Cell) -> None:
+async def test_results_of_attempts_that_nobody_ordered_become_no_flood_of_objects(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     for number in range(BEGUN_MOST + 40):
@@ -50,7 +50,7 @@ async def test_results_of_attempts_that_nobody_ordered_become_no_flood_of_object
     assert len(cell.recorder.of("failed")) == BEGUN_MOST + 2
 
 
-async def test_offers_and_requests_of_a_pods_own_are_counted_with_them(cell: Cell) -> None:
+async def test_offers_and_requests_of_a_pods_own_are_counted_with_them(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     for number in range(BEGUN_MOST - 1):
@@ -62,7 +62,7 @@ async def test_offers_and_requests_of_a_pods_own_are_counted_with_them(cell: Cel
     await pod.ask(cell.offer(attempt(1000), 1), Committed)  # told again, it is answered
 
 
-async def test_large_messages_do_not_pile_up_while_the_store_is_away(cell: Cell) -> None:
+async def test_large_messages_do_not_pile_up_while_the_store_is_away(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     cell.store.hold()
@@ -82,7 +82,7 @@ async def test_large_messages_do_not_pile_up_while_the_store_is_away(cell: Cell)
 
 def test_an_allowance_fills_again() -> None:
     clock = Clock()
-    allowance = Allowance(clock.monotonic, 10, 2)
+    allowance = RateLimit(clock.monotonic, 10, 2)
     assert allowance.spend(10) == 0
     assert allowance.spend(4) == 2
     clock.advance(2)
@@ -93,7 +93,7 @@ def test_an_allowance_fills_again() -> None:
 
 
 def test_a_reconnect_gives_a_pod_no_new_allowance() -> None:
-    paces = Paces(Clock().monotonic)
+    paces = RateLimits(Clock().monotonic)
     paces.of("a").spend(BYTES_MOST)
     assert paces.of("a").spend(BYTES_PER_SECOND) == 1
     assert paces.of("b").spend(1) == 0
@@ -174,7 +174,7 @@ def test_an_offer_that_could_not_be_shown_is_refused(more: dict[str, Any]) -> No
     assert offer_problem(offer(**more)) is not None
 
 
-async def test_a_pod_that_is_refused_is_told_so_and_served_on(cell: Cell) -> None:
+async def test_a_pod_that_is_refused_is_told_so_and_served_on(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     bad = cell.offer(attempt(1), 1, trigger="Zzzz")
@@ -204,7 +204,7 @@ def test_times_that_a_pod_tells_can_be_written() -> None:
 
 
 async def test_whoever_shows_no_token_is_sent_away() -> None:
-    cell = Cell()
+    cell = ControlHarness()
     await cell.lead(strangers_most=4, stranger_seconds=0.3)
     try:
         cell.pod("a")
@@ -222,7 +222,7 @@ async def test_whoever_shows_no_token_is_sent_away() -> None:
 
 
 async def test_many_who_say_nothing_keep_nobody_out() -> None:
-    cell = Cell()
+    cell = ControlHarness()
     await cell.lead(strangers_most=4)
     try:
         silent = [await asyncio.open_connection("127.0.0.1", cell.port) for _ in range(40)]
@@ -236,7 +236,7 @@ async def test_many_who_say_nothing_keep_nobody_out() -> None:
         await cell.close()
 
 
-async def test_the_session_of_a_pod_that_is_gone_ends(cell: Cell) -> None:
+async def test_the_session_of_a_pod_that_is_gone_ends(cell: ControlHarness) -> None:
     """A stolen token, shown in time, must not keep the agent's next pod out for ever."""
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
@@ -248,7 +248,7 @@ async def test_the_session_of_a_pod_that_is_gone_ends(cell: Cell) -> None:
     assert await pod.closed() == 1000
 
 
-async def test_a_session_outlives_whatever_else_the_cluster_says(cell: Cell) -> None:
+async def test_a_session_outlives_whatever_else_the_cluster_says(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     cell.directory.incarnations["a"] = Refusal("AmbiguousAgent", "Another pod has come.")

@@ -23,12 +23,14 @@ from savepoint.repository.format.commit import ManifestName
 from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES
 from savepoint.repository.history.chain import Chain
 from savepoint.repository.history.lineage import Pending, pending_bytes
-from savepoint_operator.model.views import AgentKey, NodeStanding, PodStanding
+from savepoint_operator.model.views import AgentRef, NodeStanding, PodStanding
 
-from tests.fakes.control_cell import AGENT, Cell, attempt, until
+from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 
 
-def leave_behind(cell: Cell, welcome: Welcome, number: int, *, completed: bool = False, damage: bool = False) -> str:
+def leave_behind(
+    cell: ControlHarness, welcome: Welcome, number: int, *, completed: bool = False, damage: bool = False
+) -> str:
     """Put a finished checkpoint where a sidecar puts it when no operator answers."""
     store = cell.repository().store
     offer = cell.offer(attempt(number), welcome.epoch)
@@ -41,7 +43,7 @@ def leave_behind(cell: Cell, welcome: Welcome, number: int, *, completed: bool =
     return offer.manifest.name
 
 
-async def test_a_deferred_commit_is_adopted_before_the_next_grant(cell: Cell) -> None:
+async def test_a_deferred_commit_is_adopted_before_the_next_grant(cell: ControlHarness) -> None:
     await cell.grant("a")
     _, welcome = await cell.sidecar("a")
     server = cell.server
@@ -63,7 +65,7 @@ async def test_a_deferred_commit_is_adopted_before_the_next_grant(cell: Cell) ->
     assert ("list", "pending/") not in cell.store.calls
 
 
-async def test_what_was_left_in_the_same_epoch_is_adopted_when_the_sidecar_comes_back(cell: Cell) -> None:
+async def test_what_was_left_in_the_same_epoch_is_adopted_when_the_sidecar_comes_back(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")
     await pod.close()
@@ -75,7 +77,7 @@ async def test_what_was_left_in_the_same_epoch_is_adopted_when_the_sidecar_comes
     assert committed.checkpoint.sequence == 3
 
 
-async def test_an_ordered_attempt_that_was_left_behind_is_no_failure(cell: Cell) -> None:
+async def test_an_ordered_attempt_that_was_left_behind_is_no_failure(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")
     assert cell.server is not None
@@ -89,7 +91,7 @@ async def test_an_ordered_attempt_that_was_left_behind_is_no_failure(cell: Cell)
     assert not cell.recorder.of("failed")
 
 
-async def test_what_was_left_behind_is_no_release_while_the_pod_runs(cell: Cell) -> None:
+async def test_what_was_left_behind_is_no_release_while_the_pod_runs(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")
     await cell.leave(pod)
@@ -101,7 +103,7 @@ async def test_what_was_left_behind_is_no_release_while_the_pod_runs(cell: Cell)
     assert (await waiting.granted()).parent is not None
 
 
-async def test_a_release_that_an_earlier_leader_heard_lets_the_successor_in_at_once(cell: Cell) -> None:
+async def test_a_release_that_an_earlier_leader_heard_lets_the_successor_in_at_once(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.end("a")
     await cell.lead()
@@ -112,7 +114,7 @@ async def test_a_release_that_an_earlier_leader_heard_lets_the_successor_in_at_o
     assert (await waiting.granted()).epoch == 2
 
 
-async def test_an_attempt_that_its_sidecar_gave_up_but_that_was_committed_has_not_failed(cell: Cell) -> None:
+async def test_an_attempt_that_its_sidecar_gave_up_but_that_was_committed_has_not_failed(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.send(cell.offer(attempt(1), 1))
@@ -124,7 +126,7 @@ async def test_an_attempt_that_its_sidecar_gave_up_but_that_was_committed_has_no
     assert [each.attempt for each in cell.recorder.of("failed")] == [attempt(2)]
 
 
-async def test_a_completion_that_was_left_behind_lets_the_next_start_fresh(cell: Cell) -> None:
+async def test_a_completion_that_was_left_behind_lets_the_next_start_fresh(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")
     await cell.leave(pod)
@@ -136,7 +138,7 @@ async def test_a_completion_that_was_left_behind_lets_the_next_start_fresh(cell:
     assert [each.record.kind for each in cell.recorder.of("committed")] == ["checkpoint", "completed"]
 
 
-async def test_what_is_damaged_is_reported_and_holds_up_nobody(cell: Cell) -> None:
+async def test_what_is_damaged_is_reported_and_holds_up_nobody(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")
     first = await pod.ask(cell.offer(attempt(1), 1), Committed)
@@ -151,7 +153,7 @@ async def test_what_is_damaged_is_reported_and_holds_up_nobody(cell: Cell) -> No
     assert {(each.attempt, each.reason) for each in cell.recorder.of("failed")} == {(attempt(2), "IntegrityError")}
 
 
-async def test_what_was_left_after_a_rollback_does_not_undo_it(cell: Cell) -> None:
+async def test_what_was_left_after_a_rollback_does_not_undo_it(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")
     first = await pod.ask(cell.offer(attempt(1), 1), Committed)
@@ -167,7 +169,7 @@ async def test_what_was_left_after_a_rollback_does_not_undo_it(cell: Cell) -> No
     assert granted.parent.manifest == first.checkpoint.manifest
 
 
-async def test_a_crash_between_commit_and_answer_is_answered_by_the_next_leader(cell: Cell) -> None:
+async def test_a_crash_between_commit_and_answer_is_answered_by_the_next_leader(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -184,7 +186,7 @@ async def test_a_crash_between_commit_and_answer_is_answered_by_the_next_leader(
     assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1)]
 
 
-async def test_a_new_leader_counts_every_silence_anew(cell: Cell) -> None:
+async def test_a_new_leader_counts_every_silence_anew(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.end("a", PodStanding.GONE, NodeStanding.LOST)
     cell.clock.advance(10_000)
@@ -199,7 +201,7 @@ async def test_a_new_leader_counts_every_silence_anew(cell: Cell) -> None:
     await pod.granted()
 
 
-async def test_two_operators_at_once_never_grant_one_epoch_twice(cell: Cell) -> None:
+async def test_two_operators_at_once_never_grant_one_epoch_twice(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.end("a")
     first = cell.server
@@ -222,7 +224,7 @@ async def test_two_operators_at_once_never_grant_one_epoch_twice(cell: Cell) -> 
     await first.stop()
 
 
-async def test_a_thawed_copy_cannot_commit_under_the_next_leader(cell: Cell) -> None:
+async def test_a_thawed_copy_cannot_commit_under_the_next_leader(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -241,7 +243,9 @@ async def test_a_thawed_copy_cannot_commit_under_the_next_leader(cell: Cell) -> 
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_whatever_is_killed_sequences_and_epochs_rise_and_nothing_ready_is_lost(cell: Cell, seed: int) -> None:
+async def test_whatever_is_killed_sequences_and_epochs_rise_and_nothing_ready_is_lost(
+    cell: ControlHarness, seed: int
+) -> None:
     """Pods come, commit and go; operators are killed in between, and some answers of the store are lost."""
     cell.random.seed(seed)
     uid, number, ready = "", 0, 0
@@ -273,7 +277,7 @@ async def test_whatever_is_killed_sequences_and_epochs_rise_and_nothing_ready_is
     assert [epoch for _, _, epoch in chain] == sorted(epoch for _, _, epoch in chain)
 
 
-async def test_a_collection_frees_what_nothing_needs_after_the_grace(cell: Cell) -> None:
+async def test_a_collection_frees_what_nothing_needs_after_the_grace(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     for number in (1, 2, 3):
@@ -289,7 +293,7 @@ async def test_a_collection_frees_what_nothing_needs_after_the_grace(cell: Cell)
     assert (await orders.head(AGENT, "default")) == cell.head()
 
 
-async def test_a_store_that_says_nothing_is_waited_for_and_grants_once(cell: Cell) -> None:
+async def test_a_store_that_says_nothing_is_waited_for_and_grants_once(cell: ControlHarness) -> None:
     assert cell.server is not None
     await cell.server.stop()
     await cell.lead(answer_seconds=0.05)
@@ -302,7 +306,9 @@ async def test_a_store_that_says_nothing_is_waited_for_and_grants_once(cell: Cel
     assert cell.chain() == [("grant", 1, 1)]
 
 
-async def test_the_attempt_of_a_predecessor_ends_even_when_its_successor_was_granted_unseen(cell: Cell) -> None:
+async def test_the_attempt_of_a_predecessor_ends_even_when_its_successor_was_granted_unseen(
+    cell: ControlHarness,
+) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     assert cell.server is not None
@@ -325,7 +331,7 @@ async def test_the_attempt_of_a_predecessor_ends_even_when_its_successor_was_gra
     await sidecar.expect(Checkpoint)
 
 
-async def test_a_commit_whose_sequence_another_operator_took_looks_again(cell: Cell) -> None:
+async def test_a_commit_whose_sequence_another_operator_took_looks_again(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     chain = Chain(cell.repository().store, *AGENT)
@@ -347,7 +353,7 @@ async def test_a_commit_whose_sequence_another_operator_took_looks_again(cell: C
     assert (taken, committed.checkpoint.sequence) == ([2], 3)
 
 
-async def test_a_chain_that_grew_elsewhere_is_seen(cell: Cell) -> None:
+async def test_a_chain_that_grew_elsewhere_is_seen(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     head = cell.head()
@@ -358,7 +364,7 @@ async def test_a_chain_that_grew_elsewhere_is_seen(cell: Cell) -> None:
     assert (await pod.ask(cell.offer(attempt(1), 1), Refused)).reason == "Fenced"
 
 
-async def test_a_record_that_was_swapped_is_found_by_the_pin_of_status_or_of_memory(cell: Cell) -> None:
+async def test_a_record_that_was_swapped_is_found_by_the_pin_of_status_or_of_memory(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.ask(cell.offer(attempt(1), 1), Committed)
@@ -378,7 +384,7 @@ async def test_a_record_that_was_swapped_is_found_by_the_pin_of_status_or_of_mem
     await cell.grant("a")
 
 
-async def test_a_rollback_to_what_was_collected_is_refused(cell: Cell) -> None:
+async def test_a_rollback_to_what_was_collected_is_refused(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -389,11 +395,11 @@ async def test_a_rollback_to_what_was_collected_is_refused(cell: Cell) -> None:
     with pytest.raises(ObjectMissing, match="choose another"):
         await cell.server.orders.rollback(AGENT, attempt(9), 2, "default")
     with pytest.raises(Unavailable):
-        await cell.server.orders.rollback(AgentKey("demo", "nobody"), attempt(9), None, "default")
+        await cell.server.orders.rollback(AgentRef("demo", "nobody"), attempt(9), None, "default")
     assert len(cell.chain()) == 3
 
 
-async def test_a_completion_waits_for_the_store(cell: Cell) -> None:
+async def test_a_completion_waits_for_the_store(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     cell.store.lose_answer_of = "commits/"
@@ -401,14 +407,14 @@ async def test_a_completion_waits_for_the_store(cell: Cell) -> None:
     assert [kind for kind, _, _ in cell.chain()] == ["grant", "completed"]
 
 
-async def test_a_release_of_another_epoch_releases_nothing(cell: Cell) -> None:
+async def test_a_release_of_another_epoch_releases_nothing(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     assert (await pod.ask(Released(2), Stop)).reason == "Fenced"
     assert not cell.recorder.of("released")
 
 
-async def test_a_release_ends_the_attempt_in_flight(cell: Cell) -> None:
+async def test_a_release_ends_the_attempt_in_flight(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     assert cell.server is not None

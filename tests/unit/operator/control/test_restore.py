@@ -8,12 +8,12 @@ from savepoint.errors import StoreDenied
 from savepoint_operator.control.restore_session import Pauses
 from savepoint_operator.model.views import Incarnation, NodeStanding, PodStanding, Refusal
 
-from tests.fakes.control_cell import AGENT, Cell, attempt, until
+from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 
 RANDOM = "0123456789abcdef" * 2
 
 
-async def test_the_first_pod_starts_fresh_and_the_next_restores(cell: Cell) -> None:
+async def test_the_first_pod_starts_fresh_and_the_next_restores(cell: ControlHarness) -> None:
     cell.pod("a")
     pod = await cell.hello("a", "restore")
     welcome = (await pod.expect(Grant)).welcome
@@ -46,13 +46,13 @@ async def test_the_first_pod_starts_fresh_and_the_next_restores(cell: Cell) -> N
     assert cell.recorder.of("granted") == [("a", 1, None), ("b", 2, "coder-1")]
 
 
-async def test_the_same_pod_keeps_its_epoch(cell: Cell) -> None:
+async def test_the_same_pod_keeps_its_epoch(cell: ControlHarness) -> None:
     first, again = await cell.grant("a"), await cell.grant("a")
     assert (first.epoch, again.epoch) == (1, 1)
     assert cell.chain() == [("grant", 1, 1)]
 
 
-async def test_a_successor_waits_for_a_predecessor_that_runs(cell: Cell) -> None:
+async def test_a_successor_waits_for_a_predecessor_that_runs(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.pod("b")
     pod = await cell.hello("b", "restore")
@@ -69,7 +69,7 @@ async def test_a_successor_waits_for_a_predecessor_that_runs(cell: Cell) -> None
     assert (await pod.granted()).epoch == 2
 
 
-async def test_a_lost_node_is_waited_out(cell: Cell) -> None:
+async def test_a_lost_node_is_waited_out(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.end("a", PodStanding.RUNNING, NodeStanding.LOST)
     cell.pod("b")
@@ -82,7 +82,7 @@ async def test_a_lost_node_is_waited_out(cell: Cell) -> None:
     assert (await pod.granted()).epoch == 2
 
 
-async def test_of_two_successors_one_is_granted_and_the_other_waits_for_it(cell: Cell) -> None:
+async def test_of_two_successors_one_is_granted_and_the_other_waits_for_it(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.end("a")
     cell.clock.advance(60)
@@ -97,7 +97,7 @@ async def test_of_two_successors_one_is_granted_and_the_other_waits_for_it(cell:
     assert len(cell.chain()) == 2
 
 
-async def test_a_pod_that_was_superseded_is_refused(cell: Cell) -> None:
+async def test_a_pod_that_was_superseded_is_refused(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.end("a", PodStanding.RUNNING, NodeStanding.LOST)
     cell.clock.advance(60)
@@ -108,7 +108,7 @@ async def test_a_pod_that_was_superseded_is_refused(cell: Cell) -> None:
     assert await pod.closed() == 1000
 
 
-async def test_a_store_that_cannot_be_reached_is_waited_for_and_never_fresh(cell: Cell) -> None:
+async def test_a_store_that_cannot_be_reached_is_waited_for_and_never_fresh(cell: ControlHarness) -> None:
     cell.pod("a")
     cell.store.broken = True
     pod = await cell.hello("a", "restore")
@@ -117,7 +117,7 @@ async def test_a_store_that_cannot_be_reached_is_waited_for_and_never_fresh(cell
     assert (await pod.expect(Grant)).welcome.epoch == 1
 
 
-async def test_a_store_that_denies_is_waited_for(cell: Cell) -> None:
+async def test_a_store_that_denies_is_waited_for(cell: ControlHarness) -> None:
     cell.pod("a")
     cell.stores.error = StoreDenied("the credentials were refused")
     pod = await cell.hello("a", "restore")
@@ -126,7 +126,7 @@ async def test_a_store_that_denies_is_waited_for(cell: Cell) -> None:
     await pod.expect(Grant)
 
 
-async def test_a_chain_that_was_put_back_is_refused(cell: Cell) -> None:
+async def test_a_chain_that_was_put_back_is_refused(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.directory.pins[AGENT] = (3, "ab" * 32)
     pod = await cell.hello("a", "restore")
@@ -135,7 +135,7 @@ async def test_a_chain_that_was_put_back_is_refused(cell: Cell) -> None:
     assert "ProtectedAgent" in refused.message
 
 
-async def test_a_pod_that_is_not_an_agents_is_refused(cell: Cell) -> None:
+async def test_a_pod_that_is_not_an_agents_is_refused(cell: ControlHarness) -> None:
     cell.pod("a")
     cell.directory.incarnations["a"] = Refusal("Ambiguous", "two pods bear the name coder; use a StatefulSet")
     pod = await cell.hello("a", "restore")
@@ -143,7 +143,7 @@ async def test_a_pod_that_is_not_an_agents_is_refused(cell: Cell) -> None:
     assert await pod.closed() == 4403
 
 
-async def test_a_pod_that_is_refused_as_an_agent_is_told_of_like_any_start(cell: Cell) -> None:
+async def test_a_pod_that_is_refused_as_an_agent_is_told_of_like_any_start(cell: ControlHarness) -> None:
     cell.pod("a")
     who = cell.directory.incarnations["a"]
     assert isinstance(who, Incarnation)
@@ -154,7 +154,7 @@ async def test_a_pod_that_is_refused_as_an_agent_is_told_of_like_any_start(cell:
     assert cell.recorder.of("restored")[0].outcome == "AmbiguousAgent"
 
 
-async def test_what_may_pass_is_waited_for(cell: Cell) -> None:
+async def test_what_may_pass_is_waited_for(cell: ControlHarness) -> None:
     cell.pod("a")
     known = cell.directory.incarnations["a"]
     assert isinstance(known, Incarnation)
@@ -166,7 +166,7 @@ async def test_what_may_pass_is_waited_for(cell: Cell) -> None:
     await pod.expect(Grant)
 
 
-async def test_a_restore_reads_and_does_not_write(cell: Cell) -> None:
+async def test_a_restore_reads_and_does_not_write(cell: ControlHarness) -> None:
     cell.pod("a")
     pod = await cell.hello("a", "restore")
     await pod.expect(Grant)
@@ -183,7 +183,7 @@ async def test_a_restore_reads_and_does_not_write(cell: Cell) -> None:
     assert (held_up.reason, held_up.message) == ("StoreUnavailable", "it cannot be reached from this pod")
 
 
-async def test_nothing_can_be_asked_before_the_grant(cell: Cell) -> None:
+async def test_nothing_can_be_asked_before_the_grant(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.pod("b")
     pod = await cell.hello("b", "restore")
@@ -192,7 +192,7 @@ async def test_nothing_can_be_asked_before_the_grant(cell: Cell) -> None:
     assert await pod.closed() == 4406
 
 
-async def test_a_grant_whose_answer_was_lost_is_found_again(cell: Cell) -> None:
+async def test_a_grant_whose_answer_was_lost_is_found_again(cell: ControlHarness) -> None:
     cell.pod("a")
     cell.store.lose_answer_of = "commits/"
     pod = await cell.hello("a", "restore")
@@ -200,7 +200,7 @@ async def test_a_grant_whose_answer_was_lost_is_found_again(cell: Cell) -> None:
     assert cell.chain() == [("grant", 1, 1)]
 
 
-async def test_a_pod_that_leaves_while_it_waits_is_not_granted(cell: Cell) -> None:
+async def test_a_pod_that_leaves_while_it_waits_is_not_granted(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.pod("b")
     pod = await cell.hello("b", "restore")
@@ -213,7 +213,7 @@ async def test_a_pod_that_leaves_while_it_waits_is_not_granted(cell: Cell) -> No
 
 
 @pytest.mark.parametrize("slow", ["before", "after"])
-async def test_a_slow_store_delays_a_grant_and_doubles_nothing(cell: Cell, slow: str) -> None:
+async def test_a_slow_store_delays_a_grant_and_doubles_nothing(cell: ControlHarness, slow: str) -> None:
     cell.pod("a")
     cell.store.hold()
     pod = await cell.hello("a", "restore")
@@ -226,7 +226,7 @@ async def test_a_slow_store_delays_a_grant_and_doubles_nothing(cell: Cell, slow:
     assert cell.chain() == [("grant", 1, 1)]
 
 
-async def test_a_pod_that_waited_as_long_as_it_may_says_so(cell: Cell) -> None:
+async def test_a_pod_that_waited_as_long_as_it_may_says_so(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.pod("b")
     pod = await cell.hello("b", "restore")
@@ -236,7 +236,7 @@ async def test_a_pod_that_waited_as_long_as_it_may_says_so(cell: Cell) -> None:
     assert [each.outcome for each in cell.recorder.of("restored")] == ["Timeout"]
 
 
-async def test_who_waits_for_a_pod_that_speaks_costs_no_call(cell: Cell) -> None:
+async def test_who_waits_for_a_pod_that_speaks_costs_no_call(cell: ControlHarness) -> None:
     await cell.grant("a")
     sidecar, _ = await cell.sidecar("a")
     cell.pod("b")
@@ -252,7 +252,7 @@ async def test_who_waits_for_a_pod_that_speaks_costs_no_call(cell: Cell) -> None
     assert (await pod.granted()).epoch == 2
 
 
-async def test_a_pod_that_is_refused_reports_it_on_the_same_connection(cell: Cell) -> None:
+async def test_a_pod_that_is_refused_reports_it_on_the_same_connection(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.directory.pins[AGENT] = (3, "ab" * 32)
     pod = await cell.hello("a", "restore")
@@ -269,7 +269,7 @@ def test_the_same_refusal_is_looked_at_ever_less_often() -> None:
     assert pauses.next(again=False) == 1.0
 
 
-async def test_a_wait_is_said_again(cell: Cell) -> None:
+async def test_a_wait_is_said_again(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.pod("b")
     pod = await cell.hello("b", "restore")

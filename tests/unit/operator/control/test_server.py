@@ -24,11 +24,11 @@ from savepoint_operator.control.registry import JOINED_SECONDS, SUCCESSOR_SECOND
 from savepoint_operator.control.server import PATH
 from savepoint_operator.model.views import PodStanding, Refusal
 
-from tests.fakes.control_cell import AGENT, Cell, attempt, until
+from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer ", "Basic token-of-a", "Bearer token-of-nobody"])
-async def test_a_token_that_proves_nothing_is_refused(cell: Cell, authorization: str | None) -> None:
+async def test_a_token_that_proves_nothing_is_refused(cell: ControlHarness, authorization: str | None) -> None:
     cell.pod("a")
     headers = {"Authorization": authorization} if authorization else {}
     socket = await cell.session.ws_connect(f"http://127.0.0.1:{cell.port}{PATH}", headers=headers)
@@ -37,7 +37,7 @@ async def test_a_token_that_proves_nothing_is_refused(cell: Cell, authorization:
     await socket.close()
 
 
-async def test_tokens_are_reviewed_once_in_a_while(cell: Cell) -> None:
+async def test_tokens_are_reviewed_once_in_a_while(cell: ControlHarness) -> None:
     await cell.grant("a")
     await cell.grant("a")
     assert cell.reviewer.reviews == 1
@@ -46,12 +46,12 @@ async def test_tokens_are_reviewed_once_in_a_while(cell: Cell) -> None:
     assert cell.reviewer.reviews == 2
 
 
-async def test_without_reviews_the_pod_dials_again(cell: Cell) -> None:
+async def test_without_reviews_the_pod_dials_again(cell: ControlHarness) -> None:
     cell.reviewer.down = True
     assert await (await cell.dial("a")).closed() == 4503
 
 
-async def test_another_protocol_is_named(cell: Cell) -> None:
+async def test_another_protocol_is_named(cell: ControlHarness) -> None:
     cell.pod("a")
     pod = await cell.dial("a")
     await pod.send(Hello("sidecar", 2, "9"))
@@ -62,14 +62,14 @@ async def test_another_protocol_is_named(cell: Cell) -> None:
     "text",
     ["", "[]", "{}", '{"v":2,"type":"hello"}', '{"v":1,"type":"exec"}', '{"v":1,"type":"hello","role":1}', "[" * 5000],
 )
-async def test_what_is_no_message_ends_the_connection(cell: Cell, text: str) -> None:
+async def test_what_is_no_message_ends_the_connection(cell: ControlHarness, text: str) -> None:
     cell.pod("a")
     pod = await cell.dial("a")
     await pod.socket.send_str(text)
     assert await pod.closed() == 4406
 
 
-async def test_the_first_message_is_hello_of_a_known_role(cell: Cell) -> None:
+async def test_the_first_message_is_hello_of_a_known_role(cell: ControlHarness) -> None:
     cell.pod("a")
     pod = await cell.dial("a")
     await pod.send(Heartbeat())
@@ -78,21 +78,21 @@ async def test_the_first_message_is_hello_of_a_known_role(cell: Cell) -> None:
     assert await pod.closed() == 4406
 
 
-async def test_a_message_of_the_operator_is_no_message_of_a_pod(cell: Cell) -> None:
+async def test_a_message_of_the_operator_is_no_message_of_a_pod(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.send(Ack("x"))  # type: ignore[arg-type]
     assert await pod.closed() == 4406
 
 
-async def test_a_message_that_is_too_large_ends_the_connection(cell: Cell) -> None:
+async def test_a_message_that_is_too_large_ends_the_connection(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.send(Heartbeat(detail="x" * (MESSAGE_MAX_BYTES + 1)))
     assert await pod.closed() == 1009
 
 
-async def test_a_flood_ends_the_connection(cell: Cell) -> None:
+async def test_a_flood_ends_the_connection(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     cell.store.hold()
@@ -103,7 +103,7 @@ async def test_a_flood_ends_the_connection(cell: Cell) -> None:
     assert await pod.closed() == 1008
 
 
-async def test_the_newest_connection_of_a_pod_and_role_counts(cell: Cell) -> None:
+async def test_the_newest_connection_of_a_pod_and_role_counts(cell: ControlHarness) -> None:
     await cell.grant("a")
     older, _ = await cell.sidecar("a")
     newer, _ = await cell.sidecar("a")
@@ -115,7 +115,7 @@ async def test_the_newest_connection_of_a_pod_and_role_counts(cell: Cell) -> Non
     await newer.expect(Checkpoint)
 
 
-async def test_a_pod_of_no_agent_is_turned_away(cell: Cell) -> None:
+async def test_a_pod_of_no_agent_is_turned_away(cell: ControlHarness) -> None:
     cell.pod("a")
     cell.directory.incarnations["a"] = Refusal("NotAnAgent", "the pod has no label")
     pod = await cell.hello("a", "sidecar")
@@ -125,13 +125,13 @@ async def test_a_pod_of_no_agent_is_turned_away(cell: Cell) -> None:
     assert await (await cell.hello("a", "sidecar")).closed() == 4503
 
 
-async def test_a_store_that_cannot_be_reached_lets_a_sidecar_dial_again(cell: Cell) -> None:
+async def test_a_store_that_cannot_be_reached_lets_a_sidecar_dial_again(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.store.broken = True
     assert await (await cell.hello("a", "sidecar")).closed() == 4503
 
 
-async def test_other_paths_and_plain_requests_get_nothing(cell: Cell) -> None:
+async def test_other_paths_and_plain_requests_get_nothing(cell: ControlHarness) -> None:
     async with cell.session.get(f"http://127.0.0.1:{cell.port}{PATH}") as answer:
         assert answer.status == 400
     async with cell.session.get(f"http://127.0.0.1:{cell.port}/") as answer:
@@ -144,7 +144,7 @@ async def over(drain: "asyncio.Future[None]") -> None:
         await drain
 
 
-async def test_a_stop_finishes_the_shutdown_commit_under_way(cell: Cell) -> None:
+async def test_a_stop_finishes_the_shutdown_commit_under_way(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     order = await pod.ask(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
@@ -161,7 +161,7 @@ async def test_a_stop_finishes_the_shutdown_commit_under_way(cell: Cell) -> None
     assert [kind for kind, _, _ in cell.chain()] == ["grant", "checkpoint"]
 
 
-async def test_a_stop_waits_for_the_last_word_of_a_pod_that_goes_at_the_same_time(cell: Cell) -> None:
+async def test_a_stop_waits_for_the_last_word_of_a_pod_that_goes_at_the_same_time(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     server = cell.server
@@ -179,7 +179,7 @@ async def test_a_stop_waits_for_the_last_word_of_a_pod_that_goes_at_the_same_tim
     assert cell.recorder.of("released") == [("a", False)]
 
 
-async def test_a_stop_waits_for_nobody_longer_than_its_bound(cell: Cell) -> None:
+async def test_a_stop_waits_for_nobody_longer_than_its_bound(cell: ControlHarness) -> None:
     await cell.grant("a")
     await cell.sidecar("a")
     assert cell.server is not None
@@ -190,7 +190,7 @@ async def test_a_stop_waits_for_nobody_longer_than_its_bound(cell: Cell) -> None
     await over(drain)
 
 
-async def test_a_stop_gives_pods_a_moment_to_be_told_that_they_go(cell: Cell) -> None:
+async def test_a_stop_gives_pods_a_moment_to_be_told_that_they_go(cell: ControlHarness) -> None:
     server = await cell.lead(linger_seconds=1.5)
     drain = asyncio.ensure_future(server.drain(25))
     await asyncio.sleep(0.1)
@@ -199,7 +199,9 @@ async def test_a_stop_gives_pods_a_moment_to_be_told_that_they_go(cell: Cell) ->
     await over(drain)
 
 
-async def test_a_stop_waits_for_the_successor_of_a_pod_that_goes_until_it_has_what_it_needs(cell: Cell) -> None:
+async def test_a_stop_waits_for_the_successor_of_a_pod_that_goes_until_it_has_what_it_needs(
+    cell: ControlHarness,
+) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     server = cell.server
@@ -225,7 +227,7 @@ async def test_a_stop_waits_for_the_successor_of_a_pod_that_goes_until_it_has_wh
     await over(drain)
 
 
-async def test_a_stop_waits_for_no_pods_that_come_and_go_for_other_reasons(cell: Cell) -> None:
+async def test_a_stop_waits_for_no_pods_that_come_and_go_for_other_reasons(cell: ControlHarness) -> None:
     server = await cell.lead(linger_seconds=1.5)
     drain = asyncio.ensure_future(server.drain(25))
     await cell.grant("a")
@@ -235,7 +237,7 @@ async def test_a_stop_waits_for_no_pods_that_come_and_go_for_other_reasons(cell:
     await over(drain)
 
 
-async def test_a_stop_lets_an_agent_that_starts_take_its_first_checkpoint(cell: Cell) -> None:
+async def test_a_stop_lets_an_agent_that_starts_take_its_first_checkpoint(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     server = cell.server
@@ -250,7 +252,7 @@ async def test_a_stop_lets_an_agent_that_starts_take_its_first_checkpoint(cell: 
     await over(drain)
 
 
-async def test_two_connections_of_a_restore_count_as_long_as_one_is_open(cell: Cell) -> None:
+async def test_two_connections_of_a_restore_count_as_long_as_one_is_open(cell: ControlHarness) -> None:
     cell.pod("a")
     older = await cell.hello("a", "restore")
     await older.granted()
@@ -267,7 +269,7 @@ async def test_two_connections_of_a_restore_count_as_long_as_one_is_open(cell: C
     await over(drain)
 
 
-async def test_a_stop_waits_for_no_successor_of_a_run_that_is_over(cell: Cell) -> None:
+async def test_a_stop_waits_for_no_successor_of_a_run_that_is_over(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     cell.clock.advance(JOINED_SECONDS)
@@ -277,7 +279,7 @@ async def test_a_stop_waits_for_no_successor_of_a_run_that_is_over(cell: Cell) -
         await cell.server.drain(25)
 
 
-async def test_a_stop_waits_for_nothing_else(cell: Cell) -> None:
+async def test_a_stop_waits_for_nothing_else(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     cell.clock.advance(JOINED_SECONDS)
@@ -295,7 +297,7 @@ async def test_a_stop_waits_for_nothing_else(cell: Cell) -> None:
     assert await pod.closed() == 4503
 
 
-async def test_no_token_key_or_url_is_logged(cell: Cell, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_token_key_or_url_is_logged(cell: ControlHarness, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")

@@ -26,13 +26,13 @@ from savepoint.errors import Refused as RefusedError
 from savepoint.errors import StoreDenied, Unavailable
 from savepoint_operator.model.views import CheckpointName, Refusal
 
-from tests.fakes.control_cell import AGENT, Cell, attempt, until
+from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 from tests.fakes.operator_ports import Signer
 
 RANDOM = "0123456789abcdef" * 2
 
 
-async def test_an_ordered_checkpoint_is_committed(cell: Cell) -> None:
+async def test_an_ordered_checkpoint_is_committed(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, welcome = await cell.sidecar("a")
     assert welcome.parent is None
@@ -65,7 +65,7 @@ async def test_an_ordered_checkpoint_is_committed(cell: Cell) -> None:
     assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1)]
 
 
-async def test_urls_are_signed_for_the_store_as_it_is_now(cell: Cell) -> None:
+async def test_urls_are_signed_for_the_store_as_it_is_now(cell: ControlHarness) -> None:
     class Rotated(Signer):
         def presign_put(self, key: str, expires_seconds: int) -> str:
             return super().presign_put(key, expires_seconds) + "&by=the-new-key"
@@ -82,7 +82,7 @@ async def test_urls_are_signed_for_the_store_as_it_is_now(cell: Cell) -> None:
     assert urls.put[pack].endswith("&by=the-new-key")
 
 
-async def test_an_offer_may_come_again_and_commits_once(cell: Cell) -> None:
+async def test_an_offer_may_come_again_and_commits_once(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -91,7 +91,7 @@ async def test_an_offer_may_come_again_and_commits_once(cell: Cell) -> None:
     assert len(cell.chain()) == 2
 
 
-async def test_a_commit_whose_answer_was_lost_is_read_back(cell: Cell) -> None:
+async def test_a_commit_whose_answer_was_lost_is_read_back(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     cell.store.lose_answer_of = "commits/"
@@ -99,7 +99,7 @@ async def test_a_commit_whose_answer_was_lost_is_read_back(cell: Cell) -> None:
     assert cell.chain() == [("grant", 1, 1), ("checkpoint", 2, 1)]
 
 
-async def test_a_connection_lost_while_committing_loses_nothing(cell: Cell) -> None:
+async def test_a_connection_lost_while_committing_loses_nothing(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -117,7 +117,7 @@ async def test_a_connection_lost_while_committing_loses_nothing(cell: Cell) -> N
     assert not cell.recorder.of("failed")
 
 
-async def test_one_attempt_at_a_time_and_every_order_may_come_twice(cell: Cell) -> None:
+async def test_one_attempt_at_a_time_and_every_order_may_come_twice(cell: ControlHarness) -> None:
     assert cell.server is not None
     orders = cell.server.orders
     await cell.grant("a")
@@ -143,7 +143,9 @@ async def test_one_attempt_at_a_time_and_every_order_may_come_twice(cell: Cell) 
     assert await orders.collect(AGENT, "default", frozenset()) == 0
 
 
-async def test_a_silent_sidecar_fails_its_attempt_at_the_deadline_and_a_late_offer_is_refused(cell: Cell) -> None:
+async def test_a_silent_sidecar_fails_its_attempt_at_the_deadline_and_a_late_offer_is_refused(
+    cell: ControlHarness,
+) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     assert cell.server is not None
@@ -162,7 +164,7 @@ async def test_a_silent_sidecar_fails_its_attempt_at_the_deadline_and_a_late_off
     await pod.ask(cell.offer(attempt(2), 1), Committed)
 
 
-async def test_an_attempt_waits_for_a_reconnect(cell: Cell) -> None:
+async def test_an_attempt_waits_for_a_reconnect(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     assert cell.server is not None
@@ -179,7 +181,7 @@ async def test_an_attempt_waits_for_a_reconnect(cell: Cell) -> None:
     await pod.ask(cell.offer(attempt(1), 1), Committed)
 
 
-async def test_an_attempt_that_an_earlier_leader_ordered_is_taken_over(cell: Cell) -> None:
+async def test_an_attempt_that_an_earlier_leader_ordered_is_taken_over(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a", attempts=(AttemptState(attempt(7), "Uploading"),))
     await pod.ask(Heartbeat(), Ack)
@@ -191,7 +193,7 @@ async def test_an_attempt_that_an_earlier_leader_ordered_is_taken_over(cell: Cel
     await pod.ask(cell.offer(attempt(7), 1), Committed)
 
 
-async def test_the_agent_asks_for_a_checkpoint(cell: Cell) -> None:
+async def test_the_agent_asks_for_a_checkpoint(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     order = await pod.ask(RequestCheckpoint("r1", "Agent", "before deploy"), Checkpoint)
@@ -204,7 +206,7 @@ async def test_the_agent_asks_for_a_checkpoint(cell: Cell) -> None:
     assert (refused.reason, refused.request) == ("Suspended", "r3")
 
 
-async def test_a_shutdown_commits_releases_and_lets_the_successor_in_at_once(cell: Cell) -> None:
+async def test_a_shutdown_commits_releases_and_lets_the_successor_in_at_once(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     cell.pod("b")
@@ -220,7 +222,7 @@ async def test_a_shutdown_commits_releases_and_lets_the_successor_in_at_once(cel
     assert cell.recorder.of("released") == [("a", False)]
 
 
-async def test_a_release_is_taken_back_by_a_sidecar_that_comes_again(cell: Cell) -> None:
+async def test_a_release_is_taken_back_by_a_sidecar_that_comes_again(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.ask(Released(1), Ack)
@@ -232,7 +234,7 @@ async def test_a_release_is_taken_back_by_a_sidecar_that_comes_again(cell: Cell)
     await again.ask(cell.offer(attempt(1), 1), Committed)
 
 
-async def test_a_finished_run_is_completed_and_the_next_starts_fresh(cell: Cell) -> None:
+async def test_a_finished_run_is_completed_and_the_next_starts_fresh(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.ask(cell.offer(attempt(1), 1, trigger="Finish", completed=True), Committed)
@@ -244,7 +246,7 @@ async def test_a_finished_run_is_completed_and_the_next_starts_fresh(cell: Cell)
     assert [kind for kind, _, _ in cell.chain()] == ["grant", "checkpoint", "completed", "grant"]
 
 
-async def test_a_completion_without_checkpoint(cell: Cell) -> None:
+async def test_a_completion_without_checkpoint(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.ask(Released(1, completed=True), Ack)
@@ -253,7 +255,7 @@ async def test_a_completion_without_checkpoint(cell: Cell) -> None:
     assert (await again.expect(Stop)).reason == "Completed"
 
 
-async def test_a_superseded_sidecar_is_stopped_and_commits_nothing(cell: Cell) -> None:
+async def test_a_superseded_sidecar_is_stopped_and_commits_nothing(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     assert cell.server is not None
@@ -271,7 +273,7 @@ async def test_a_superseded_sidecar_is_stopped_and_commits_nothing(cell: Cell) -
     assert [each.reason for each in cell.recorder.of("failed")] == ["SourcePodReplaced"]
 
 
-async def test_an_offer_under_an_epoch_that_another_operator_superseded_is_refused(cell: Cell) -> None:
+async def test_an_offer_under_an_epoch_that_another_operator_superseded_is_refused(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     old, old_port = cell.server, cell.port
@@ -288,14 +290,14 @@ async def test_an_offer_under_an_epoch_that_another_operator_superseded_is_refus
     await old.stop()
 
 
-async def test_a_sidecar_without_an_epoch_is_stopped(cell: Cell) -> None:
+async def test_a_sidecar_without_an_epoch_is_stopped(cell: ControlHarness) -> None:
     cell.pod("a")
     pod = await cell.hello("a", "sidecar")
     assert (await pod.expect(Stop)).reason == "Fenced"
 
 
 @pytest.mark.parametrize("lie", ["no pack", "no manifest", "another epoch", "another attempt"])
-async def test_what_is_not_as_offered_is_not_committed(cell: Cell, lie: str) -> None:
+async def test_what_is_not_as_offered_is_not_committed(cell: ControlHarness, lie: str) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 2 if lie == "another epoch" else 1)
@@ -312,7 +314,7 @@ async def test_what_is_not_as_offered_is_not_committed(cell: Cell, lie: str) -> 
     await pod.ask(cell.offer(attempt(3), 1), Committed)  # the session goes on
 
 
-async def test_a_store_that_comes_back_lets_a_commit_through(cell: Cell) -> None:
+async def test_a_store_that_comes_back_lets_a_commit_through(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -328,7 +330,7 @@ async def test_a_store_that_comes_back_lets_a_commit_through(cell: Cell) -> None
     await pod.expect(Committed)
 
 
-async def test_a_store_that_stays_away_fails_the_commit_within_its_bound(cell: Cell) -> None:
+async def test_a_store_that_stays_away_fails_the_commit_within_its_bound(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -343,7 +345,7 @@ async def test_a_store_that_stays_away_fails_the_commit_within_its_bound(cell: C
     await pod.ask(offer, Committed)  # it may be offered again: what counts is the store
 
 
-async def test_a_heartbeat_is_answered_while_the_store_is_slow(cell: Cell) -> None:
+async def test_a_heartbeat_is_answered_while_the_store_is_slow(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -354,7 +356,7 @@ async def test_a_heartbeat_is_answered_while_the_store_is_slow(cell: Cell) -> No
     await pod.expect(Committed)
 
 
-async def test_a_rollback_stops_the_sidecar_and_the_next_start_restores_the_chosen_one(cell: Cell) -> None:
+async def test_a_rollback_stops_the_sidecar_and_the_next_start_restores_the_chosen_one(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     first = await pod.ask(cell.offer(attempt(1), 1), Committed)
@@ -381,7 +383,7 @@ async def test_a_rollback_stops_the_sidecar_and_the_next_start_restores_the_chos
     assert committed.checkpoint.number == 3
 
 
-async def test_a_reset_starts_fresh(cell: Cell) -> None:
+async def test_a_reset_starts_fresh(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     await pod.ask(cell.offer(attempt(1), 1), Committed)
@@ -394,7 +396,7 @@ async def test_a_reset_starts_fresh(cell: Cell) -> None:
     assert (await cell.grant("b")).parent is None
 
 
-async def test_numbers_rise_even_when_an_older_name_commits_later(cell: Cell) -> None:
+async def test_numbers_rise_even_when_an_older_name_commits_later(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     for number, name in ((8, "coder-8"), (7, "coder-7")):
@@ -405,7 +407,7 @@ async def test_numbers_rise_even_when_an_older_name_commits_later(cell: Cell) ->
     assert len(cell.chain()) == 3
 
 
-async def test_a_name_that_does_not_come_in_time_is_the_next_in_line(cell: Cell) -> None:
+async def test_a_name_that_does_not_come_in_time_is_the_next_in_line(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
 
@@ -416,7 +418,7 @@ async def test_a_name_that_does_not_come_in_time_is_the_next_in_line(cell: Cell)
     assert (await pod.ask(cell.offer(attempt(8), 1), Committed)).checkpoint.name == "coder-1"
 
 
-async def test_a_malformed_offer_or_request_is_refused_and_the_session_goes_on(cell: Cell) -> None:
+async def test_a_malformed_offer_or_request_is_refused_and_the_session_goes_on(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     offer = cell.offer(attempt(1), 1)
@@ -428,7 +430,7 @@ async def test_a_malformed_offer_or_request_is_refused_and_the_session_goes_on(c
     assert not cell.recorder.of("failed")
 
 
-async def test_a_long_session_is_renewed_when_it_is_idle(cell: Cell) -> None:
+async def test_a_long_session_is_renewed_when_it_is_idle(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     assert cell.server is not None

@@ -31,7 +31,7 @@ from savepoint_operator.control.server import PATH
 from savepoint_sidecar.authority.channel import Dialer
 from savepoint_sidecar.authority.control_client import ControlClient
 
-from tests.fakes.control_cell import AGENT, Cell, Pod, attempt, until
+from tests.fakes.control_harness import AGENT, ControlHarness, Pod, attempt, until
 
 PASSING = [StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable]
 
@@ -45,7 +45,7 @@ async def sent_away(pod: Pod) -> None:
 
 @pytest.mark.parametrize("kind", PASSING)
 async def test_what_may_pass_is_no_stop_and_its_attempt_goes_on_afterwards(
-    cell: Cell, kind: type[SavepointError]
+    cell: ControlHarness, kind: type[SavepointError]
 ) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
@@ -63,7 +63,7 @@ async def test_what_may_pass_is_no_stop_and_its_attempt_goes_on_afterwards(
     assert not cell.recorder.of("failed")
 
 
-async def test_a_lost_race_is_decided_by_the_chain_when_it_dials_again(cell: Cell) -> None:
+async def test_a_lost_race_is_decided_by_the_chain_when_it_dials_again(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.stores.error = Superseded("another operator took the sequence")
     await sent_away(await cell.hello("a", "sidecar", epoch=1))
@@ -71,7 +71,7 @@ async def test_a_lost_race_is_decided_by_the_chain_when_it_dials_again(cell: Cel
     await cell.sidecar("a", epoch=1)
 
 
-async def test_a_damaged_chain_stops_it(cell: Cell) -> None:
+async def test_a_damaged_chain_stops_it(cell: ControlHarness) -> None:
     await cell.grant("a")
     cell.stores.error = IntegrityError("the newest record is not what was written")
     pod = await cell.hello("a", "sidecar", epoch=1)
@@ -79,7 +79,9 @@ async def test_a_damaged_chain_stops_it(cell: Cell) -> None:
     assert await pod.closed() == 1000
 
 
-async def test_an_end_of_the_run_waits_for_a_store_that_denies(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_end_of_the_run_waits_for_a_store_that_denies(
+    cell: ControlHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sidecar_session, "RETRY_SECONDS", 0.01)
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
@@ -92,7 +94,7 @@ async def test_an_end_of_the_run_waits_for_a_store_that_denies(cell: Cell, monke
     assert [kind for kind, _, _ in cell.chain()] == ["grant", "completed"]
 
 
-async def test_a_result_is_answered_while_the_store_denies(cell: Cell) -> None:
+async def test_a_result_is_answered_while_the_store_denies(cell: ControlHarness) -> None:
     await cell.grant("a")
     pod, _ = await cell.sidecar("a")
     assert cell.server is not None
@@ -103,7 +105,7 @@ async def test_a_result_is_answered_while_the_store_denies(cell: Cell) -> None:
 
 
 async def test_a_running_sidecar_outlives_a_failover_to_an_operator_whose_store_is_denied(
-    cell: Cell, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cell: ControlHarness, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await cell.grant("a")
     (tmp_path / "token").write_text("token-of-a")

@@ -11,14 +11,14 @@ from savepoint.repository.history import lineage
 from savepoint_operator.cluster.kinds import CHECKPOINTS, PODS, POLICIES
 from savepoint_operator.lineage.contents import contents_of
 
-from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench
+from tests.fakes.reconcile_harness import CODER, NAMESPACE, ReconcileHarness
 
 
 def condition(status: dict[str, Any], kind: str = "Ready") -> dict[str, Any]:
     return next(each for each in status["conditions"] if each["type"] == kind)
 
 
-async def test_a_request_becomes_an_order_and_a_ready_checkpoint(bench: Bench) -> None:
+async def test_a_request_becomes_an_order_and_a_ready_checkpoint(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     attempt = bench.ask()
     await bench.settle()
@@ -38,7 +38,7 @@ async def test_a_request_becomes_an_order_and_a_ready_checkpoint(bench: Bench) -
     assert bench.agent()["reason"] == "Protected"
 
 
-async def test_several_requests_are_answered_one_after_the_other(bench: Bench) -> None:
+async def test_several_requests_are_answered_one_after_the_other(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     for number in range(3):
         bench.ask(f"asked-{number}")
@@ -50,7 +50,7 @@ async def test_several_requests_are_answered_one_after_the_other(bench: Bench) -
     assert [bench.checkpoint(f"asked-{number}")["number"] for number in range(3)] == [1, 2, 3]
 
 
-async def test_a_request_that_waits_says_for_what(bench: Bench) -> None:
+async def test_a_request_that_waits_says_for_what(bench: ReconcileHarness) -> None:
     await bench.start(bench.pod())
     bench.ask("first")
     bench.ask("second")
@@ -59,7 +59,7 @@ async def test_a_request_that_waits_says_for_what(bench: Bench) -> None:
     assert "comes after it" in condition(bench.checkpoint("second"))["message"]
 
 
-async def test_a_commit_that_is_tried_again_says_why(bench: Bench) -> None:
+async def test_a_commit_that_is_tried_again_says_why(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     own = bench.ask("first")
     await bench.settle()
@@ -73,7 +73,7 @@ async def test_a_commit_that_is_tried_again_says_why(bench: Bench) -> None:
     assert bench.checkpoint("first")["reason"] == "Ready"
 
 
-async def test_without_a_sidecar_a_request_ends_within_a_bound(bench: Bench) -> None:
+async def test_without_a_sidecar_a_request_ends_within_a_bound(bench: ReconcileHarness) -> None:
     await bench.pass_time(100)
     bench.ask()
     await bench.pass_time(30)
@@ -87,7 +87,7 @@ async def test_without_a_sidecar_a_request_ends_within_a_bound(bench: Bench) -> 
     assert bench.checkpoint("asked-1")["reason"] == "AgentNotRunning"
 
 
-async def test_a_new_leader_gives_sidecars_time_to_come_back(bench: Bench) -> None:
+async def test_a_new_leader_gives_sidecars_time_to_come_back(bench: ReconcileHarness) -> None:
     await bench.start(bench.pod())
     await bench.lead()
     await bench.pass_time(200)
@@ -97,7 +97,7 @@ async def test_a_new_leader_gives_sidecars_time_to_come_back(bench: Bench) -> No
     assert bench.checkpoint("asked-1")["reason"] == "Pending"
 
 
-async def test_a_failure_is_told_with_the_last_good_one(bench: Bench) -> None:
+async def test_a_failure_is_told_with_the_last_good_one(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     bench.ask("good")
     await bench.settle()
@@ -115,7 +115,7 @@ async def test_a_failure_is_told_with_the_last_good_one(bench: Bench) -> None:
     assert bench.agent()["reason"] == "AtRisk"
 
 
-async def test_a_checkpoint_by_time_has_an_object_only_once_there_is_something(bench: Bench) -> None:
+async def test_a_checkpoint_by_time_has_an_object_only_once_there_is_something(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await bench.pass_time(31)
     ((_, attempt, trigger),) = bench.orders.ordered
@@ -133,7 +133,7 @@ async def test_a_checkpoint_by_time_has_an_object_only_once_there_is_something(b
     assert bench.checkpoint("coder-1")["trigger"]["type"] == "Interval"
 
 
-async def test_an_unchanged_interval_writes_no_object_and_moves_the_recovery_point(bench: Bench) -> None:
+async def test_an_unchanged_interval_writes_no_object_and_moves_the_recovery_point(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await bench.pass_time(31)
     await bench.commit(who)
@@ -145,7 +145,7 @@ async def test_an_unchanged_interval_writes_no_object_and_moves_the_recovery_poi
     assert bench.agent()["recoveryPointTime"] > before
 
 
-async def test_an_interval_that_was_shown_and_found_nothing_changed_leaves_no_object(bench: Bench) -> None:
+async def test_an_interval_that_was_shown_and_found_nothing_changed_leaves_no_object(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await bench.pass_time(31)
     await bench.commit(who)
@@ -158,7 +158,7 @@ async def test_an_interval_that_was_shown_and_found_nothing_changed_leaves_no_ob
     assert bench.checkpoints() == {"coder-1": "Ready"}
 
 
-async def test_a_pods_request_that_is_never_begun_holds_up_nothing(bench: Bench) -> None:
+async def test_a_pods_request_that_is_never_begun_holds_up_nothing(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     ask = RequestCheckpoint("r1", "Shutdown", "the pod ends")
     first = await bench.now_leading.recorder.requested(CODER, ask)
@@ -171,7 +171,7 @@ async def test_a_pods_request_that_is_never_begun_holds_up_nothing(bench: Bench)
     assert [trigger for _, _, trigger in bench.orders.ordered] == ["Interval", "Manual"]
 
 
-async def test_what_was_asked_for_and_is_unchanged_is_the_same_checkpoint(bench: Bench) -> None:
+async def test_what_was_asked_for_and_is_unchanged_is_the_same_checkpoint(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     bench.ask("first")
     await bench.settle()
@@ -185,7 +185,7 @@ async def test_what_was_asked_for_and_is_unchanged_is_the_same_checkpoint(bench:
     assert "Nothing had changed since first" in condition(second)["message"]
 
 
-async def test_the_period_is_the_policys(bench: Bench) -> None:
+async def test_the_period_is_the_policys(bench: ReconcileHarness) -> None:
     trigger = {"interval": {"periodSeconds": 10, "jitterSeconds": 0}}
     bench.cluster.put(POLICIES, "quick", NAMESPACE, spec={"triggers": [trigger]})
     who = await bench.start(bench.pod())
@@ -196,7 +196,7 @@ async def test_the_period_is_the_policys(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("spec", [{"suspend": True}, {"triggers": []}])
-async def test_a_policy_may_leave_out_checkpoints_by_time(bench: Bench, spec: dict[str, Any]) -> None:
+async def test_a_policy_may_leave_out_checkpoints_by_time(bench: ReconcileHarness, spec: dict[str, Any]) -> None:
     bench.cluster.put(POLICIES, "quiet", NAMESPACE, spec=spec)
     await bench.start(bench.pod())
     await bench.pass_time(1000, step=20)
@@ -206,7 +206,7 @@ async def test_a_policy_may_leave_out_checkpoints_by_time(bench: Bench, spec: di
     assert len(bench.orders.ordered) == 1
 
 
-async def test_each_new_value_of_the_annotation_is_one_checkpoint(bench: Bench) -> None:
+async def test_each_new_value_of_the_annotation_is_one_checkpoint(bench: ReconcileHarness) -> None:
     bench.cluster.put(POLICIES, "quiet", NAMESPACE, spec={"triggers": []})
     pod = bench.pod()
     who = await bench.start(pod)
@@ -223,7 +223,7 @@ async def test_each_new_value_of_the_annotation_is_one_checkpoint(bench: Bench) 
     assert bench.checkpoint("coder-3")["trigger"] == {"type": "Manual", "requestedBy": f"pod/{pod.name}"}
 
 
-async def test_what_a_pod_asks_for_twice_is_one_attempt(bench: Bench) -> None:
+async def test_what_a_pod_asks_for_twice_is_one_attempt(bench: ReconcileHarness) -> None:
     await bench.start(bench.pod())
     recorder = bench.now_leading.recorder
     first = await recorder.requested(CODER, RequestCheckpoint("r1", "Agent", "before tool mail"))
@@ -232,7 +232,7 @@ async def test_what_a_pod_asks_for_twice_is_one_attempt(bench: Bench) -> None:
     assert first != await recorder.requested(CODER, RequestCheckpoint("r2", "Agent"))
 
 
-async def test_what_a_pod_asked_for_and_was_refused_leaves_nothing_behind(bench: Bench) -> None:
+async def test_what_a_pod_asked_for_and_was_refused_leaves_nothing_behind(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await bench.now_leading.recorder.requested(CODER, RequestCheckpoint("r1", "Agent"))
     await bench.pass_time(31)
@@ -242,7 +242,7 @@ async def test_what_a_pod_asked_for_and_was_refused_leaves_nothing_behind(bench:
     assert set(bench.checkpoints().values()) == {"Ready"}
 
 
-async def test_what_an_agent_asked_for_says_why(bench: Bench) -> None:
+async def test_what_an_agent_asked_for_says_why(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     asked = RequestCheckpoint("r1", "Agent", "before tool mail")
     attempt = await bench.now_leading.recorder.requested(CODER, asked)
@@ -251,7 +251,7 @@ async def test_what_an_agent_asked_for_says_why(bench: Bench) -> None:
     assert bench.checkpoint("coder-1")["trigger"] == {"type": "Agent", "reason": "before tool mail"}
 
 
-async def test_a_shutdown_says_who_ended_the_pod(bench: Bench) -> None:
+async def test_a_shutdown_says_who_ended_the_pod(bench: ReconcileHarness) -> None:
     pod = bench.pod()
     who = await bench.start(pod)
     attempt = await bench.now_leading.recorder.requested(CODER, RequestCheckpoint("r1", "Shutdown"))
@@ -262,7 +262,7 @@ async def test_a_shutdown_says_who_ended_the_pod(bench: Bench) -> None:
     assert bench.checkpoint("coder-1")["trigger"] == {"type": "Drain", "reason": "EvictionByEvictionAPI"}
 
 
-async def test_numbers_rise_above_names_that_users_took(bench: Bench) -> None:
+async def test_numbers_rise_above_names_that_users_took(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     bench.ask("coder-7")
     await bench.settle()
@@ -273,7 +273,7 @@ async def test_numbers_rise_above_names_that_users_took(bench: Bench) -> None:
     assert set(bench.checkpoints()) == {"coder-7", "coder-8"}
 
 
-async def test_a_commit_that_nobody_heard_of_is_repaired_from_the_chain(bench: Bench) -> None:
+async def test_a_commit_that_nobody_heard_of_is_repaired_from_the_chain(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     bench.ask()
     await bench.settle()
@@ -294,7 +294,7 @@ async def test_a_commit_that_nobody_heard_of_is_repaired_from_the_chain(bench: B
     assert bench.agent()["head"]["sequence"] == 2
 
 
-async def test_a_commit_without_any_object_is_repaired_too(bench: Bench) -> None:
+async def test_a_commit_without_any_object_is_repaired_too(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     head = bench.head()
     assert head is not None
@@ -315,7 +315,7 @@ async def test_a_commit_without_any_object_is_repaired_too(bench: Bench) -> None
     assert bench.checkpoint("coder-1")["summary"]["size"] == "410Mi"
 
 
-async def test_a_manifest_that_cannot_be_read_costs_words_only(bench: Bench) -> None:
+async def test_a_manifest_that_cannot_be_read_costs_words_only(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     bench.ask()
     await bench.settle()
@@ -328,7 +328,7 @@ async def test_a_manifest_that_cannot_be_read_costs_words_only(bench: Bench) -> 
     assert "size" not in status
 
 
-async def test_the_recovery_point_of_what_was_committed_late_is_its_cut(bench: Bench) -> None:
+async def test_the_recovery_point_of_what_was_committed_late_is_its_cut(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     head = bench.head()
     assert head is not None
@@ -350,7 +350,7 @@ async def test_the_recovery_point_of_what_was_committed_late_is_its_cut(bench: B
     assert bench.agent()["recoveryPointTime"] == cut.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-async def test_what_an_earlier_leader_began_and_nobody_ends_is_given_up(bench: Bench) -> None:
+async def test_what_an_earlier_leader_began_and_nobody_ends_is_given_up(bench: ReconcileHarness) -> None:
     await bench.start(bench.pod())
     await bench.pass_time(31)
     ((_, attempt, _),) = bench.orders.ordered
@@ -366,7 +366,7 @@ async def test_what_an_earlier_leader_began_and_nobody_ends_is_given_up(bench: B
     assert told.endswith("There is no checkpoint yet.")
 
 
-async def test_a_deleted_checkpoint_does_not_come_back(bench: Bench) -> None:
+async def test_a_deleted_checkpoint_does_not_come_back(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     bench.ask()
     await bench.settle()
@@ -380,7 +380,7 @@ async def test_a_deleted_checkpoint_does_not_come_back(bench: Bench) -> None:
     assert bench.checkpoints() == {}
 
 
-async def test_while_the_api_server_is_down_the_name_is_not_waited_for(bench: Bench) -> None:
+async def test_while_the_api_server_is_down_the_name_is_not_waited_for(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await bench.pass_time(31)
     ((_, attempt, trigger),) = bench.orders.ordered
@@ -392,7 +392,7 @@ async def test_while_the_api_server_is_down_the_name_is_not_waited_for(bench: Be
         await bench.now_leading.recorder.name_for(CODER, offer, head)
 
 
-async def test_status_that_could_not_be_written_is_written_later(bench: Bench) -> None:
+async def test_status_that_could_not_be_written_is_written_later(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     bench.ask()
     await bench.settle()
@@ -402,7 +402,7 @@ async def test_status_that_could_not_be_written_is_written_later(bench: Bench) -
     assert bench.checkpoint("asked-1")["reason"] == "StageFull"
 
 
-async def test_an_attempt_that_never_ends_is_given_up(bench: Bench) -> None:
+async def test_an_attempt_that_never_ends_is_given_up(bench: ReconcileHarness) -> None:
     await bench.start(bench.pod())
     bench.ask()
     await bench.settle()
@@ -410,7 +410,7 @@ async def test_an_attempt_that_never_ends_is_given_up(bench: Bench) -> None:
     assert bench.checkpoint("asked-1")["reason"] == "DeadlineExceeded"
 
 
-async def test_old_checkpoints_go_and_what_is_held_stays(bench: Bench) -> None:
+async def test_old_checkpoints_go_and_what_is_held_stays(bench: ReconcileHarness) -> None:
     bench.cluster.put(POLICIES, "few", NAMESPACE, spec={"triggers": [], "retention": {"keepLast": 2}})
     who = await bench.start(bench.pod())
     for number in range(1, 6):

@@ -4,18 +4,18 @@ import pytest
 from savepoint.errors import StoreMisconfigured, StoreUnavailable
 from savepoint_operator.cluster.kinds import STORES
 
-from tests.fakes.reconcile_bench import Bench
+from tests.fakes.reconcile_harness import ReconcileHarness
 
 SECOND = "second"
 
 
-def another_store(bench: Bench, secret: str = "s3-keys") -> None:
+def another_store(bench: ReconcileHarness, secret: str = "s3-keys") -> None:
     """One that nobody has looked at yet."""
     s3 = {"endpoint": "https://s3.test", "bucket": "agents", "credentialsSecretName": secret}
     bench.cluster.put(STORES, SECOND, spec={"s3": s3})
 
 
-async def test_a_store_that_was_looked_at_can_be_opened(bench: Bench) -> None:
+async def test_a_store_that_was_looked_at_can_be_opened(bench: ReconcileHarness) -> None:
     another_store(bench)
     parts = bench.now_leading
     with pytest.raises(StoreUnavailable, match="is being looked at"):
@@ -25,7 +25,7 @@ async def test_a_store_that_was_looked_at_can_be_opened(bench: Bench) -> None:
     assert bench.cluster.object(STORES, SECOND)["status"]["reason"] == "Ready"
 
 
-async def test_a_store_that_takes_longer_comes_from_the_queue(bench: Bench) -> None:
+async def test_a_store_that_takes_longer_comes_from_the_queue(bench: ReconcileHarness) -> None:
     another_store(bench)
     parts = bench.now_leading
     await parts.reconciler.look_at_stores(0)
@@ -35,7 +35,7 @@ async def test_a_store_that_takes_longer_comes_from_the_queue(bench: Bench) -> N
     assert (await parts.stores.open(SECOND)).name == SECOND
 
 
-async def test_a_store_that_cannot_be_used_says_why_and_holds_up_nobody(bench: Bench) -> None:
+async def test_a_store_that_cannot_be_used_says_why_and_holds_up_nobody(bench: ReconcileHarness) -> None:
     another_store(bench, "no-such-secret")
     parts = bench.now_leading
     await parts.reconciler.look_at_stores(30)
@@ -43,7 +43,7 @@ async def test_a_store_that_cannot_be_used_says_why_and_holds_up_nobody(bench: B
         await parts.stores.open(SECOND)
 
 
-async def test_without_a_store_there_is_nothing_to_wait_for(bench: Bench) -> None:
-    for name in [store.meta.name for store in bench.now_leading.reconciler._world.stores]:
+async def test_without_a_store_there_is_nothing_to_wait_for(bench: ReconcileHarness) -> None:
+    for name in [store.meta.name for store in bench.now_leading.reconciler._cache.stores]:
         bench.cluster.remove(STORES, name)
     await bench.now_leading.reconciler.look_at_stores(30)

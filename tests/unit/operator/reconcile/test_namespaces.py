@@ -7,10 +7,10 @@ from savepoint.contract.names import LABEL_AGENT
 from savepoint_operator.cluster.kinds import AGENTS, CHECKPOINTS, EVENTS, PODS, RESTORES
 from savepoint_operator.model.views import Incarnation
 
-from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench
+from tests.fakes.reconcile_harness import CODER, NAMESPACE, ReconcileHarness
 
 
-async def used(bench: Bench) -> Incarnation:
+async def used(bench: ReconcileHarness) -> Incarnation:
     """An agent with three checkpoints."""
     who = await bench.start(bench.pod())
     for number in (1, 2, 3):
@@ -21,14 +21,14 @@ async def used(bench: Bench) -> Incarnation:
     return who
 
 
-def empty(bench: Bench) -> None:
+def empty(bench: ReconcileHarness) -> None:
     """What the namespace controller does."""
     for kind in (CHECKPOINTS, RESTORES, AGENTS, EVENTS, PODS):
         for raw in bench.cluster.every(kind):
             bench.cluster.remove(kind, raw["metadata"]["name"], NAMESPACE)
 
 
-async def delete(bench: Bench, who: Incarnation) -> None:
+async def delete(bench: ReconcileHarness, who: Incarnation) -> None:
     """Its pod ends, then its objects go."""
     bench.cluster.terminating.add(NAMESPACE)
     await bench.disconnect(who, released=True)
@@ -38,7 +38,9 @@ async def delete(bench: Bench, who: Incarnation) -> None:
 
 
 @pytest.mark.parametrize("another_leader", [False, True])
-async def test_old_checkpoints_stay_in_the_store_and_numbers_go_on(bench: Bench, another_leader: bool) -> None:
+async def test_old_checkpoints_stay_in_the_store_and_numbers_go_on(
+    bench: ReconcileHarness, another_leader: bool
+) -> None:
     await delete(bench, await used(bench))
     if another_leader:
         await bench.lead()
@@ -58,7 +60,7 @@ async def test_old_checkpoints_stay_in_the_store_and_numbers_go_on(bench: Bench,
     assert bench.checkpoints() == {"coder-4": "Ready"}
 
 
-async def test_a_leader_that_comes_between_brings_nothing_back_either(bench: Bench) -> None:
+async def test_a_leader_that_comes_between_brings_nothing_back_either(bench: ReconcileHarness) -> None:
     await delete(bench, await used(bench))
     bench.pod()
     await bench.lead()
@@ -67,7 +69,7 @@ async def test_a_leader_that_comes_between_brings_nothing_back_either(bench: Ben
     assert "head" in bench.agent()
 
 
-async def test_an_agent_that_does_not_return_stays_until_its_objects_are_deleted(bench: Bench) -> None:
+async def test_an_agent_that_does_not_return_stays_until_its_objects_are_deleted(bench: ReconcileHarness) -> None:
     """As the guide on sizing says: by label first, the ProtectedAgent last, in a namespace that stays."""
     who = await used(bench)
     await bench.disconnect(who, released=True)
@@ -86,7 +88,7 @@ async def test_an_agent_that_does_not_return_stays_until_its_objects_are_deleted
     assert (bench.checkpoints(), bench.restores(), bench.cluster.every(AGENTS)) == ({}, [], [])
 
 
-async def test_what_was_committed_before_the_first_pin_is_told(bench: Bench) -> None:
+async def test_what_was_committed_before_the_first_pin_is_told(bench: ReconcileHarness) -> None:
     """The ProtectedAgent is new and has no pin, yet the record is of its own life."""
     who = await bench.start(bench.pod())
     bench.ask()
@@ -98,7 +100,7 @@ async def test_what_was_committed_before_the_first_pin_is_told(bench: Bench) -> 
     assert bench.checkpoints() == {"asked-1": "Ready"}
 
 
-async def test_the_notes_of_the_deleted_namespace_go_with_it(bench: Bench) -> None:
+async def test_the_notes_of_the_deleted_namespace_go_with_it(bench: ReconcileHarness) -> None:
     who = await used(bench)
     bench.ask("last")
     await bench.settle()
@@ -110,17 +112,19 @@ async def test_the_notes_of_the_deleted_namespace_go_with_it(bench: Bench) -> No
     await bench.disconnect(who, released=True)
     empty(bench)
     await bench.pass_time(90)
-    assert bench.now_leading.lines.get(CODER) is None
+    assert bench.now_leading.agent_records.get(CODER) is None
     assert not bench.now_leading.queue.due
     bench.cluster.terminating.clear()
     await bench.start(bench.pod())
-    line = bench.now_leading.lines.get(CODER)
+    line = bench.now_leading.agent_records.get(CODER)
     assert line is not None
     assert (line.attempts, line.requests, line.failure) == ({}, {}, None)
     assert bench.checkpoints() == {}
 
 
-async def test_writes_into_a_terminating_namespace_are_one_line(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_writes_into_a_terminating_namespace_are_one_line(
+    bench: ReconcileHarness, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its objects went first; its pod has long to end."""
     who = await used(bench)
     bench.cluster.terminating.add(NAMESPACE)
@@ -137,4 +141,4 @@ async def test_writes_into_a_terminating_namespace_are_one_line(bench: Bench, ca
     bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
     await bench.disconnect(who, released=True)
     await bench.pass_time(120)
-    assert bench.now_leading.lines.get(CODER) is None
+    assert bench.now_leading.agent_records.get(CODER) is None

@@ -10,16 +10,16 @@ from savepoint.repository.history import lineage
 from savepoint_operator.cluster.kinds import DEPLOYMENTS, EVENTS, PODS, RESTORES
 from savepoint_operator.reconcile.agent.restores import KEPT, WAITS_TOLD
 
-from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench
+from tests.fakes.reconcile_harness import CODER, NAMESPACE, ReconcileHarness
 
 
-async def ready(bench: Bench, who: Any, name: str) -> None:
+async def ready(bench: ReconcileHarness, who: Any, name: str) -> None:
     bench.ask(name)
     await bench.settle()
     await bench.commit(who)
 
 
-async def test_the_first_start_is_fresh(bench: Bench) -> None:
+async def test_the_first_start_is_fresh(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     (status,) = bench.restores()
     assert (status["reason"], status["epoch"], status["agent"]) == ("Fresh", 1, "coder")
@@ -31,7 +31,7 @@ async def test_the_first_start_is_fresh(bench: Bench) -> None:
     assert item["metadata"]["labels"] == {LABEL_AGENT: "coder"}
 
 
-async def test_a_successor_resumes_and_says_from_where(bench: Bench) -> None:
+async def test_a_successor_resumes_and_says_from_where(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-41")
     await bench.disconnect(who, released=True)
@@ -44,7 +44,7 @@ async def test_a_successor_resumes_and_says_from_where(bench: Bench) -> None:
     assert bench.cluster.events("Restored", "Pod") == ["Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."]
 
 
-async def test_a_successor_says_the_step_of_what_was_committed_while_nobody_led(bench: Bench) -> None:
+async def test_a_successor_says_the_step_of_what_was_committed_while_nobody_led(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     bench.ask("coder-41")
     await bench.settle()
@@ -56,7 +56,7 @@ async def test_a_successor_says_the_step_of_what_was_committed_while_nobody_led(
 
 
 @pytest.mark.parametrize("outcome", ["Restored", "KeptLocal"])
-async def test_a_checkpoint_of_another_configuration_is_told_once(bench: Bench, outcome: str) -> None:
+async def test_a_checkpoint_of_another_configuration_is_told_once(bench: ReconcileHarness, outcome: str) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-41")
     await bench.disconnect(who, released=True)
@@ -72,12 +72,12 @@ async def test_a_checkpoint_of_another_configuration_is_told_once(bench: Bench, 
     assert (event["type"], event["involvedObject"]["kind"]) == ("Warning", "Pod")
 
 
-async def test_a_fresh_start_has_nothing_to_compare(bench: Bench) -> None:
+async def test_a_fresh_start_has_nothing_to_compare(bench: ReconcileHarness) -> None:
     await bench.start(bench.pod(), config_changed=True)
     assert bench.cluster.events("ConfigurationChanged") == []
 
 
-async def test_what_was_lost_with_a_crash_is_told(bench: Bench) -> None:
+async def test_what_was_lost_with_a_crash_is_told(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-41")
     await bench.pass_time(120, step=10)
@@ -90,7 +90,7 @@ async def test_what_was_lost_with_a_crash_is_told(bench: Bench) -> None:
     assert status["discarded"]["since"] == bench.agent()["recoveryPointTime"]
 
 
-async def test_a_pod_that_waits_says_for_what(bench: Bench) -> None:
+async def test_a_pod_that_waits_says_for_what(bench: ReconcileHarness) -> None:
     bench.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, spec={"replicas": 1, "strategy": {"type": "RollingUpdate"}})
     owner = {"kind": "ReplicaSet", "name": "coder-7f", "uid": "rs", "controller": True}
     who = await bench.who(bench.pod(ownerReferences=[owner]))
@@ -109,7 +109,7 @@ async def test_a_pod_that_waits_says_for_what(bench: Bench) -> None:
     assert (status["reason"], status["epoch"]) == ("Fresh", 1)
 
 
-async def test_a_pod_that_waits_for_something_else_by_now_says_so(bench: Bench) -> None:
+async def test_a_pod_that_waits_for_something_else_by_now_says_so(bench: ReconcileHarness) -> None:
     who = await bench.who(bench.pod())
     for message in ("It is being looked at.", "Nobody answers.", "Nobody answers."):
         await bench.now_leading.recorder.waiting(who, Wait("StoreUnavailable", message))
@@ -118,7 +118,7 @@ async def test_a_pod_that_waits_for_something_else_by_now_says_so(bench: Bench) 
         assert bench.cluster.events("StoreUnavailable", kind) == ["It is being looked at.", "Nobody answers."]
 
 
-async def test_progress_and_a_failure_with_its_object(bench: Bench) -> None:
+async def test_progress_and_a_failure_with_its_object(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-41")
     await bench.disconnect(who)
@@ -141,7 +141,7 @@ async def test_progress_and_a_failure_with_its_object(bench: Bench) -> None:
     assert "It is damaged." in told
 
 
-async def test_a_restore_that_only_its_pod_knows_to_be_held_up_is_told_once(bench: Bench) -> None:
+async def test_a_restore_that_only_its_pod_knows_to_be_held_up_is_told_once(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-41")
     await bench.disconnect(who)
@@ -176,7 +176,7 @@ async def test_a_restore_that_only_its_pod_knows_to_be_held_up_is_told_once(benc
     assert bench.restores()[-1]["reason"] == "Restored"
 
 
-async def test_a_pod_cannot_fill_the_events_with_what_it_waits_for(bench: Bench) -> None:
+async def test_a_pod_cannot_fill_the_events_with_what_it_waits_for(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     head = bench.head()
     assert head is not None
@@ -189,7 +189,7 @@ async def test_a_pod_cannot_fill_the_events_with_what_it_waits_for(bench: Bench)
     assert bench.restores()[-1]["conditions"][0]["message"] == f"{3 * WAITS_TOLD - 1}"
 
 
-async def test_a_start_whose_pod_is_gone_ends(bench: Bench) -> None:
+async def test_a_start_whose_pod_is_gone_ends(bench: ReconcileHarness) -> None:
     pod = bench.pod()
     who = await bench.who(pod)
     await bench.now_leading.recorder.waiting(who, Wait("PredecessorRunning", "…"))
@@ -201,7 +201,7 @@ async def test_a_start_whose_pod_is_gone_ends(bench: Bench) -> None:
     assert status["completionTime"]
 
 
-async def test_a_start_that_an_earlier_leader_saw_ends_too(bench: Bench) -> None:
+async def test_a_start_that_an_earlier_leader_saw_ends_too(bench: ReconcileHarness) -> None:
     pod = bench.pod()
     who = await bench.who(pod)
     await bench.now_leading.recorder.waiting(who, Wait("PredecessorRunning", "…"))
@@ -214,7 +214,7 @@ async def test_a_start_that_an_earlier_leader_saw_ends_too(bench: Bench) -> None
     assert bench.cluster.events("PodGone", "AgentRestore") == [status["conditions"][0]["message"]]
 
 
-async def test_an_init_container_that_runs_again_is_the_same_start(bench: Bench) -> None:
+async def test_an_init_container_that_runs_again_is_the_same_start(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     head = bench.head()
     assert head is not None
@@ -228,7 +228,7 @@ async def test_an_init_container_that_runs_again_is_the_same_start(bench: Bench)
     assert [each["reason"] for each in bench.restores()] == ["KeptLocal"]
 
 
-async def test_ten_are_kept(bench: Bench) -> None:
+async def test_ten_are_kept(bench: ReconcileHarness) -> None:
     for _ in range(KEPT + 3):
         pod = bench.pod()
         who = await bench.start(pod)
@@ -238,14 +238,14 @@ async def test_ten_are_kept(bench: Bench) -> None:
     assert len(bench.restores()) == KEPT
 
 
-async def test_a_completed_run_is_told(bench: Bench) -> None:
+async def test_a_completed_run_is_told(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-41")
     await bench.disconnect(who, released=True, completed=True)
     assert bench.agent()["reason"] == "Completed"
 
 
-async def test_a_completed_run_whose_pod_stays_is_asked_for_nothing_more(bench: Bench) -> None:
+async def test_a_completed_run_whose_pod_stays_is_asked_for_nothing_more(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-41")
     head = bench.head()

@@ -22,10 +22,10 @@ from savepoint_operator.reconcile.rollbacks import AGAIN_SECONDS, RETRY_SECONDS
 from savepoint_operator.rules.status.rollback_status import GIVE_UP_SECONDS
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS
 
-from tests.fakes.reconcile_bench import CODER, NAMESPACE, Bench, ScriptedOrders
+from tests.fakes.reconcile_harness import CODER, NAMESPACE, ReconcileHarness, ScriptedOrders
 
 
-async def ready(bench: Bench, who: Any, name: str) -> None:
+async def ready(bench: ReconcileHarness, who: Any, name: str) -> None:
     bench.ask(name)
     await bench.settle()
     await bench.commit(who)
@@ -34,24 +34,24 @@ async def ready(bench: Bench, who: Any, name: str) -> None:
 GENERATED = {"generateName": "back-"}
 
 
-def rollback(bench: Bench, name: str = "back", **source: str) -> None:
+def rollback(bench: ReconcileHarness, name: str = "back", **source: str) -> None:
     mode = "Rollback" if "checkpointName" in source else "Reset"
     bench.cluster.put(RESTORES, name, NAMESPACE, spec={"mode": mode, "source": source}, metadata=GENERATED)
 
 
-async def go_back(bench: Bench, who: Any) -> None:
+async def go_back(bench: ReconcileHarness, who: Any) -> None:
     """A rollback to coder-1 whose last checkpoint finds nothing changed."""
     rollback(bench, checkpointName="coder-1")
     await bench.settle()
     await bench.end(who, "Unchanged")
 
 
-def restore(bench: Bench, name: str = "back") -> dict[str, Any]:
+def restore(bench: ReconcileHarness, name: str = "back") -> dict[str, Any]:
     status: dict[str, Any] = bench.cluster.object(RESTORES, name, NAMESPACE)["status"]
     return status
 
 
-async def test_a_rollback_checkpoints_first_then_commits_then_evicts(bench: Bench) -> None:
+async def test_a_rollback_checkpoints_first_then_commits_then_evicts(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     await bench.pass_time(60)
@@ -79,7 +79,7 @@ async def test_a_rollback_checkpoints_first_then_commits_then_evicts(bench: Benc
     assert resume["resolved"]["checkpointName"] == "coder-1"
 
 
-async def test_without_a_pod_it_is_only_the_record(bench: Bench) -> None:
+async def test_without_a_pod_it_is_only_the_record(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     await bench.disconnect(who, released=True)
@@ -91,7 +91,7 @@ async def test_without_a_pod_it_is_only_the_record(bench: Bench) -> None:
     assert "latest" not in bench.agent()
 
 
-async def test_a_new_leader_finishes_what_the_old_one_began(bench: Bench) -> None:
+async def test_a_new_leader_finishes_what_the_old_one_began(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     bench.cluster.blocked.add(who.pod.name)
@@ -108,7 +108,7 @@ async def test_a_new_leader_finishes_what_the_old_one_began(bench: Bench) -> Non
 
 
 @pytest.mark.parametrize("applied", [False, True])
-async def test_ten_that_users_asked_for_are_kept_beside_the_starts(bench: Bench, applied: bool) -> None:
+async def test_ten_that_users_asked_for_are_kept_beside_the_starts(bench: ReconcileHarness, applied: bool) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     bench.ask("slow")
@@ -132,7 +132,7 @@ async def test_ten_that_users_asked_for_are_kept_beside_the_starts(bench: Bench,
     assert "agent" in restore(bench, "start-over")
 
 
-async def test_what_has_not_ended_is_not_removed(bench: Bench) -> None:
+async def test_what_has_not_ended_is_not_removed(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     rollback(bench, "first", checkpointName="coder-1")
@@ -147,7 +147,7 @@ async def test_what_has_not_ended_is_not_removed(bench: Bench) -> None:
     ("source", "reason"),
     [({"checkpointName": "never"}, "CheckpointNotFound"), ({"agent": "never"}, "AgentNotFound")],
 )
-async def test_what_cannot_be_done_ends_at_once(bench: Bench, source: dict[str, str], reason: str) -> None:
+async def test_what_cannot_be_done_ends_at_once(bench: ReconcileHarness, source: dict[str, str], reason: str) -> None:
     rollback(bench, **source)
     await bench.settle()
     status = restore(bench)
@@ -156,7 +156,7 @@ async def test_what_cannot_be_done_ends_at_once(bench: Bench, source: dict[str, 
     assert bench.cluster.events(reason)
 
 
-async def test_a_checkpoint_that_is_not_ready_is_no_goal(bench: Bench) -> None:
+async def test_a_checkpoint_that_is_not_ready_is_no_goal(bench: ReconcileHarness) -> None:
     await bench.start(bench.pod())
     bench.ask("slow")
     await bench.settle()
@@ -168,7 +168,7 @@ async def test_a_checkpoint_that_is_not_ready_is_no_goal(bench: Bench) -> None:
 # -- a leader that has only begun ---------------------------------------------------------------------------------
 
 
-async def test_a_new_leader_gives_the_sidecar_time_to_dial(bench: Bench) -> None:
+async def test_a_new_leader_gives_the_sidecar_time_to_dial(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     await bench.lead()
@@ -185,7 +185,7 @@ async def test_a_new_leader_gives_the_sidecar_time_to_dial(bench: Bench) -> None
     assert bench.checkpoint("coder-2")["trigger"] == {"type": "Rollback", "reason": "before AgentRestore back"}
 
 
-async def test_a_sidecar_that_does_not_dial_is_not_waited_for_longer(bench: Bench) -> None:
+async def test_a_sidecar_that_does_not_dial_is_not_waited_for_longer(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     await bench.lead()
@@ -197,7 +197,7 @@ async def test_a_sidecar_that_does_not_dial_is_not_waited_for_longer(bench: Benc
     assert restore(bench)["reason"] == "Succeeded"
 
 
-async def test_a_pod_that_does_not_run_has_no_sidecar_that_could_dial(bench: Bench) -> None:
+async def test_a_pod_that_does_not_run_has_no_sidecar_that_could_dial(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     bench.cluster.put(PODS, who.pod.name, NAMESPACE, status={"phase": "Pending"})
@@ -210,13 +210,13 @@ async def test_a_pod_that_does_not_run_has_no_sidecar_that_could_dial(bench: Ben
 # -- what keeps it from going on ----------------------------------------------------------------------------------
 
 
-def warnings(bench: Bench) -> list[str]:
+def warnings(bench: ReconcileHarness) -> list[str]:
     """Reasons of the Warning Events on AgentRestores that users made, oldest first."""
     events = [each for each in bench.cluster.every(EVENTS) if each["involvedObject"]["name"] == "back"]
     return [each["reason"] for each in events if each["type"] == "Warning"]
 
 
-async def no_pod(bench: Bench) -> None:
+async def no_pod(bench: ReconcileHarness) -> None:
     """An agent with a checkpoint, and nothing that runs."""
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
@@ -225,7 +225,7 @@ async def no_pod(bench: Bench) -> None:
     await bench.settle()
 
 
-def refusing(bench: Bench, monkeypatch: pytest.MonkeyPatch, *errors: SavepointError) -> list[float]:
+def refusing(bench: ReconcileHarness, monkeypatch: pytest.MonkeyPatch, *errors: SavepointError) -> list[float]:
     """Each rollback is refused by the next of these, the last one for good; the seconds at which it was tried."""
     tried: list[float] = []
 
@@ -250,7 +250,7 @@ def refusing(bench: Bench, monkeypatch: pytest.MonkeyPatch, *errors: SavepointEr
     ids=lambda each: each.reason if isinstance(each, SavepointError) else "",
 )
 async def test_what_keeps_it_is_told_tried_again_and_given_up(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: SavepointError, step: str
+    bench: ReconcileHarness, monkeypatch: pytest.MonkeyPatch, error: SavepointError, step: str
 ) -> None:
     await no_pod(bench)
     tried = refusing(bench, monkeypatch, error)
@@ -278,7 +278,7 @@ async def test_what_keeps_it_is_told_tried_again_and_given_up(
     assert len(tried) == count
 
 
-async def test_it_goes_on_once_the_store_is_back(bench: Bench) -> None:
+async def test_it_goes_on_once_the_store_is_back(bench: ReconcileHarness) -> None:
     await no_pod(bench)
     spec = bench.cluster.object(STORES, "default")["spec"]
     bench.cluster.remove(STORES, "default")
@@ -294,7 +294,9 @@ async def test_it_goes_on_once_the_store_is_back(bench: Bench) -> None:
     assert bench.orders.rolled_back == [(CODER, 2)]
 
 
-async def test_each_new_reason_is_one_event_whatever_the_words(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_new_reason_is_one_event_whatever_the_words(
+    bench: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await no_pod(bench)
     tried = refusing(
         bench,
@@ -313,7 +315,9 @@ async def test_each_new_reason_is_one_event_whatever_the_words(bench: Bench, mon
     assert warnings(bench) == ["StoreUnavailable", "StoreDenied"]
 
 
-async def test_what_can_never_be_done_is_not_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_can_never_be_done_is_not_tried_again(
+    bench: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await no_pod(bench)
     tried = refusing(bench, monkeypatch, IntegrityError("record 3 is damaged", "commits/3"))
     rollback(bench, checkpointName="coder-1")
@@ -324,7 +328,9 @@ async def test_what_can_never_be_done_is_not_tried_again(bench: Bench, monkeypat
     assert len(tried) == 1
 
 
-async def test_a_new_leader_has_as_long_as_the_one_before(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_new_leader_has_as_long_as_the_one_before(
+    bench: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await no_pod(bench)
     refusing(bench, monkeypatch, StoreUnavailable("nobody answers"))
     rollback(bench, checkpointName="coder-1")
@@ -338,7 +344,7 @@ async def test_a_new_leader_has_as_long_as_the_one_before(bench: Bench, monkeypa
 
 
 async def test_the_last_checkpoint_is_taken_once_however_often_it_fails(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
@@ -349,7 +355,7 @@ async def test_the_last_checkpoint_is_taken_once_however_often_it_fails(
     assert [trigger for _, _, trigger in bench.orders.ordered].count("Rollback") == 1
 
 
-async def test_an_eviction_that_a_budget_forbids_is_told_once_and_has_no_bound(bench: Bench) -> None:
+async def test_an_eviction_that_a_budget_forbids_is_told_once_and_has_no_bound(bench: ReconcileHarness) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     bench.cluster.blocked.add(who.pod.name)
@@ -367,7 +373,7 @@ async def test_an_eviction_that_a_budget_forbids_is_told_once_and_has_no_bound(b
 
 
 async def test_an_eviction_that_nobody_permits_ends_and_says_what_is_recorded(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
@@ -385,7 +391,9 @@ async def test_an_eviction_that_nobody_permits_ends_and_says_what_is_recorded(
     assert len(bench.orders.rolled_back) == 1
 
 
-async def test_only_failures_that_nothing_interrupts_end_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_failures_that_nothing_interrupts_end_it(
+    bench: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     who = await bench.start(bench.pod())
     await ready(bench, who, "coder-1")
     evict, denied = bench.cluster.evict, {who.pod.name}

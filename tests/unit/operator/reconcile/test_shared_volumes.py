@@ -10,12 +10,12 @@ from savepoint_operator.cluster.kinds import CLAIMS, EVENTS, PODS
 from savepoint_operator.model.views import ClaimedRoot, PodIdentity, Refusal
 from savepoint_operator.reconcile.pod_resolver import REMEMBER_SECONDS
 
-from tests.fakes.reconcile_bench import NAMESPACE, Bench
+from tests.fakes.reconcile_harness import NAMESPACE, ReconcileHarness
 
 SHARED = ClaimedRoot("team", "files", "team-files")
 
 
-def claimed_pod(bench: Bench, *, chosen: bool = False) -> PodIdentity:
+def claimed_pod(bench: ReconcileHarness, *, chosen: bool = False) -> PodIdentity:
     """A pod whose folder /team lies on a claim."""
     pod = bench.pod()
     spec: dict[str, Any] = bench.cluster.object(PODS, pod.name, NAMESPACE)["spec"]
@@ -31,11 +31,11 @@ def claimed_pod(bench: Bench, *, chosen: bool = False) -> PodIdentity:
     return pod
 
 
-def claim(bench: Bench, *modes: str) -> None:
+def claim(bench: ReconcileHarness, *modes: str) -> None:
     bench.cluster.put(CLAIMS, "team-files", NAMESPACE, spec={"accessModes": list(modes)})
 
 
-async def test_a_claim_of_many_writers_is_told_to_the_pod_and_once_in_an_event(bench: Bench) -> None:
+async def test_a_claim_of_many_writers_is_told_to_the_pod_and_once_in_an_event(bench: ReconcileHarness) -> None:
     claim(bench, "ReadWriteMany")
     who = await bench.start(claimed_pod(bench))
     assert who.shared == (SHARED,)
@@ -47,7 +47,9 @@ async def test_a_claim_of_many_writers_is_told_to_the_pod_and_once_in_an_event(b
 
 
 @pytest.mark.parametrize(("modes", "chosen"), [(["ReadWriteOnce"], False), (["ReadWriteMany"], True)])
-async def test_what_one_pod_writes_or_the_policy_names_is_state(bench: Bench, modes: list[str], chosen: bool) -> None:
+async def test_what_one_pod_writes_or_the_policy_names_is_state(
+    bench: ReconcileHarness, modes: list[str], chosen: bool
+) -> None:
     claim(bench, *modes)
     who = await bench.start(claimed_pod(bench, chosen=chosen))
     assert who.shared == ()
@@ -56,7 +58,7 @@ async def test_what_one_pod_writes_or_the_policy_names_is_state(bench: Bench, mo
 
 
 @pytest.mark.parametrize("why", ["missing", "denied"])
-async def test_a_pod_whose_claim_cannot_be_read_waits(bench: Bench, why: str) -> None:
+async def test_a_pod_whose_claim_cannot_be_read_waits(bench: ReconcileHarness, why: str) -> None:
     if why == "denied":
         claim(bench, "ReadWriteMany")
         bench.cluster.fail["get", "PersistentVolumeClaim"] = Denied("persistentvolumeclaims is forbidden")

@@ -7,7 +7,7 @@ import pytest
 from savepoint.contract.control_protocol import AttemptState, ObjectName, Offer, RequestCheckpoint, Timing
 from savepoint_operator.rules.attempt import (
     ANSWER_GRACE_SECONDS,
-    Attempt,
+    InFlight,
     Resume,
     Start,
     offer_problem,
@@ -16,7 +16,7 @@ from savepoint_operator.rules.attempt import (
     start,
 )
 
-ATTEMPT = Attempt("a" * 32, "Interval", deadline=100.0)
+ATTEMPT = InFlight("a" * 32, "Interval", deadline=100.0)
 
 
 def test_one_attempt_at_a_time() -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from savepoint.contract.names import LABEL_AGENT
 from savepoint_operator.model.objects import Meta, Owner, Pod, Policy, S3Spec, Store, Workload
-from savepoint_operator.model.views import AgentKey, Refusal
+from savepoint_operator.model.views import AgentRef, Refusal
 from savepoint_operator.rules import identity
 from savepoint_operator.rules.admission.policy import LabelSelector
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
-CODER = AgentKey("demo", "coder")
+CODER = AgentRef("demo", "coder")
 
 
 def meta(name: str, uid: str = "", age: int = 0, **more: Any) -> Meta:
@@ -42,7 +42,7 @@ def workload(kind: str, name: str, replicas: int = 1, owner: Owner | None = None
     ],
 )
 def test_the_agent_is_the_label_and_an_index_where_there_is_one(made: Pod, agent: str) -> None:
-    assert identity.agent_of(made) == AgentKey("demo", agent)
+    assert identity.agent_of(made) == AgentRef("demo", agent)
 
 
 @pytest.mark.parametrize("name", ["Coder", "a" * 53, "-a", "a.b", "a_b"])

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from savepoint_operator.model.objects import CheckpointObject, Interval, Meta
-from savepoint_operator.model.views import AgentKey
+from savepoint_operator.model.views import AgentRef
 from savepoint_operator.rules import retention, schedule
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
@@ -45,7 +45,7 @@ def test_how_long_ago_is_bounded_whatever_the_clocks_say() -> None:
 
 def checkpoint(number: int, *, ready: bool = True, hold: bool = False) -> CheckpointObject:
     meta = Meta("demo", f"coder-{number}", f"u{number}", 1, 1, START + timedelta(minutes=number), False)
-    agent = AgentKey("demo", "coder")
+    agent = AgentRef("demo", "coder")
     sequence = number if ready else 0
     return CheckpointObject(meta, agent, hold, "", "Ready" if ready else "Failed", ready, number, sequence, "Interval")
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from savepoint.contract import names
 from savepoint_operator.model.views import ClaimedRoot
-from savepoint_operator.rules.admission.injection import Injected, InjectionTerms, inject
+from savepoint_operator.rules.admission.injection import Injected, InjectionConfig, inject
 from savepoint_operator.rules.admission.policy import AdmissionPolicy
 from savepoint_operator.rules.shared_volumes import claimed_roots, is_shared, left_out, unreadable
 
@@ -31,7 +31,7 @@ def injected(*policies: AdmissionPolicy, path: str = "/team/files") -> dict[str,
         "metadata": {"name": "coder-1", "labels": {names.LABEL_AGENT: "coder"}},
         "spec": {"containers": [agent], "volumes": VOLUMES},
     }
-    made = inject(given, policies, "", InjectionTerms("sidecar:1", "wss://operator", "PEM"))
+    made = inject(given, policies, "", InjectionConfig("sidecar:1", "wss://operator", "PEM"))
     assert isinstance(made, Injected), made
     return made.pod
 

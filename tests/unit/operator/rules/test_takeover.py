@@ -2,7 +2,7 @@
 
 import pytest
 from savepoint.contract.control_protocol import Wait
-from savepoint_operator.model.views import AgentKey, Contact, NodeStanding, PodStanding, Standing
+from savepoint_operator.model.views import AgentRef, Contact, NodeStanding, PodStanding, Standing
 from savepoint_operator.rules.takeover import (
     RECONNECT_SECONDS,
     TAKEOVER_SECONDS,
@@ -13,7 +13,7 @@ from savepoint_operator.rules.takeover import (
     may_grant,
 )
 
-AGENT = AgentKey("demo", "coder")
+AGENT = AgentRef("demo", "coder")
 LEADER_SINCE = 100.0
 HOLDER = Holder(epoch=3, pod_uid="old", node="n1", ended=False)
 

@@ -1,0 +1,109 @@
+"""Scene without a cluster: `savepoint run`, kill -9 of the agent and of the supervisor, run again.
+
+Used by the demo and the suite.
+"""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e2e.harness.kube import FakeServices, until
+
+AGENTS = Path(__file__).resolve().parents[1] / "agents"
+SAVEPOINT = Path(sys.executable).with_name("savepoint")
+
+
+@dataclass(frozen=True)
+class Laptop:
+    """A store in a folder, the outside world on loopback, and the researcher as a command."""
+
+    store: Path
+    world: FakeServices
+    mebibytes: int
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """`savepoint run --store DIR -- python agent.py`, in a process group of its own."""
+        environment = {
+            **os.environ,
+            "WORLD_URL": self.world.url,
+            "AGENT": "researcher",
+            "STATE_MIB": str(self.mebibytes),
+            "OPENBLAS_NUM_THREADS": "1",
+            "XDG_CONFIG_HOME": str(self.store / "config"),
+        }
+        command = [
+            str(SAVEPOINT),
+            "run",
+            "--store",
+            str(self.store / "store"),
+            "--agent",
+            "researcher",
+            "--interval",
+            "3",
+        ]
+        command += ["--", sys.executable, str(AGENTS / "researcher" / "agent.py")]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def log(self) -> str:
+        """`savepoint log DIR`."""
+        command = [str(SAVEPOINT), "log", str(self.store / "store")]
+        environment = {**os.environ, "XDG_CONFIG_HOME": str(self.store / "config")}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    def agent_pid(self, supervisor: int) -> int:
+        """The agent's process: the supervisor's child."""
+        children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+
+        def found() -> int:
+            pids = [int(pid) for pid in children.read_text().split()]
+            return next((pid for pid in pids if b"agent.py" in Path(f"/proc/{pid}/cmdline").read_bytes()), 0)
+
+        return until("the agent's process", found, seconds=20)
+
+    def wait_turns(self, more: int, seconds: float = 60) -> int:
+        """Until that many more turns have been reported; the turn it is at then."""
+        begin = self.world.turns("researcher")
+        until(f"{more} more turns", lambda: self.world.turns("researcher") >= begin + more, seconds=seconds)
+        return self.world.turn("researcher")
+
+    def kill(self, pid: int, process: subprocess.Popen[bytes]) -> None:
+        """kill -9, and wait until the whole of it is gone."""
+        os.kill(pid, signal.SIGKILL)
+        process.wait(30)
+
+    def stop(self, process: subprocess.Popen[bytes]) -> int:
+        """Ctrl-C, as a user would; the exit status."""
+        process.send_signal(signal.SIGINT)
+        return process.wait(60)
+
+
+@contextlib.contextmanager
+def laptop(mebibytes: int = 64) -> Iterator[Laptop]:
+    """A laptop with an empty store, taken away afterwards."""
+    server = _world_server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="savepoint-laptop-") as folder:
+        try:
+            yield Laptop(Path(folder), FakeServices(f"http://127.0.0.1:{server.server_address[1]}"), mebibytes)
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
+def _world_server() -> Any:
+    services = AGENTS / "services"
+    sys.path.insert(0, str(services))
+    spec = importlib.util.spec_from_file_location("savepoint_world_server", services / "server.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.serve(0, 0.05, "127.0.0.1")

@@ -1,0 +1,161 @@
+"""A repository in memory with everything that is not content fixed: key, salt, nonces, names, time.
+
+It drives the product's own code from grant to commit, so that a test says only what it is about.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+from savepoint.repository.format.canonical import time_text
+from savepoint.repository.format.commit import Head
+from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.format.manifest import Manifest, Parent
+from savepoint.repository.history import lineage
+from savepoint.repository.history.chain import Chain
+from savepoint.repository.history.lineage import Offer
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint.repository.repository import Repository, open_store
+from savepoint.repository.write.chunk_index import ChunkIndex
+from savepoint.repository.write.writer import CheckpointWriter
+from savepoint.storage.store import ObjectStore
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+TIME = time_text(NOW)
+MASTER = MasterKey(bytes(range(32)))
+NAMESPACE, AGENT = "default", "coder"
+
+
+class Bytes:
+    """Bytes that look random and are the same in every run."""
+
+    def __init__(self, seed: str = "seed") -> None:
+        self._seed, self._count = seed, 0
+
+    def __call__(self, length: int) -> bytes:
+        """The next bytes."""
+        self._count += 1
+        return content(f"{self._seed} {self._count}", length)
+
+
+def content(seed: str, length: int) -> bytes:
+    """Incompressible bytes that depend on the seed alone."""
+    return hashlib.shake_256(seed.encode()).digest(length)
+
+
+def attempt(number: int) -> str:
+    """The id of an attempt."""
+    return f"{number:032x}"
+
+
+Fill = Callable[[CheckpointWriter], object]
+
+
+class RepositoryFixture:
+    """One agent, one incarnation after the other, on a store."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.random = Bytes()
+        open_store(store, "cluster", MASTER)
+        self.store = store
+        self.repository = Repository.open_or_create(store, NAMESPACE, AGENT, MASTER, now=NOW, random_bytes=self.random)
+        self.chain = Chain(self.repository.store, NAMESPACE, AGENT)
+        self.head: Head = lineage.grant(self.chain, None, "pod-1", "node-1", TIME)
+        self.manifest: Manifest | None = None
+        self.parent: Parent | None = None
+        self.index: ChunkIndex | None = None
+        self.attempts = 0
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest incarnation."""
+        return self.head.record.epoch
+
+    @property
+    def pod(self) -> str:
+        """The newest incarnation's pod."""
+        return self.head.record.pod_uid
+
+    def grant(self, pod: str) -> Head:
+        """A new incarnation; it keeps no index."""
+        self.head = lineage.grant(self.chain, self.head, pod, "node-1", TIME)
+        self.index = None
+        return self.head
+
+    def writer(self, threads: int = 1) -> CheckpointWriter:
+        """A writer on the newest checkpoint."""
+        return CheckpointWriter(
+            self.repository.store,
+            self.repository.store,
+            self.repository.key,
+            self.epoch,
+            self.manifest,
+            index=self.index,
+            threads=threads,
+            random_bytes=self.random,
+        )
+
+    def offer(self, fill: Fill, threads: int = 1) -> Offer:
+        """Write a checkpoint and offer it; nothing is committed."""
+        self.attempts += 1
+        writer = self.writer(threads)
+        try:
+            fill(writer)
+            offer = finish(writer, self.attempts, self.parent)
+        except BaseException:
+            self.index = writer.abort()
+            raise
+        self.index = writer.commit()
+        self.manifest = writer.manifest
+        return offer
+
+    def commit(self, offer: Offer, *, completed: bool = False) -> Head:
+        """Commit an offer."""
+        self.head = lineage.commit_checkpoint(
+            self.repository,
+            self.chain,
+            self.head,
+            offer,
+            epoch=self.epoch,
+            pod_uid=self.pod,
+            time=TIME,
+            trigger="Interval",
+            completed=completed,
+        )
+        self.parent = Parent(self.head.record.sequence, offer.name)
+        return self.head
+
+    def checkpoint(self, fill: Fill, threads: int = 1) -> Offer:
+        """Write and commit a checkpoint."""
+        offer = self.offer(fill, threads)
+        self.commit(offer)
+        return offer
+
+    def reader(self, manifest: Manifest | None = None) -> CheckpointReader:
+        """A reader of this, or of the newest checkpoint."""
+        found = manifest or self.manifest
+        assert found is not None
+        return CheckpointReader(self.repository.store, self.repository.key, found, threads=1)
+
+
+def finish(writer: CheckpointWriter, number: int, parent: Parent | None = None, *, put: bool = True) -> Offer:
+    """Finish a writer with everything fixed."""
+    return writer.finish(
+        namespace=NAMESPACE,
+        agent=AGENT,
+        attempt=attempt(number),
+        created=TIME,
+        consistency="Application",
+        parent=parent,
+        put=put,
+    )
+
+
+def keys(store: ObjectStore, prefix: str = "") -> list[str]:
+    """What a store holds."""
+    return sorted(info.key for info in store.list(prefix))
+
+
+def pieces(parts: Iterable[bytes | memoryview]) -> bytes:
+    """All of them."""
+    return b"".join(bytes(part) for part in parts)

@@ -1,0 +1,43 @@
+"""Whole pods, before and after, as files: what a change to the injection does to pods is seen in its diff.
+
+Write them anew with: python -m tests.unit.operator.admission.test_golden
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from savepoint_operator.rules.admission.injection import Injected, inject
+from savepoint_operator.rules.admission.policy import AdmissionPolicy
+
+from tests.unit.operator.admission.pods import TERMS
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = sorted(path.name.removesuffix(".yaml") for path in GOLDEN.glob("*.yaml") if "injected" not in path.name)
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def made(case: str) -> dict[str, Any]:
+    given = load(GOLDEN / f"{case}.yaml")
+    policies = [AdmissionPolicy.parse(item) for item in given["policies"]]
+    result = inject(given["pod"], policies, given["enforce"], TERMS)
+    assert isinstance(result, Injected), result
+    return {"pod": result.pod, "warnings": list(result.warnings), "policy": result.policy}
+
+
+def test_there_are_cases() -> None:
+    assert CASES
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden(case: str) -> None:
+    assert made(case) == load(GOLDEN / f"{case}.injected.yaml")
+
+
+if __name__ == "__main__":
+    for name in CASES:
+        (GOLDEN / f"{name}.injected.yaml").write_text(yaml.safe_dump(made(name), sort_keys=True, width=120))

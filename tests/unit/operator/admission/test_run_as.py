@@ -1,0 +1,86 @@
+"""Under which uid the injected containers run."""
+
+from typing import Any
+
+import pytest
+from savepoint_operator.model.views import Refusal
+from savepoint_operator.rules.admission.run_as import RunAs, run_as
+
+from tests.unit.operator.admission.pods import pod
+
+
+def judged(
+    *,
+    own: dict[str, Any] | None = None,
+    shared: dict[str, Any] | None = None,
+    annotation: str | None = None,
+    policy: int | None = None,
+    level: str = "",
+) -> RunAs | Refusal:
+    given = pod(
+        annotations={} if annotation is None else {"savepoint.dev/run-as-user": annotation},
+        container={"securityContext": own} if own else {},
+        securityContext=shared or {},
+    )
+    return run_as(given, given["spec"]["containers"][0], policy, level)
+
+
+def test_the_container_counts_before_the_pod_before_the_annotation_before_the_policy() -> None:
+    own, shared = {"runAsUser": 1, "runAsGroup": 11}, {"runAsUser": 2, "runAsGroup": 12}
+    assert judged(own=own, shared=shared, annotation="3", policy=4) == RunAs(1, 11)
+    assert judged(shared=shared, annotation="3", policy=4) == RunAs(2, 12)
+    assert judged(annotation="3", policy=4) == RunAs(3, None)
+    assert judged(policy=4) == RunAs(4, None)
+    assert judged() == RunAs(0, None)
+
+
+def test_a_declared_zero_is_not_overridden() -> None:
+    assert judged(own={"runAsUser": 0}, annotation="3") == RunAs(0, None)
+
+
+@pytest.mark.parametrize("text", ["", "node", "-1", "1.5", "2147483648", "٣", " 1"])
+def test_an_annotation_that_is_no_uid_is_refused(text: str) -> None:
+    result = judged(annotation=text)
+    assert isinstance(result, Refusal)
+    assert result.reason == "RunAsUserInvalid"
+
+
+@pytest.mark.parametrize("where", ["own", "shared"])
+def test_non_root_without_a_number_is_refused_everywhere(where: str) -> None:
+    result = judged(own={"runAsNonRoot": True}) if where == "own" else judged(shared={"runAsNonRoot": True})
+    assert isinstance(result, Refusal)
+    assert result.reason == "RunAsUserRequired"
+    assert "savepoint.dev/run-as-user" in result.message
+    assert judged(shared={"runAsNonRoot": True}, annotation="7") == RunAs(7, None)
+
+
+def test_a_container_may_lift_the_pods_non_root() -> None:
+    assert judged(own={"runAsNonRoot": False}, shared={"runAsNonRoot": True}) == RunAs(0, None)
+
+
+@pytest.mark.parametrize("own", [{}, {"runAsUser": 0}])
+def test_root_is_refused_where_restricted_is_enforced(own: dict[str, Any]) -> None:
+    result = judged(own=own, level="restricted")
+    assert isinstance(result, Refusal)
+    assert result.reason == "RunAsUserRequired"
+    assert "restricted" in result.message
+    assert judged(own=own, level="baseline") == RunAs(0, None)
+
+
+def test_the_context_satisfies_restricted_for_a_user_and_drops_everything_for_root() -> None:
+    context = RunAs(1000, 2000).security_context({})
+    assert context == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+        "runAsGroup": 2000,
+        "runAsNonRoot": True,
+        "runAsUser": 1000,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    root = RunAs(0, None).security_context({"seLinuxOptions": {"level": "s0:c1"}, "capabilities": {"add": ["CHOWN"]}})
+    assert root["capabilities"] == {"drop": ["ALL"]}
+    assert root["runAsNonRoot"] is False
+    assert root["seLinuxOptions"] == {"level": "s0:c1"}
+    assert "runAsGroup" not in root

@@ -1,0 +1,241 @@
+"""Which folders are state, and how the injected containers see them."""
+
+import time
+from typing import Any
+
+import pytest
+from savepoint_operator.model.views import Refusal
+from savepoint_operator.rules.admission.policy import AdmissionPolicy, StatePath
+from savepoint_operator.rules.admission.state_roots import Root, State, find_state
+
+from tests.unit.operator.admission.pods import mounted, pod
+
+NO_POLICY = AdmissionPolicy("")
+
+
+def state(given: dict[str, Any], policy: AdmissionPolicy = NO_POLICY) -> State:
+    result = find_state(given, given["spec"]["containers"][0], policy)
+    assert isinstance(result, State), result
+    return result
+
+
+def paths(found: State) -> list[str]:
+    return [root.mount_path for root in found.roots]
+
+
+def test_every_writable_volume_of_the_agent_is_state() -> None:
+    given = pod(
+        container=mounted(work="/workspace", data="/data", scratch="/scratch", conf="/etc/conf", key="/key"),
+        volumes=[
+            {"name": "work", "emptyDir": {}},
+            {"name": "data", "persistentVolumeClaim": {"claimName": "data"}},
+            {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"]}}}},
+            {"name": "conf", "configMap": {"name": "conf"}},
+            {"name": "key", "secret": {"secretName": "key"}},
+            {"name": "unused", "emptyDir": {}},
+        ],
+    )
+    found = state(given)
+    assert [(root.mount_path, root.persistent) for root in found.roots] == [
+        ("/data", True),
+        ("/scratch", False),
+        ("/workspace", False),
+    ]
+    assert found.warnings == ()
+    assert found.added == ()
+
+
+@pytest.mark.parametrize(
+    ("volume", "mount"),
+    [
+        ({"emptyDir": {}}, {"readOnly": True}),
+        ({"persistentVolumeClaim": {"claimName": "c", "readOnly": True}}, {}),
+        ({"emptyDir": {"medium": "Memory"}}, {"mountPath": "/dev/shm"}),
+        ({"projected": {"sources": []}}, {}),
+    ],
+)
+def test_what_cannot_be_written_and_shared_memory_is_no_state(volume: dict[str, Any], mount: dict[str, Any]) -> None:
+    given = pod(
+        container={"volumeMounts": [{"name": "v", "mountPath": "/v"} | mount]}, volumes=[{"name": "v"} | volume]
+    )
+    found = state(given)
+    assert found.roots == ()
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("volume", "mount", "word"),
+    [
+        ({"hostPath": {"path": "/x"}}, {}, "hostPath"),
+        ({"nfs": {"server": "s", "path": "/"}}, {}, "nfs"),
+        ({"csi": {"driver": "d"}}, {}, "csi"),
+        ({"ephemeral": {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteMany"]}}}}, {}, "ReadWriteMany"),
+        ({"emptyDir": {}}, {"subPathExpr": "$(POD)"}, "subPathExpr"),
+    ],
+)
+def test_what_looks_like_state_but_is_not_is_named(volume: dict[str, Any], mount: dict[str, Any], word: str) -> None:
+    given = pod(
+        container={"volumeMounts": [{"name": "v", "mountPath": "/v"} | mount]}, volumes=[{"name": "v"} | volume]
+    )
+    found = state(given)
+    assert found.roots == ()
+    (warning,) = found.warnings
+    assert word in warning
+    assert "/v" in warning
+
+
+def test_a_policy_may_name_the_volumes_that_are_state() -> None:
+    given = pod(
+        container=mounted(work="/workspace", shared="/shared"),
+        volumes=[{"name": "work", "emptyDir": {}}, {"name": "shared", "persistentVolumeClaim": {"claimName": "c"}}],
+    )
+    found = state(given, AdmissionPolicy("p", state_volumes=("work", "gone")))
+    assert paths(found) == ["/workspace"]
+    assert found.warnings == ("policy 'p' names volume 'gone' as state, but container 'agent' does not mount it",)
+    assert paths(state(given, AdmissionPolicy("p", state_volumes=()))) == []
+
+
+def test_a_shared_volume_that_the_policy_names_is_state() -> None:
+    many = {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteMany"]}}}
+    given = pod(
+        container=mounted(claim="/claim", scratch="/scratch"),
+        volumes=[
+            {"name": "claim", "persistentVolumeClaim": {"claimName": "c"}},
+            {"name": "scratch", "ephemeral": many},
+        ],
+    )
+    found = state(given, AdmissionPolicy("p", state_volumes=("claim", "scratch"), state_paths=(StatePath("/more"),)))
+    assert [(root.mount_path, root.chosen) for root in found.roots] == [
+        ("/claim", True),
+        ("/more", False),
+        ("/scratch", True),
+    ]
+    assert found.warnings == ()
+    (left,) = state(given).roots
+    assert (left.mount_path, left.chosen) == ("/claim", False)
+
+
+def test_a_sub_path_is_honoured() -> None:
+    given = pod(
+        container={"volumeMounts": [{"name": "v", "mountPath": "/v/", "subPath": "a/b"}]},
+        volumes=[{"name": "v", "emptyDir": {}}],
+    )
+    (root,) = state(given).roots
+    assert root.mount() == {"name": "v", "mountPath": "/savepoint/state/v", "subPath": "a/b"}
+
+
+def test_a_part_of_a_volume_is_captured_once() -> None:
+    mounts = [
+        {"name": "v", "mountPath": "/inner", "subPath": "a/b"},
+        {"name": "v", "mountPath": "/outer", "subPath": "a"},
+        {"name": "v", "mountPath": "/again", "subPath": "a"},
+        {"name": "v", "mountPath": "/other", "subPath": "ab"},
+    ]
+    given = pod(container={"volumeMounts": mounts}, volumes=[{"name": "v", "emptyDir": {}}])
+    assert paths(state(given)) == ["/other", "/outer"]
+    given["spec"]["containers"][0]["volumeMounts"].append({"name": "v", "mountPath": "/all"})
+    assert paths(state(given)) == ["/all"]
+
+
+def test_an_annotated_path_gets_an_empty_volume() -> None:
+    found = state(pod(annotations={"savepoint.dev/state": " /workspace , /home/node/.agent/,"}))
+    assert paths(found) == ["/home/node/.agent", "/workspace"]
+    assert [root.volume for root, _ in found.added] == [f"savepoint-state-{root.name}" for root in found.roots]
+
+
+def test_a_path_that_is_in_a_volume_gets_none() -> None:
+    given = pod(
+        annotations={"savepoint.dev/state": "/workspace,/workspace/src,/data"},
+        container=mounted(work="/workspace"),
+        volumes=[{"name": "work", "emptyDir": {}}],
+    )
+    found = state(given)
+    assert [root.mount_path for root, _ in found.added] == ["/data"]
+    assert paths(found) == ["/data", "/workspace"]
+
+
+def test_a_path_inside_another_is_covered_by_it() -> None:
+    found = state(
+        pod(annotations={"savepoint.dev/state": "/a/b,/ab"}),
+        AdmissionPolicy("p", state_paths=(StatePath("/a", "1Gi"),)),
+    )
+    assert [(path.mount_path, path.size_limit) for _, path in found.added] == [("/a", "1Gi"), ("/ab", None)]
+
+
+def test_the_policy_gives_the_size_of_a_path_that_both_name() -> None:
+    given = pod(annotations={"savepoint.dev/state": "/a/"})
+    found = state(given, AdmissionPolicy("p", state_paths=(StatePath("/a", "1Gi"),)))
+    assert [path.size_limit for _, path in found.added] == ["1Gi"]
+
+
+def test_a_path_in_a_volume_that_cannot_be_captured_is_named() -> None:
+    given = pod(
+        annotations={"savepoint.dev/state": "/v/x"},
+        container=mounted(v="/v"),
+        volumes=[{"name": "v", "hostPath": {"path": "/x"}}],
+    )
+    found = state(given)
+    assert found.roots == ()
+    assert "/v/x" in found.warnings[-1]
+
+
+@pytest.mark.parametrize(
+    "path", ["workspace", "/", "//", "/.", "/a/../b", "/a:b", "/a\nb", "/etc", "/usr/", "/proc/1", "/run/savepoint/x"]
+)
+def test_paths_that_cannot_be_state_are_refused(path: str) -> None:
+    for given, policy in (
+        (pod(annotations={"savepoint.dev/state": path}), NO_POLICY),
+        (pod(), AdmissionPolicy("p", state_paths=(StatePath(path),))),
+    ):
+        result = find_state(given, given["spec"]["containers"][0], policy)
+        assert isinstance(result, Refusal)
+        assert result.reason == "StatePathInvalid"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("/workspace", "workspace"), ("/data/a1", "data-a1"), ("/home/node/.agent", "home-node-agent-a007c009")],
+)
+def test_names_come_from_the_path(path: str, name: str) -> None:
+    assert Root(path, "v", persistent=False).name == name
+
+
+def test_names_are_distinct_labels() -> None:
+    alike = ["/a-b", "/a/b", "/A/b", "/a_b", "/" + "x" * 80, "/" + "x" * 81, "/___", "/a/b-"]
+    made = [Root(path, "v", persistent=False).name for path in alike]
+    assert len(set(made)) == len(alike)
+    assert all(len(name) <= 47 and name.replace("-", "").isalnum() and name == name.strip("-") for name in made)
+
+
+def test_the_kubelet_expands_nothing_in_the_roots() -> None:
+    found = state(pod(annotations={"savepoint.dev/state": "/a/$(HOME)"}))
+    assert '"mountPath":"/a/$$(HOME)"' in found.environment()
+
+
+@pytest.mark.parametrize(
+    "huge",
+    [
+        pod(annotations={"savepoint.dev/state": ",".join(f"/a{n}" for n in range(30_000))}),
+        pod(
+            container={
+                "volumeMounts": [{"name": "v", "mountPath": f"/m{n}", "subPath": f"s{n}"} for n in range(30_000)]
+            },
+            volumes=[{"name": "v", "emptyDir": {}}],
+        ),
+        pod(
+            container={
+                "volumeMounts": [
+                    {"name": "v", "mountPath": f"/m{n}", "subPath": "a/" * 5000 + str(n)} for n in range(256)
+                ]
+            },
+            volumes=[{"name": "v", "emptyDir": {}}],
+        ),
+    ],
+    ids=["paths", "mounts", "long subPaths"],
+)
+def test_no_pod_is_so_large_that_others_wait_for_it(huge: dict[str, Any]) -> None:
+    """The webhook judges all pods of the cluster one after another."""
+    started = time.process_time()
+    result = find_state(huge, huge["spec"]["containers"][0], NO_POLICY)
+    assert time.process_time() - started < 1
+    assert isinstance(result, State) or result.reason == "StatePathInvalid"

@@ -1,0 +1,114 @@
+"""A root that other pods may write is neither read nor written, by the init container or by the sidecar."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+from savepoint.storage.presigned import PresignedStore
+from savepoint_sidecar.authority.restore_client import RestoreClient
+from savepoint_sidecar.failpoint import Failpoints
+from savepoint_sidecar.files.roots import Marker, Root, write_marker
+from savepoint_sidecar.lifecycle import incarnation
+from savepoint_sidecar.restore_container import _Restore
+from savepoint_sidecar.settings import Settings
+
+from tests.fakes.authority import FakeAuthority
+from tests.unit.sidecar.harness import running
+from tests.unit.sidecar.lifecycle.test_incarnation import checkpoint, until
+
+SHARED = ("team",)
+WORDS = "/team lies on a ReadWriteMany claim"
+
+
+class Client:
+    """As far as one try of the init container needs it."""
+
+    def expect(self, keys: object) -> None:
+        """Nothing is asked for ahead."""
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> tuple[Root, Root]:
+    """The agent's own folder, and one that others write as well."""
+    own, team = (Root(name, f"/{name}", tmp_path / name, persistent=True) for name in ("own", "team"))
+    for root in (own, team):
+        root.path.mkdir()
+    (own.path / "mine").write_bytes(b"of the agent")
+    (team.path / "theirs").write_bytes(b"of another pod")
+    return own, team
+
+
+def standing(root: Root) -> dict[str, tuple[int, bytes]]:
+    """All there is, with the times of the last changes."""
+    return {
+        str(path.relative_to(root.path)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in (root.path, *sorted(root.path.rglob("*")))
+    }
+
+
+async def restore(folder: Path, roots: tuple[Root, ...], authority: FakeAuthority, *, fresh: bool) -> str:
+    """One try of the init container under the authority's welcome; its outcome."""
+    welcome = replace(await authority.welcome(), shared_roots=SHARED)
+    welcome = replace(welcome, parent=None) if fresh else welcome
+    settings = Settings("wss://x", "", "coder-2", "demo", "uid", "n1", 30, roots, stage=folder / "next-stage")
+    client, store = cast(RestoreClient, Client()), cast(PresignedStore, authority.blobs)
+    work = _Restore(settings, client, store, welcome, Failpoints(), impatient=store)
+    return (await asyncio.to_thread(work._work)).outcome
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_the_init_container_leaves_it_alone_whatever_stands_there(
+    tmp_path: Path, roots: tuple[Root, Root], caplog: pytest.LogCaptureFixture, fresh: bool
+) -> None:
+    own, team = roots
+    async with running(tmp_path, roots=roots) as cell:  # an earlier version: it still counted as state
+        await checkpoint(cell, agent_flushes=False)
+        await cell.idle()
+        assert {each.name for each in cell.authority.manifest().components} == {"files.own", "files.team"}
+    (own.path / "mine").write_bytes(b"and torn")
+    (team.path / "later").write_bytes(b"of yet another pod")
+    for root in roots:  # what would be cleared: a restore that was cut off
+        write_marker(root, Marker("demo", "coder", "pod-0", 1, 1, "restoring"))
+    before = standing(team)
+    with caplog.at_level("INFO"):
+        outcome = await restore(tmp_path, roots, cell.authority, fresh=fresh)
+    assert outcome == ("Fresh" if fresh else "Restored")
+    assert standing(team) == before
+    assert not (own.path / "mine").exists() if fresh else (own.path / "mine").read_bytes() == b"of the agent"
+    assert len([text for text in caplog.messages if text.startswith(WORDS)]) == 1
+
+
+async def test_the_sidecar_neither_reads_nor_marks_nor_mends_it(
+    tmp_path: Path, roots: tuple[Root, Root], caplog: pytest.LogCaptureFixture
+) -> None:
+    own, team = roots
+    with caplog.at_level("INFO"):
+        async with running(tmp_path, roots=roots, shared_roots=SHARED) as cell:
+            before = standing(team)
+            agent = await cell.connected()
+            await checkpoint(cell)
+            assert {each.name for each in cell.authority.manifest().components if each.kind == "Files"} == {"files.own"}
+            (own.path / "mine").write_bytes(b"and torn")
+            await agent.die()
+            await cell.connected("two")  # the files are brought back to the cut
+            assert (own.path / "mine").read_bytes() == b"of the agent"
+            assert standing(team) == before
+    assert len([text for text in caplog.messages if text.startswith(WORDS)]) == 1
+
+
+async def test_an_agent_that_has_nothing_else_is_told_how_it_would_be_protected(
+    tmp_path: Path, roots: tuple[Root, Root], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incarnation, "START_SECONDS", 0.0)
+    async with running(tmp_path, roots=roots[1:], shared_roots=SHARED) as cell:
+        cell.authority.order()
+        await until(lambda: cell.authority.results)
+        assert "has no volume of its own" in cell.authority.results[0].message
+
+
+async def test_what_is_not_shared_is_state_as_ever(tmp_path: Path, roots: tuple[Root, Root]) -> None:
+    async with running(tmp_path, roots=roots, shared_roots=("another",)) as cell:
+        await checkpoint(cell, agent_flushes=False)
+        assert {each.name for each in cell.authority.manifest().components} == {"files.own", "files.team"}

@@ -1,0 +1,439 @@
+"""What becomes of a root before an agent starts, and a restore that is killed at every step."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from savepoint.contract.control_protocol import CheckpointRef, ObjectName, PolicyTerms, Welcome
+from savepoint.errors import IntegrityError, NoSpace, RunAsUserRequired, SavepointError, TargetNotEmpty, TargetUnusable
+from savepoint.repository.format.entry import EntryRecord
+from savepoint.repository.format.manifest import Manifest
+from savepoint.repository.format.tree import TreeDirectory, TreeFile
+from savepoint.repository.read.reader import CheckpointReader
+from savepoint_sidecar.failpoint import NAMES, Failpoints
+from savepoint_sidecar.files.roots import Marker, Root, read_marker, write_marker
+from savepoint_sidecar.restore import file_restore
+from savepoint_sidecar.restore.file_restore import config_changed, decide, marker_of, plan, restore_files
+from savepoint_sidecar.restore_container import planned_bytes
+from savepoint_sidecar.stage import components
+from savepoint_sidecar.stage.components import restore_components, write_index
+
+from tests.fakes.store import MemoryStore
+from tests.unit.sidecar.capture.test_capture import KEY, finish, writer_of
+
+PARENT = CheckpointRef("coder-4", 4, 40, "2026-01-01T00:00:00.000000Z", ObjectName("0" * 64, 1))
+
+
+def welcome(parent: CheckpointRef | None = PARENT) -> Welcome:
+    return Welcome("coder", "demo", 3, 1, "00" * 32, "", PolicyTerms(), parent)
+
+
+def marker(state: str = "ready", sequence: int = 40, agent: str = "coder") -> Marker:
+    return Marker("demo", agent, "uid", 2, sequence, "ready" if state == "ready" else "restoring")
+
+
+KEPT, LOST = "keep", "restore"
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize(
+    ("found", "empty", "parent", "held", "action"),
+    [
+        (None, True, None, False, KEPT),
+        (None, False, None, False, KEPT),
+        (marker("restoring"), False, None, False, LOST),
+        (marker("ready"), False, None, False, KEPT),
+        (None, True, PARENT, True, LOST),
+        (None, False, PARENT, False, KEPT),
+        (marker("ready", 40), False, PARENT, True, KEPT),
+        (marker("ready", 41), False, PARENT, True, KEPT),
+        (marker("ready", 39), False, PARENT, True, LOST),
+        (marker("restoring", 40), False, PARENT, True, LOST),
+        (marker("ready", 40, agent="other"), True, PARENT, True, LOST),
+    ],
+)
+def test_what_becomes_of_a_root(
+    found: Marker | None, empty: bool, parent: CheckpointRef | None, held: bool, action: str, persistent: bool
+) -> None:
+    root = Root("files", "/data", Path("/nowhere"), persistent)
+    assert decide(root, found, welcome(parent), empty=empty, held=held) == action
+
+
+@pytest.mark.parametrize("found", [None, marker("ready", 99, agent="other")])
+def test_files_that_nothing_explains(found: Marker | None) -> None:
+    volume, folder = Root("a", "/data", Path("/x"), True), Root("a", "/data", Path("/x"), False)
+    with pytest.raises(TargetNotEmpty, match="/data"):
+        decide(volume, found, welcome(), empty=False, held=True)
+    assert decide(folder, found, welcome(), empty=False, held=True) == LOST
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def manifest(store: MemoryStore) -> Manifest:
+    writer = writer_of(store)
+    contents = {f"d/f{number}": bytes([number]) * 3000 for number in range(20)}
+    entries = [TreeDirectory("d", 0o750, 10**18)]
+    files = [TreeFile(path, 0o640, 10**18, writer.store_bytes(data, "Files")) for path, data in contents.items()]
+    writer.add_tree("files.files", "Files", [*entries, *sorted(files, key=lambda each: each.path)])
+    return finish(writer)
+
+
+@pytest.mark.parametrize(
+    ("pod", "checkpoint", "changed"),
+    [("ab", "ab", False), ("ab", "cd", True), ("", "cd", False), ("ab", "", False), ("", "", False)],
+)
+def test_the_configuration_is_compared_where_both_are_known(
+    manifest: Manifest, pod: str, checkpoint: str, changed: bool
+) -> None:
+    assert config_changed(replace(welcome(), config_hash=pod), replace(manifest, config_hash=checkpoint)) is changed
+
+
+def test_how_far_it_is_is_told_of_all_roots_together(tmp_path: Path, store: MemoryStore) -> None:
+    writer = writer_of(store)
+    for name in ("a", "b"):
+        writer.add_tree(
+            f"files.{name}", "Files", [TreeFile("f", 0o640, 0, writer.store_bytes(name.encode() * 500_000, "Files"))]
+        )
+    values = (
+        EntryRecord("small", "json", writer.store_bytes(b"[1]", "Memory"), {}),
+        EntryRecord("large", "json", writer.store_bytes(b"[" + b"1," * 200_000 + b"1]", "Memory"), {}),
+        EntryRecord("raw", "bytes", writer.store_bytes(bytes(range(256)) * 3000, "Memory"), {}),
+    )
+    writer.add_stored_entries("documents", "Memory", values)
+    manifest = finish(writer)
+    roots = [Root(name, f"/{name}", tmp_path / name) for name in ("a", "b")]
+    for root in roots:
+        root.path.mkdir()
+    told: list[int] = []
+    with CheckpointReader(store, KEY, manifest) as reader:
+        written = restore_files(reader, roots, marker_of(welcome(), "uid", PARENT), Failpoints(), told.append)
+        assert told == sorted(told) and told[-1] == written == planned_bytes(manifest, roots, values=False) == 1_000_000
+        told.clear()
+        restore_components(reader, tmp_path / "stage", "40", progress=told.append)
+    assert told == sorted(told)
+    assert written + told[-1] == planned_bytes(manifest, roots, values=True)
+    assert planned_bytes(manifest, [Root("c", "/c", tmp_path / "c")], values=False) == 0
+
+
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+class Killing(Failpoints):
+    """Raises where the process would be killed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.reached = False
+
+    def reach(self, name: str) -> None:
+        if name == self._name:
+            self.reached = True
+            raise Killed
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("restore-")])
+def test_a_restore_killed_at_any_step_begins_again(
+    tmp_path: Path, store: MemoryStore, manifest: Manifest, name: str
+) -> None:
+    root = Root("files", "/data", tmp_path / "files", persistent=True)
+    root.path.mkdir()
+    ready = marker_of(welcome(), "uid", PARENT)
+    killing = Killing(name)
+    with CheckpointReader(store, KEY, manifest) as reader:
+        with pytest.raises(Killed):
+            restore_files(reader, [root], ready, killing)
+        assert killing.reached
+        found = read_marker(root)
+        assert found is None or found.state == "restoring", "a root is believed before all of it is there"
+        assert plan([root], welcome(), manifest) == {root: LOST}
+        restore_files(reader, [root], ready, Failpoints())
+    assert read_marker(root) == ready
+    assert {path.name: path.read_bytes() for path in (root.path / "d").iterdir()} == {
+        f"f{number}": bytes([number]) * 3000 for number in range(20)
+    }
+    assert (root.path / "d").stat().st_mode & 0o777 == 0o750
+    assert plan([root], welcome(), manifest) == {root: KEPT}
+
+
+def test_a_damaged_checkpoint_leaves_a_root_that_nobody_believes(
+    tmp_path: Path, store: MemoryStore, manifest: Manifest
+) -> None:
+    root = Root("files", "/data", tmp_path / "files")
+    root.path.mkdir()
+    key = f"packs/{manifest.packs[0].name}"
+    store.objects[key] = store.objects[key][:20] + b"\x00\x01\x02" + store.objects[key][23:]
+    with CheckpointReader(store, KEY, manifest) as reader, pytest.raises(IntegrityError) as error:
+        restore_files(reader, [root], marker_of(welcome(), "uid", PARENT), Failpoints())
+    assert error.value.object_key == key
+    assert read_marker(root) is not None and plan([root], welcome(), manifest) == {root: LOST}
+
+
+NEEDED = 20 * 3000 + 21 * 4096
+"""What the checkpoint of ``manifest`` asks for: twenty files and a folder."""
+
+
+def fill(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Let every volume have so many bytes left; a multiple of 4096 is."""
+
+    class Status:
+        f_bavail, f_frsize = free // 4096, 4096
+
+    monkeypatch.setattr(file_restore.os, "statvfs", lambda path: Status)
+
+
+def standing(top: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    """All that is below a folder, with what a change of it would change."""
+    found: dict[str, tuple[int, int, int, bytes]] = {}
+    for path in top.rglob("*"):
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else b""
+        found[str(path.relative_to(top))] = (status.st_ino, status.st_mode, status.st_mtime_ns, content)
+    return found
+
+
+def volume(path: Path) -> Root:
+    """A persistent volume as an older cut of this agent left it."""
+    root = Root("files", "/data", path, persistent=True)
+    root.path.mkdir()
+    write_marker(root, marker("ready", 30))
+    return root
+
+
+def test_without_space_everything_is_as_it_was(
+    tmp_path: Path, store: MemoryStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, other = volume(tmp_path / "files"), volume(tmp_path / "other")
+    other = replace(other, name="other", mount_path="/other")
+    for each in (root, other):
+        (each.path / "d").mkdir()
+        (each.path / "d" / "f1").write_bytes(b"older, and all there is")
+    before = standing(tmp_path)
+    assert plan([root], welcome(), manifest) == {root: LOST}
+    fill(monkeypatch, 4096)
+    with CheckpointReader(store, KEY, manifest) as reader:
+        with pytest.raises(NoSpace, match=rf"needs {NEEDED} bytes below /data; 4096 are free") as error:
+            restore_files(reader, [root, other], marker_of(welcome(), "uid", PARENT), Failpoints())
+        assert "nothing was changed; give the volume more space" in str(error.value)
+        assert standing(tmp_path) == before
+        assert read_marker(root) == marker("ready", 30)
+        fill(monkeypatch, NEEDED + 4096)
+        restore_files(reader, [root], marker_of(welcome(), "uid", PARENT), Failpoints())
+    assert read_marker(root) == marker_of(welcome(), "uid", PARENT)
+
+
+LARGE = bytes(NEEDED + 8192)
+
+
+def _plain(root: Path, outside: Path) -> None:
+    (root / "deep" / "er").mkdir(parents=True)
+    (root / "deep" / "er" / "old").write_bytes(LARGE)
+
+
+def _both_names(root: Path, outside: Path) -> None:
+    (root / "old").write_bytes(LARGE)
+    (root / "again").hardlink_to(root / "old")
+
+
+def _one_name_of_two(root: Path, outside: Path) -> None:
+    (root / "old").hardlink_to(outside)
+
+
+def _half_twice(root: Path, outside: Path) -> None:
+    (root / "old").write_bytes(LARGE[: NEEDED // 2])
+    (root / "again").hardlink_to(root / "old")
+
+
+def _link(root: Path, outside: Path) -> None:
+    (root / "old").symlink_to(outside)
+
+
+def _link_to_folder(root: Path, outside: Path) -> None:
+    (root / "old").symlink_to(outside.parent)
+
+
+def _stays(root: Path, outside: Path) -> None:
+    (root / "lost+found").mkdir()
+    (root / "lost+found" / "old").write_bytes(LARGE)
+    (root / ".savepoint" / "old").write_bytes(LARGE)
+
+
+def _hole(root: Path, outside: Path) -> None:
+    with (root / "old").open("wb") as file:
+        file.truncate(len(LARGE))
+
+
+@pytest.mark.parametrize(
+    ("left", "enough"),
+    [
+        (_plain, True), (_both_names, True), (_one_name_of_two, False), (_half_twice, False), (_link, False),
+        (_link_to_folder, False), (_stays, False), (_hole, False),
+    ],
+)  # fmt: skip
+def test_what_gives_way_counts_as_space(
+    tmp_path: Path,
+    store: MemoryStore,
+    manifest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Path, Path], None],
+    enough: bool,
+) -> None:
+    root = volume(tmp_path / "files")
+    outside = tmp_path / "elsewhere" / "file"
+    outside.parent.mkdir()
+    outside.write_bytes(LARGE)
+    left(root.path, outside)
+    before = standing(tmp_path)
+    fill(monkeypatch, 0)
+    with CheckpointReader(store, KEY, manifest) as reader:
+        if enough:
+            restore_files(reader, [root], marker_of(welcome(), "uid", PARENT), Failpoints())
+            assert sorted(path.name for path in root.path.iterdir()) == [".savepoint", "d"]
+        else:
+            with pytest.raises(NoSpace):
+                restore_files(reader, [root], marker_of(welcome(), "uid", PARENT), Failpoints())
+            assert standing(tmp_path) == before
+    assert outside.read_bytes() == LARGE
+
+
+def test_a_root_that_the_checkpoint_has_nothing_of_gives_its_space(
+    tmp_path: Path, store: MemoryStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, other = volume(tmp_path / "files"), replace(volume(tmp_path / "other"), name="other")
+    (other.path / "old").write_bytes(LARGE)
+    fill(monkeypatch, 0)
+    with CheckpointReader(store, KEY, manifest) as reader:
+        restore_files(reader, [root, other], marker_of(welcome(), "uid", PARENT), Failpoints())
+    assert len(list((root.path / "d").iterdir())) == 20 and not (other.path / "old").exists()
+
+
+@pytest.mark.parametrize("where", ["write_marker", "clear"])
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.EACCES, RunAsUserRequired, "runAsUser"), (errno.EPERM, RunAsUserRequired, "fsGroup"),
+        (errno.ENOSPC, NoSpace, "give the volume more space"), (errno.EDQUOT, NoSpace, "/data"),
+        (errno.EROFS, TargetUnusable, "a writable volume"), (errno.EIO, TargetUnusable, "/data"),
+    ],
+)  # fmt: skip
+def test_a_root_that_cannot_be_written_is_told_by_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, kind: type[SavepointError], words: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(file_restore, where, fail)
+    root = Root("files", "/data", tmp_path)
+    with pytest.raises(kind, match=words):
+        restore_files(None, [root], marker_of(welcome(None), "uid", None), Failpoints())
+
+
+@contextmanager
+def acting_as(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize(
+    ("owner", "words"),
+    [(4321, "/data belongs to uid 4321 and cannot be written as uid 1234"), (1234, "'theirs' in /data cannot be")],
+)
+def test_files_of_another_uid_are_named(owner: int, words: str) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other uids
+        Path(name).chmod(0o755)
+        root = Root("files", "/data", Path(name) / "files")
+        folder = root.path / "theirs"
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(b"x")
+        os.chown(root.path, owner, owner)
+        os.chown(folder, 4321, 4321)
+        with acting_as(1234), pytest.raises(RunAsUserRequired, match=words):
+            restore_files(None, [root], marker_of(welcome(None), "uid", None), Failpoints())
+        assert (folder / "file").read_bytes() == b"x"
+
+
+@pytest.fixture
+def values(store: MemoryStore) -> Iterator[CheckpointReader]:
+    """A checkpoint of two values: a small one goes inline, the other needs a file of the stage."""
+    writer = writer_of(store)
+    entries = (
+        EntryRecord("small", "json", writer.store_bytes(b"[1]", "Memory"), {}),
+        EntryRecord("raw", "bytes", writer.store_bytes(bytes(range(256)) * 3000, "Memory"), {}),
+    )
+    writer.add_stored_entries("documents", "Memory", entries)
+    with CheckpointReader(store, KEY, finish(writer)) as reader:
+        yield reader
+
+
+def test_a_full_stage_names_the_field_that_makes_it_larger(
+    tmp_path: Path, values: CheckpointReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def full(path: Path) -> Iterator[BinaryIO]:
+        with Path("/dev/full").open("wb") as file:
+            yield file
+
+    monkeypatch.setattr(components, "create_own", full)
+    with pytest.raises(NoSpace, match=r"restored/40/0 .*spec\.stage\.sizeLimit .*spec\.stage\.medium"):
+        restore_components(values, tmp_path, "40")
+    with pytest.raises(NoSpace, match=r"restored/index\.json .*spec\.stage\.sizeLimit"):
+        write_index(tmp_path, 40, ())
+    monkeypatch.undo()
+    (restored,) = restore_components(values, tmp_path, "40")
+    assert [each.path for each in restored.entries] == [None, "restored/40/0"]
+    assert (tmp_path / "restored/40/0").read_bytes() == bytes(range(256)) * 3000
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, NoSpace), (errno.EDQUOT, NoSpace), (errno.EACCES, TargetUnusable),
+        (errno.EROFS, TargetUnusable), (errno.EIO, TargetUnusable),
+    ],
+)  # fmt: skip
+def test_only_a_full_stage_is_called_full(
+    tmp_path: Path, values: CheckpointReader, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[SavepointError]
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(components, "create_own", fail)
+    with pytest.raises(kind, match="restored/40/0") as error:
+        restore_components(values, tmp_path, "40")
+    assert os.strerror(number) in str(error.value)
+    assert ("sizeLimit" in str(error.value)) is (kind is NoSpace)
+
+
+def test_a_stage_where_something_else_has_the_name(tmp_path: Path, values: CheckpointReader) -> None:
+    (tmp_path / "restored").mkdir()
+    (tmp_path / "restored" / "40").write_bytes(b"no folder")
+    with pytest.raises(TargetUnusable, match="restored/40 in the stage"):
+        restore_components(values, tmp_path, "40")
+
+
+def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TargetUnusable, match="/data"):
+        plan([Root("files", "/data", tmp_path / "file")], welcome(), None)
+
+
+def test_the_marker_of_a_fresh_start(tmp_path: Path) -> None:
+    root = Root("files", "/data", tmp_path)
+    write_marker(root, marker_of(welcome(None), "uid", None))
+    found = read_marker(root)
+    assert found is not None and (found.sequence, found.state, found.epoch) == (0, "ready", 3)
+    assert [each.name for each in tmp_path.iterdir()] == [".savepoint"]
