@@ -267,7 +267,7 @@ def conditions(error: SavepointError | None) -> tuple[Condition, ...]:
     if error is None:
         return (
             Condition.of("Available", True, "Reachable", "The store answers."),
-            Condition.of("ConditionalWrites", True, "Honoured", "Of concurrent creations of one object one wins."),
+            Condition.of("ConditionalWrites", True, "Supported", "Of concurrent creations of one object one wins."),
             Condition.of("Ready", True, "Ready", "Checkpoints can be stored."),
         )
     message = _with_step(error)
