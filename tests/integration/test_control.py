@@ -37,7 +37,7 @@ from savepoint.contract.control_protocol import (
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import StoreDenied, Unavailable
 from savepoint.repository.format.canonical import time_text
-from savepoint.repository.format.keys import AgentRef as RepositoryKey
+from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import open_manifest
 from savepoint.repository.format.tree import TreeFile
 from savepoint.repository.read.reader import CheckpointReader
@@ -199,7 +199,7 @@ def _tree(store: Blobs, welcome: Welcome, random_bytes: Random) -> Offer:
 
 
 def _writer(store: Blobs, welcome: Welcome, random_bytes: Random) -> CheckpointWriter:
-    key = RepositoryKey(bytes.fromhex(welcome.key))
+    key = AgentKey(bytes.fromhex(welcome.key))
     return CheckpointWriter(store, store, key, welcome.epoch, None, random_bytes=random_bytes)
 
 
@@ -236,7 +236,7 @@ def _restore(store: PresignedStore, welcome: Welcome) -> bytes:
     """What an init container does between the grant and its outcome. Blocking."""
     assert welcome.parent is not None
     name = welcome.parent.manifest.name
-    key = RepositoryKey(bytes.fromhex(welcome.key))
+    key = AgentKey(bytes.fromhex(welcome.key))
     content = store.get(f"manifests/{name}", max_bytes=welcome.parent.manifest.size)
     manifest = open_manifest(content, key, welcome.namespace, welcome.agent, name)
     pieces: list[bytes] = []
