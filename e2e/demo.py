@@ -17,10 +17,10 @@ from e2e.checks import checks as proof
 from e2e.checks.report import cluster_proofs, laptop_proofs
 from e2e.cluster.paths import default_paths
 from e2e.cluster.up import plan
-from e2e.harness import testbed as stage
+from e2e.harness import installation as stage
+from e2e.harness.installation import SYSTEM, WORLD, Installation, Settings
 from e2e.harness.kube import Kubectl, kubeconfig_from_environment
 from e2e.harness.laptop import laptop
-from e2e.harness.testbed import SYSTEM, WORLD, Settings, Testbed
 from e2e.scenarios.main_job import (
     Observations,
     corrupt_and_mend,
@@ -101,7 +101,7 @@ def laptop_scene() -> list[proof.Check]:
         return laptop_proofs(here)
 
 
-def cluster_scenes(lab: Testbed, facts: Observations) -> None:
+def cluster_scenes(lab: Installation, facts: Observations) -> None:
     """Everything on the cluster."""
     scene("Two identical researchers, one protected, one not; a coder without SDK")
     protect(lab)

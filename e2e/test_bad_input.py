@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from e2e.harness import testbed as stage
+from e2e.harness import installation as stage
+from e2e.harness.installation import condition
 from e2e.harness.kube import CommandFailed, Kubectl, until
-from e2e.harness.testbed import condition
 from e2e.scenarios.fault_scenarios import (
     AT_START,
     START_SECONDS,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from e2e.harness import testbed as stage
+from e2e.harness import installation as stage
+from e2e.harness.installation import condition
 from e2e.harness.kube import Kubectl, fresh_namespace, until
-from e2e.harness.testbed import condition
 from e2e.scenarios.faulty_agents import AgentPod, Object
 
 pytestmark = pytest.mark.timeout(420)

@@ -13,11 +13,11 @@ import pytest
 
 from e2e.checks import checks as proof
 from e2e.checks import report
+from e2e.harness import installation as stage
 from e2e.harness import namespace_teardown
-from e2e.harness import testbed as stage
+from e2e.harness.installation import Installation, Settings
 from e2e.harness.kube import Kubectl, until
 from e2e.harness.laptop import laptop
-from e2e.harness.testbed import Settings, Testbed
 from e2e.scenarios import main_job
 from e2e.scenarios.main_job import CODER, RESEARCHER, Observations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def lab(kubeconfig: Path) -> Iterator[Testbed]:
+def lab(kubeconfig: Path) -> Iterator[Installation]:
     """The chart installed by Helm, with the researcher, its twin and the coder at work."""
     kubectl = Kubectl(kubeconfig)
     stage.install(kubectl)
@@ -59,7 +59,7 @@ def test_a_laptop_agent_survives_two_kills() -> None:
     assert not [entry for entry in found if not entry.holds]
 
 
-def test_checkpoints_appear_on_the_interval(lab: Testbed) -> None:
+def test_checkpoints_appear_on_the_interval(lab: Installation) -> None:
     for agent in (RESEARCHER, CODER):
         found = lab.wait_checkpoint(agent, 0)
         assert found["status"]["trigger"]["type"] == "Interval"
@@ -67,14 +67,14 @@ def test_checkpoints_appear_on_the_interval(lab: Testbed) -> None:
     assert lab.checkpoints(CODER)[-1]["status"]["consistency"] == "Fuzzy"
 
 
-def test_a_checkpoint_on_demand_by_object(lab: Testbed) -> None:
+def test_a_checkpoint_on_demand_by_object(lab: Installation) -> None:
     before = lab.newest_sequence(RESEARCHER)
     made = lab.checkpoint_now(RESEARCHER)
     assert made["status"]["sequence"] > before
     assert made["status"]["trigger"]["type"] == "Manual"
 
 
-def test_a_checkpoint_on_demand_by_annotation(lab: Testbed) -> None:
+def test_a_checkpoint_on_demand_by_annotation(lab: Installation) -> None:
     before = lab.newest_sequence(CODER)
     pod = lab.wait_running(CODER)["metadata"]["name"]
     lab.agents("annotate", "pod", pod, "--overwrite", "savepoint.dev/checkpoint-now=first")
@@ -86,7 +86,7 @@ def test_a_checkpoint_on_demand_by_annotation(lab: Testbed) -> None:
     until("a checkpoint by annotation", manual, seconds=60)
 
 
-def test_what_kubectl_shows(lab: Testbed) -> None:
+def test_what_kubectl_shows(lab: Installation) -> None:
     header, *rows = lab.agents("get", "pagent").splitlines()
     assert header.split()[:6] == ["NAME", "STATE", "POD", "NODE", "EPOCH", "RECOVERY-POINT"]
     assert {row.split()[0]: row.split()[1] for row in rows} == {RESEARCHER: "Protected", CODER: "Protected"}
@@ -95,12 +95,12 @@ def test_what_kubectl_shows(lab: Testbed) -> None:
     assert any("Ready" in row and "100%" in row for row in rows)
 
 
-def test_a_process_killed_in_place_goes_on(lab: Testbed, facts: Observations) -> None:
+def test_a_process_killed_in_place_goes_on(lab: Installation, facts: Observations) -> None:
     main_job.kill_in_place(lab, facts)
     assert facts.repeated_by_kills <= 1
 
 
-def test_a_coder_killed_in_place_keeps_its_workspace(lab: Testbed) -> None:
+def test_a_coder_killed_in_place_keeps_its_workspace(lab: Installation) -> None:
     """Without the SDK nothing is set back: its files are as the crash left them, and checkpoints go on."""
     lab.checkpoint_now(CODER)  # none is due by time for some seconds: the turns after it are in no checkpoint
     lab.wait_turns(CODER, 2)
@@ -113,7 +113,7 @@ def test_a_coder_killed_in_place_keeps_its_workspace(lab: Testbed) -> None:
     assert (later["trigger"]["type"], later["podRef"]["uid"]) == ("Interval", uid)
 
 
-def test_agents_survive_the_drain_of_each_node(lab: Testbed, facts: Observations) -> None:
+def test_agents_survive_the_drain_of_each_node(lab: Installation, facts: Observations) -> None:
     main_job.drain_every_node(lab, facts, print)
     assert [move.calls_repeated for move in facts.moves] == [0, 0]
     assert [move.turns_lost for move in facts.moves] == [0, 0]
@@ -129,19 +129,19 @@ def test_agents_survive_the_drain_of_each_node(lab: Testbed, facts: Observations
     ]
 
 
-def test_the_operator_is_killed_during_a_checkpoint(lab: Testbed, facts: Observations) -> None:
+def test_the_operator_is_killed_during_a_checkpoint(lab: Installation, facts: Observations) -> None:
     main_job.kill_operator_during_checkpoint(lab, facts, print)
     assert not [entry for entry in report.operator_killed(facts) if not entry.holds]
 
 
-def test_a_corrupted_object_is_refused_and_named(lab: Testbed, facts: Observations) -> None:
+def test_a_corrupted_object_is_refused_and_named(lab: Installation, facts: Observations) -> None:
     main_job.corrupt_and_mend(lab, facts, print)
     assert facts.corrupted_key.rsplit("/", 1)[-1] in facts.corrupted_refusal
     assert not facts.corrupted_agent_started
     assert facts.mended
 
 
-def test_every_proof_holds(lab: Testbed, facts: Observations) -> None:
+def test_every_proof_holds(lab: Installation, facts: Observations) -> None:
     found = report.cluster_proofs(lab, facts)
     print(proof.table(found))
     print(proof.summary(found))
@@ -152,7 +152,7 @@ SECRETS = (stage.SECRET_KEY, "X-Amz-Signature", "eyJhbGciOi")
 """The store's key, a presigned URL, a token."""
 
 
-def test_no_secret_is_shown(lab: Testbed) -> None:
+def test_no_secret_is_shown(lab: Installation) -> None:
     """I9: neither the store's key nor a token nor a presigned URL in objects, Events, pod specs or logs."""
     shown = lab.agents("get", "pods,events,pagent,ackpt,arst,ackptpol", "-o", "yaml")
     for pod in lab.agents.items("pods", "savepoint.dev/agent"):
@@ -163,23 +163,23 @@ def test_no_secret_is_shown(lab: Testbed) -> None:
         assert secret not in shown
 
 
-def _system_logs(lab: Testbed) -> str:
+def _system_logs(lab: Installation) -> str:
     return "".join(lab.kubectl.within(stage.SYSTEM)("logs", name) for name in _system(lab))
 
 
-def _system(lab: Testbed) -> set[str]:
+def _system(lab: Installation) -> set[str]:
     """The operator's and the webhook's pods that are not on their way out."""
     pods = lab.kubectl.within(stage.SYSTEM).items("pods", "app.kubernetes.io/component in (operator,webhook)")
     return {pod["metadata"]["name"] for pod in pods if not pod["metadata"].get("deletionTimestamp")}
 
 
-def _level(lab: Testbed, deployment: str) -> str:
+def _level(lab: Installation, deployment: str) -> str:
     spec = lab.kubectl.within(stage.SYSTEM).get("deployment", deployment)["spec"]["template"]["spec"]
     environment = spec["containers"][0]["env"]
     return str(next(each["value"] for each in environment if each["name"] == "SAVEPOINT_LOG_LEVEL"))
 
 
-def _lives(lab: Testbed) -> dict[str, tuple[str, int]]:
+def _lives(lab: Installation) -> dict[str, tuple[str, int]]:
     """Of each protected agent: its pod, and how often its container was started again."""
     found = {}
     for agent in (RESEARCHER, CODER):
@@ -193,7 +193,7 @@ def _names(items: list[dict[str, Any]]) -> set[str]:
     return {item["metadata"]["name"] for item in items}
 
 
-def test_upgrade_leaves_checkpoints_and_agents_alone(lab: Testbed) -> None:
+def test_upgrade_leaves_checkpoints_and_agents_alone(lab: Installation) -> None:
     lives = _lives(lab)
     for level in ("DEBUG", "INFO"):
         before, names, sequence = _system(lab), _names(lab.checkpoints(RESEARCHER)), lab.newest_sequence(RESEARCHER)
@@ -208,12 +208,12 @@ def test_upgrade_leaves_checkpoints_and_agents_alone(lab: Testbed) -> None:
     assert _lives(lab) == lives
 
 
-def _replaced(lab: Testbed, before: set[str]) -> bool:
+def _replaced(lab: Installation, before: set[str]) -> bool:
     now = _system(lab)
     return bool(now) and not before & now
 
 
-def test_uninstall_leaves_checkpoints_and_agents_alone(lab: Testbed) -> None:
+def test_uninstall_leaves_checkpoints_and_agents_alone(lab: Installation) -> None:
     """The agents run on without an operator, and a new release takes up what the old one has left."""
     lives = _lives(lab)
     lab.checkpoint_now(RESEARCHER)

@@ -8,8 +8,8 @@ from typing import Any
 
 from e2e.checks import checks as proof
 from e2e.checks.checks import Check, Reference, Report
+from e2e.harness.installation import Installation
 from e2e.harness.laptop import Laptop
-from e2e.harness.testbed import Testbed
 from e2e.scenarios.main_job import CODER, RESEARCHER, TWIN, UNDER_WAY, Observations, committed_at
 
 DRAINS = 2
@@ -38,7 +38,7 @@ def laptop_proofs(here: Laptop) -> list[Check]:
     return [Check(f"laptop: {entry.name}", entry.found, entry.expected, entry.holds) for entry in found]
 
 
-def cluster_proofs(lab: Testbed, facts: Observations) -> list[Check]:
+def cluster_proofs(lab: Installation, facts: Observations) -> list[Check]:
     """Everything the scenes on the cluster are to show."""
     settings = lab.settings
     before, effects = lab.world.reports(RESEARCHER), lab.world.effects(RESEARCHER)
@@ -138,7 +138,7 @@ def _pause(pauses: list[int]) -> Check:
     return Check(name, f"{middle}, {longest}", "≤ 100", longest <= 100, figure=True)
 
 
-def _uploaded(lab: Testbed, reports: list[Report]) -> Check:
+def _uploaded(lab: Installation, reports: list[Report]) -> Check:
     """The median checkpoint: what went up beside what the turns before it had changed."""
     found = [item for item in lab.checkpoints(RESEARCHER) if committed_at(item) and "size" in item["status"]]
     sizes, pairs = (lab.settings.state_mib, lab.settings.row_stride), []
@@ -153,7 +153,7 @@ def _uploaded(lab: Testbed, reports: list[Report]) -> Check:
     return Check(name, f"{uploaded} / {changed} = {ratio:.2f}", "≤ 2", ratio <= 2)
 
 
-def _sidecar_memory(lab: Testbed) -> list[Check]:
+def _sidecar_memory(lab: Installation) -> list[Check]:
     """Resident memory of the researcher's and of the coder's sidecar: now, between checkpoints, and at its most."""
     found = []
     for app, (what, goal) in ((CODER, ("VmRSS", 64)), (RESEARCHER, ("VmHWM", 192))):

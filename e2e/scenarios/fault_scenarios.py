@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from e2e.harness import installation as stage
 from e2e.harness import namespace_teardown
-from e2e.harness import testbed as stage
 from e2e.harness.kube import Kubectl, until
 from e2e.scenarios.faulty_agents import (
     CODER,

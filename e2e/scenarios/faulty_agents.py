@@ -13,8 +13,8 @@ from typing import Any
 from minio import Minio
 from savepoint.repository.format import commit
 
+from e2e.harness.installation import condition
 from e2e.harness.kube import Kubectl, until
-from e2e.harness.testbed import condition
 
 BUSYBOX = "savepoint.local/busybox:dev"
 PYTHON = "savepoint.local/researcher:dev"

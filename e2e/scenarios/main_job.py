@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 
 from e2e.checks import checks as proof
+from e2e.harness.installation import BUCKET, SYSTEM, Installation, agent_state, condition
 from e2e.harness.kube import until
-from e2e.harness.testbed import BUCKET, SYSTEM, Testbed, agent_state, condition
 
 RESEARCHER, TWIN, CODER = "researcher", "twin", "coder"
 UNDER_WAY = ("Quiescing", "Capturing", "Uploading", "Committing")
@@ -55,7 +55,7 @@ class Observations:
 # -- scenes -----------------------------------------------------------------------------------------------------
 
 
-def protect(lab: Testbed) -> None:
+def protect(lab: Installation) -> None:
     """Deploy the researcher, its unprotected twin and the coder, and see them work."""
     lab.deploy_researcher(RESEARCHER, protected=True)
     lab.deploy_researcher(TWIN, protected=False)
@@ -66,7 +66,7 @@ def protect(lab: Testbed) -> None:
         lab.wait_turns(app, 3)
 
 
-def kill_in_place(lab: Testbed, facts: Observations) -> None:
+def kill_in_place(lab: Installation, facts: Observations) -> None:
     """The researcher is killed in place: what it asks again is what was in flight."""
     lab.wait_checkpoint(RESEARCHER, 0)
     before = proof.calls_repeated(lab.world.calls(RESEARCHER))
@@ -75,7 +75,7 @@ def kill_in_place(lab: Testbed, facts: Observations) -> None:
     facts.repeated_by_kills += proof.calls_repeated(lab.world.calls(RESEARCHER)) - before
 
 
-def restart_in_place(lab: Testbed, app: str) -> None:
+def restart_in_place(lab: Installation, app: str) -> None:
     """SIGKILL to the agent's processes inside its container; the pod stays, the container restarts and works on."""
     pod = lab.wait_running(app)
     starts = len(proof.starts(lab.world.reports(app)))
@@ -84,7 +84,7 @@ def restart_in_place(lab: Testbed, app: str) -> None:
     lab.wait_turns(app, 3)
 
 
-def drain_every_node(lab: Testbed, facts: Observations, say: Say) -> None:
+def drain_every_node(lab: Installation, facts: Observations, say: Say) -> None:
     """Drain each node that holds agents; all of them come back on the other."""
     for _ in range(2):
         pods = {app: lab.wait_running(app) for app in (RESEARCHER, TWIN, CODER)}
@@ -113,7 +113,7 @@ def drain_every_node(lab: Testbed, facts: Observations, say: Say) -> None:
         lab.wait_turns(CODER, 2)
 
 
-def kill_operator_during_checkpoint(lab: Testbed, facts: Observations, say: Say) -> None:
+def kill_operator_during_checkpoint(lab: Installation, facts: Observations, say: Say) -> None:
     """SIGKILL to the operator while a checkpoint is under way: the agent works on, nothing committed is lost.
 
     The agent's processes stand still, so that the checkpoint waits for it, until the signal has been sent: a checkpoint
@@ -151,7 +151,7 @@ def kill_operator_during_checkpoint(lab: Testbed, facts: Observations, say: Say)
     facts.operator_after = int(after["status"]["sequence"])
 
 
-def corrupt_and_mend(lab: Testbed, facts: Observations, say: Say) -> None:
+def corrupt_and_mend(lab: Installation, facts: Observations, say: Say) -> None:
     """One bit of one stored object flips while no agent runs; the restore refuses it; the bit flips back."""
     old = lab.wait_running(RESEARCHER)["metadata"]["uid"]
     lab.agents("scale", f"deployment/{RESEARCHER}", "--replicas=0")
@@ -219,7 +219,7 @@ def _ended(item: dict[str, Any]) -> bool:
     return ready.get("status") == "True" or ready.get("reason") not in (None, "Pending", *UNDER_WAY)
 
 
-def _read(lab: Testbed, key: str) -> bytes:
+def _read(lab: Installation, key: str) -> bytes:
     answer = lab.bucket.get_object(BUCKET, key)
     try:
         return bytes(answer.read())

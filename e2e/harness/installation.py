@@ -41,7 +41,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Testbed:
+class Installation:
     """Doors to everything a scene touches."""
 
     kubectl: Kubectl
@@ -242,10 +242,10 @@ def bucket_of(kubectl: Kubectl) -> Iterator[Minio]:
 
 
 @contextlib.contextmanager
-def opened(kubeconfig: Path, settings: Settings) -> Iterator[Testbed]:
+def opened(kubeconfig: Path, settings: Settings) -> Iterator[Installation]:
     """A Lab on a cluster where ``install`` has been run."""
     kubectl = Kubectl(kubeconfig)
     with bucket_of(kubectl) as bucket, forwarded(kubectl.within(WORLD), "service/world", 8000) as address:
         world = FakeServices(f"http://{address}", f"{settings.namespace}/")
         with urllib.request.urlopen(f"{world.url}/healthz", timeout=10):
-            yield Testbed(kubectl, NodeController(), world, bucket, settings)
+            yield Installation(kubectl, NodeController(), world, bucket, settings)
