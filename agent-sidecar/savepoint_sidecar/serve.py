@@ -119,7 +119,7 @@ async def _live(configured: Settings, failpoints: Failpoints, terminated: asynci
             return None
         await incarnation.end()
     except SavepointError as error:
-        code = getattr(error, "code", error.reason)
+        code = error.code
         if code == "Completed" and not terminated.is_set():  # the sidecar's container was started again, too
             return None
         log.error("%s: %s", code, error)

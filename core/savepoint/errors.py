@@ -17,47 +17,54 @@ docs/reasons/ use.
 
 from typing import ClassVar
 
+from savepoint.contract.vocabulary import Reason
+
 
 class SavepointError(Exception):
     """The root: ``except savepoint.SavepointError`` catches everything this project raises on purpose."""
 
-    reason: ClassVar[str] = "Error"
+    reason: ClassVar[str] = Reason.ERROR
+
+    @property
+    def code(self) -> str:
+        """The reason of this very error; it differs from the class's for what the operator refuses."""
+        return self.reason
 
 
 class ObjectExists(SavepointError):
     """A conditional write found the key taken."""
 
-    reason = "ObjectExists"
+    reason = Reason.OBJECT_EXISTS
 
 
 class ObjectMissing(SavepointError):
     """The store said, itself, that the object is not there. Never raised for a store that could not be asked."""
 
-    reason = "ObjectMissing"
+    reason = Reason.OBJECT_MISSING
 
 
 class StoreUnavailable(SavepointError):
     """The store could not be reached, or answered with a fault that may pass."""
 
-    reason = "StoreUnavailable"
+    reason = Reason.STORE_UNAVAILABLE
 
 
 class StoreDenied(SavepointError):
     """The store refused the credentials or the permission."""
 
-    reason = "StoreDenied"
+    reason = Reason.STORE_DENIED
 
 
 class StoreMisconfigured(SavepointError):
     """The store answers but cannot be used: no such bucket, or conditional writes are ignored."""
 
-    reason = "StoreMisconfigured"
+    reason = Reason.STORE_MISCONFIGURED
 
 
 class IntegrityError(SavepointError):
     """Stored bytes are not what was written. ``object_key`` names the object."""
 
-    reason = "IntegrityError"
+    reason = Reason.INTEGRITY_ERROR
 
     def __init__(self, message: str, object_key: str = "") -> None:
         super().__init__(message)
@@ -67,98 +74,103 @@ class IntegrityError(SavepointError):
 class RollbackDetected(IntegrityError):
     """The chain in the store is older than, or differs from, the record that was pinned."""
 
-    reason = "RollbackDetected"
+    reason = Reason.ROLLBACK_DETECTED
 
 
 class FormatTooNew(SavepointError):
     """Written by a newer version than this one can read."""
 
-    reason = "SchemaTooNew"
+    reason = Reason.SCHEMA_TOO_NEW
 
 
 class KeyMismatch(SavepointError):
     """The store was written under another master key."""
 
-    reason = "KeyMismatch"
+    reason = Reason.KEY_MISMATCH
 
 
 class NotAdopted(SavepointError):
     """The store belongs to another cluster."""
 
-    reason = "NotAdopted"
+    reason = Reason.NOT_ADOPTED
 
 
 class Superseded(SavepointError):
     """Another incarnation holds a newer epoch, or another writer took the sequence."""
 
-    reason = "Fenced"
+    reason = Reason.FENCED
 
 
 class NoSpace(SavepointError):
     """The target has less free space than the checkpoint needs."""
 
-    reason = "NoSpace"
+    reason = Reason.NO_SPACE
 
 
 class StateTooLarge(SavepointError):
     """The state needs more than the format can hold."""
 
-    reason = "StateTooLarge"
+    reason = Reason.STATE_TOO_LARGE
 
 
 class TargetNotEmpty(SavepointError):
     """A persistent target holds files that no marker of ours explains."""
 
-    reason = "TargetNotEmpty"
+    reason = Reason.TARGET_NOT_EMPTY
 
 
 class TargetUnusable(SavepointError):
     """The target cannot be written: read-only, failing, or of a file system that cannot hold the files."""
 
-    reason = "TargetUnusable"
+    reason = Reason.TARGET_UNUSABLE
 
 
 class RunAsUserRequired(SavepointError):
     """Files belong to a uid that the sidecar does not run as."""
 
-    reason = "RunAsUserRequired"
+    reason = Reason.RUN_AS_USER_REQUIRED
 
 
 class QuiesceTimeout(SavepointError):
     """The agent did not reach a safe point in time; it was resumed."""
 
-    reason = "QuiesceTimeout"
+    reason = Reason.QUIESCE_TIMEOUT
 
 
 class StageFull(SavepointError):
     """The stage volume has no room for what must be copied during the pause."""
 
-    reason = "StageFull"
+    reason = Reason.STAGE_FULL
 
 
 class StateUnstable(SavepointError):
     """What was read changed while it was read."""
 
-    reason = "StateUnstable"
+    reason = Reason.STATE_UNSTABLE
 
 
 class DeadlineExceeded(SavepointError):
     """The attempt did not end within its bound."""
 
-    reason = "DeadlineExceeded"
+    reason = Reason.DEADLINE_EXCEEDED
 
 
 class Unavailable(SavepointError):
     """The operator (or the supervisor) cannot be reached now."""
 
-    reason = "Unavailable"
+    reason = Reason.UNAVAILABLE
 
 
 class Refused(SavepointError):
     """The operator refused, with a reason of its own (``code``)."""
 
-    reason = "Refused"
+    reason = Reason.REFUSED
 
-    def __init__(self, message: str, code: str = "Refused") -> None:
+    def __init__(self, message: str, code: str = Reason.REFUSED) -> None:
         super().__init__(message)
-        self.code = code
+        self._code = code
+
+    @property
+    def code(self) -> str:
+        """The operator's reason."""
+        return self._code

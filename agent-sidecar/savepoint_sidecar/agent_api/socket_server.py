@@ -203,7 +203,7 @@ async def _problems(request: web.Request, handler: _Handler) -> web.StreamRespon
     except wire.ProtocolError as error:
         return _problem(400, "ProtocolError", str(error))
     except SavepointError as error:
-        code = getattr(error, "code", error.reason)
+        code = error.code
         return _problem(_STATUS.get(code, 503), code, str(error))
     except web.HTTPException as error:
         return _problem(error.status, "ProtocolError", error.reason)

@@ -112,7 +112,7 @@ class Checkpointer:
                 taken = await self._take(attempt, session, last)
         except (SavepointError, TimeoutError, OSError) as problem:
             error = _as_ours(problem, attempt)
-            code = getattr(error, "code", error.reason)
+            code = error.code
             level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
             log.log(level, "checkpoint attempt %s failed: %s: %s", attempt.id, code, error)
             if session is not None and attempt.transaction is not None:

@@ -290,7 +290,7 @@ class Incarnation:
 
     async def _decline(self, attempt: CaptureAttempt, why: SavepointError) -> None:
         """It never began: tell the authority, and the agent if it has asked for it."""
-        reason = getattr(why, "code", why.reason)
+        reason = why.code
         log.info("checkpoint attempt %s is declined: %s: %s", attempt.id, reason, why)
         session = self.sessions.live
         if session is not None and attempt.request:

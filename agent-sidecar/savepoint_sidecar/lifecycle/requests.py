@@ -76,7 +76,7 @@ class Requests:
             async with asyncio.timeout(AGENT_ASK_SECONDS):
                 await self._authority.request_checkpoint(ask)
         except (SavepointError, TimeoutError) as error:
-            reason = getattr(error, "code", getattr(error, "reason", Unavailable.reason))
+            reason = error.code if isinstance(error, SavepointError) else Unavailable.reason
             message = str(error) or "the operator cannot be reached; the agent runs on, and may ask again"
             self._fail(session, ask, reason, message)
 
