@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.harness import installation as stage
+from e2e.harness import installation
 from e2e.harness.installation import condition
 from e2e.harness.kube import CommandFailed, Kubectl, until
 from e2e.scenarios.fault_scenarios import (
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.timeout(420)
 def trouble(kubeconfig: Path) -> Iterator[FaultScenarios]:
     """Every scenario, deployed."""
     kubectl = Kubectl(kubeconfig)
-    stage.install(kubectl)
+    installation.install(kubectl)
     name = f"bad-{uuid.uuid4().hex[:6]}"
-    with stage.bucket_of(kubectl) as bucket, ThreadPoolExecutor(16) as threads:
+    with installation.bucket_of(kubectl) as bucket, ThreadPoolExecutor(16) as threads:
         strict, loose = (FaultyNamespace(kubectl.within(each), bucket, name) for each in (name, f"{name}-loose"))
         made = FaultScenarios(kubectl, name, strict, loose)
         try:
@@ -64,7 +64,7 @@ MALFORMED: tuple[tuple[str, Object, str], ...] = (
     ("AgentRestore", {"mode": "Sideways", "source": {"agent": "a"}}, "spec.mode"),
     ("AgentCheckpointPolicy", {"triggers": [{"interval": {"periodSeconds": 1}}]}, "periodSeconds"),
     ("AgentCheckpointPolicy", {"state": {"paths": [{"mountPath": "work/../x"}]}}, "mountPath"),
-    ("AgentCheckpointPolicy", {"stage": {"sizeLimit": "much"}}, "spec.stage.sizeLimit"),
+    ("AgentCheckpointPolicy", {"stage": {"sizeLimit": "much"}}, "spec.installation.sizeLimit"),
     ("AgentCheckpointStore", {"s3": {**STORE, "endpoint": "ftp://x"}}, "spec.s3.endpoint"),
     ("AgentCheckpointStore", {"s3": {"endpoint": "http://x", "credentialsSecretName": "keys"}}, "spec.s3.bucket"),
     ("AgentCheckpointStore", {"s3": {"endpoint": "http://x", "bucket": "abc"}}, "spec.s3.credentialsSecretName"),
@@ -261,9 +261,9 @@ def test_a_full_stage_fails_the_checkpoint(trouble: FaultScenarios) -> None:
     pod, failed = trouble.told("large")
     told = condition(failed, "Ready")
     assert told["reason"] == "StageFull"
-    assert 'Raise spec.stage.sizeLimit in policy "large"' in told["message"]
+    assert 'Raise spec.installation.sizeLimit in policy "large"' in told["message"]
     for uid in (failed["metadata"]["uid"], pod["metadata"]["uid"]):
-        trouble.strict.warning(uid, "CheckpointFailed", "spec.stage.sizeLimit")
+        trouble.strict.warning(uid, "CheckpointFailed", "spec.installation.sizeLimit")
     assert seconds_until(failed, "Ready", failed["metadata"]["creationTimestamp"]) <= 30
     trouble.strict.nothing_visible("large")
     assert condition(trouble.strict.kubectl.get("pod", "large"), "Ready")["status"] == "True"

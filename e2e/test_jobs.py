@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from e2e.harness import installation as stage
+from e2e.harness import installation
 from e2e.harness.installation import condition
 from e2e.harness.kube import Kubectl, fresh_namespace, until
 from e2e.scenarios.faulty_agents import AgentPod, Object
@@ -28,7 +28,7 @@ POLITE = f"{FIND}; echo half >/data/work; trap 'exit 0' TERM; while :; do sleep 
 @pytest.fixture(scope="module")
 def place(kubectl: Kubectl) -> Iterator[Kubectl]:
     """The chart installed, and a namespace for the agents."""
-    stage.install(kubectl)
+    installation.install(kubectl)
     with fresh_namespace(kubectl, "jobs") as here:
         yield here
 

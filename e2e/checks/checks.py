@@ -1,7 +1,6 @@
-"""Proofs, computed from what the witnesses saw: reports, model calls, ledger. Pure functions over their JSON; no
-cluster here.
+"""Checks computed from what the fake services recorded: reports, model calls, ledger. Pure functions over their JSON.
 
-The reference is the same program's deterministic part run without any interruption: at equal turns both must agree
+The reference is the deterministic part of the same program, run without interruption: at equal turns both must agree
 in every byte.
 """
 
@@ -18,9 +17,9 @@ sys.path[:0] = [str(AGENTS / "services"), str(AGENTS / "researcher")]
 
 Report = dict[str, Any]
 Effects = dict[str, dict[str, Any]]
-"""The ledger: by id, what was booked and how often it came."""
+"""The ledger: for each id, what was booked and how often it arrived."""
 WORKSPACE = ("head", "rows", "tree", "logLines", "logDigest")
-"""By what the coder says that its workspace is the same: git's head and tree, the table, the log byte for byte."""
+"""Fields of the coder's reports that identify its workspace: git head and tree, table rows, log length and digest."""
 
 
 @dataclass(frozen=True)
@@ -32,35 +31,35 @@ class Check:
     expected: str
     holds: bool
     figure: bool = False
-    """A time or a size: shown beside its goal, and no reason to fail: it depends on what else the machine does."""
+    """A time or size, shown beside its goal. It never fails: it depends on what else the machine does."""
 
     @property
     def failed(self) -> bool:
-        """Whether the main job was not done."""
+        """True if the main job was not done."""
         return not self.holds and not self.figure
 
     @property
     def mark(self) -> str:
-        """A word for the table."""
+        """The first column of the table."""
         return "ok" if self.holds else "over" if self.figure else "FAIL"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What an uninterrupted researcher is by turn."""
+    """The state of an uninterrupted researcher, by turn."""
 
     digests: tuple[str, ...]
-    """Of its whole state."""
+    """Digests of its whole state."""
     conversations: tuple[str, ...] = ()
-    """Of its conversation, which only grows."""
+    """Digests of its conversation, which only grows."""
     steps: tuple[tuple[str, str], ...] = ()
     """(document, question) of each turn, the first at 0."""
     replies: tuple[str, ...] = ()
-    """What the model answers in each turn, the first at 0; no two are alike, and each is booked as a side effect."""
+    """The model's answer in each turn, the first at 0; all differ, and each is booked as a side effect."""
 
     @classmethod
     def run(cls, turns: int, *, mebibytes: int, stride: int, documents: int) -> "Reference":
-        """Computes turns 0..turns; about 10 ms a turn at 256 MiB."""
+        """Compute turns 0 to ``turns``; about 10 ms per turn at 256 MiB."""
         from scripted import answer
         from state import QUESTIONS, Network
 
@@ -92,17 +91,17 @@ def _digest(memory: dict[str, Any], network: str) -> str:
 
 
 def starts(reports: list[Report]) -> list[Report]:
-    """The reports of incarnations and restarts, in order."""
+    """Return the reports of starts, in order."""
     return [report for report in reports if report.get("event") == "start"]
 
 
 def last_turn(reports: list[Report]) -> int:
-    """The highest turn reported."""
+    """Return the highest turn reported."""
     return max((int(report["turn"]) for report in reports), default=0)
 
 
 def state_agrees(reports: list[Report], reference: Reference) -> Check:
-    """Every report, after every restore, has the digest an uninterrupted run has at that turn."""
+    """Check that every report has the digest of an uninterrupted run at that turn."""
     wrong = [report for report in reports if report["digest"] != reference.digests[int(report["turn"])]]
     return Check(
         "state digests equal an uninterrupted run's", f"{len(reports) - len(wrong)} of {len(reports)}", "all", not wrong
@@ -110,21 +109,21 @@ def state_agrees(reports: list[Report], reference: Reference) -> Check:
 
 
 def position_agrees(reports: list[Report], reference: Reference) -> Check:
-    """Every turn, after every restore, is at the document and question that come next."""
+    """Check that every turn works on the document and question that come next."""
     turns = [report for report in reports if report["event"] == "turn"]
     right = sum((r["document"], r["question"]) == reference.steps[int(r["turn"]) - 1] for r in turns)
     return Check("loop position follows the list", f"{right} of {len(turns)}", "all", right == len(turns) > 0)
 
 
 def conversation_grows(reports: list[Report], reference: Reference) -> Check:
-    """Every conversation is an uninterrupted run's at that turn: each later one begins with each earlier one."""
+    """Check that every conversation is that of an uninterrupted run: each extends all earlier ones."""
     turns = [report for report in reports if report["event"] == "turn"]
     right = sum(report["conversation"] == reference.conversations[int(report["turn"])] for report in turns)
     return Check("conversation is a prefix extension", f"{right} of {len(turns)}", "all", right == len(turns) > 0)
 
 
 def bytes_changed(reports: list[Report], since: float, until: float, *, mebibytes: int, stride: int) -> int:
-    """Bytes of weights and momentum that turns between two times touched."""
+    """Return how many bytes of weights and momentum the turns between two times changed."""
     from state import RANGES
 
     turns = [int(r["turn"]) - 1 for r in reports if r["event"] == "turn" and since < r["time"] <= until]
@@ -132,7 +131,7 @@ def bytes_changed(reports: list[Report], since: float, until: float, *, mebibyte
 
 
 def turns_lost(reports: list[Report]) -> list[int]:
-    """Per start after the first: turns that had been reported and were not in the state that came back."""
+    """Return, for each start after the first, how many reported turns the restored state lacked."""
     lost, highest = [], 0
     for report in reports:
         if report.get("event") == "start" and highest:
@@ -142,15 +141,15 @@ def turns_lost(reports: list[Report]) -> list[int]:
 
 
 def calls_repeated(calls: dict[str, list[int]]) -> int:
-    """Model calls whose answer had been delivered and that were asked again."""
+    """Return how many model calls were repeated although their answer had been delivered."""
     return sum(max(0, completed - 1) for _, completed in calls.values())
 
 
 def effects_counted(before: list[Report], effects: Effects, after: list[Report], reference: Reference) -> Check:
-    """Each turn's side effect is in the ledger under one id, counted once unless that id is listed as uncertain.
+    """Check that each turn's side effect is in the ledger under one id, counted once unless listed as uncertain.
 
-    ``before`` and ``after`` are what had been reported before and after the ledger was read: the effect of a turn in
-    between, and of the one in flight at the end, may be booked or not. What belongs to no turn may not be.
+    ``before`` and ``after`` are the reports before and after the ledger was read. The effect of a turn in between, and
+    of the one in flight at the end, may or may not be booked. Effects that belong to no turn must not be.
     """
     uncertain, turns = _uncertain(after), {int(report["turn"]) for report in before if report["event"] == "turn"}
     ids: dict[str, list[str]] = {}
@@ -169,24 +168,26 @@ def effects_counted(before: list[Report], effects: Effects, after: list[Report],
 
 
 def effects_uncertain(reports: list[Report]) -> Check:
-    """What was sent and not confirmed when the process was killed comes back, to be looked up by its id."""
+    """Check that effects sent but not confirmed when the process was killed are listed as uncertain."""
     pods = [report["pod"] for report in starts(reports)]
-    kills = sum(pod == before for before, pod in itertools.pairwise(pods))  # a pod that is left to end kills nothing
+    kills = sum(
+        pod == before for before, pod in itertools.pairwise(pods)
+    )  # a pod that ends gracefully has none in flight
     uncertain = _uncertain(reports)
     arrived = sum(uncertain.values())
-    name, expected = "side effects listed as uncertain, and of them arrived", f"≤ {kills}, the one in flight a kill"
+    name, expected = "side effects listed as uncertain, and how many arrived", f"≤ {kills}, one in flight per kill"
     return Check(name, f"{len(uncertain)}, {arrived}", expected, len(uncertain) <= kills)
 
 
 def _uncertain(reports: list[Report]) -> dict[str, bool]:
-    """Ids that a restarted agent was handed back, and whether the ledger had them."""
+    """Return the ids that restarted agents found uncertain, and whether the ledger had them."""
     return {str(report["effect"]): bool(report["arrived"]) for report in reports if report["event"] == "uncertain"}
 
 
-def coder_goes_on(reports: list[Report]) -> list[Check]:
-    """The coder's workspace: whole, and one it had when it came back; its log grows with every turn.
+def coder_continues(reports: list[Report]) -> list[Check]:
+    """Check the coder's workspace: intact, one it had before after each start, and its log grows with every turn.
 
-    In another pod it is the workspace that was reported at this turn. In the same one, killed in place, it is as the
+    In another pod it must be the workspace reported at that turn; in the same pod, killed in place, it must be as the
     crash left it.
     """
     known: dict[int, Report] = {}
@@ -204,39 +205,39 @@ def coder_goes_on(reports: list[Report]) -> list[Check]:
         lines = int(report["logLines"])
         known[int(report["turn"])] = latest = report
     return [
-        Check("coder: git, SQLite, hooks and links sound", "yes" if sound else "no", "yes", sound),
+        Check("coder: git, SQLite, hooks and links intact", "yes" if sound else "no", "yes", sound),
         Check("coder: its log grows in every turn", f"{lines} lines" if grows else "no", "yes", grows and lines > 0),
-        Check("coder: came back with a workspace it had", f"{same} of {total}", "all", same == total),
+        Check("coder: restarted with a workspace it had", f"{same} of {total}", "all", same == total),
     ]
 
 
 def _kept(before: Report, after: Report) -> bool:
-    """Nothing that had been reported is set back; of the turn that was killed, everything, a part or nothing is there.
+    """Return whether nothing reported was lost; the turn in progress at the kill may be there in whole, in part or not.
 
-    Its log is only ever added to: while it has no new line it is the same byte for byte.
+    The log is append-only: without a new line it must be the same byte for byte.
     """
     turns, lines = (int(after[name]) - int(before[name]) for name in ("turn", "logLines"))
     log = lines > 0 or (lines == 0 and after["logDigest"] == before["logDigest"])
     return turns in (0, 1) and after["rows"] == after["turn"] and log
 
 
-def summary(proofs: list[Check]) -> str:
-    """One line: how many hold, and how many of the figures are over their goals."""
-    judged = [entry for entry in proofs if not entry.figure]
-    failed = sum(entry.failed for entry in judged)
-    figures = [entry for entry in proofs if entry.figure]
-    over = sum(not entry.holds for entry in figures)
-    text = f"{len(judged) - failed} of {len(judged)} proofs hold"
+def summary(found: list[Check]) -> str:
+    """Return one line: how many checks hold, and how many figures exceed their goals."""
+    judged = [check for check in found if not check.figure]
+    figures = [check for check in found if check.figure]
+    failed = sum(check.failed for check in judged)
+    over = sum(not check.holds for check in figures)
+    text = f"{len(judged) - failed} of {len(judged)} checks hold"
     text += f", {failed} FAIL" if failed else ""
     text += f"; {over} of {len(figures)} figures over their goals"
-    return text + (", which depends on what else the machine does and is no failure" if over else "")
+    return text + (" (not a failure: it depends on what else the machine does)" if over else "")
 
 
-def table(proofs: list[Check]) -> str:
-    """The proofs as aligned lines."""
-    name = max(len(proof.name) for proof in proofs)
-    found = max(len(proof.found) for proof in proofs)
+def table(found: list[Check]) -> str:
+    """Return the checks as aligned lines."""
+    name = max(len(check.name) for check in found)
+    value = max(len(check.found) for check in found)
     lines = (
-        f"{proof.mark:<4} {proof.name:<{name}}  {proof.found:<{found}}  expected {proof.expected}" for proof in proofs
+        f"{check.mark:<4} {check.name:<{name}}  {check.found:<{value}}  expected {check.expected}" for check in found
     )
     return "\n".join(f"  {line}" for line in lines)

@@ -1,180 +1,205 @@
-"""What the scenes have shown, as proofs: from the facts that they noted and from what the witnesses have.
+"""Judgements on the scenarios of the main job, from their observations and the fake services' records.
 
-It changes nothing; e2e.checks.checks does the counting.
+Reads only; ``e2e.checks.checks`` does the counting.
 """
 
 import itertools
-from typing import Any
+from dataclasses import dataclass
 
-from e2e.checks import checks as proof
+from e2e.checks import checks
 from e2e.checks.checks import Check, Reference, Report
 from e2e.harness.installation import Installation
 from e2e.harness.laptop import Laptop
-from e2e.scenarios.main_job import CODER, RESEARCHER, TWIN, UNDER_WAY, Observations, committed_at
+from e2e.scenarios.main_job import (
+    CODER,
+    IN_PROGRESS,
+    RESEARCHER,
+    TWIN,
+    ContainerKill,
+    Corruption,
+    OperatorKill,
+    Reschedule,
+    committed_at,
+    slowest_move,
+)
 
 DRAINS = 2
 LAPTOP_KILLS = 2
 
 
-def laptop_proofs(here: Laptop) -> list[Check]:
-    """Of the scene without a cluster: two kills, nothing asked twice but what was in flight."""
-    reports, calls = here.world.reports(RESEARCHER), here.world.calls(RESEARCHER)
-    turns = proof.last_turn(reports)
+@dataclass(frozen=True)
+class Observations:
+    """Everything that the scenarios on the cluster observed."""
+
+    kill: ContainerKill
+    moves: list[Reschedule]
+    operator: OperatorKill
+    corruption: Corruption
+
+
+def laptop_checks(here: Laptop) -> list[Check]:
+    """Judge the scenario without a cluster: two kills, and only calls in flight were repeated."""
+    reports, calls = here.services.reports(RESEARCHER), here.services.calls(RESEARCHER)
+    turns = checks.last_turn(reports)
     reference = Reference.run(turns + 1, mebibytes=here.mebibytes, stride=25, documents=2000)
-    repeated = proof.calls_repeated(calls)
-    starts = proof.starts(reports)
+    repeated = checks.calls_repeated(calls)
+    starts = checks.starts(reports)
     found = [
-        proof.state_agrees(reports, reference),
-        Check("came back after each kill -9", f"{len(starts) - 1}", str(LAPTOP_KILLS), len(starts) == 1 + LAPTOP_KILLS),
+        checks.state_agrees(reports, reference),
+        Check("restarted after each kill -9", f"{len(starts) - 1}", str(LAPTOP_KILLS), len(starts) == 1 + LAPTOP_KILLS),
         Check(
             "completed model calls repeated",
             str(repeated),
-            f"at most {LAPTOP_KILLS}, one in flight a kill",
+            f"at most {LAPTOP_KILLS}, one in flight per kill",
             repeated <= LAPTOP_KILLS,
         ),
-        proof.effects_counted(reports, here.world.effects(RESEARCHER), here.world.reports(RESEARCHER), reference),
-        proof.effects_uncertain(reports),
+        checks.effects_counted(
+            reports, here.services.effects(RESEARCHER), here.services.reports(RESEARCHER), reference
+        ),
+        checks.effects_uncertain(reports),
     ]
     return [Check(f"laptop: {entry.name}", entry.found, entry.expected, entry.holds) for entry in found]
 
 
-def cluster_proofs(lab: Installation, facts: Observations) -> list[Check]:
-    """Everything the scenes on the cluster are to show."""
-    settings = lab.settings
-    before, effects = lab.world.reports(RESEARCHER), lab.world.effects(RESEARCHER)
-    reports, twin = lab.world.reports(RESEARCHER), lab.world.reports(TWIN)
+def cluster_checks(installation: Installation, observed: Observations) -> list[Check]:
+    """Judge everything that the scenarios on the cluster are to show."""
+    settings, services = installation.settings, installation.services
+    before, effects = services.reports(RESEARCHER), services.effects(RESEARCHER)
+    reports, twin = services.reports(RESEARCHER), services.reports(TWIN)
     reference = Reference.run(
-        proof.last_turn(reports) + 1,
+        checks.last_turn(reports) + 1,
         mebibytes=settings.state_mib,
         stride=settings.row_stride,
         documents=settings.documents,
     )
-    slowest = max((move.running - move.released for move in facts.moves), default=float("nan"))
-    pauses = [item["status"]["timing"]["pauseMilliseconds"] for item in lab.checkpoints(RESEARCHER) if _paused(item)]
     return [
-        proof.state_agrees(reports, reference),
-        proof.position_agrees(reports, reference),
-        proof.conversation_grows(reports, reference),
-        proof.effects_counted(before, effects, reports, reference),
-        proof.effects_uncertain(reports),
-        work_lost(reports, facts),
-        Check(
-            "kill -9 in place: calls repeated",
-            str(facts.repeated_by_kills),
-            f"≤ {facts.kills}",
-            facts.repeated_by_kills <= facts.kills,
-        ),
-        *drains(facts, proof.calls_repeated(lab.world.calls(TWIN))),
+        checks.state_agrees(reports, reference),
+        checks.position_agrees(reports, reference),
+        checks.conversation_grows(reports, reference),
+        checks.effects_counted(before, effects, reports, reference),
+        checks.effects_uncertain(reports),
+        work_lost(reports, observed.moves),
+        killed_in_place(observed.kill),
+        *drains(observed.moves, checks.calls_repeated(services.calls(TWIN))),
         _twin_started_over(twin),
-        Check("release to agent running, slowest, seconds", f"{slowest:.1f}", "≤ 10", slowest <= 10, figure=True),
-        _pause(pauses),
-        _uploaded(lab, reports),
-        *_sidecar_memory(lab),
-        *operator_killed(facts),
-        Check("corrupted object: named by the refusal", facts.corrupted_key[-12:], "yes", _named(facts)),
-        Check(
-            "corrupted object: agent started on it",
-            "yes" if facts.corrupted_agent_started else "no",
-            "no",
-            not facts.corrupted_agent_started,
-        ),
-        Check("put back: the agent goes on", "yes" if facts.mended else "no", "yes", facts.mended),
-        *proof.coder_goes_on(lab.world.reports(CODER)),
+        _release_to_running(observed.moves),
+        _pause(installation),
+        _uploaded(installation, reports),
+        *_sidecar_memory(installation),
+        *operator_killed(observed.operator),
+        *corrupted(observed.corruption),
+        *checks.coder_continues(services.reports(CODER)),
     ]
 
 
-def work_lost(reports: list[Report], facts: Observations) -> Check:
-    """Turns that had been reported and were gone through again, their steps replayed, by restart; none by a drain."""
-    by_drains = [move.turns_lost for move in facts.moves]
-    found = f"{proof.turns_lost(reports)}, of them by drains {by_drains}"
-    name = "work lost: turns gone through again, by restart"
+def killed_in_place(kill: ContainerKill) -> Check:
+    """Judge a kill in place: at most the call in flight was repeated."""
+    name = "kill -9 in place: calls repeated"
+    return Check(name, str(kill.calls_repeated), "≤ 1", kill.calls_repeated <= 1)
+
+
+def work_lost(reports: list[Report], moves: list[Reschedule]) -> Check:
+    """Judge that drains lost no work: no reported turn was executed again (its steps replayed) because of one."""
+    by_drains = [move.turns_lost for move in moves]
+    found = f"{checks.turns_lost(reports)}, of them by drains {by_drains}"
+    name = "work lost: turns repeated, by restart"
     return Check(name, found, "0 by a drain", len(by_drains) == DRAINS and not any(by_drains))
 
 
-def drains(facts: Observations, by_twin: int) -> list[Check]:
-    """Each node was drained; the protected agent asked nothing again, as its twin did."""
-    moves, nodes = facts.moves, {move.node for move in facts.moves}
+def drains(moves: list[Reschedule], by_twin: int) -> list[Check]:
+    """Judge the drains: each node was drained, and the protected agent repeated no call, unlike its twin."""
+    nodes = {move.node for move in moves}
     repeated, triggers = sum(move.calls_repeated for move in moves), [move.trigger for move in moves]
-    last = "the last checkpoint" if len(set(triggers)) == 1 else "the last checkpoints"
     return [
         Check("drains: nodes drained", str(len(nodes)), str(DRAINS), len(nodes) == DRAINS),
         Check(
-            f"drains: what triggered {last}",
+            "drains: trigger of the final checkpoint",
             ", ".join(triggers),
-            "Drain, or Shutdown",
+            "Drain or Shutdown",
             bool(triggers) and set(triggers) <= {"Drain", "Shutdown"},
         ),
         Check("drains: completed model calls repeated", str(repeated), "0", bool(moves) and repeated == 0),
-        Check("drains: the twin's repeated calls beside it", str(by_twin), "more than 0", by_twin > 0),
+        Check("drains: calls repeated by the unprotected twin", str(by_twin), "more than 0", by_twin > 0),
     ]
 
 
-def operator_killed(facts: Observations) -> list[Check]:
-    """The checkpoint was under way when the kill was sent, and is Ready by the next operator; and so is one after."""
-    under_way = facts.operator_stage in UNDER_WAY and 0 < facts.operator_killed_at < facts.operator_committed
-    stages = f"{facts.operator_stage or 'nothing'} → {facts.operator_checkpoint or 'nothing'}"
-    if facts.operator_stage in UNDER_WAY and facts.operator_committed and not under_way:
-        stages += ", committed before the kill"
+def operator_killed(kill: OperatorKill) -> list[Check]:
+    """Judge the operator's kill: the next operator made the checkpoint in progress Ready, and a later one, too."""
+    in_progress = kill.phase in IN_PROGRESS and 0 < kill.killed_at < kill.committed_at
+    phases = f"{kill.phase or 'nothing'} → {kill.outcome or 'nothing'}"
+    if kill.phase in IN_PROGRESS and kill.committed_at and not in_progress:
+        phases += ", committed before the kill"
     return [
         Check(
             "operator killed: the checkpoint then, and at its end",
-            stages,
-            "under way → Ready",
-            under_way and facts.operator_checkpoint == "Ready",
+            phases,
+            "in progress → Ready",
+            in_progress and kill.outcome == "Ready",
         ),
         Check(
             "operator killed: sequence before and after",
-            f"{facts.operator_before} → {facts.operator_after}",
-            "rises by both",
-            facts.operator_after >= facts.operator_before + 2,
+            f"{kill.sequence_before} → {kill.sequence_after}",
+            "increases by both",
+            kill.sequence_after >= kill.sequence_before + 2,
         ),
     ]
 
 
-def _pause(pauses: list[int]) -> Check:
-    """The longest is often the one during which the operator was killed and started again on the same cores."""
-    middle, longest = sorted(pauses)[len(pauses) // 2], max(pauses)
+def corrupted(corruption: Corruption) -> list[Check]:
+    """Judge the damaged object: named by the refusal, never started on, and the agent continued after the repair."""
+    key = corruption.key
+    named = bool(key) and key.rsplit("/", 1)[-1] in corruption.refusal
+    started, recovered = corruption.agent_started, corruption.recovered
+    return [
+        Check("corrupted object: named by the refusal", key[-12:], "yes", named),
+        Check("corrupted object: agent started on it", "yes" if started else "no", "no", not started),
+        Check("object repaired: the agent continues", "yes" if recovered else "no", "yes", recovered),
+    ]
+
+
+def _release_to_running(moves: list[Reschedule]) -> Check:
+    slowest = slowest_move(moves)
+    return Check("release to agent running, slowest, seconds", f"{slowest:.1f}", "≤ 10", slowest <= 10, figure=True)
+
+
+def _pause(installation: Installation) -> Check:
+    """Judge the pauses; the longest is often the one during which the operator restarted on the same cores."""
+    timings = [item["status"].get("timing", {}) for item in installation.checkpoints(RESEARCHER)]
+    pauses = sorted(each["pauseMilliseconds"] for each in timings if each.get("pauseMilliseconds") is not None)
+    median, longest = pauses[len(pauses) // 2], pauses[-1]
     name = "pause seen by the agent, median and longest, ms"
-    return Check(name, f"{middle}, {longest}", "≤ 100", longest <= 100, figure=True)
+    return Check(name, f"{median}, {longest}", "≤ 100", longest <= 100, figure=True)
 
 
-def _uploaded(lab: Installation, reports: list[Report]) -> Check:
-    """The median checkpoint: what went up beside what the turns before it had changed."""
-    found = [item for item in lab.checkpoints(RESEARCHER) if committed_at(item) and "size" in item["status"]]
-    sizes, pairs = (lab.settings.state_mib, lab.settings.row_stride), []
+def _uploaded(installation: Installation, reports: list[Report]) -> Check:
+    """Judge the median checkpoint: bytes uploaded against bytes that the turns before it changed."""
+    ready = installation.checkpoints(RESEARCHER)
+    found = [item for item in ready if committed_at(item) and "size" in item["status"]]
+    mebibytes, stride, ratios = installation.settings.state_mib, installation.settings.row_stride, []
     for before, after in itertools.pairwise(found):
         since, until = committed_at(before), committed_at(after)
-        changed = proof.bytes_changed(reports, since, until, mebibytes=sizes[0], stride=sizes[1])
+        changed = checks.bytes_changed(reports, since, until, mebibytes=mebibytes, stride=stride)
         if changed:
             uploaded = int(after["status"]["size"]["uploaded"])
-            pairs.append((uploaded / changed, uploaded, changed))
-    ratio, uploaded, changed = sorted(pairs)[len(pairs) // 2] if pairs else (float("inf"), 0, 0)
+            ratios.append((uploaded / changed, uploaded, changed))
+    ratio, uploaded, changed = sorted(ratios)[len(ratios) // 2] if ratios else (float("inf"), 0, 0)
     name = "bytes uploaded against bytes changed, median"
     return Check(name, f"{uploaded} / {changed} = {ratio:.2f}", "≤ 2", ratio <= 2)
 
 
-def _sidecar_memory(lab: Installation) -> list[Check]:
-    """Resident memory of the researcher's and of the coder's sidecar: now, between checkpoints, and at its most."""
+def _sidecar_memory(installation: Installation) -> list[Check]:
+    """Judge the resident memory of the coder's sidecar at rest, and of the researcher's at its peak."""
     found = []
-    for app, (what, goal) in ((CODER, ("VmRSS", 64)), (RESEARCHER, ("VmHWM", 192))):
-        pod = lab.wait_running(app)["metadata"]["name"]
-        status = lab.agents("exec", pod, "-c", "savepoint-sidecar", "--", "cat", "/proc/1/status")
-        mebibytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith(what)) / 1024
-        name = f"memory of the {app}'s sidecar, {'at rest' if what == 'VmRSS' else 'at its most'}, MiB"
+    for app, (field, when, goal) in ((CODER, ("VmRSS", "at rest", 64)), (RESEARCHER, ("VmHWM", "at its peak", 192))):
+        pod = installation.wait_running(app)["metadata"]["name"]
+        status = installation.agents("exec", pod, "-c", "savepoint-sidecar", "--", "cat", "/proc/1/status")
+        mebibytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1024
+        name = f"memory of the {app}'s sidecar {when}, MiB"
         found.append(Check(name, f"{mebibytes:.0f}", f"≤ {goal}", mebibytes <= goal, figure=True))
     return found
 
 
-def _named(facts: Observations) -> bool:
-    return bool(facts.corrupted_key) and facts.corrupted_key.rsplit("/", 1)[-1] in facts.corrupted_refusal
-
-
-def _paused(item: dict[str, Any]) -> bool:
-    return item["status"].get("timing", {}).get("pauseMilliseconds") is not None
-
-
 def _twin_started_over(reports: list[Report]) -> Check:
-    turns = [int(report["turn"]) for report in proof.starts(reports)[1:]]
-    return Check(
-        "drains: the twin began again at turn", str(turns), "all 0, at least one", bool(turns) and not any(turns)
-    )
+    turns = [int(report["turn"]) for report in checks.starts(reports)[1:]]
+    name, expected = "drains: the twin started again at turn", "all 0, at least one"
+    return Check(name, str(turns), expected, bool(turns) and not any(turns))

@@ -104,7 +104,7 @@ def fresh_namespace(kubectl: Kubectl, prefix: str) -> Iterator[Kubectl]:
 
 @contextlib.contextmanager
 def forwarded(kubectl: Kubectl, target: str, port: int) -> Iterator[str]:
-    """A port-forward to ``target`` ("service/world") for as long as the block runs; yields "127.0.0.1:PORT"."""
+    """A port-forward to ``target`` ("service/services") for as long as the block runs; yields "127.0.0.1:PORT"."""
     command = [str(program("kubectl")), "--kubeconfig", str(kubectl.kubeconfig), "-n", kubectl.namespace or "default"]
     command += ["port-forward", "--address", "127.0.0.1", target, f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:

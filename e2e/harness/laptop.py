@@ -27,14 +27,14 @@ class Laptop:
     """A store in a folder, the outside world on loopback, and the researcher as a command."""
 
     store: Path
-    world: FakeServices
+    services: FakeServices
     mebibytes: int
 
     def start(self) -> subprocess.Popen[bytes]:
         """`savepoint run --store DIR -- python agent.py`, in a process group of its own."""
         environment = {
             **os.environ,
-            "WORLD_URL": self.world.url,
+            "SERVICES_URL": self.services.url,
             "AGENT": "researcher",
             "STATE_MIB": str(self.mebibytes),
             "OPENBLAS_NUM_THREADS": "1",
@@ -71,9 +71,9 @@ class Laptop:
 
     def wait_turns(self, more: int, seconds: float = 60) -> int:
         """Until that many more turns have been reported; the turn it is at then."""
-        begin = self.world.turns("researcher")
-        until(f"{more} more turns", lambda: self.world.turns("researcher") >= begin + more, seconds=seconds)
-        return self.world.turn("researcher")
+        begin = self.services.turns("researcher")
+        until(f"{more} more turns", lambda: self.services.turns("researcher") >= begin + more, seconds=seconds)
+        return self.services.turn("researcher")
 
     def kill(self, pid: int, process: subprocess.Popen[bytes]) -> None:
         """kill -9, and wait until the whole of it is gone."""
@@ -89,7 +89,7 @@ class Laptop:
 @contextlib.contextmanager
 def laptop(mebibytes: int = 64) -> Iterator[Laptop]:
     """A laptop with an empty store, taken away afterwards."""
-    server = _world_server()
+    server = _services_server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="savepoint-laptop-") as folder:
         try:
@@ -99,10 +99,10 @@ def laptop(mebibytes: int = 64) -> Iterator[Laptop]:
             server.server_close()
 
 
-def _world_server() -> Any:
+def _services_server() -> Any:
     services = AGENTS / "services"
     sys.path.insert(0, str(services))
-    spec = importlib.util.spec_from_file_location("savepoint_world_server", services / "server.py")
+    spec = importlib.util.spec_from_file_location("savepoint_services_server", services / "server.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from e2e.harness import installation as stage
-from e2e.harness import namespace_teardown
+from e2e.harness import installation, namespace_teardown
 from e2e.harness.kube import Kubectl, until
 from e2e.scenarios.faulty_agents import (
     CODER,
@@ -31,8 +30,8 @@ START_SECONDS = 60
 """So long after its creation at most, a pod that cannot start has said why."""
 STORE_SECONDS = 150
 """So long a checkpoint tries to reach a store that does not answer."""
-S3 = f"http://s3.{stage.WORLD}.svc:7070"
-CLOSED_PORT = f"http://s3.{stage.WORLD}.svc:7071"
+S3 = f"http://s3.{installation.SERVICES}.svc:7070"
+CLOSED_PORT = f"http://s3.{installation.SERVICES}.svc:7071"
 
 STUCK = """
 import savepoint, time
@@ -103,10 +102,10 @@ def prepare(here: FaultScenarios) -> None:
         here.kubectl.apply(json.dumps(body))
     for bucket in (here.name, f"{here.name}-2"):
         here.strict.bucket.make_bucket(bucket)
-    system = here.kubectl.within(stage.SYSTEM)
-    for secret, key in ((f"{here.name}-keys", stage.SECRET_KEY), (f"{here.name}-wrong", "not-the-key")):
+    system = here.kubectl.within(installation.SYSTEM)
+    for secret, key in ((f"{here.name}-keys", installation.SECRET_KEY), (f"{here.name}-wrong", "not-the-key")):
         body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}}
-        system.apply(json.dumps({**body, "stringData": {"accessKey": stage.ACCESS_KEY, "secretKey": key}}))
+        system.apply(json.dumps({**body, "stringData": {"accessKey": installation.ACCESS_KEY, "secretKey": key}}))
     here.strict.create(
         here.store("whole"),
         here.store("lost", f"{here.name}-2"),
@@ -177,7 +176,7 @@ def clean_up(here: FaultScenarios) -> None:
     stores = [f"{here.name}-{kind}" for kind in kinds]
     here.kubectl("delete", "agentcheckpointstore", *stores, "--ignore-not-found")
     secrets = [f"{here.name}-keys", f"{here.name}-wrong"]
-    here.kubectl.within(stage.SYSTEM)("delete", "secret", *secrets, "--ignore-not-found")
+    here.kubectl.within(installation.SYSTEM)("delete", "secret", *secrets, "--ignore-not-found")
     namespace_teardown.remove(here.kubectl, *names)
     for bucket in (here.name, f"{here.name}-2"):
         with contextlib.suppress(Exception):  # one of them is removed by its test

@@ -1,226 +1,265 @@
-"""The scenarios of the main job: what is done to the agents, and what was observed.
+"""The scenarios of the main job: faults done to the sample agents, and what was observed.
 
-The demo and the suite share them; e2e.checks.report judges what was observed.
+Each function performs one scenario and returns its observations; ``e2e.checks.report`` judges them. The demo and the
+test suite share these functions.
 """
 
 import io
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from e2e.checks import checks as proof
+from e2e.checks import checks
 from e2e.harness.installation import BUCKET, SYSTEM, Installation, agent_state, condition
 from e2e.harness.kube import until
 
 RESEARCHER, TWIN, CODER = "researcher", "twin", "coder"
-UNDER_WAY = ("Quiescing", "Capturing", "Uploading", "Committing")
-"""Reasons of a checkpoint that its agent's sidecar is making."""
+IN_PROGRESS = ("Quiescing", "Capturing", "Uploading", "Committing")
+"""Reasons of a checkpoint that its agent's sidecar is working on."""
 Say = Callable[[str], None]
 
 
-@dataclass
-class Move:
-    """One reschedule of the researcher."""
+@dataclass(frozen=True)
+class ContainerKill:
+    """The researcher's container was killed in place."""
+
+    calls_repeated: int
+    """Completed model calls that were made again."""
+
+
+@dataclass(frozen=True)
+class Reschedule:
+    """The researcher moved to another node after a drain."""
 
     node: str
-    released: float  # when the predecessor had let go: see released_at
-    running: float  # when the successor's agent process began
+    """The drained node."""
+    released: float
+    """When the predecessor released its epoch, in seconds since 1970: see ``released_at``."""
+    running: float
+    """When the successor's agent process started, in seconds since 1970."""
     calls_repeated: int
     turns_lost: int
-    trigger: str  # of the predecessor's last checkpoint
+    trigger: str
+    """Trigger of the predecessor's final checkpoint."""
 
 
-@dataclass
-class Observations:
-    """What the scenes saw and the proofs need."""
+@dataclass(frozen=True)
+class OperatorKill:
+    """The operator was killed while a checkpoint was in progress."""
 
-    on_demand: dict[str, Any] = field(default_factory=dict)
-    moves: list[Move] = field(default_factory=list)
-    kills: int = 0
-    repeated_by_kills: int = 0
-    operator_before: int = 0
-    operator_after: int = 0
-    operator_killed_at: float = 0.0
-    operator_stage: str = ""  # of the checkpoint, when the kill was sent
-    operator_checkpoint: str = ""  # how it ended
-    operator_committed: float = 0.0
-    corrupted_key: str = ""
-    corrupted_refusal: str = ""
-    corrupted_agent_started: bool = True
-    mended: bool = False
+    sequence_before: int
+    sequence_after: int
+    killed_at: float
+    """Seconds since 1970."""
+    phase: str
+    """Reason of the checkpoint when the kill was sent."""
+    outcome: str
+    """Reason of the checkpoint when it ended."""
+    committed_at: float
+    """Seconds since 1970; 0 if it was never committed."""
 
 
-# -- scenes -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Corruption:
+    """One stored object was damaged while no agent ran, and repaired afterwards."""
+
+    key: str
+    refusal: str
+    """Message of the restore that refused it."""
+    agent_started: bool
+    """The agent's container started although its state was damaged."""
+    recovered: bool
+    """After the repair the agent continued."""
 
 
-def protect(lab: Installation) -> None:
-    """Deploy the researcher, its unprotected twin and the coder, and see them work."""
-    lab.deploy_researcher(RESEARCHER, protected=True)
-    lab.deploy_researcher(TWIN, protected=False)
-    lab.agents.manifest("coder.yaml", NAMESPACE=str(lab.agents.namespace))
+# -- scenarios --------------------------------------------------------------------------------------------------
+
+
+def deploy_agents(installation: Installation) -> None:
+    """Deploy the researcher, its unprotected twin and the coder, and wait until all three work."""
+    installation.deploy_researcher(RESEARCHER, protected=True)
+    installation.deploy_researcher(TWIN, protected=False)
+    installation.agents.manifest("coder.yaml", NAMESPACE=str(installation.agents.namespace))
     for app in (RESEARCHER, TWIN, CODER):
-        lab.wait_running(app)
+        installation.wait_running(app)
     for app in (RESEARCHER, TWIN, CODER):
-        lab.wait_turns(app, 3)
+        installation.wait_turns(app, 3)
 
 
-def kill_in_place(lab: Installation, facts: Observations) -> None:
-    """The researcher is killed in place: what it asks again is what was in flight."""
-    lab.wait_checkpoint(RESEARCHER, 0)
-    before = proof.calls_repeated(lab.world.calls(RESEARCHER))
-    restart_in_place(lab, RESEARCHER)
-    facts.kills += 1
-    facts.repeated_by_kills += proof.calls_repeated(lab.world.calls(RESEARCHER)) - before
+def kill_in_place(installation: Installation) -> ContainerKill:
+    """Kill the researcher's container in place; only a call that was in flight may be repeated."""
+    installation.wait_checkpoint(RESEARCHER, 0)
+    before = checks.calls_repeated(installation.services.calls(RESEARCHER))
+    restart_in_place(installation, RESEARCHER)
+    return ContainerKill(checks.calls_repeated(installation.services.calls(RESEARCHER)) - before)
 
 
-def restart_in_place(lab: Installation, app: str) -> None:
-    """SIGKILL to the agent's processes inside its container; the pod stays, the container restarts and works on."""
-    pod = lab.wait_running(app)
-    starts = len(proof.starts(lab.world.reports(app)))
-    lab.nodes.kill_container(str(lab.agents.namespace), pod["metadata"]["name"], "agent")
-    until(f"{app} restarts in its pod", lambda: len(proof.starts(lab.world.reports(app))) > starts, seconds=90)
-    lab.wait_turns(app, 3)
-
-
-def drain_every_node(lab: Installation, facts: Observations, say: Say) -> None:
-    """Drain each node that holds agents; all of them come back on the other."""
-    for _ in range(2):
-        pods = {app: lab.wait_running(app) for app in (RESEARCHER, TWIN, CODER)}
-        node = pods[RESEARCHER]["spec"]["nodeName"]
-        calls = proof.calls_repeated(lab.world.calls(RESEARCHER))
-        starts = len(proof.starts(lab.world.reports(RESEARCHER)))
-        say(f"kubectl drain {node} --ignore-daemonsets --delete-emptydir-data")
-        try:
-            lab.drain(node)
-            for app, pod in pods.items():
-                if pod["spec"]["nodeName"] == node:
-                    back = lab.wait_returned(app, pod["metadata"]["uid"])
-                    say(f"{app} is back on {back['spec']['nodeName']}")
-        finally:
-            lab.uncordon(node)
-        reports = lab.world.reports(RESEARCHER)
-        back_again = proof.starts(reports)[starts:]
-        running = float(back_again[0]["time"])
-        last = max((item for item in lab.checkpoints(RESEARCHER) if committed_at(item) < running), key=committed_at)
-        lab.wait_turns(RESEARCHER, 3)
-        repeated = proof.calls_repeated(lab.world.calls(RESEARCHER)) - calls
-        lost = sum(proof.turns_lost(reports)[-len(back_again) :])
-        trigger = str(last["status"]["trigger"]["type"])
-        released = released_at(last, reports[: reports.index(back_again[0])])
-        facts.moves.append(Move(node, released, running, repeated, lost, trigger))
-        lab.wait_turns(CODER, 2)
-
-
-def kill_operator_during_checkpoint(lab: Installation, facts: Observations, say: Say) -> None:
-    """SIGKILL to the operator while a checkpoint is under way: the agent works on, nothing committed is lost.
-
-    The agent's processes stand still, so that the checkpoint waits for it, until the signal has been sent: a checkpoint
-    of one percent is over sooner than a process on another machine is found and killed.
-    """
-    lab.checkpoint_now(RESEARCHER)  # none is due by time for some seconds
-    facts.operator_before = lab.newest_sequence(RESEARCHER)
-    lab.wait_turns(RESEARCHER, 1)  # something has changed
-    system, space = lab.kubectl.within(SYSTEM), str(lab.agents.namespace)
-    operator = next(
-        item["metadata"]["name"]
-        for item in system.items("pods", "app.kubernetes.io/component=operator")
-        if item["status"]["phase"] == "Running"
+def restart_in_place(installation: Installation, app: str) -> None:
+    """Send SIGKILL to the agent's processes inside its container; the pod stays and the container restarts."""
+    pod = installation.wait_running(app)
+    starts = len(checks.starts(installation.services.reports(app)))
+    installation.nodes.kill_container(str(installation.agents.namespace), pod["metadata"]["name"], "agent")
+    until(
+        f"{app} restarts in its pod",
+        lambda: len(checks.starts(installation.services.reports(app))) > starts,
+        seconds=90,
     )
-    agent = lab.wait_running(RESEARCHER)["metadata"]["name"]
-    lab.nodes.freeze_container(space, agent, "agent")
+    installation.wait_turns(app, 3)
+
+
+def drain_every_node(installation: Installation, say: Say) -> list[Reschedule]:
+    """Drain each worker in turn; every agent on it must return on the other one."""
+    return [_drain_node_of_researcher(installation, say) for _ in range(2)]
+
+
+def _drain_node_of_researcher(installation: Installation, say: Say) -> Reschedule:
+    services = installation.services
+    pods = {app: installation.wait_running(app) for app in (RESEARCHER, TWIN, CODER)}
+    node = pods[RESEARCHER]["spec"]["nodeName"]
+    calls = checks.calls_repeated(services.calls(RESEARCHER))
+    starts = len(checks.starts(services.reports(RESEARCHER)))
+    say(f"kubectl drain {node} --ignore-daemonsets --delete-emptydir-data")
     try:
-        made = lab.agents(
-            *("create", "-f", "-", "-o", "name"),
-            stdin='{"apiVersion":"savepoint.dev/v1alpha1","kind":"AgentCheckpoint",'
-            '"metadata":{"generateName":"researcher-"},"spec":{"agent":"researcher"}}',
-        ).strip()
-        until("the checkpoint is under way", lambda: _under_way(lab.agents.get(made)), seconds=30, every=0.05)
-        facts.operator_stage = _reason(lab.agents.get(made))
-        say(f"the agent stands still, its checkpoint is {facts.operator_stage}; kill -9 the operator")
-        lab.nodes.kill_container(SYSTEM, operator, "operator")
-        facts.operator_killed_at = time.time()
+        installation.drain(node)
+        for app, pod in pods.items():
+            if pod["spec"]["nodeName"] == node:
+                returned = installation.wait_returned(app, pod["metadata"]["uid"])
+                say(f"{app} runs again, on {returned['spec']['nodeName']}")
     finally:
-        lab.nodes.thaw_container(space, agent, "agent")
-    lab.wait_turns(RESEARCHER, 3)
-    until("the checkpoint ends", lambda: _ended(lab.agents.get(made)), seconds=150)
-    ended = lab.agents.get(made)
-    facts.operator_checkpoint, facts.operator_committed = _reason(ended), committed_at(ended)
-    after = lab.checkpoint_now(RESEARCHER)
-    facts.operator_after = int(after["status"]["sequence"])
+        installation.uncordon(node)
+    reports = services.reports(RESEARCHER)
+    new_starts = checks.starts(reports)[starts:]
+    running = float(new_starts[0]["time"])
+    earlier = (item for item in installation.checkpoints(RESEARCHER) if committed_at(item) < running)
+    final = max(earlier, key=committed_at)
+    installation.wait_turns(RESEARCHER, 3)
+    repeated = checks.calls_repeated(services.calls(RESEARCHER)) - calls
+    lost = sum(checks.turns_lost(reports)[-len(new_starts) :])
+    released = released_at(final, reports[: reports.index(new_starts[0])])
+    installation.wait_turns(CODER, 2)
+    return Reschedule(node, released, running, repeated, lost, str(final["status"]["trigger"]["type"]))
 
 
-def corrupt_and_mend(lab: Installation, facts: Observations, say: Say) -> None:
-    """One bit of one stored object flips while no agent runs; the restore refuses it; the bit flips back."""
-    old = lab.wait_running(RESEARCHER)["metadata"]["uid"]
-    lab.agents("scale", f"deployment/{RESEARCHER}", "--replicas=0")
-    until("the researcher is gone", lambda: not lab.agents.items("pods", f"app={RESEARCHER}"), seconds=120)
-    prefix = f"{lab.agents.namespace}/{RESEARCHER}/packs/"
-    newest = max(lab.bucket.list_objects(BUCKET, prefix=prefix), key=lambda item: str(item.last_modified))
-    facts.corrupted_key = key = str(newest.object_name)
-    good = _read(lab, key)
+def kill_operator_during_checkpoint(installation: Installation, say: Say) -> OperatorKill:
+    """Send SIGKILL to the operator while a checkpoint is in progress; the agent must continue and lose nothing.
+
+    The agent's processes are stopped until the signal has been sent, so that the checkpoint waits for them: otherwise a
+    checkpoint of 1 % of the state finishes before a process on another node can be found and killed.
+    """
+    agents = installation.agents
+    installation.checkpoint_now(RESEARCHER)  # the interval starts again, so no scheduled checkpoint interferes
+    sequence_before = installation.newest_sequence(RESEARCHER)
+    installation.wait_turns(RESEARCHER, 1)  # so that there is something to store
+    operator = _running_operator(installation)
+    agent = installation.wait_running(RESEARCHER)["metadata"]["name"]
+    installation.nodes.freeze_container(str(agents.namespace), agent, "agent")
+    try:
+        name = installation.request_checkpoint(RESEARCHER)
+        until("the checkpoint is in progress", lambda: _in_progress(agents.get(name)), seconds=30, every=0.05)
+        phase = _reason(agents.get(name))
+        say(f"the agent is stopped and its checkpoint is {phase}; kill -9 the operator")
+        installation.nodes.kill_container(SYSTEM, operator, "operator")
+        killed_at = time.time()
+    finally:
+        installation.nodes.thaw_container(str(agents.namespace), agent, "agent")
+    installation.wait_turns(RESEARCHER, 3)
+    until("the checkpoint ends", lambda: _ended(agents.get(name)), seconds=150)
+    ended = agents.get(name)
+    after = installation.checkpoint_now(RESEARCHER)
+    return OperatorKill(
+        sequence_before=sequence_before,
+        sequence_after=int(after["status"]["sequence"]),
+        killed_at=killed_at,
+        phase=phase,
+        outcome=_reason(ended),
+        committed_at=committed_at(ended),
+    )
+
+
+def _running_operator(installation: Installation) -> str:
+    pods = installation.kubectl.within(SYSTEM).items("pods", "app.kubernetes.io/component=operator")
+    return next(str(pod["metadata"]["name"]) for pod in pods if pod["status"]["phase"] == "Running")
+
+
+def corrupt_and_repair(installation: Installation, say: Say) -> Corruption:
+    """Flip one bit of one stored object while no agent runs; the restore must refuse it; then flip it back."""
+    agents = installation.agents
+    old_uid = installation.wait_running(RESEARCHER)["metadata"]["uid"]
+    agents("scale", f"deployment/{RESEARCHER}", "--replicas=0")
+    until("the researcher's pod is deleted", lambda: not agents.items("pods", f"app={RESEARCHER}"), seconds=120)
+    prefix = f"{agents.namespace}/{RESEARCHER}/packs/"
+    newest = max(installation.bucket.list_objects(BUCKET, prefix=prefix), key=lambda item: str(item.last_modified))
+    key = str(newest.object_name)
+    good = _read(installation, key)
     bad = bytearray(good)
     bad[len(bad) // 2] ^= 1
-    lab.bucket.put_object(BUCKET, key, io.BytesIO(bytes(bad)), len(bad))
+    installation.bucket.put_object(BUCKET, key, io.BytesIO(bytes(bad)), len(bad))
     say(f"flipped one bit of {key}")
-    lab.agents("scale", f"deployment/{RESEARCHER}", "--replicas=1")
+    agents("scale", f"deployment/{RESEARCHER}", "--replicas=1")
 
     def refused() -> str:
-        found = [condition(item, "Succeeded") for item in lab.restores(RESEARCHER)]
-        return next((str(entry["message"]) for entry in found if entry.get("reason") == "IntegrityError"), "")
+        conditions = [condition(item, "Succeeded") for item in installation.restores(RESEARCHER)]
+        return next((str(each["message"]) for each in conditions if each.get("reason") == "IntegrityError"), "")
 
-    facts.corrupted_refusal = until("the restore refuses", refused, seconds=120)
-    pod = lab.pod(RESEARCHER)
-    facts.corrupted_agent_started = pod is None or "waiting" not in agent_state(pod)
-    say(f"refused: {facts.corrupted_refusal}")
-    lab.bucket.put_object(BUCKET, key, io.BytesIO(good), len(good))
-    say("put it back")
-    lab.wait_returned(RESEARCHER, old, seconds=240)
-    facts.mended = lab.wait_turns(RESEARCHER, 3) > 0
+    refusal = until("the restore refuses the damaged object", refused, seconds=120)
+    pod = installation.pod(RESEARCHER)
+    started = pod is None or "waiting" not in agent_state(pod)
+    say(f"refused: {refusal}")
+    installation.bucket.put_object(BUCKET, key, io.BytesIO(good), len(good))
+    say("flipped the bit back")
+    installation.wait_returned(RESEARCHER, old_uid, seconds=240)
+    return Corruption(key, refusal, started, recovered=installation.wait_turns(RESEARCHER, 3) > 0)
 
 
-# -- looking ----------------------------------------------------------------------------------------------------
+# -- readings ---------------------------------------------------------------------------------------------------
 
 
 def committed_at(item: dict[str, Any]) -> float:
-    """When it was committed; a request that found nothing changed committed nothing."""
+    """Return when a checkpoint was committed, in seconds since 1970; 0 if nothing was committed."""
     completion = item["status"].get("timing", {}).get("completion")
     return datetime.fromisoformat(completion).timestamp() if completion else 0.0
 
 
-def released_at(last: dict[str, Any], before: list[proof.Report]) -> float:
-    """When a predecessor had let go, in seconds since 1970: from then on its successor could have run.
+def released_at(final: dict[str, Any], before: list[checks.Report]) -> float:
+    """Return when a predecessor released its epoch, in seconds since 1970: from then on its successor could run.
 
-    ``last``: its last checkpoint. ``before``: what it had reported, at least once.
+    Usually that is the commit of its final checkpoint, since a pod does nothing after it. A checkpoint that was left in
+    the store because no operator could be reached is committed by the next operator, perhaps long after the pod ended;
+    counting from that commit would hide the wait for an operator. Such a checkpoint has no start time in its status,
+    because those times come with a pod's own offer. When its pod released is not recorded, so the agent's last report
+    is used instead: earlier than the release by the time that capture and upload took, and never later.
 
-    That is the commit of ``last``, if the pod itself offered it to an operator: nothing of the pod follows it. A
-    checkpoint that was left because no operator could be reached is committed by the next one, maybe long after the pod
-    has gone: counted from that commit, the wait for an operator would be hidden. It is known by its timing: the times
-    of its pod come with an offer, and who adopts it has none. When such a pod let go nobody has kept, since its object
-    goes with it. So it counts from its agent's last report, which comes before the agent's end: too long by what it did
-    since, the capture and the upload, and never too short.
+    Args:
+        final: The predecessor's final checkpoint, an AgentCheckpoint.
+        before: What the predecessor reported, at least one report.
     """
-    if "start" in last["status"]["timing"]:
-        return committed_at(last)
-    return min(committed_at(last), float(before[-1]["time"]))
+    if "start" in final["status"]["timing"]:
+        return committed_at(final)
+    return min(committed_at(final), float(before[-1]["time"]))
+
+
+def slowest_move(moves: Iterable[Reschedule]) -> float:
+    """Return the longest time from release to running, in seconds; NaN without moves."""
+    return max((move.running - move.released for move in moves), default=float("nan"))
 
 
 def _reason(item: dict[str, Any]) -> str:
     return str(condition(item, "Ready").get("reason"))
 
 
-def _under_way(item: dict[str, Any]) -> bool:
-    return condition(item, "Ready").get("reason") in UNDER_WAY
+def _in_progress(item: dict[str, Any]) -> bool:
+    return condition(item, "Ready").get("reason") in IN_PROGRESS
 
 
 def _ended(item: dict[str, Any]) -> bool:
     ready = condition(item, "Ready")
-    return ready.get("status") == "True" or ready.get("reason") not in (None, "Pending", *UNDER_WAY)
+    return ready.get("status") == "True" or ready.get("reason") not in (None, "Pending", *IN_PROGRESS)
 
 
-def _read(lab: Installation, key: str) -> bytes:
-    answer = lab.bucket.get_object(BUCKET, key)
+def _read(installation: Installation, key: str) -> bytes:
+    answer = installation.bucket.get_object(BUCKET, key)
     try:
         return bytes(answer.read())
     finally:

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Sample agent without SDK and not in Python: edits a git workspace, runs its hooks, keeps a log and an SQLite database under write.
-# It knows nothing of Savepoint. After each turn it reports where it is to $WORLD_URL/reports.
+# It knows nothing of Savepoint. After each turn it reports where it is to $SERVICES_URL/reports.
 set -u
 project=${WORKSPACE:-/workspace}/project # git wants to own the folder that it works in
 mkdir -p "$project" && cd "$project" || exit 1
@@ -10,7 +10,7 @@ stop=0
 trap 'stop=1' TERM INT
 
 report() { # report JSON: one POST, no tools needed but bash
-  local host=${WORLD_URL#http://} body=$1
+  local host=${SERVICES_URL#http://} body=$1
   echo "$body"
   { exec 3<>"/dev/tcp/${host%%:*}/${host##*:}"; } 2>/dev/null || return 0
   printf 'POST /reports HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' "${#body}" "$body" >&3

@@ -19,7 +19,7 @@ import savepoint
 from state import QUESTIONS, Network
 
 
-class World:
+class Services:
     """The few calls the agent makes to the outside."""
 
     def __init__(self, url: str, agent: str) -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     mebibytes, stride = int(os.environ.get("STATE_MIB", "256")), int(os.environ.get("ROW_STRIDE", "25"))
     documents = [f"doc-{number:04d}" for number in range(int(os.environ.get("DOCUMENTS", "2000")))]
     think = float(os.environ.get("TURN_SECONDS", "0.2"))
-    world = World(os.environ["WORLD_URL"], name)
+    services = Services(os.environ["SERVICES_URL"], name)
 
     began = time.monotonic()
     agent = savepoint.connect()
@@ -94,7 +94,7 @@ def main() -> None:
         return hashlib.sha256(text + network.digest().encode()).hexdigest()
 
     restored = agent.restored
-    world.report(
+    services.report(
         event="start",
         turn=memory["turn"],
         digest=digest(),
@@ -102,8 +102,8 @@ def main() -> None:
         startSeconds=round(time.monotonic() - began, 3),
     )
     for effect in agent.uncertain():  # sent and never confirmed before the process ended: the ledger knows
-        arrived = world.booked(effect.id)
-        world.report(event="uncertain", turn=memory["turn"], digest=digest(), effect=effect.id, arrived=arrived)
+        arrived = services.booked(effect.id)
+        services.report(event="uncertain", turn=memory["turn"], digest=digest(), effect=effect.id, arrived=arrived)
         if arrived:
             effect.confirm(1)
         else:
@@ -112,13 +112,13 @@ def main() -> None:
         for question in agent.loop("questions", QUESTIONS, key=lambda item: item):
             turn = memory["turn"]
             prompt = {"role": "user", "content": f"{document}: {question}? (turn {turn})"}
-            reply = agent.step("ask", world.ask, [*memory["conversation"][-6:], prompt])
+            reply = agent.step("ask", services.ask, [*memory["conversation"][-6:], prompt])
             memory["conversation"] += [prompt, {"role": "assistant", "content": reply}]
             memory["index"].setdefault(reply.split()[0], []).append(f"{document}/{question}")
             network.train(turn, stride)
-            agent.effect("book", lambda op, text=reply: world.book(op.id, text))  # type: ignore[misc]
+            agent.effect("book", lambda op, text=reply: services.book(op.id, text))  # type: ignore[misc]
             memory["turn"] = turn + 1
-            world.report(
+            services.report(
                 event="turn",
                 turn=turn + 1,
                 digest=digest(),
@@ -128,7 +128,7 @@ def main() -> None:
             )
             time.sleep(think)
     agent.finish()
-    world.report(event="finished", turn=memory["turn"], digest=digest())
+    services.report(event="finished", turn=memory["turn"], digest=digest())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The outside world of the sample agents, as one small server: a model, a ledger of side effects, and reports.
+"""Fake services for the sample agents in one small server: a model, a ledger of side effects, and reports.
 
 - ``POST /v1/chat/completions``: OpenAI-compatible; every call is counted per agent (header ``X-Agent``) when it
   starts and when its answer has been written. ``GET /calls``: ``{agent: {key: [started, completed]}}``.
@@ -23,7 +23,7 @@ from scripted import completion, key
 BODY_MAX_BYTES = 4 << 20
 
 
-class World:
+class FakeServices:
     """Everything that was counted, behind one lock."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     """Routes of the module's docstring."""
 
     protocol_version = "HTTP/1.1"
-    world: World
+    services: FakeServices
     think_seconds: float
 
     def do_POST(self) -> None:
@@ -70,28 +70,28 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/chat/completions":
             agent = self.headers.get("X-Agent", "unknown")
             request = key(body["model"], body["messages"])
-            self.world.call(agent, request, 0)
+            self.services.call(agent, request, 0)
             time.sleep(self.think_seconds)
             self._send(200, completion(body["model"], body["messages"]))
-            self.world.call(agent, request, 1)
+            self.services.call(agent, request, 1)
         elif self.path == "/effects":
-            self._send(200, {"count": self.world.effect(body["agent"], body["id"], body.get("body"))})
+            self._send(200, {"count": self.services.effect(body["agent"], body["id"], body.get("body"))})
         elif self.path == "/reports":
-            self.world.report(body)
+            self.services.report(body)
             self._send(200, {})
         else:
             self._send(404, {"error": "no such path"})
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        with self.world.lock:
+        with self.services.lock:
             if url.path == "/calls":
-                text: Any = self.world.calls
+                text: Any = self.services.calls
             elif url.path == "/effects":
-                text = self.world.effects
+                text = self.services.effects
             elif url.path == "/reports":
                 agent = parse_qs(url.query).get("agent", [None])[0]
-                text = [report for report in self.world.reports if agent in (None, report.get("agent"))]
+                text = [report for report in self.services.reports if agent in (None, report.get("agent"))]
             elif url.path == "/healthz":
                 text = {"ok": True}
             else:
@@ -116,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def serve(port: int, think_seconds: float, host: str = "") -> ThreadingHTTPServer:
     """A server that is bound and not yet running; ``serve_forever`` it."""
-    handler = type("BoundHandler", (Handler,), {"world": World(), "think_seconds": think_seconds})
+    handler = type("BoundHandler", (Handler,), {"services": FakeServices(), "think_seconds": think_seconds})
     return ThreadingHTTPServer((host, port), handler)
 
 

@@ -1,4 +1,4 @@
-"""The proofs must be able to fail: each is fed what it should accept and what it should not."""
+"""Every check must be able to fail: each gets input that it must accept and input that it must reject."""
 
 from typing import Any
 
@@ -80,14 +80,14 @@ def test_uncertain_effects_are_at_most_those_in_flight() -> None:
 
 
 def coder(event: str, turn: int, pod: str = "one", **more: Any) -> dict[str, Any]:
-    facts = {"head": f"h{turn}", "rows": turn, "tree": f"t{turn}", "integrity": "ok", "fsck": "ok", "hook": "yes"}
+    workspace = {"head": f"h{turn}", "rows": turn, "tree": f"t{turn}", "integrity": "ok", "fsck": "ok", "hook": "yes"}
     log = {"logLines": 1 + 2 * turn, "logDigest": f"l{turn}"}
-    return {"event": event, "turn": turn, "pod": pod, "links": "src/1,/nowhere/at/all", **facts, **log, **more}
+    return {"event": event, "turn": turn, "pod": pod, "links": "src/1,/nowhere/at/all", **workspace, **log, **more}
 
 
-def test_coder_goes_on_accepts_the_same_workspace_and_refuses_any_other() -> None:
+def test_coder_continues_accepts_the_same_workspace_and_refuses_any_other() -> None:
     good = [coder("start", 0), coder("turn", 1), coder("start", 1, "two"), coder("turn", 2, "two")]
-    assert all(proof.holds for proof in checks.coder_goes_on(good))
+    assert all(check.holds for check in checks.coder_continues(good))
     for wrong in (
         coder("start", 2, "three", head="other"),
         coder("start", 2, "three", logDigest="other"),
@@ -97,7 +97,7 @@ def test_coder_goes_on_accepts_the_same_workspace_and_refuses_any_other() -> Non
         coder("turn", 3, logLines=5),
         coder("turn", 3, links="src/1,"),
     ):
-        assert not all(proof.holds for proof in checks.coder_goes_on([*good, wrong])), wrong
+        assert not all(check.holds for check in checks.coder_continues([*good, wrong])), wrong
 
 
 CRASHED = [coder("start", 0), coder("turn", 1), coder("turn", 2)]
@@ -111,7 +111,7 @@ def test_a_coder_killed_in_place_may_have_more_than_it_had_reported() -> None:
         coder("start", 3, logLines=6),
         coder("start", 3),
     ):
-        assert all(proof.holds for proof in checks.coder_goes_on([*CRASHED, kept])), kept
+        assert all(check.holds for check in checks.coder_continues([*CRASHED, kept])), kept
 
 
 def test_a_coder_killed_in_place_may_not_be_set_back_nor_be_another() -> None:
@@ -124,7 +124,7 @@ def test_a_coder_killed_in_place_may_not_be_set_back_nor_be_another() -> None:
         coder("start", 2, fsck="bad"),
         coder("start", 3, "two"),
     ):
-        assert not all(proof.holds for proof in checks.coder_goes_on([*CRASHED, wrong])), wrong
+        assert not all(check.holds for check in checks.coder_continues([*CRASHED, wrong])), wrong
 
 
 def test_table_marks_failures() -> None:
@@ -146,9 +146,9 @@ def test_a_time_over_its_goal_is_shown_and_fails_nothing() -> None:
 
 def test_the_last_line_counts_what_is_over() -> None:
     good, slow = checks.Check("a", "0", "0", True), checks.Check("b", "12", "10", False, figure=True)
-    assert checks.summary([good, slow]).startswith("1 of 1 proofs hold; 1 of 1 figures over their goals")
+    assert checks.summary([good, slow]).startswith("1 of 1 checks hold; 1 of 1 figures over their goals")
     wrong = checks.Check("c", "1", "0", False)
-    assert checks.summary([good, wrong]) == "1 of 2 proofs hold, 1 FAIL; 0 of 0 figures over their goals"
+    assert checks.summary([good, wrong]) == "1 of 2 checks hold, 1 FAIL; 0 of 0 figures over their goals"
 
 
 def test_position_and_conversation_must_be_the_uninterrupted_runs() -> None:

@@ -1,4 +1,4 @@
-"""What the scenes note must be what happened: the moment at which a predecessor had let go."""
+"""The time at which a predecessor released its epoch, as the scenarios compute it."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ REPORTS = [{"event": "turn", "time": MIDNIGHT + second} for second in (1, 2, 3.5
 
 
 def checkpoint(completion: int, start: int | None = None) -> dict[str, Any]:
-    """As `kubectl get` shows it, committed and begun at these seconds."""
-    begun = {} if start is None else {"start": AT.format(start)}
-    return {"status": {"timing": {"completion": AT.format(completion), **begun}}}
+    """Return a checkpoint as `kubectl get` shows it, committed and started at these seconds."""
+    started = {} if start is None else {"start": AT.format(start)}
+    return {"status": {"timing": {"completion": AT.format(completion), **started}}}
 
 
-def test_a_pod_had_let_go_when_the_operator_committed_what_it_offered() -> None:
+def test_a_pod_released_when_the_operator_committed_its_offer() -> None:
     assert released_at(checkpoint(6, start=4), REPORTS) == MIDNIGHT + 6
-    assert released_at(checkpoint(40, start=4), REPORTS) == MIDNIGHT + 40  # it lived until then
+    assert released_at(checkpoint(40, start=4), REPORTS) == MIDNIGHT + 40  # it ran until then
 
 
 @pytest.mark.parametrize("completion", [6, 40])
-def test_the_wait_for_an_operator_that_commits_what_a_pod_has_left_counts(completion: int) -> None:
+def test_the_wait_for_an_operator_that_commits_a_deferred_checkpoint_counts(completion: int) -> None:
     assert released_at(checkpoint(completion), REPORTS) == MIDNIGHT + 3.5
 
 
-def test_it_counts_from_the_earlier_of_both() -> None:
+def test_the_earlier_of_both_counts() -> None:
     assert released_at(checkpoint(2), REPORTS) == MIDNIGHT + 2
