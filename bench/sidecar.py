@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.checkpoint import AGENT, MEBIBYTES, RESEARCHER
 from bench.figure import Figure, told
-from tests.integration.test_sidecar import rss, site_over
+from tests.servers.sidecar_pod import rss, site_over
 from tests.servers.versitygw import versitygw_server
 
 ROUNDS = 6

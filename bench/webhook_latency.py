@@ -19,9 +19,9 @@ from typing import Any
 import urllib3
 
 from bench.figure import Figure, told
-from tests.integration.helm import NAMESPACE, one, render
-from tests.integration.kubectl import Kubectl
 from tests.servers.apiserver import api_server
+from tests.servers.helm import NAMESPACE, one, render
+from tests.servers.kubectl import Kubectl
 from tests.servers.process import HOST, free_ports, running
 
 GOAL_MILLISECONDS = 50.0

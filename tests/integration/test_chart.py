@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.helm import BUCKET, CHART, NAMESPACE, HelmFailed, helm, one, options, render
-from tests.integration.kubectl import CRDS, Kubectl, Refused
 from tests.servers.apiserver import ApiServer
+from tests.servers.helm import BUCKET, CHART, NAMESPACE, HelmFailed, helm, one, options, render
+from tests.servers.kubectl import CRDS, Kubectl, Refused
 from tests.servers.process import HOST, Process, answers, free_ports, running
 from tests.servers.s3 import S3Server
 

@@ -25,9 +25,9 @@ from savepoint.repository.repository import Repository
 from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import S3Config
 
-from tests.integration.helm import NAMESPACE
-from tests.integration.operator_rig import BUCKET, Rig, Sidecar, make_rig, soon
 from tests.servers.apiserver import ApiServer
+from tests.servers.helm import NAMESPACE
+from tests.servers.operator_rig import BUCKET, Rig, Sidecar, make_rig, soon
 from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.timeout(180)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.kubectl import Kubectl, Refused
 from tests.servers.apiserver import ApiServer
+from tests.servers.kubectl import Kubectl, Refused
 
 API = "savepoint.dev/v1alpha1"
 TIME = "2026-01-02T03:04:05Z"
@@ -85,8 +85,8 @@ BAD = [
     (policy(state={"volumes": ["A"]}), "spec.state.volumes[] must be names"),
     (path("workspace"), "spec.state.paths[].mountPath must be absolute"),
     (path("/workspace/"), "spec.state.paths[].mountPath must be absolute and must not end"),
-    (path("/a//b"), "spec.state.paths[].mountPath must not hold empty"),
-    (path("/a/../b"), "spec.state.paths[].mountPath must not hold empty, '.' or '..'"),
+    (path("/a//b"), "spec.state.paths[].mountPath must not contain empty"),
+    (path("/a/../b"), "spec.state.paths[].mountPath must not contain empty, '.' or '..'"),
     (path("/a:b"), "spec.state.paths[].mountPath must not contain ':'"),
     (path("/a,b"), "spec.state.paths[].mountPath must not contain ':', ','"),
     (path("/a\nb"), "spec.state.paths[].mountPath must not contain"),
@@ -118,9 +118,9 @@ BAD = [
     (store(endpoint="file:///etc/passwd"), "spec.s3.endpoint and podEndpoint must be https://"),
     (store(endpoint="https://user:pass@host"), "spec.s3.endpoint and podEndpoint must be https://"),
     (store(podEndpoint="https://host/path"), "spec.s3.endpoint and podEndpoint must be https://"),
-    (store(bucket="A_B"), "spec.s3.bucket must be a bucket's name"),
+    (store(bucket="A_B"), "spec.s3.bucket must be a bucket name"),
     (store(prefix="/a"), "spec.s3.prefix must be folders"),
-    (store(prefix="a/../b"), "spec.s3.prefix must not hold"),
+    (store(prefix="a/../b"), "spec.s3.prefix must not contain"),
     (store(region="eu 1"), "spec.s3.region must be"),
     (store(addressing="Auto"), "spec.s3.addressing"),
     (store(credentialsSecretName="a/b"), "spec.s3.credentialsSecretName and caSecretName must be names"),

@@ -24,9 +24,9 @@ from savepoint.contract.control_protocol import (
 )
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS
 
-from tests.integration.helm import NAMESPACE
-from tests.integration.operator_rig import Rig, asked, make_rig, soon, until
 from tests.servers.apiserver import ApiServer
+from tests.servers.helm import NAMESPACE
+from tests.servers.operator_rig import Rig, asked, make_rig, soon, until
 from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.timeout(180)

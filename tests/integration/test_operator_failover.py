@@ -23,9 +23,9 @@ from savepoint.contract.control_protocol import (
     decode,
 )
 
-from tests.integration.helm import NAMESPACE
-from tests.integration.operator_rig import Rig, another_rig, asked, make_rig, soon
 from tests.servers.apiserver import ApiServer
+from tests.servers.helm import NAMESPACE
+from tests.servers.operator_rig import Rig, another_rig, asked, make_rig, soon
 from tests.servers.process import free_ports
 from tests.servers.s3 import S3Server
 

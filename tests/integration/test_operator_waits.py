@@ -17,9 +17,9 @@ import pytest_asyncio
 from savepoint.contract.control_protocol import Checkpoint, Hello, Stop, decode
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS, TAKEOVER_SECONDS
 
-from tests.integration.helm import NAMESPACE
-from tests.integration.operator_rig import BUCKET, Rig, asked, make_rig, node_is, soon, thing
 from tests.servers.apiserver import ApiServer
+from tests.servers.helm import NAMESPACE
+from tests.servers.operator_rig import BUCKET, Rig, asked, make_rig, node_is, soon, thing
 from tests.servers.s3 import S3Server
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]

@@ -14,14 +14,14 @@ import aiohttp
 import pytest
 from savepoint.contract import names
 from savepoint.contract.control_protocol import Ack, Grant, Hello, Outcome, Wait
-from savepoint_operator.model.views import ClaimedRoot, NodeStanding, PodStanding, Standing
+from savepoint_operator.model.objects import Policy
+from savepoint_operator.model.views import ClaimedRoot, NodeState, PodState, PredecessorState
 from savepoint_operator.rules.admission.injection import Injected, InjectionConfig, inject
-from savepoint_operator.rules.admission.policy import AdmissionPolicy
 
 from tests.fakes.operator_ports import incarnation
-from tests.integration.operator_rig import Rig, make_rig, soon
 from tests.integration.test_sidecar import AGENT, Pod, Site, site_over
 from tests.servers.apiserver import ApiServer
+from tests.servers.operator_rig import Rig, make_rig, soon
 from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.timeout(180)
@@ -51,7 +51,7 @@ def claim(rig: Rig, name: str, mode: str) -> None:
     rig.kubectl.create(body, "-n", rig.namespace)
 
 
-def claimed_pod(rig: Rig, agent: str, claims: dict[str, str], *policies: AdmissionPolicy) -> dict[str, Any]:
+def claimed_pod(rig: Rig, agent: str, claims: dict[str, str], *policies: Policy) -> dict[str, Any]:
     """A running pod as the webhook makes it; ``claims``: volume, which is mounted below /, → its claim."""
     container = {
         "name": "agent",
@@ -93,7 +93,7 @@ async def test_a_pod_is_told_which_of_its_volumes_others_write(rig: Rig, session
     assert "volume team (claim team-files)" in event["message"] and "own" not in event["message"].partition(". If")[0]
     await sidecar.release()
 
-    named = AdmissionPolicy("p", state_volumes=("team",))
+    named = policy("p", state_volumes=("team",))
     pod = await asyncio.to_thread(claimed_pod, rig, "chooser", claims, named)
     assert (await rig.restore(session, pod)).shared_roots == ()
 
@@ -152,7 +152,7 @@ async def test_what_other_pods_write_outlives_a_rollback(site: Site) -> None:
     assert await site.checkpoint() != first
     await site.server.orders.rollback(AGENT, secrets.token_hex(16), chosen, "default")
     pod.kill()
-    site.directory.standings["a"] = Standing(PodStanding.GONE, NodeStanding.READY)
+    site.directory.standings["a"] = PredecessorState(PodState.GONE, NodeState.READY)
 
     successor = team_pod(site, "b")
     assert await successor.restore() == 0, successor.log()
@@ -162,4 +162,4 @@ async def test_what_other_pods_write_outlives_a_rollback(site: Site) -> None:
         "before": b"of another pod",
         "after": b"of yet another pod",
     }
-    assert successor.log().count("/team lies on a ReadWriteMany claim") == 1
+    assert successor.log().count("/team is on a ReadWriteMany claim") == 1

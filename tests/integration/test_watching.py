@@ -11,8 +11,8 @@ from savepoint_operator.cluster.access import Access
 from savepoint_operator.cluster.kinds import AGENTS, PODS, Kind
 from savepoint_operator.handlers.watch import Watching
 
-from tests.integration.kubectl import Kubectl
 from tests.servers.apiserver import ApiServer
+from tests.servers.kubectl import Kubectl
 
 
 class Seen:

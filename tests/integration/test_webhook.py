@@ -19,10 +19,10 @@ import pytest
 import urllib3
 from savepoint.contract import names
 
-from tests.integration.helm import NAMESPACE, one, render
-from tests.integration.kubectl import Kubectl, Refused
 from tests.servers.apiserver import ApiServer
+from tests.servers.helm import NAMESPACE, one, render
 from tests.servers.injector import injector
+from tests.servers.kubectl import Kubectl, Refused
 from tests.servers.pki import Authority
 from tests.servers.process import HOST, Process, free_ports, running
 

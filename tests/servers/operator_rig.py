@@ -57,9 +57,9 @@ from savepoint.storage.presigned import PresignedStore
 from savepoint_operator.control.server import PATH
 
 from tests.fakes.control_harness import Pod
-from tests.integration.helm import NAMESPACE, one, render
-from tests.integration.kubectl import Kubectl
 from tests.servers.apiserver import ApiServer
+from tests.servers.helm import NAMESPACE, one, render
+from tests.servers.kubectl import Kubectl
 from tests.servers.process import HOST, Process, free_ports, running
 from tests.servers.s3 import S3Server
 

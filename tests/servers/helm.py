@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from e2e.cluster.programs import program
-from tests.integration.kubectl import ROOT
+from tests.servers.kubectl import ROOT
 
 CHART = ROOT / "charts" / "savepoint"
 NAMESPACE = "savepoint-system"
