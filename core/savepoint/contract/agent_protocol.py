@@ -1,20 +1,21 @@
 """The socket protocol between an agent's SDK and its sidecar: paths, limits and messages of docs/agent-protocol.md.
 
-It does no I/O and imports the standard library only. A message is a frozen dataclass with ``to_wire`` and
-``from_wire``; on the wire its fields are camelCase. The readers ignore unknown fields and refuse wrong types and paths
-that leave the stage.
+A message is a frozen dataclass with ``to_wire`` and ``from_wire``; its fields are camelCase on the wire. Reading a
+message ignores unknown fields and refuses wrong types and paths that leave the stage. The module does no I/O and
+imports the standard library and this package only.
 """
 
-import types
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, Literal, Self, get_args
 
+from savepoint.contract import codec
+from savepoint.contract.vocabulary import ComponentKind
+
 PROTOCOL_VERSION: Final = 1
 BODY_MAX_BYTES: Final = 2 << 20
-INLINE_MAX_BYTES: Final = 1 << 20  # of one message, counted as it stands in the JSON text
+INLINE_MAX_BYTES: Final = 1 << 20  # of all inline values in one message, counted as escaped in the JSON text
 CONNECT_TIMEOUT_SECONDS: Final = 600
 KEEPALIVE_SECONDS: Final = 5
 
@@ -27,31 +28,29 @@ PATH_CHECKPOINT: Final = "/v1/checkpoint"
 PATH_FINISH: Final = "/v1/finish"
 PATH_STATUS: Final = "/v1/status"
 
-STAGE_AGENT: Final = "agent"  # folders below the stage
-STAGE_JOURNAL: Final = "journal"
-STAGE_SIDECAR: Final = "sidecar"
-STAGE_RESTORED: Final = "restored"
-
 COMPONENT_DOCUMENTS: Final = "documents"
 COMPONENT_HANDLES: Final = "handles"
 COMPONENT_EXECUTION: Final = "execution"
 COMPONENT_EFFECTS: Final = "effects"
 TENSORS_PREFIX: Final = "tensors."
 
-FEATURE_REATTACH: Final = "reattach"  # a live process may connect again to a sidecar that was restarted
+FEATURE_REATTACH: Final = "reattach"  # a live process may reconnect to a sidecar that was restarted
 
 Encoding = Literal["json", "bytes", "tensor"]
 Kind = Literal["ModelWeights", "OptimizerState", "Memory", "KVCache", "Execution", "Tools", "Environment", "Custom"]
+"""The members of KINDS as literals, so that an agent's developer passes plain strings and type checkers know them."""
 ENCODINGS: Final = frozenset(get_args(Encoding))
-KINDS: Final = frozenset(get_args(Kind))
+KINDS: Final = frozenset(ComponentKind) - {ComponentKind.FILES}  # only the sidecar itself captures file trees
 
+ProtocolError = codec.ProtocolError  # so that users of this protocol import one module
 
-class ProtocolError(ValueError):
-    """A message that is not one of this protocol's."""
+# A null is an absent field: SDKs in other languages write null where a value is not set. Integers are sizes, numbers
+# and process ids, none of which is negative. Errors name the class and the field; nested paths would add little.
+_CODEC: Final = codec.Codec(null_is_absent=True, smallest_integer=0, full_paths=False)
 
 
 def stage_path(text: str) -> str:
-    """``text`` if it is a plain relative path that stays below the stage; else ProtocolError."""
+    """Return ``text`` if it is a plain relative path that stays below the stage; else raise ProtocolError."""
     path = PurePosixPath(text)
     if not text or "\0" in text or path.is_absolute() or ".." in path.parts or str(path) != text or text == ".":
         raise ProtocolError(f"path {text[:80]!r} does not stay below the stage")
@@ -59,90 +58,20 @@ def stage_path(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Field:
-    name: str
-    wire: str
-    kind: Any
-    default: Callable[[], Any] | None  # None: the field must be there
+class _Message(codec.Message):
+    """A message of this protocol."""
 
-
-_FIELDS: Final[dict[type[Any], tuple[_Field, ...]]] = {}
-
-
-def _fields(cls: "type[_Message]") -> tuple[_Field, ...]:
-    known = _FIELDS.get(cls)
-    if known is not None:
-        return known
-    hints = typing.get_type_hints(cls)
-    found = []
-    for item in fields(cls):
-        head, *rest = item.name.split("_")
-        default: Callable[[], Any] | None = None
-        if item.default is not MISSING:
-            default = lambda value=item.default: value  # noqa: E731
-        elif item.default_factory is not MISSING:
-            default = item.default_factory
-        found.append(_Field(item.name, head + "".join(map(str.capitalize, rest)), hints[item.name], default))
-    _FIELDS[cls] = tuple(found)
-    return _FIELDS[cls]
-
-
-def _written(value: Any) -> Any:
-    if isinstance(value, _Message):
-        return value.to_wire()
-    if isinstance(value, tuple):
-        return [_written(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _read(kind: Any, raw: Any, where: str) -> Any:  # noqa: PLR0911 - one return per kind
-    origin = typing.get_origin(kind)
-    if origin is types.UnionType:
-        (inner,) = (item for item in get_args(kind) if item is not types.NoneType)
-        return None if raw is None else _read(inner, raw, where)
-    if origin is tuple and isinstance(raw, list):
-        return tuple(_read(get_args(kind)[0], item, f"{where}[]") for item in raw)
-    if origin is Mapping and isinstance(raw, dict):
-        return raw
-    if origin is Literal and raw in get_args(kind):
-        return raw
-    if isinstance(kind, type) and issubclass(kind, _Message):
-        return kind.from_wire(raw)
-    if kind is bool and isinstance(raw, bool):
-        return raw
-    if kind is str and isinstance(raw, str):
-        return raw
-    if kind is int and isinstance(raw, int) and not isinstance(raw, bool) and 0 <= raw < 1 << 63:
-        return raw
-    if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
-        return raw
-    raise ProtocolError(f"{where}: a {type(raw).__name__} of this value does not belong there")
-
-
-@dataclass(frozen=True)
-class _Message:
-    """What can be written to the wire and read from it."""
-
-    TYPE: ClassVar[str] = ""  # of an order
+    TYPE: ClassVar[str] = ""  # set for orders only
 
     def to_wire(self) -> dict[str, Any]:
-        """As a dict for ``json.dumps``."""
-        plain = {item.wire: _written(getattr(self, item.name)) for item in _fields(type(self))}
+        """Return the message as a dict for ``json.dumps``."""
+        plain = super().to_wire()
         return {"type": self.TYPE, **plain} if self.TYPE else plain
 
     @classmethod
     def from_wire(cls, raw: object) -> Self:
-        """From what ``json.loads`` gave. Raises ProtocolError that names the field; null stands for "not there"."""
-        if not isinstance(raw, dict):
-            raise ProtocolError(f"{cls.__name__} must be an object")
-        values = {}
-        for item in _fields(cls):
-            value = raw.get(item.wire)
-            if value is not None:
-                values[item.name] = _read(item.kind, value, f"{cls.__name__}.{item.wire}")
-            elif item.default is None:
-                raise ProtocolError(f"{cls.__name__}: field {item.wire!r} is missing")
-        return cls(**values)
+        """Return the message in ``raw``, a value from ``json.loads``. Raises ProtocolError that names the field."""
+        return _CODEC.decode(cls, raw, cls.__name__)
 
 
 @dataclass(frozen=True)
@@ -157,35 +86,32 @@ class Entry(_Message):
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def to_wire(self) -> dict[str, Any]:
+        """Return the entry as a dict that has either ``inline`` or ``path``."""
         value = {"inline": self.inline} if self.path is None else {"path": self.path}
         return {"name": self.name, "encoding": self.encoding, "meta": dict(self.meta), "size": self.size, **value}
 
-    @classmethod
-    def from_wire(cls, raw: object) -> Self:
-        entry = super().from_wire(raw)
-        if (entry.inline is None) == (entry.path is None):
+    def validate(self) -> None:
+        """Raise ProtocolError unless the entry has one value, in a place that its encoding allows."""
+        if (self.inline is None) == (self.path is None):
             raise ProtocolError("an entry has either 'inline' or 'path'")
-        if entry.inline is not None and entry.encoding != "json":
-            raise ProtocolError(f"encoding {entry.encoding!r} goes through a file")
-        if entry.path is not None:
-            stage_path(entry.path)
-        return entry
+        if self.inline is not None and self.encoding != "json":
+            raise ProtocolError(f"encoding {self.encoding!r} goes through a file")
+        if self.path is not None:
+            stage_path(self.path)
 
 
 @dataclass(frozen=True)
 class Component(_Message):
-    """A named part of the state, as an ordered set of entries."""
+    """A named part of the agent's state, as an ordered set of entries."""
 
     name: str
     kind: Kind
     entries: tuple[Entry, ...] = ()
 
-    @classmethod
-    def from_wire(cls, raw: object) -> Self:
-        component = super().from_wire(raw)
-        if len({entry.name for entry in component.entries}) != len(component.entries):
-            raise ProtocolError(f"component {component.name[:80]!r} names an entry twice")
-        return component
+    def validate(self) -> None:
+        """Raise ProtocolError if two entries have the same name."""
+        if len({entry.name for entry in self.entries}) != len(self.entries):
+            raise ProtocolError(f"component {self.name[:80]!r} names an entry twice")
 
 
 # -- session ----------------------------------------------------------------------------------------------------
@@ -195,8 +121,8 @@ class Component(_Message):
 class Connect(_Message):
     """``POST /v1/connect``. ``instance`` is random per process.
 
-    ``reattach``: this very process was connected before and is alive; its sidecar was restarted. Nothing is brought
-    back, no file is touched, and the answer holds no components.
+    ``reattach`` is set by a live process that was connected before and whose sidecar was restarted: the sidecar
+    restores nothing, touches no file and answers without components.
     """
 
     pid: int
@@ -208,17 +134,23 @@ class Connect(_Message):
     reattach: bool = False
     protocol: int = PROTOCOL_VERSION
 
-    @classmethod
-    def from_wire(cls, raw: object) -> Self:
-        connect = super().from_wire(raw)
-        if not all(isinstance(version, str) for version in connect.dependencies.values()):
+    def validate(self) -> None:
+        """Raise ProtocolError if a dependency's version is not a string."""
+        if not all(isinstance(version, str) for version in self.dependencies.values()):
             raise ProtocolError("Connect.dependencies: versions are strings")
-        return connect
 
 
 @dataclass(frozen=True)
 class Restored(_Message):
-    """What came back. ``how`` is Restored (another pod) or Restarted (the same pod or folder)."""
+    """The checkpoint that an agent's state was restored from; see ``Agent.restored``.
+
+    Attributes:
+        checkpoint: Name of the checkpoint, for example ``coder-41``.
+        number: Its number, counted per agent from 1.
+        sequence: Position of its commit record in the agent's checkpoint history.
+        time: When it was taken, as a UTC timestamp (RFC 3339).
+        how: ``"Restored"`` in another pod, ``"Restarted"`` in the same pod or folder.
+    """
 
     checkpoint: str
     number: int
@@ -229,7 +161,7 @@ class Restored(_Message):
 
 @dataclass(frozen=True)
 class Connected(_Message):
-    """The answer to connect: who the agent is and the components at the cut."""
+    """The answer to connect: the agent's identity and the components of the restored checkpoint."""
 
     session: str
     agent: str
@@ -246,7 +178,7 @@ class Connected(_Message):
 
 @dataclass(frozen=True)
 class Prepare(_Message):
-    """A checkpoint is near: a hint."""
+    """A hint that a checkpoint is about to be taken."""
 
     TYPE: ClassVar[str] = "prepare"
     transaction: str
@@ -265,7 +197,7 @@ class Quiesce(_Message):
 
 @dataclass(frozen=True)
 class Stopping(_Message):
-    """As quiesce; the process should end after its flush."""
+    """Flush as for quiesce; the process should exit after its flush."""
 
     TYPE: ClassVar[str] = "stopping"
     transaction: str
@@ -284,9 +216,10 @@ class Cancelled(_Message):
 
 @dataclass(frozen=True)
 class Result(_Message):
-    """How a transaction ended. outcome: Ready | Unchanged | Failed; ``request`` answers a checkpoint asked for.
+    """How a transaction ended. ``outcome`` is Ready, Unchanged or Failed.
 
-    A request that got no transaction (refused, or the operator is away) ends by a result with an empty transaction.
+    ``request`` names the checkpoint request that this result answers. A request for which no transaction was started
+    (it was refused, or the operator is unreachable) is answered by a result with an empty transaction.
     """
 
     TYPE: ClassVar[str] = "result"
@@ -300,7 +233,7 @@ class Result(_Message):
 
 @dataclass(frozen=True)
 class Fenced(_Message):
-    """Effects must be refused until ``Unfenced``."""
+    """Refuse effects until ``Unfenced``."""
 
     TYPE: ClassVar[str] = "fenced"
     message: str = ""
@@ -308,7 +241,7 @@ class Fenced(_Message):
 
 @dataclass(frozen=True)
 class Unfenced(_Message):
-    """Effects may go on."""
+    """Effects are allowed again."""
 
     TYPE: ClassVar[str] = "unfenced"
 
@@ -318,22 +251,25 @@ _ORDERS: Final[dict[str, type[Order]]] = {cls.TYPE: cls for cls in get_args(Orde
 
 
 def order_from_wire(raw: object) -> Order | None:
-    """One line of the orders stream; None for a keep-alive or an order of a newer protocol."""
+    """Return the order in one line of the orders stream; None for a keep-alive or an order of a newer protocol."""
     if not isinstance(raw, dict):
         raise ProtocolError("an order must be an object")
     cls = _ORDERS.get(str(raw.get("type")))
     return None if cls is None else cls.from_wire(raw)
 
 
-# -- flush, finish, asking --------------------------------------------------------------------------------------
+# -- flush, finish, checkpoint requests ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Execution(_Message):
-    """Where the agent stands, for people: ``step`` ("docs 42 of 90"), ids of effects, and a line of detail."""
+    """The agent's progress for people to read.
+
+    ``step`` is a position such as "docs 42 of 90", ``open`` and ``uncertain`` are effect ids, ``detail`` is one line.
+    """
 
     step: str | None = None
-    open: tuple[str, ...] = ()  # sent by a thread that is still at it
+    open: tuple[str, ...] = ()  # being sent by a thread now
     uncertain: tuple[str, ...] = ()  # sent, never confirmed
     detail: str = ""
 
@@ -347,12 +283,10 @@ class Flush(_Message):
     components: tuple[Component, ...] = ()
     execution: Execution = Execution()
 
-    @classmethod
-    def from_wire(cls, raw: object) -> Self:
-        flush = super().from_wire(raw)
-        if len({component.name for component in flush.components}) != len(flush.components):
+    def validate(self) -> None:
+        """Raise ProtocolError if two components have the same name."""
+        if len({component.name for component in self.components}) != len(self.components):
             raise ProtocolError("a flush names a component twice")
-        return flush
 
 
 @dataclass(frozen=True)
@@ -367,7 +301,7 @@ class Failed(_Message):
 
 @dataclass(frozen=True)
 class Resumed(_Message):
-    """``POST /v1/resumed``: the pause as the agent saw it."""
+    """``POST /v1/resumed``: how long the agent was paused, as measured by the agent."""
 
     session: str
     transaction: str
@@ -385,7 +319,7 @@ class CheckpointRequest(_Message):
 
 @dataclass(frozen=True)
 class Problem(_Message):
-    """The body of every 4xx and 5xx."""
+    """The body of every answer with status 4xx or 5xx."""
 
     reason: str = "Error"
     message: str = ""

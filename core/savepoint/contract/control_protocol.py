@@ -1,34 +1,35 @@
-"""The messages of docs/control-protocol.md as frozen dataclasses, with one encoder and one decoder.
+"""The messages of docs/control-protocol.md between pod and operator, as frozen dataclasses, and their JSON text.
 
-It does no I/O and knows neither socket nor HTTP. On the wire names are camelCase and ``type`` is the
-snake_case class name; the decoder ignores unknown fields, refuses wrong types, and never builds anything but the
-classes listed here.
+Field names are camelCase on the wire, and ``type`` is the class name in snake_case. Decoding ignores unknown fields,
+refuses wrong types, and builds only the classes listed here. The module does no I/O and knows neither sockets nor HTTP.
 """
 
-import functools
 import json
 import re
-import types
 import typing
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from savepoint.contract import codec
 
 PROTOCOL_VERSION: Final = 1
 MESSAGE_MAX_BYTES: Final = 1 << 20
 URL_KEYS_MAX: Final = 64
 HEARTBEAT_SECONDS: Final = 5
 
+ProtocolError = codec.ProtocolError  # so that users of this protocol import one module
 
-class ProtocolError(ValueError):
-    """A message that is not one of this protocol's."""
+# Both ends are this project's, so a null stands only where a field is optional, and a negative integer is let through:
+# what a pod reports is brought within bounds where it is used. Errors name the whole path, since messages nest.
+_CODEC: Final = codec.Codec(null_is_absent=False, smallest_integer=1 - codec.INTEGER_LIMIT, full_paths=True)
 
 
-# -- parts ------------------------------------------------------------------------------------------------------
+# -- parts of messages -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ObjectName:
-    """An object under the repository by its last path element, with its size in bytes."""
+    """The last path element of an object in the repository, and its size in bytes."""
 
     name: str
     size: int
@@ -36,7 +37,7 @@ class ObjectName:
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """A committed checkpoint: what the sidecar restores from and deduplicates against."""
+    """A committed checkpoint, which the sidecar restores from and deduplicates against."""
 
     name: str  # the AgentCheckpoint's name, "<agent>-<number>"
     number: int
@@ -47,7 +48,7 @@ class CheckpointRef:
 
 @dataclass(frozen=True)
 class PolicyTerms:
-    """What a sidecar needs to know of the policy in force."""
+    """The part of the policy in force that a sidecar needs."""
 
     quiesce_timeout_seconds: int = 10
     hold_seconds: int = 5
@@ -56,7 +57,7 @@ class PolicyTerms:
 
 @dataclass(frozen=True)
 class AttemptState:
-    """An attempt in flight, restated after a reconnect. stage: Quiescing, Capturing, Uploading, Committing."""
+    """An attempt in flight, repeated after a reconnect. ``stage`` is a vocabulary.Phase."""
 
     attempt: str
     stage: str
@@ -64,7 +65,7 @@ class AttemptState:
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of an attempt; strings are UTC timestamps."""
+    """The times of an attempt, as UTC timestamps, and the length of its pause."""
 
     start: str
     quiesced: str | None = None
@@ -74,7 +75,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class ComponentSummary:
-    """One component for status.components."""
+    """One component, as shown in status.components."""
 
     name: str
     kind: str
@@ -87,19 +88,22 @@ class ComponentSummary:
 
 @dataclass(frozen=True)
 class Hello:
-    """First message of either role ("restore" or "sidecar")."""
+    """The first message of either role ("restore" or "sidecar")."""
 
     role: str
     protocol: int
     version: str
     node: str = ""
-    epoch: int = 0  # the epoch the sidecar believes it holds; 0 when it does not know yet
+    epoch: int = 0  # the epoch the sidecar believes it holds; 0 if it does not know yet
     attempts: tuple[AttemptState, ...] = ()
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Every HEARTBEAT_SECONDS. session: an SDK is connected; detail: what the agent is at ("step crawl, 94 s")."""
+    """Sent every HEARTBEAT_SECONDS.
+
+    ``session`` is true while an SDK is connected; ``detail`` is what the agent is doing ("step crawl, 94 s").
+    """
 
     session: bool = False
     detail: str = ""
@@ -107,7 +111,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class NeedUrls:
-    """Asks for presigned URLs of exact keys, relative to the repository (packs/…, manifests/…)."""
+    """A request for presigned URLs of exact keys, relative to the repository (packs/…, manifests/…)."""
 
     request: str
     put: tuple[str, ...] = ()
@@ -116,20 +120,20 @@ class NeedUrls:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an attempt (or, with attempt "", a restore) is; at most every 2 s."""
+    """The progress of an attempt or, with an empty ``attempt``, of a restore; sent at most every 2 s."""
 
     attempt: str
     stage: str
     percent: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
-    reason: str = ""  # of a restore that is held up and tried again; empty while it goes on
+    reason: str = ""  # why a restore is failing and being retried; empty while it makes progress
     message: str = ""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """Everything is stored: please commit."""
+    """A request to commit an attempt whose objects are all stored."""
 
     attempt: str
     manifest: ObjectName
@@ -149,7 +153,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Result:
-    """An attempt that ends without an offer. outcome: Unchanged | Failed."""
+    """The end of an attempt without an offer. ``outcome`` is Unchanged or Failed."""
 
     attempt: str
     outcome: str
@@ -160,7 +164,7 @@ class Result:
 
 @dataclass(frozen=True)
 class RequestCheckpoint:
-    """The pod asks for a checkpoint: the agent itself, a shutdown, or the end of the run."""
+    """A request from the pod for a checkpoint: for the agent itself, a shutdown, or the end of the run."""
 
     request: str
     trigger: str
@@ -169,7 +173,7 @@ class RequestCheckpoint:
 
 @dataclass(frozen=True)
 class Released:
-    """The incarnation has ended its work under this epoch; a successor may be granted the next."""
+    """This incarnation does nothing more under its epoch; a successor may be granted the next one."""
 
     epoch: int
     completed: bool = False
@@ -178,14 +182,14 @@ class Released:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a restore ended: Restored, Fresh, KeptLocal, or a failure's reason."""
+    """How a restore ended. ``outcome`` is a vocabulary.RestoreOutcome, or the reason of a failure."""
 
     outcome: str
     message: str = ""
     object_key: str = ""
     bytes_restored: int = 0
     milliseconds: int = 0
-    config_changed: bool = False  # the checkpoint was made under another configuration hash than the pod's
+    config_changed: bool = False  # the checkpoint's configuration hash differs from the pod's
 
 
 # -- from the operator ------------------------------------------------------------------------------------------
@@ -193,7 +197,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Welcome:
-    """Who the pod is, and what it may do. ``key`` is the agent key, hexadecimal, for memory only."""
+    """The pod's identity and rights.
+
+    ``key`` is the agent's key in hexadecimal; it is kept in memory only.
+    """
 
     agent: str
     namespace: str
@@ -205,20 +212,23 @@ class Welcome:
     parent: CheckpointRef | None = None
     pending_key: str = ""
     pending_url: str = field(default="", repr=False)
-    store_ca: str = ""  # PEM, empty: system roots
-    shared_roots: tuple[str, ...] = ()  # names of state roots that other pods may write: never read, never written
+    store_ca: str = ""  # PEM; empty means the system's root certificates
+    shared_roots: tuple[str, ...] = ()  # state roots that other pods may write to; never read, never written
 
 
 @dataclass(frozen=True)
 class Grant:
-    """The answer to role restore: a welcome under a fresh epoch; ``parent`` is what to restore, None: start fresh."""
+    """The answer to role restore: a welcome under a new epoch.
+
+    The welcome's ``parent`` is the checkpoint to restore; None means start fresh.
+    """
 
     welcome: Welcome
 
 
 @dataclass(frozen=True)
 class Wait:
-    """The init container waits inside: why, and what would end it."""
+    """Why the init container must wait, and what would end the wait."""
 
     reason: str
     message: str
@@ -226,7 +236,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Refused:
-    """An end: of an offer or request (attempt/request says which) or of the whole ask."""
+    """A refusal of the offer or request that ``attempt`` or ``request`` names, or of the whole connection."""
 
     reason: str
     message: str
@@ -236,7 +246,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Take a checkpoint now. after: Resume | Terminate."""
+    """Take a checkpoint now. ``after`` is Resume or Terminate."""
 
     attempt: str
     trigger: str
@@ -265,14 +275,14 @@ class Committed:
 
 @dataclass(frozen=True)
 class Ack:
-    """Answers heartbeat, result, outcome and released; ``of`` is that message's type."""
+    """The answer to heartbeat, result, outcome and released; ``of`` is that message's type."""
 
     of: str
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Fenced: capture and offer nothing more."""
+    """Capture and offer nothing more; ``reason`` says why, for example Fenced."""
 
     reason: str
     message: str
@@ -283,28 +293,24 @@ FromOperator = Welcome | Grant | Wait | Refused | Checkpoint | Urls | Committed 
 Message = FromPod | FromOperator
 
 
-class _Types:
-    by_name: ClassVar[dict[str, type[Any]]] = {}
-
-
 def type_name(cls: type[Any]) -> str:
-    """``NeedUrls`` → ``need_urls``."""
+    """Return the wire type of a message class: ``NeedUrls`` becomes ``need_urls``."""
     return re.sub(r"(?<!^)([A-Z])", r"_\1", cls.__name__).lower()
 
 
-for _cls in (*typing.get_args(FromPod), *typing.get_args(FromOperator)):
-    _Types.by_name[type_name(_cls)] = _cls
+_BY_TYPE: Final[dict[str, type[Message]]] = {
+    type_name(cls): cls for cls in (*typing.get_args(FromPod), *typing.get_args(FromOperator))
+}
 
 
 def encode(message: Message) -> str:
-    """One message as JSON text."""
-    return json.dumps(
-        {"v": PROTOCOL_VERSION, "type": type_name(type(message)), **_to_wire(message)}, separators=(",", ":")
-    )
+    """Return one message as JSON text."""
+    head = {"v": PROTOCOL_VERSION, "type": type_name(type(message))}
+    return json.dumps({**head, **codec.encode_fields(message)}, separators=(",", ":"))
 
 
 def decode(text: str | bytes) -> Message:
-    """Parse one message. Raises ProtocolError that names the field."""
+    """Return the message in JSON text. Raises ProtocolError that names the field."""
     if len(text) > MESSAGE_MAX_BYTES:
         raise ProtocolError(f"message of {len(text)} bytes; at most {MESSAGE_MAX_BYTES}")
     try:
@@ -313,59 +319,8 @@ def decode(text: str | bytes) -> Message:
         raise ProtocolError("not JSON") from error
     if not isinstance(raw, dict) or raw.get("v") != PROTOCOL_VERSION:
         raise ProtocolError(f"not a message of protocol {PROTOCOL_VERSION}")
-    cls = _Types.by_name.get(str(raw.get("type")))
+    cls = _BY_TYPE.get(str(raw.get("type")))
     if cls is None:
         raise ProtocolError(f"unknown message type {str(raw.get('type'))[:40]!r}")
-    message: Message = _from_wire(cls, raw, type_name(cls))
+    message: Message = _CODEC.decode(cls, raw, type_name(cls))
     return message
-
-
-def _camel(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(part.capitalize() for part in rest)
-
-
-def _to_wire(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {_camel(item.name): _to_wire(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, tuple):
-        return [_to_wire(item) for item in value]
-    return value
-
-
-@functools.cache
-def _shape(kind: type[Any]) -> tuple[tuple[str, str, Any, bool], ...]:
-    """Of each field: name, name on the wire, type, whether it must be there."""
-    hints = typing.get_type_hints(kind)
-    return tuple(
-        (item.name, _camel(item.name), hints[item.name], item.default is MISSING and item.default_factory is MISSING)
-        for item in fields(kind)
-    )
-
-
-def _from_wire(kind: Any, raw: Any, where: str) -> Any:  # noqa: PLR0911 - one return per shape
-    origin = typing.get_origin(kind)
-    if origin is types.UnionType:
-        if raw is None:
-            return None
-        (inner,) = (item for item in typing.get_args(kind) if item is not types.NoneType)
-        return _from_wire(inner, raw, where)
-    if origin is tuple and isinstance(raw, list):
-        return tuple(_from_wire(typing.get_args(kind)[0], item, f"{where}[]") for item in raw)
-    if origin is dict and isinstance(raw, dict):
-        return {str(key): _from_wire(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in raw.items()}
-    if is_dataclass(kind) and isinstance(kind, type) and isinstance(raw, dict):
-        values = {}
-        for name, wire, hint, needed in _shape(kind):
-            if wire in raw:
-                values[name] = _from_wire(hint, raw[wire], f"{where}.{wire}")
-            elif needed:
-                raise ProtocolError(f"{where}: field {wire!r} is missing")
-        return kind(**values)
-    if kind is bool and isinstance(raw, bool):
-        return raw
-    if kind is int and isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) < 1 << 63:
-        return raw
-    if kind is str and isinstance(raw, str):
-        return raw
-    raise ProtocolError(f"{where}: expected {getattr(kind, '__name__', kind)}")

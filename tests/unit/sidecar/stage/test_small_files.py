@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from savepoint.contract import agent_protocol as wire
-from savepoint_sidecar.stage.components import INDEX_MOST_BYTES, index_sequence, read_index, write_index
-from savepoint_sidecar.stage.small_files import create_own, read_own
+from savepoint_sidecar.stage.components import INDEX_MAX_BYTES, index_sequence, read_index, write_index
+from savepoint_sidecar.stage.small_files import create_small_file, read_small_file
 
 
 def _pipe(path: Path, _: Path) -> None:
@@ -38,7 +38,7 @@ def test_an_index_that_the_agent_replaced_is_none(trick: Callable[[Path, Path], 
     stage = tmp_path / "stage"
     write_index(stage, 3, ())
     assert read_index(stage, 3) == ()
-    index = stage / wire.STAGE_RESTORED / "index.json"
+    index = stage / "restored" / "index.json"
     index.unlink()
     trick(index, secret)
     assert read_index(stage, 3) is None
@@ -54,10 +54,10 @@ def test_what_is_written_goes_into_no_file_of_somebody_else(
     other.write_text("untouched")
     path = tmp_path / "own"
     trick(path, other)
-    with create_own(path) as file:
+    with create_small_file(path) as file:
         file.write(b"ours")
     assert other.read_text() == "untouched"
-    assert read_own(path, 100) == "ours"
+    assert read_small_file(path, 100) == "ours"
     assert not path.is_symlink()
 
 
@@ -66,4 +66,4 @@ def test_the_index_may_hold_as_much_as_an_answer(tmp_path: Path) -> None:
     component = wire.Component("documents", "Memory", entries)
     write_index(tmp_path, 7, (component,))
     assert read_index(tmp_path, 7) == (component,)
-    assert INDEX_MOST_BYTES > 8 * (512 << 10)
+    assert INDEX_MAX_BYTES > 8 * (512 << 10)
