@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Final
 
+from savepoint.contract import stage_layout
 from savepoint.contract.names import ENV_SOCKET, ENV_STAGE, SOCKET_PATH, STAGE_DIRECTORY
 
-PRIVATE_SOCKET: Final = "sidecar/private.sock"
-"""Below the stage: where the running sidecar listens for its own commands."""
 TIMEOUT_SECONDS: Final = 3.0
 POLL_SECONDS: Final = 0.05
 
@@ -41,7 +40,7 @@ def _served() -> bool:
 def prestop() -> int:
     """Tell the running sidecar that the pod is stopping; always 0: a hook that fails only makes noise."""
     try:
-        _ask(Path(os.environ.get(ENV_STAGE, STAGE_DIRECTORY)) / PRIVATE_SOCKET, b"prestop\n")
+        _ask(stage_layout.private_socket(Path(os.environ.get(ENV_STAGE, STAGE_DIRECTORY))), b"prestop\n")
     except OSError as error:
         print(f"the sidecar could not be told: {error}")  # noqa: T201 - kubelet shows it in an Event
     return 0

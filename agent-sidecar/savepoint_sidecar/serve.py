@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from savepoint.contract.agent_protocol import STAGE_SIDECAR
+from savepoint.contract import stage_layout
 from savepoint.errors import SavepointError
 
 from savepoint_sidecar import restore_container, settings
@@ -26,7 +26,6 @@ from savepoint_sidecar.authority.reachability import Reachability
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig
 from savepoint_sidecar.lifecycle.incarnation import Incarnation
-from savepoint_sidecar.probe import PRIVATE_SOCKET
 from savepoint_sidecar.settings import Settings
 from savepoint_sidecar.stage.components import index_sequence
 
@@ -81,7 +80,7 @@ async def _serve(configured: Settings, failpoints: Failpoints) -> int:
 
 async def _live(configured: Settings, failpoints: Failpoints, terminated: asyncio.Event) -> int | None:
     """One incarnation; its exit status, None: the agent has begun the next run."""
-    started = configured.stage / STAGE_SIDECAR / restore_container.STARTED
+    started = stage_layout.started_file(configured.stage)
     client = ControlClient(
         Dialer(configured.control_url, configured.control_ca, configured.token_path),
         pod_uid=configured.pod_uid,
@@ -148,6 +147,6 @@ async def _listen(stage: Path, incarnation: Incarnation) -> asyncio.Server:
                     await writer.drain()
         writer.close()
 
-    path = stage / PRIVATE_SOCKET
+    path = stage_layout.private_socket(stage)
     path.unlink(missing_ok=True)
     return await asyncio.start_unix_server(serve, path)

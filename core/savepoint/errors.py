@@ -15,9 +15,13 @@ docs/reasons/ use.
     └── Unavailable · Refused
 """
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Final
 
 from savepoint.contract.vocabulary import Reason
+
+DISK_FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of a file system that has no room for what is written: full, over quota, or beyond a size limit."""
 
 
 class SavepointError(Exception):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract import stage_layout
 from savepoint.errors import Unavailable
 from savepoint.sdk.agent import Agent
 from savepoint.sdk.agent_session import AgentSession
@@ -81,7 +82,7 @@ class Simulation:
         components = () if last is None else self._written(last)
         connected = wire.Connected("simulated", self.name, "test", self._epoch, self._run, restored, components)
         stage = Stage(self.stage)
-        state = State(self._journal(self.stage / wire.STAGE_JOURNAL / str(self._run)), stage)
+        state = State(self._journal(stage_layout.journal_folder(self.stage, self._run)), stage)
         state.restore(components)
         session = self._session = AgentSession(connected, state, required=False)
         session.attach(self._link(session))
@@ -164,7 +165,7 @@ class Simulation:
 
     def _written(self, checkpoint: Checkpoint) -> tuple[wire.Component, ...]:
         """The checkpoint's components as a sidecar hands them back: text inline, the rest in restored files."""
-        folder = self.stage / wire.STAGE_RESTORED
+        folder = stage_layout.restored_folder(self.stage)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         components: list[wire.Component] = []

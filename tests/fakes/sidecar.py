@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract import stage_layout
 
 Cut = tuple[tuple[wire.Component, tuple[bytes, ...]], ...]
 
@@ -241,7 +242,7 @@ class FakeSidecar:
         return data
 
     def _written(self, cut: Cut) -> tuple[wire.Component, ...]:
-        folder = self.stage / wire.STAGE_RESTORED
+        folder = stage_layout.restored_folder(self.stage)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         components: list[wire.Component] = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract import stage_layout
 from savepoint.errors import FormatTooNew, SavepointError, StateUnstable
 from savepoint.sdk.encoding import encode, utf8
 from savepoint.sdk.errors import RestoreFailed
@@ -145,4 +146,4 @@ def _data(entry: wire.Entry, stage: Stage | None) -> bytes:
 
 
 def _is_ours(path: str) -> bool:
-    return path.startswith(f"{wire.STAGE_AGENT}/")
+    return path.startswith(f"{stage_layout.AGENT}/")

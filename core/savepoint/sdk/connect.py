@@ -18,6 +18,7 @@ from typing import Final
 from uuid import uuid4
 
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract import stage_layout
 from savepoint.contract.names import ENV_REQUIRED, ENV_SOCKET, ENV_STAGE
 from savepoint.errors import SavepointError, Unavailable
 from savepoint.sdk.agent import Agent, stage_of
@@ -196,7 +197,7 @@ def _attach(settings: Settings, schema_version: str) -> _Attached:
     )
     connected = client.connect(me, _SOCKET_WAIT_SECONDS)
     stage = stage_of(settings.stage)
-    state = State(FileJournal(stage.root / wire.STAGE_JOURNAL / str(connected.run)), stage)
+    state = State(FileJournal(stage_layout.journal_folder(stage.root, connected.run)), stage)
     steps = state.restore(connected.components)
     back = connected.restored
     if back is not None:

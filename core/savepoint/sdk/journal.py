@@ -4,7 +4,6 @@ Record: 4 bytes big-endian length, 4 bytes CRC-32 of the body, body (JSON). It d
 it is not thread-safe: the caller holds the agent's lock.
 """
 
-import errno
 import json
 import logging
 import os
@@ -14,13 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from savepoint.errors import StageFull, Unavailable
+from savepoint.errors import DISK_FULL_ERRNOS, StageFull, Unavailable
 from savepoint.sdk.encoding import utf8
 from savepoint.sdk.errors import NotEncodable
 
 RECORD_MAX_BYTES: Final = 32 << 20
 _HEAD: Final = struct.Struct(">II")
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _sync = getattr(os, "fdatasync", os.fsync)
 
 log = logging.getLogger("savepoint")
@@ -184,6 +182,6 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _translated(error: OSError, path: Path) -> StageFull | Unavailable:
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL_ERRNOS:
         return StageFull(f"no room for the journal {path.name}: make the stage volume larger")
     return Unavailable(f"journal {path.name}: {error.strerror}")

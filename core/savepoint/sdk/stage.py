@@ -4,7 +4,6 @@ A file that a flush named stays as it is until the result of that transaction. I
 is not thread-safe: the caller holds the agent's lock.
 """
 
-import errno
 import mmap
 import os
 import shutil
@@ -12,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from savepoint.contract.agent_protocol import STAGE_AGENT
-from savepoint.errors import SavepointError, StageFull, Unavailable
+from savepoint.contract import stage_layout
+from savepoint.errors import DISK_FULL_ERRNOS, SavepointError, StageFull, Unavailable
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stage:
@@ -23,7 +21,7 @@ class Stage:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._own = root / STAGE_AGENT
+        self._own = stage_layout.agent_folder(root)
         self._folders = 0
         try:
             self._own.mkdir(mode=0o755, parents=True, exist_ok=True)  # the sidecar reads here
@@ -94,6 +92,6 @@ def mapped_new(path: Path, size: int) -> mmap.mmap:
 
 def translated(error: OSError, path: Path) -> SavepointError:
     """The door's error for a failed call on the stage."""
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL_ERRNOS:
         return StageFull(f"the stage volume has no room for {path.name}: make it larger; the agent goes on")
     return Unavailable(f"stage file {path.name}: {error.strerror}")

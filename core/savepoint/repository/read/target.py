@@ -10,17 +10,20 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Final
 
-from savepoint.errors import NoSpace, RunAsUserRequired, SavepointError, TargetNotEmpty, TargetUnusable
+from savepoint.errors import (
+    DISK_FULL_ERRNOS,
+    NoSpace,
+    RunAsUserRequired,
+    SavepointError,
+    TargetNotEmpty,
+    TargetUnusable,
+)
 from savepoint.repository.format.tree import MODE_BITS, path_bytes
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT_DIRECTORIES = 32
-
-FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Errors of a file system that has no room for what is restored."""
 
 
 class Target:
@@ -128,7 +131,7 @@ def translated(path: str) -> Iterator[None]:
 
 def _translate(error: OSError, path: str) -> SavepointError:
     what = f"{path!r} cannot be restored: {error.strerror or error}"
-    if error.errno in FULL:
+    if error.errno in DISK_FULL_ERRNOS:
         return NoSpace(f"{what}; give the volume more space")
     if error.errno in {errno.EEXIST, errno.ENOTDIR, errno.ELOOP}:
         return TargetNotEmpty(f"{what}: something else has this name; empty the target first")
