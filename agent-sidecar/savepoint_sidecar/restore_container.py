@@ -1,7 +1,7 @@
-"""The init container from its first dial to its exit: granted, restored and verified, or a typed reason why not.
+"""The init container's work, from its first connection to its exit: wait for an epoch, restore, report the outcome.
 
-It ends within its bound, and never lets an agent start on state that was not verified: any exit but 0 keeps it from
-starting.
+It ends within its deadline and never lets an agent start on state that was not verified: any exit status but 0 keeps
+the agent's containers from starting.
 """
 
 import asyncio
@@ -16,8 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from savepoint.contract import agent_protocol as agent_wire
-from savepoint.contract.control_protocol import Outcome, Welcome
+from savepoint.contract import stage_layout
+from savepoint.contract.control_protocol import CheckpointRef, Outcome, Welcome
+from savepoint.contract.vocabulary import Reason, RestoreOutcome
 from savepoint.errors import IntegrityError, Refused, SavepointError, StoreUnavailable, Unavailable
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import Manifest
@@ -30,7 +31,13 @@ from savepoint_sidecar.authority.restore_client import RestoreClient
 from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Root, without_shared, write_marker
-from savepoint_sidecar.restore.file_restore import config_changed, marker_of, plan, restore_files, unusable
+from savepoint_sidecar.restore.file_restore import (
+    config_changed,
+    ready_marker,
+    restore_files,
+    root_actions,
+    root_error,
+)
 from savepoint_sidecar.settings import Settings
 from savepoint_sidecar.stage.components import (
     begin_epoch,
@@ -42,19 +49,17 @@ from savepoint_sidecar.stage.components import (
 
 log = logging.getLogger(__name__)
 
-BOUND_SECONDS: Final = 600.0
-AGAIN_SECONDS: Final = 3.0
+DEADLINE_SECONDS: Final = 600.0
+RETRY_SECONDS: Final = 3.0
 PROGRESS_SECONDS: Final = 2.0
 FIRST_READ: Final = Retry(attempts=2)
-"""Of the manifest: nothing is lost with a try that ends before anything was read, and what is in its way is told."""
+"""For the manifest. Nothing has been read yet, so an attempt may fail early, and its cause is reported at once."""
 TERMINATION_BYTES: Final = 4096
-STARTED: Final = "started"
-"""In the sidecar's part of the stage: the agent may have run since the last restore."""
-GOOD: Final = frozenset({"Restored", "Fresh", "KeptLocal"})
+SUCCEEDED: Final = frozenset(RestoreOutcome)
 
 
 async def restore(settings: Settings, failpoints: Failpoints, termination_log: Path | None) -> int:
-    """Run the init container; its exit status."""
+    """Run the init container; return its exit status."""
     began = time.monotonic()
     client = RestoreClient(
         Dialer(settings.control_url, settings.control_ca, settings.token_path),
@@ -64,15 +69,15 @@ async def restore(settings: Settings, failpoints: Failpoints, termination_log: P
         random_id=lambda: secrets.token_hex(16),
         jitter=random.random,
     )
-    outcome = await _outcome(settings, client, failpoints, began + BOUND_SECONDS)
+    outcome = await _outcome(settings, client, failpoints, began + DEADLINE_SECONDS)
     outcome = Outcome(**{**asdict(outcome), "milliseconds": round((time.monotonic() - began) * 1000)})
-    level = logging.INFO if outcome.outcome in GOOD else logging.ERROR
-    log.log(level, "%s: %s", outcome.outcome, outcome.message)
+    succeeded = outcome.outcome in SUCCEEDED
+    log.log(logging.INFO if succeeded else logging.ERROR, "%s: %s", outcome.outcome, outcome.message)
     if termination_log is not None:
         _write_termination(termination_log, outcome)
     await client.outcome(outcome)
     await client.close()
-    return 0 if outcome.outcome in GOOD else 1
+    return 0 if succeeded else 1
 
 
 async def _outcome(settings: Settings, client: RestoreClient, failpoints: Failpoints, ends_at: float) -> Outcome:
@@ -81,45 +86,48 @@ async def _outcome(settings: Settings, client: RestoreClient, failpoints: Failpo
             welcome = await client.grant()
     except TimeoutError:
         waited = client.waits_for
-        reason = "Timeout" if waited.reason == Unavailable.reason else waited.reason
-        return Outcome(reason, f"{waited.message} (waited {BOUND_SECONDS:.0f} s; the container starts again)")
+        reason = Reason.TIMEOUT if waited.reason == Unavailable.reason else waited.reason
+        return Outcome(reason, f"{waited.message} (waited {DEADLINE_SECONDS:.0f} s; the container restarts)")
     except SavepointError as error:
         return _failed(error)
-    what = welcome.parent.name if welcome.parent is not None else "nothing: the agent starts fresh"
-    log.info("epoch %d is granted; restoring %s", welcome.epoch, what)
+    if welcome.parent is not None:
+        log.info("epoch %d granted; restoring %s", welcome.epoch, welcome.parent.name)
+    else:
+        log.info("epoch %d granted; there is no checkpoint, so the agent starts fresh", welcome.epoch)
     ca_pem = welcome.store_ca or None
     with (
         closing(PresignedStore(client.urls, ca_pem=ca_pem)) as store,
-        closing(PresignedStore(client.urls, ca_pem=ca_pem, retry=FIRST_READ)) as impatient,
+        closing(PresignedStore(client.urls, ca_pem=ca_pem, retry=FIRST_READ)) as first_read_store,
     ):
-        work = _Restore(settings, client, store, welcome, failpoints, impatient=impatient)
-        return await _tries(work, client, ends_at)
+        attempt = _RestoreAttempt(settings, client, store, welcome, failpoints, first_read_store=first_read_store)
+        return await _restore_with_retries(attempt, client, ends_at)
 
 
-async def _tries(work: "_Restore", client: RestoreClient, ends_at: float) -> Outcome:
-    """Until it has ended: a store or an operator that is away is waited for, within the bound, and the operator told.
+async def _restore_with_retries(attempt: "_RestoreAttempt", client: RestoreClient, ends_at: float) -> Outcome:
+    """Run the attempt until it ends, and retry until the deadline while the store or the operator is unreachable.
 
-    Only this pod may be cut off from the store: nobody else would see why it does not start.
+    The operator is told what delays the restore: perhaps only this pod cannot reach the store, and then no other
+    process could report why the agent does not start.
     """
     while True:
         try:
-            return await work.run()
+            return await attempt.run()
         except (StoreUnavailable, Unavailable) as error:
-            if time.monotonic() + AGAIN_SECONDS > ends_at:
-                return Outcome(error.reason, f"{error} (tried for {BOUND_SECONDS:.0f} s; the container starts again)")
-            log.warning("%s: %s; trying again", error.reason, error)
-            await client.held_up(error.reason, f"The restore in this pod is held up, and tried again: {error}")
+            if time.monotonic() + RETRY_SECONDS > ends_at:
+                return Outcome(error.reason, f"{error} (retried for {DEADLINE_SECONDS:.0f} s; the container restarts)")
+            log.warning("%s: %s; retrying in %.0f s", error.reason, error, RETRY_SECONDS)
+            await client.held_up(error.reason, f"The restore in this pod is held up and will be retried: {error}")
             if isinstance(error, StoreUnavailable):
                 client.store_not_reached()
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
         except SavepointError as error:
             return _failed(error)
         except OSError as error:
-            return Outcome("TargetUnusable", f"the stage cannot be written: {error.strerror or error}")
+            return Outcome(Reason.TARGET_UNUSABLE, f"cannot write the stage: {error.strerror or error}")
 
 
-class _Restore:
-    """One try."""
+class _RestoreAttempt:
+    """One attempt at the restore; ``run`` may be called again."""
 
     def __init__(
         self,
@@ -129,83 +137,87 @@ class _Restore:
         welcome: Welcome,
         failpoints: Failpoints,
         *,
-        impatient: PresignedStore,
+        first_read_store: PresignedStore,
     ) -> None:
-        """``impatient``: the same store, for the first read."""
+        """``first_read_store`` is the same store with fewer retries, for the manifest."""
         self._settings, self._client, self._store, self._welcome = settings, client, store, welcome
-        self._first_reads = impatient
+        self._first_read_store = first_read_store
         self._failpoints = failpoints
+        self._key = AgentKey(bytes.fromhex(welcome.key))
+        self._marker = ready_marker(welcome, settings.pod_uid, welcome.parent)
         self._roots = without_shared(settings.roots, welcome.shared_roots)
         self._done = self._planned = 0
 
     async def run(self) -> Outcome:
-        """Restore in a thread, and tell how far it is."""
+        """Restore in a thread, and report progress meanwhile."""
         self._done = 0
-        work = asyncio.ensure_future(asyncio.to_thread(self._work))
+        work = asyncio.ensure_future(asyncio.to_thread(self._restore))
         while not work.done():
             await asyncio.wait([work], timeout=PROGRESS_SECONDS)
             if self._done and not work.done():
                 await self._client.progress(self._done, self._planned)
         return work.result()
 
-    def _work(self) -> Outcome:
-        settings, welcome = self._settings, self._welcome
-        roots, stage, parent = self._roots, settings.stage, welcome.parent
+    def _restore(self) -> Outcome:
+        welcome, stage = self._welcome, self._settings.stage
         prepare_stage(stage, welcome.run)
         begin_epoch(stage, welcome.epoch, welcome.run)
         with suppress(FileNotFoundError):
-            (stage / agent_wire.STAGE_SIDECAR / STARTED).unlink()
+            stage_layout.started_file(stage).unlink()
         write_index(stage, -1, ())
-        key = AgentKey(bytes.fromhex(welcome.key))
-        marker = marker_of(welcome, settings.pod_uid, parent)
-        if parent is None:
-            actions = plan(roots, welcome, None)
-            restore_files(
-                None, [root for root, action in actions.items() if action == "restore"], marker, self._failpoints
-            )
-            for root in roots:
-                try:
-                    write_marker(root, marker)
-                except OSError as error:
-                    raise unusable(root, error) from error
-            return Outcome("Fresh", f"agent {welcome.agent} starts fresh in epoch {welcome.epoch}")
+        return self._start_fresh() if welcome.parent is None else self._restore_checkpoint(welcome.parent)
+
+    def _start_fresh(self) -> Outcome:
+        welcome, roots = self._welcome, self._roots
+        actions = root_actions(roots, welcome, None)
+        half_restored = [root for root, action in actions.items() if action == "restore"]
+        restore_files(None, half_restored, self._marker, self._failpoints)
+        for root in roots:
+            try:
+                write_marker(root, self._marker)
+            except OSError as error:
+                raise root_error(root, error) from error
+        return Outcome(RestoreOutcome.FRESH, f"agent {welcome.agent} starts fresh in epoch {welcome.epoch}")
+
+    def _restore_checkpoint(self, parent: CheckpointRef) -> Outcome:
+        welcome, stage = self._welcome, self._settings.stage
         self._client.expect((manifest_key(parent.manifest.name),))
-        loaded = parent_checkpoint.load(self._first_reads, key, welcome.namespace, welcome.agent, parent)
+        loaded = parent_checkpoint.load(self._first_read_store, self._key, welcome.namespace, welcome.agent, parent)
         self._client.expect(loaded.keys())
         changed = config_changed(welcome, loaded.manifest)
         if changed:
             log.warning(
-                "ConfigurationChanged: %s was made under another configuration (image, command, args, environment or "
-                "ConfigMaps) than this pod's; it is restored all the same",
+                "ConfigurationChanged: %s was taken under another configuration (image, command, args, environment or "
+                "ConfigMaps) than this pod's; restoring it anyway",
                 parent.name,
             )
-        actions = plan(roots, welcome, loaded.manifest)
-        lost = [root for root, action in actions.items() if action == "restore"]
+        actions = root_actions(self._roots, welcome, loaded.manifest)
+        to_restore = [root for root, action in actions.items() if action == "restore"]
         kept = [root for root, action in actions.items() if action == "keep"]
-        held = [root for root in kept if loaded.manifest.component(root.component) is not None]
-        self._planned = planned_bytes(loaded.manifest, lost, values=not held)
-        with loaded.reader(self._store, key) as reader:
-            written = restore_files(reader, lost, marker, self._failpoints, self._progressed)
-            if held:
-                names = ", ".join(root.mount_path for root in held)
-                message = f"{names} holds state that is at least as new as {parent.name}: it was kept"
-                reason = "Restored" if lost else "KeptLocal"
-                return Outcome(reason, message, bytes_restored=written, config_changed=changed)
+        kept_newer = [root for root in kept if loaded.manifest.component(root.component) is not None]
+        self._planned = planned_bytes(loaded.manifest, to_restore, with_values=not kept_newer)
+        with loaded.reader(self._store, self._key) as reader:
+            written = restore_files(reader, to_restore, self._marker, self._failpoints, self._progressed)
+            if kept_newer:
+                names = ", ".join(root.mount_path for root in kept_newer)
+                message = f"kept the state in {names}, which is at least as new as {parent.name}"
+                outcome = RestoreOutcome.RESTORED if to_restore else RestoreOutcome.KEPT_LOCAL
+                return Outcome(outcome, message, bytes_restored=written, config_changed=changed)
             components = restore_components(
                 reader, stage, str(parent.sequence), progress=lambda done: self._progressed(written + done)
             )
             write_index(stage, parent.sequence, components)
-        message = f"{parent.name} ({parent.time}, {written} bytes of files) is back in epoch {welcome.epoch}"
-        return Outcome("Restored", message, bytes_restored=written, config_changed=changed)
+        message = f"{parent.name} ({parent.time}, {written} bytes of files) was restored in epoch {welcome.epoch}"
+        return Outcome(RestoreOutcome.RESTORED, message, bytes_restored=written, config_changed=changed)
 
     def _progressed(self, done: int) -> None:
         self._done = done
 
 
-def planned_bytes(manifest: Manifest, roots: Sequence[Root], *, values: bool) -> int:
-    """What a restore of these roots will write; ``values``: and what an SDK handed over. Pure."""
+def planned_bytes(manifest: Manifest, roots: Sequence[Root], *, with_values: bool) -> int:
+    """Return the bytes that a restore of these roots, and of the SDK's values if wanted, will write. Pure."""
     found = [manifest.component(root.component) for root in roots]
-    return sum(each.size for each in (*found, *(sdk_components(manifest) if values else ())) if each is not None)
+    return sum(each.size for each in (*found, *(sdk_components(manifest) if with_values else ())) if each is not None)
 
 
 def _failed(error: SavepointError) -> Outcome:

@@ -1,4 +1,4 @@
-"""What a sidecar or init container is told by its environment, read once and checked.
+"""Configuration of a sidecar or init container, read from its environment once and validated.
 
 Only ``probe``, which must start fast, reads two variables by itself.
 """
@@ -22,7 +22,7 @@ TERMINATION_LOG: Final = Path("/dev/termination-log")
 
 
 class SettingsError(ValueError):
-    """The environment lacks a variable, or holds one that cannot be used; the message names it."""
+    """A variable of the environment is missing or invalid; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,26 @@ class Settings:
 
     control_url: str
     control_ca: str = field(repr=False)
-    """PEM."""
+    """CA certificates in PEM."""
     pod_name: str
     pod_namespace: str
     pod_uid: str
     node: str
     grace_seconds: int
-    """The pod's whole grace period."""
+    """The pod's whole termination grace period."""
     roots: tuple[Root, ...]
     token_path: Path = Path(names.TOKEN_PATH)
     socket_path: Path = Path(names.SOCKET_PATH)
     stage: Path = Path(names.STAGE_DIRECTORY)
     log_level: str = "INFO"
     api_server: tuple[str, int] | None = None
-    """Address of the cluster's API server: an answer from it proves that this node is not cut off."""
+    """Host and port of the cluster's API server: a response from it proves that this node is not cut off."""
     version: str = ""
-    """Of this distribution."""
+    """Version of this distribution."""
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Read the environment that the webhook writes. SettingsError names what is missing or wrong."""
+    """Read the environment that the webhook writes. SettingsError if a variable is missing or invalid."""
     return Settings(
         control_url=_required(environment, names.ENV_CONTROL_URL),
         control_ca=_required(environment, names.ENV_CONTROL_CA),
@@ -70,19 +70,19 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
 
 
 def failpoint_of(environment: Mapping[str, str] = os.environ) -> str:
-    """The failpoint a test has set, or an empty string."""
+    """Return the failpoint that a test has set, or an empty string."""
     return environment.get(ENV_FAILPOINT, "")
 
 
 def log_level_of(default: str = "INFO", environment: Mapping[str, str] = os.environ) -> str:
-    """The level of the log."""
+    """Return the configured log level."""
     return environment.get(ENV_LOG_LEVEL, default)
 
 
 def _required(environment: Mapping[str, str], name: str) -> str:
     value = environment.get(name, "")
     if not value:
-        raise SettingsError(f"{name} is not set; the webhook writes it into this container")
+        raise SettingsError(f"{name} is not set; the webhook sets it in this container")
     return value
 
 

@@ -1,6 +1,6 @@
-"""The door to SQLite: a consistent copy of a database that another process may be writing to.
+"""SQLite adapter: consistent copies of databases that another process may be writing to.
 
-It finds out whether a file is a database and copies it through SQLite's own backup; it never writes to the original.
+It recognises databases and copies them with SQLite's own backup; it never writes to the original.
 """
 
 import os
@@ -19,18 +19,21 @@ _WAL_VERSION: Final = 2
 
 
 def is_database(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is a database."""
+    """Return whether a file that begins with these bytes is an SQLite database."""
     return len(head) >= 100 and head.startswith(MAGIC)
 
 
 def may_back_up(head: bytes, source: Path) -> bool:
-    """Whether a backup can read it without making files beside it: a clean database in WAL mode is copied as a file."""
+    """Return whether SQLite can read the database without creating files beside it.
+
+    It cannot for a cleanly closed database in WAL mode, which is therefore copied as a plain file.
+    """
     wal_mode = _WAL_VERSION in (head[18], head[19])
     return not wal_mode or all(Path(f"{source}{suffix}").exists() for suffix in ("-wal", "-shm"))
 
 
 def back_up(source: Path, target: Path) -> bool:
-    """Copy the database at ``source`` to a new file; False if SQLite cannot read it now. StageFull without room."""
+    """Copy the database to a new file; False if SQLite cannot read it now. StageFull if the copy does not fit."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     os.close(os.open(target, flags, 0o600))
     try:
@@ -44,7 +47,9 @@ def back_up(source: Path, target: Path) -> bool:
     except sqlite3.OperationalError as error:
         target.unlink(missing_ok=True)
         if "full" in str(error):
-            raise StageFull(f"no room in the stage for a copy of the database {source.name}; raise its size") from error
+            raise StageFull(
+                f"the stage has no room for a copy of database {source.name}; raise the size of the stage volume"
+            ) from error
         return False
     except sqlite3.DatabaseError:
         target.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One root while it is being captured, and the way to a file of it that is safe from links and from change.
+"""The state of one root's capture, and a safe way to open its files: no links, no blocking on pipes.
 
 It reads no content; ``capture`` and ``fuzzy`` do.
 """
@@ -11,38 +11,38 @@ from typing import Final
 from savepoint_sidecar.capture.file_table import FileTable
 from savepoint_sidecar.capture.spool import Range
 from savepoint_sidecar.files.roots import Root
-from savepoint_sidecar.files.walk import Node, Signature, Walk, denied, open_below
+from savepoint_sidecar.files.walk import Node, Signature, Walk, open_below, unreadable
 
 READ: Final = os.O_RDONLY | os.O_NONBLOCK
-TRIES: Final = 3
-"""How often a file that changes while it is read is read."""
+READ_ATTEMPTS: Final = 3
+"""How many times a file is read if it changes while it is being read."""
 
 
 @dataclass
 class Draft:
-    """One root as it is being captured."""
+    """What has been captured of one root so far."""
 
     root: Root
     walk: Walk
     table: FileTable
-    """Files whose content is in the writer, by the stat under which it was read."""
-    taken: dict[str, tuple[Range, Signature, bool]] = field(default_factory=dict)
-    """Files copied into the pool during the pause: where, under which stat, and whether it is racy."""
+    """Files whose content the writer has stored, with the signature under which it was read."""
+    spooled: dict[str, tuple[Range, Signature, bool]] = field(default_factory=dict)
+    """Files copied into the spool during the pause: where, under which signature, and whether that is racy."""
     links: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
 class OpenFile:
-    """An open file of a root; denied() in place of EACCES, FileNotFoundError when it is no file any more."""
+    """An open file of a root. RunAsUserRequired if it may not be read, FileNotFoundError if it is no longer a file."""
 
     def __init__(self, top: int, root: Root, node: Node) -> None:
         try:
             self.descriptor = open_below(top, node.path, READ)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
-                raise denied(root, node.path, node.uid, node.mode) from error
+                raise unreadable(root, node.path, node.uid, node.mode) from error
             if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
-                raise FileNotFoundError(errno.ENOENT, "no file any more", node.path) from error
+                raise FileNotFoundError(errno.ENOENT, "no longer a regular file", node.path) from error
             raise
 
     def __enter__(self) -> "OpenFile":

@@ -1,22 +1,23 @@
-"""Reads files while their agent may be writing them: again when they change under the reader, databases by backup.
+"""Reads files that their agent may be writing: again if they change under the reader, databases by SQLite's backup.
 
-It says nothing about consistency between files: ``Fuzzy`` is what such a checkpoint is called.
+Nothing is guaranteed about consistency between files; such a checkpoint is called ``Fuzzy``.
 """
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from savepoint.contract.stage_layout import DATABASE_COPY_SUFFIX
 from savepoint.repository.write.writer import CheckpointWriter
 
 from savepoint_sidecar.capture import database
-from savepoint_sidecar.capture.draft import READ, TRIES, Draft, OpenFile
+from savepoint_sidecar.capture.draft import READ, READ_ATTEMPTS, Draft, OpenFile
 from savepoint_sidecar.capture.file_table import FileTable, is_racy
 from savepoint_sidecar.files.walk import Node, Signature, open_below, signature_of
 
 
 class FuzzyReader:
-    """Reads the files of one root as they are, from the writer's threads."""
+    """Stores the files of one root as they are now; called from the writer's threads."""
 
     def __init__(
         self,
@@ -29,7 +30,7 @@ class FuzzyReader:
         clock_ns: Callable[[], int],
         check: Callable[[], None],
     ) -> None:
-        """``top`` is the open root; ``known`` what was captured before; ``check`` may raise to end the work."""
+        """``top`` is the open root, ``known`` what was captured before; ``check`` may raise to end the capture."""
         self._writer, self._draft, self._top, self._scratch = writer, draft, top, scratch
         self._clock_ns, self._check = clock_ns, check
         self._signatures = {node.path: node.signature for node in draft.walk.nodes if node.is_file}
@@ -38,12 +39,12 @@ class FuzzyReader:
         self._contents = self._known.contents()
 
     def read(self, node: Node) -> tuple[str, ...]:
-        """Store the file; the paths that are not part of the cut after all."""
+        """Store the file; return the paths that must be left out of the checkpoint after all."""
         self._check()
         base = _database_of(node.path)
         if base in self._signatures and self._is_database(base):
-            return (node.path,)  # its content is in the database's own copy
-        signature = self._combined(node)
+            return (node.path,)  # the copy of the database includes its content
+        signature = self._signature_with_wal(node)
         if self._known.matches(node.path, signature):
             content = self._contents.find(node.path)
             if content is not None and self._writer.reuse(content):
@@ -59,7 +60,7 @@ class FuzzyReader:
 
     def _read_file(self, node: Node) -> None:
         root = self._draft.root
-        for _ in range(TRIES):
+        for _ in range(READ_ATTEMPTS):
             with OpenFile(self._top, root, node) as handle:
                 before = signature_of(os.fstat(handle.descriptor))
                 content = self._writer.store_file(handle.descriptor, before.size)
@@ -71,7 +72,7 @@ class FuzzyReader:
 
     def _back_up(self, node: Node, signature: Signature) -> bool:
         root = self._draft.root
-        target = self._scratch / f"{root.name}-{node.signature.inode}.sqlite"
+        target = self._scratch / f"{root.name}-{node.signature.inode}{DATABASE_COPY_SUFFIX}"
         source = root.path / node.path
         if not database.may_back_up(self._head(node.path), source) or not database.back_up(source, target):
             self._draft.warnings.append(f"database {node.path!r} was copied as a plain file: SQLite could not read it")
@@ -87,17 +88,17 @@ class FuzzyReader:
         self._draft.table.put(node.path, signature, content, racy=is_racy(signature, self._clock_ns()))
         return True
 
-    def _combined(self, node: Node) -> Signature:
-        """Of a database: together with its log, in which a change may stand that the file does not show yet."""
+    def _signature_with_wal(self, node: Node) -> Signature:
+        """Combine a database's signature with that of its log, which may hold changes the file does not show yet."""
         log = self._signatures.get(f"{node.path}-wal")
         if log is None or log.size == 0:
             return node.signature
-        own = node.signature
+        main = node.signature
         return Signature(
-            own.size + log.size,
-            max(own.mtime_ns, log.mtime_ns),
-            max(own.ctime_ns, log.ctime_ns),
-            own.inode ^ (log.inode << 1 & (1 << 64) - 1),
+            main.size + log.size,
+            max(main.mtime_ns, log.mtime_ns),
+            max(main.ctime_ns, log.ctime_ns),
+            main.inode ^ (log.inode << 1 & (1 << 64) - 1),
         )
 
     def _is_database(self, path: str) -> bool:
@@ -120,5 +121,5 @@ class FuzzyReader:
 
 
 def _database_of(path: str) -> str:
-    """The database that a file of this name would belong to, or an empty string."""
+    """Return the path of the database that a file of this name accompanies; an empty string for other files."""
     return next((path.removesuffix(each) for each in database.COMPANIONS if path.endswith(each)), "")

@@ -1,9 +1,8 @@
-"""One file of the stage into which the final pass copies what changed, so that the agent waits for a copy, no upload.
+"""A spool file in the stage, into which files are copied during a pause: the agent waits for a copy, not an upload.
 
-Where the file system can share blocks the copy costs nothing. It knows nothing of roots and writers.
+Where the file system can share blocks, the copy costs nothing. The spool knows neither roots nor writers.
 """
 
-import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -11,28 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from savepoint.errors import StageFull
+from savepoint.contract.stage_layout import SPOOL_NAME
+from savepoint.errors import DISK_FULL_ERRNOS, StageFull
 
 _FICLONERANGE: Final = 0x4020940D
-_BLOCK: Final = 4096
-_STEP: Final = 8 << 20
-_CLONE_FROM: Final = 1 << 20
-_RESERVE: Final = 1 << 20
+_BLOCK_BYTES: Final = 4096
+_COPY_BYTES: Final = 8 << 20
+_CLONE_MIN_BYTES: Final = 1 << 20
+_RESERVE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Where a file's content is in the pool."""
+    """Where a file's content is in the spool."""
 
     offset: int
     length: int
 
 
 class Spool:
-    """A context manager: leaving it removes the file."""
+    """A context manager that creates the spool file and removes it on exit."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "pool"
+        self._path = folder / SPOOL_NAME
         self._end = 0
         self._clones = True
         self.descriptor = -1
@@ -46,40 +46,40 @@ class Spool:
         os.close(self.descriptor)
         self._path.unlink(missing_ok=True)
 
-    def require(self, size: int) -> None:
-        """StageFull unless so many bytes have room."""
+    def require_space(self, size: int) -> None:
+        """Raise StageFull unless ``size`` bytes fit."""
         status = os.fstatvfs(self.descriptor)
         free = status.f_bavail * status.f_frsize
-        if status.f_blocks and size + _RESERVE > free:
+        if status.f_blocks and size + _RESERVE_BYTES > free:
             raise _full(size, free)
 
-    def take(self, descriptor: int, size: int, check: Callable[[], None]) -> Range:
-        """Copy a file's content; its range is shorter if the file ends early. StageFull without room."""
+    def append(self, descriptor: int, size: int, check: Callable[[], None]) -> Range:
+        """Copy a file's content; the range is shorter if the file ends early. StageFull if it does not fit."""
         start = self._end
         try:
             done = self._clone(descriptor, size, start)
             while done < size:
                 check()
-                count = _copy(descriptor, self.descriptor, done, start + done, min(_STEP, size - done))
+                count = _copy(descriptor, self.descriptor, done, start + done, min(_COPY_BYTES, size - done))
                 if count == 0:
                     break
                 done += count
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in DISK_FULL_ERRNOS:
                 raise _full(size, 0) from error
             raise
-        self._end = -(-(start + done) // _BLOCK) * _BLOCK
+        self._end = -(-(start + done) // _BLOCK_BYTES) * _BLOCK_BYTES
         return Range(start, done)
 
     def _clone(self, descriptor: int, size: int, start: int) -> int:
-        whole = size // _BLOCK * _BLOCK
-        if not self._clones or size < _CLONE_FROM:
+        whole = size // _BLOCK_BYTES * _BLOCK_BYTES
+        if not self._clones or size < _CLONE_MIN_BYTES:
             return 0
         argument = b"".join(value.to_bytes(8, "little") for value in (descriptor, 0, whole, start))
         try:
             fcntl.ioctl(self.descriptor, _FICLONERANGE, argument)
         except OSError:
-            self._clones = False  # another file system, or one that shares no blocks
+            self._clones = False  # the file is on another file system, or this one cannot share blocks
             return 0
         return whole
 
@@ -91,6 +91,6 @@ def _copy(source: int, target: int, source_at: int, target_at: int, count: int) 
 
 def _full(size: int, free: int) -> StageFull:
     return StageFull(
-        f"{size} bytes changed since the pre-copy, and the stage has room for {free}: the agent was resumed. "
+        f"{size} bytes changed since the pre-copy, but the stage has room for {free}; the agent was resumed. "
         "Raise the size of the stage volume, or change less between safe points."
     )

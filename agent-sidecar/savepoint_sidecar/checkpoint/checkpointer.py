@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Literal
 
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import CheckpointRef, ComponentSummary, ObjectName, Offer, Result, Welcome
 from savepoint.contract.names import ANNOTATION_STATE
 from savepoint.errors import SavepointError, StoreUnavailable, Unavailable
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import Execution, Manifest
+from savepoint.repository.format.object_keys import manifest_key
 from savepoint.repository.history import lineage
-from savepoint.repository.repository import manifest_key
 from savepoint.repository.write.chunk_index import ChunkIndex
 from savepoint.repository.write.writer import CheckpointWriter
 
 from savepoint_sidecar.agent_api.process_session import ProcessSession
 from savepoint_sidecar.agent_api.quiesce import Transaction
 from savepoint_sidecar.authority.authority import Authority
-from savepoint_sidecar.capture.capture import Capture, unchecked, unplanned
+from savepoint_sidecar.capture.capture import Capture, ignore_planned, no_check
 from savepoint_sidecar.capture.draft import Draft
 from savepoint_sidecar.capture.spool import Spool
 from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt, in_thread
@@ -124,7 +125,7 @@ class Checkpointer:
             raise error from problem
         finally:
             telling.cancel()
-            self._capture.check, self._capture.plan = unchecked, unplanned
+            self._capture.check, self._capture.on_planned = no_check, ignore_planned
         name = self.cut.ref.name if self.cut and taken != "Deferred" else ""
         if taken == "Unchanged":
             await self._authority.result(Result(attempt.id, taken, pause_milliseconds=attempt.pause_milliseconds))
@@ -141,8 +142,8 @@ class Checkpointer:
         writer = await in_thread(attempt, lambda: self._open_writer(attempt))
         committed = False
         try:
-            with Spool(self._stage / wire.STAGE_SIDECAR) as pool:
-                self._capture.check, self._capture.plan = attempt.check, attempt.plan
+            with Spool(stage_layout.sidecar_folder(self._stage)) as pool:
+                self._capture.check, self._capture.on_planned = attempt.check, attempt.plan
                 flush: wire.Flush | None = None
                 if last is not None:
                     flush, drafts = await self._await_end(attempt, last, writer)
@@ -206,7 +207,7 @@ class Checkpointer:
         attempt.quiesced = self._time()
         self._failpoints.reach("after-quiesce")
         attempt.hold(transaction.hold_seconds)
-        finals = await in_thread(attempt, lambda: self._capture.take(writer, drafts, pool))
+        finals = await in_thread(attempt, lambda: self._capture.final_pass(writer, drafts, pool))
         self._failpoints.reach("while-quiesced")
         attempt.check()
         attempt.hold(None)
@@ -243,7 +244,7 @@ class Checkpointer:
         )  # fmt: skip
 
     def _read_running(self, writer: CheckpointWriter, before: Sequence[Draft] = ()) -> list[Draft]:
-        return self._capture.read_fuzzy(writer, self._stage / wire.STAGE_SIDECAR, before)
+        return self._capture.read_fuzzy(writer, stage_layout.sidecar_folder(self._stage), before)
 
     def _store(
         self,

@@ -1,6 +1,7 @@
-"""The folders that hold an agent's state, and the marker in each that says which cut stands there.
+"""State roots: the folders that hold an agent's state, and a marker in each that names the checkpoint it is at.
 
-A marker is a hint, never proof: what counts is in the store. It does not walk, read or restore content.
+A marker is a hint; only the store is authoritative. Walking a root is ``walk``'s task, content is that of ``capture``
+and ``restore``.
 """
 
 import json
@@ -21,12 +22,12 @@ MARKER_NAME: Final = "marker.json"
 MARKER_MAX_BYTES: Final = 4096
 COMPONENT_PREFIX: Final = "files."
 LOST_AND_FOUND: Final = "lost+found"
-"""The file system's own folder."""
+"""A folder that belongs to the file system itself."""
 
 
 @dataclass(frozen=True)
 class Root:
-    """One state folder. ``path`` is where this process sees it; ``mount_path`` is where the agent does."""
+    """One state folder. This process finds it at ``path``, the agent at ``mount_path``."""
 
     name: str
     mount_path: str
@@ -35,13 +36,13 @@ class Root:
 
     @property
     def component(self) -> str:
-        """Name of the component that holds this root's tree."""
+        """Name of the checkpoint component that holds this root's file tree."""
         return COMPONENT_PREFIX + self.name
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What stands in a root: the cut ``sequence`` of this lineage, or something half written."""
+    """What a root holds: the files of the checkpoint at ``sequence``, or an unfinished restore of it."""
 
     namespace: str
     agent: str
@@ -52,20 +53,20 @@ class Marker:
 
 
 def without_shared(roots: tuple[Root, ...], shared: Collection[str]) -> tuple[Root, ...]:
-    """The roots that are this agent's alone, and a line in the log for each other one. ``shared``: by their names."""
+    """Return the roots that only this agent writes, and log each one left out. ``shared`` holds names of roots."""
     for root in roots:
         if root.name in shared:
             log.info(
-                "%s lies on a ReadWriteMany claim, which other pods may write: it is left out of checkpoints and "
-                "restores, unless the policy's spec.state.volumes names its volume",
+                "%s is on a ReadWriteMany claim, which other pods may write: it is left out of checkpoints and "
+                "restores; name its volume in the policy's spec.state.volumes to include it",
                 root.mount_path,
             )
     return tuple(root for root in roots if root.name not in shared)
 
 
 @contextmanager
-def directory(path: Path | str, at: int | None = None) -> Iterator[int]:
-    """A descriptor of a folder that is no symbolic link."""
+def open_directory(path: Path | str, at: int | None = None) -> Iterator[int]:
+    """Yield a descriptor of a folder. OSError if it is a symbolic link."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
     try:
         yield handle
@@ -74,9 +75,9 @@ def directory(path: Path | str, at: int | None = None) -> Iterator[int]:
 
 
 def read_marker(root: Root) -> Marker | None:
-    """The root's marker; None if there is none that can be read."""
+    """Return the root's marker; None if it is missing or unreadable."""
     try:
-        with directory(root.path) as top, directory(MARKER_DIRECTORY, top) as folder:
+        with open_directory(root.path) as top, open_directory(MARKER_DIRECTORY, top) as folder:
             handle = os.open(MARKER_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
             with os.fdopen(handle, "rb") as file:
                 raw = json.loads(file.read(MARKER_MAX_BYTES))
@@ -89,8 +90,8 @@ def read_marker(root: Root) -> Marker | None:
 
 
 def write_marker(root: Root, marker: Marker) -> None:
-    """Replace the root's marker, durably. OSError if the root cannot be written."""
-    with directory(root.path) as top, _marker_folder(top) as folder:
+    """Replace the root's marker durably. OSError if the root cannot be written."""
+    with open_directory(root.path) as top, _marker_folder(top) as folder:
         name = f".{MARKER_NAME}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(name, flags, 0o644, dir_fd=folder)
@@ -103,23 +104,23 @@ def write_marker(root: Root, marker: Marker) -> None:
 
 
 def is_empty(root: Root) -> bool:
-    """Whether nothing but our own marker and the file system's own ``lost+found`` is there."""
+    """Return whether the root holds nothing but a marker and the file system's ``lost+found``."""
     with os.scandir(root.path) as entries:
         return all(entry.name in (MARKER_DIRECTORY, LOST_AND_FOUND) for entry in entries)
 
 
-def would_clear(root: Root) -> Iterator[os.stat_result]:
-    """What ``clear`` would remove, each as lstat has it. Nothing is changed or followed; OSError if it cannot be read.
+def entries_to_clear(root: Root) -> Iterator[os.stat_result]:
+    """Yield the lstat of each entry that ``clear`` would remove. OSError if the root cannot be read.
 
-    A folder that may not be listed counts without what it holds.
+    Nothing is changed, and no link is followed. A folder that may not be listed is yielded without its contents.
     """
-    with directory(root.path) as top:
-        yield from _below(top, (MARKER_DIRECTORY, LOST_AND_FOUND))
+    with open_directory(root.path) as top:
+        yield from _entries_below(top, (MARKER_DIRECTORY, LOST_AND_FOUND))
 
 
 def clear(root: Root, *, keep_marker: bool = True) -> None:
-    """Remove everything in the root, and leave the folder itself; links are removed, never followed."""
-    with directory(root.path) as top:
+    """Remove everything in the root but the folder itself. Links are removed, never followed."""
+    with open_directory(root.path) as top:
         for name in os.listdir(top):  # noqa: PTH208 - below an open descriptor
             if name == LOST_AND_FOUND or (keep_marker and name == MARKER_DIRECTORY):
                 continue
@@ -127,7 +128,7 @@ def clear(root: Root, *, keep_marker: bool = True) -> None:
 
 
 def remove(parent: int, name: str) -> None:
-    """Remove one entry of an open folder, with everything below it."""
+    """Remove one entry of an open folder and everything below it."""
     try:
         mode = os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -141,26 +142,26 @@ def remove(parent: int, name: str) -> None:
     os.rmdir(name, dir_fd=parent)
 
 
-def _below(folder: int, without: Collection[str] = ()) -> Iterator[os.stat_result]:
+def _entries_below(folder: int, skip: Collection[str] = ()) -> Iterator[os.stat_result]:
     for name in os.listdir(folder):
-        if name in without:
+        if name in skip:
             continue
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         yield status
         if stat.S_ISDIR(status.st_mode):
-            with suppress(PermissionError), directory(name, folder) as inner:
-                yield from _below(inner)
+            with suppress(PermissionError), open_directory(name, folder) as inner:
+                yield from _entries_below(inner)
 
 
 @contextmanager
 def _opened_for_removal(parent: int, name: str) -> Iterator[int]:
     try:
-        with directory(name, parent) as folder:
+        with open_directory(name, parent) as folder:
             os.fchmod(folder, 0o700)
             yield folder
     except PermissionError:
         os.chmod(name, 0o700, dir_fd=parent)
-        with directory(name, parent) as folder:
+        with open_directory(name, parent) as folder:
             yield folder
 
 
@@ -173,5 +174,5 @@ def _marker_folder(top: int) -> Iterator[int]:
             os.mkdir(MARKER_DIRECTORY, 0o755, dir_fd=top)
     except FileNotFoundError:
         os.mkdir(MARKER_DIRECTORY, 0o755, dir_fd=top)
-    with directory(MARKER_DIRECTORY, top) as folder:
+    with open_directory(MARKER_DIRECTORY, top) as folder:
         yield folder

@@ -31,7 +31,7 @@ from savepoint_sidecar.lifecycle.recovery import Recovery, restored
 from savepoint_sidecar.lifecycle.requests import Requests
 from savepoint_sidecar.lifecycle.shutdown import Shutdown
 from savepoint_sidecar.lifecycle.state_lock import CONNECTED_ANEW, StateLock
-from savepoint_sidecar.restore.file_restore import marker_of
+from savepoint_sidecar.restore.file_restore import ready_marker
 from savepoint_sidecar.stage.components import prepare_stage
 
 log = logging.getLogger(__name__)
@@ -334,7 +334,7 @@ class Incarnation:
         current = self.checkpointer.cut
         assert current is not None and self._welcome is not None
         log.info("checkpoint %s is committed (sequence %d)", current.ref.name, current.ref.sequence)
-        marker = marker_of(self._welcome, self._terms.pod_uid, current.ref)
+        marker = ready_marker(self._welcome, self._terms.pod_uid, current.ref)
         for root in self._terms.roots:
             try:
                 await asyncio.to_thread(write_marker, root, marker)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import CheckpointRef, Welcome
 from savepoint.errors import StoreUnavailable, Unavailable
 from savepoint.repository.format.keys import AgentKey
-from savepoint.repository.repository import manifest_key
+from savepoint.repository.format.object_keys import manifest_key
 
 from savepoint_sidecar.authority.authority import Authority
 from savepoint_sidecar.capture.capture import Capture
@@ -24,14 +25,12 @@ from savepoint_sidecar.checkpoint.checkpointer import Checkpointer
 from savepoint_sidecar.lifecycle.config import IncarnationConfig
 from savepoint_sidecar.restore import in_place
 from savepoint_sidecar.stage.components import read_index, restore_components, sdk_components
-from savepoint_sidecar.stage.small_files import create_own, read_own
+from savepoint_sidecar.stage.small_files import create_small_file, read_small_file
 
 log = logging.getLogger(__name__)
 
 LOAD_TRIES: Final = 20
 LOAD_AGAIN_SECONDS: Final = 3.0
-SDK_NAME: Final = "sdk"
-"""In the sidecar's part of the stage: the run in which an agent with the SDK has connected here."""
 SDK_MOST_BYTES: Final = 32
 
 
@@ -63,7 +62,7 @@ class Recovery:
         current = self._checkpointer.cut
         if self._at_cut and current is not None:
             with current.reader(self._authority.blobs, self._key) as reader:
-                await in_thread(None, lambda: in_place.learn(reader, self._capture))
+                await in_thread(None, lambda: in_place.record_files(reader, self._capture))
 
     def heard(self, newer: Welcome) -> None:
         """The authority said again where the lineage stands."""
@@ -103,7 +102,7 @@ class Recovery:
         left = await asyncio.to_thread(read_index, stage, sequence) if at_cut else None
         with current.reader(self._authority.blobs, self._key) as reader:
             if not at_cut:
-                mended = await in_thread(None, lambda: in_place.bring_back(reader, self._capture))
+                mended = await in_thread(None, lambda: in_place.restore_in_place(reader, self._capture))
                 log.info("files are at %s: %s", current.ref.name, mended)
             components = left
             if components is None:
@@ -137,18 +136,18 @@ class Recovery:
 
     def _knows_sdk(self) -> bool:
         try:
-            return read_own(self._sdk_file, SDK_MOST_BYTES) == str(self._welcome.run)
+            return read_small_file(self._sdk_file, SDK_MOST_BYTES) == str(self._welcome.run)
         except (OSError, ValueError):
             return False
 
     def _know_sdk(self) -> None:
         self._checkpointer.sdk = True
-        with create_own(self._sdk_file) as file:
+        with create_small_file(self._sdk_file) as file:
             file.write(str(self._welcome.run).encode())
 
     @property
     def _sdk_file(self) -> Path:
-        return self._terms.stage / wire.STAGE_SIDECAR / SDK_NAME
+        return stage_layout.sdk_run_file(self._terms.stage)
 
 
 def restored(ref: CheckpointRef | None, how: str) -> wire.Restored | None:

@@ -1,7 +1,8 @@
-"""Brings a checkpoint's files into their roots before an agent starts: what to do with each root, and doing it.
+"""Restores a checkpoint's files into state roots before an agent starts, and decides which roots to keep instead.
 
-Every byte is verified before it is written, and a marker says at each moment whether a root can be believed. Who may
-restore, and which checkpoint, was decided before; SDK values are ``components``' business. Blocking.
+Every byte is verified before it is written, and at every moment a root's marker says whether its files can be trusted.
+Who may restore, and which checkpoint, is decided earlier; values of the SDK are restored by ``stage.components``. All
+calls block.
 """
 
 import logging
@@ -14,33 +15,39 @@ from pathlib import Path
 from typing import Final, Literal
 
 from savepoint.contract.control_protocol import CheckpointRef, Welcome
-from savepoint.errors import NoSpace, RunAsUserRequired, SavepointError, TargetNotEmpty, TargetUnusable
+from savepoint.errors import (
+    DISK_FULL_ERRNOS,
+    NoSpace,
+    RunAsUserRequired,
+    SavepointError,
+    TargetNotEmpty,
+    TargetUnusable,
+)
 from savepoint.repository.format.manifest import Manifest
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.read.restore import restore_tree, survey
-from savepoint.repository.read.target import FULL
 
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.files.roots import Marker, Root, clear, is_empty, read_marker, would_clear, write_marker
+from savepoint_sidecar.files.roots import Marker, Root, clear, entries_to_clear, is_empty, read_marker, write_marker
 
 log = logging.getLogger(__name__)
 
 ENTRY_BYTES: Final = 4096
-"""What an entry costs beyond its content, roughly: for the check of free space."""
+"""Rough cost of an entry beyond its content, for the check of free space."""
 STAT_BLOCK_BYTES: Final = 512
-"""The unit of ``st_blocks``, whatever the file system's own is."""
+"""The unit of ``st_blocks``, whatever the block size of the file system."""
 
 Action = Literal["keep", "restore"]
 
 
-def decide(root: Root, marker: Marker | None, welcome: Welcome, *, empty: bool, held: bool) -> Action:
-    """What becomes of a root. Pure. ``held``: the checkpoint has files of it.
+def root_action(root: Root, marker: Marker | None, welcome: Welcome, *, empty: bool, in_checkpoint: bool) -> Action:
+    """Decide whether to keep or restore a root. Pure. ``in_checkpoint``: the checkpoint contains this root.
 
-    TargetNotEmpty if it is a persistent volume with files that nothing explains.
+    TargetNotEmpty if the root is a persistent volume with files of unknown origin.
     """
     parent = welcome.parent
     ours = marker is not None and (marker.namespace, marker.agent) == (welcome.namespace, welcome.agent)
-    if parent is None or not held:
+    if parent is None or not in_checkpoint:
         return "restore" if ours and marker is not None and marker.state == "restoring" else "keep"
     if marker is not None and ours:
         if marker.state == "ready" and marker.sequence >= parent.sequence:
@@ -49,30 +56,30 @@ def decide(root: Root, marker: Marker | None, welcome: Welcome, *, empty: bool, 
     if empty or not root.persistent:
         return "restore"
     raise TargetNotEmpty(
-        f"{root.mount_path} is a persistent volume with files that no marker of agent {welcome.agent} explains, and "
+        f"{root.mount_path} is a persistent volume with files but without a marker of agent {welcome.agent}, and "
         f"checkpoint {parent.name} exists: nothing was overwritten. Empty the volume to restore, or reset the agent "
         "(AgentRestore, mode Reset) to keep the files and start fresh."
     )
 
 
 def config_changed(welcome: Welcome, manifest: Manifest) -> bool:
-    """Whether the checkpoint was made under another configuration than the pod's; not where one of them is unknown."""
+    """Return whether the checkpoint was taken under another configuration than the pod's; False if one is unknown."""
     return "" not in (welcome.config_hash, manifest.config_hash) and welcome.config_hash != manifest.config_hash
 
 
-def plan(roots: Sequence[Root], welcome: Welcome, manifest: Manifest | None) -> dict[Root, Action]:
-    """What becomes of each root, from what stands there."""
+def root_actions(roots: Sequence[Root], welcome: Welcome, manifest: Manifest | None) -> dict[Root, Action]:
+    """Inspect each root and decide whether to keep or restore it. ``manifest`` is None if there is no checkpoint."""
     actions: dict[Root, Action] = {}
     for root in roots:
         try:
             empty = is_empty(root)
         except OSError as error:
-            raise unusable(root, error) from error
+            raise root_error(root, error) from error
         marker = read_marker(root)
-        held = manifest is not None and manifest.component(root.component) is not None
-        actions[root] = decide(root, marker, welcome, empty=empty, held=held)
+        in_checkpoint = manifest is not None and manifest.component(root.component) is not None
+        actions[root] = root_action(root, marker, welcome, empty=empty, in_checkpoint=in_checkpoint)
         if actions[root] == "restore" and not empty and marker is None:
-            log.warning("%s is not empty: what was put there before the restore gives way to it", root.mount_path)
+            log.warning("%s is not empty: the restore replaces the files that are there now", root.mount_path)
     return actions
 
 
@@ -83,11 +90,11 @@ def restore_files(
     failpoints: Failpoints,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Clear these roots and restore the checkpoint's trees into them; the bytes written. ``reader`` None: only clear.
+    """Clear these roots and restore the checkpoint's trees into them; return the bytes written.
 
-    NoSpace, and everything is as it was, if the volumes have too little room. A root is marked as restoring before it
-    is touched, and as ready when all of it is on disk. ``progress`` is told the bytes written so far, of all roots
-    together, from several threads.
+    Without a reader the roots are only cleared. A root is marked as restoring before it is changed, and as ready once
+    all of it is on disk. ``progress`` receives the total of bytes written so far, from several threads. NoSpace if the
+    checkpoint does not fit; then nothing has been changed.
     """
     failpoints.reach("restore-begin")
     if reader is not None:
@@ -97,23 +104,23 @@ def restore_files(
         try:
             write_marker(root, replace(marker, state="restoring"))
         except OSError as error:
-            raise unusable(root, error) from error
+            raise root_error(root, error) from error
     failpoints.reach("restore-marked")
     for root in roots:
         try:
             clear(root)
         except OSError as error:
-            raise unusable(root, error) from error
+            raise root_error(root, error) from error
     failpoints.reach("restore-cleared")
     if reader is not None:
         for root in roots:
             component = reader.manifest.component(root.component)
             if component is None:
-                log.info("the checkpoint holds nothing of %s: it starts empty", root.mount_path)
+                log.info("%s is not part of the checkpoint: it starts empty", root.mount_path)
                 continue
             failpoints.reach("restore-half")
-            tell = None if progress is None else lambda done, before=written: progress(before + done)
-            written += restore_tree(reader, component, root.path, progress=tell).bytes
+            report = None if progress is None else lambda done, before=written: progress(before + done)
+            written += restore_tree(reader, component, root.path, progress=report).bytes
     failpoints.reach("restore-written")
     failpoints.reach("restore-before-ready")
     for root in roots:
@@ -122,13 +129,13 @@ def restore_files(
 
 
 def require_space(reader: CheckpointReader, roots: Sequence[Root]) -> None:
-    """NoSpace if a file system has less room than the checkpoint needs there, with what clearing the roots will free.
+    """Raise NoSpace if the checkpoint does not fit a file system, counting what clearing the roots frees.
 
-    It changes nothing.
+    Nothing is changed.
     """
     needed: Counter[int] = Counter()
     free: dict[int, int] = {}
-    shown: dict[int, str] = {}
+    mount_paths: dict[int, str] = {}
     for root in roots:
         component = reader.manifest.component(root.component)
         if component is None:
@@ -138,62 +145,62 @@ def require_space(reader: CheckpointReader, roots: Sequence[Root]) -> None:
             device = os.stat(root.path).st_dev  # noqa: PTH116 - beside statvfs
             status = os.statvfs(root.path)
         except OSError as error:
-            raise unusable(root, error) from error
+            raise root_error(root, error) from error
         needed[device] += report.bytes + ENTRY_BYTES * (report.files + report.directories)
         free[device] = status.f_bavail * status.f_frsize
-        shown.setdefault(device, root.mount_path)
+        mount_paths.setdefault(device, root.mount_path)
     if all(size <= free[device] for device, size in needed.items()):
         return
-    freed = freed_by_clearing(roots)
+    freed = bytes_freed_by_clearing(roots)
     for device, size in needed.items():
         if size > free[device] + freed[device]:
             raise NoSpace(
-                f"the checkpoint needs {size} bytes below {shown[device]}; {free[device]} are free, and what gives way "
-                f"to it holds {freed[device]}: nothing was changed; give the volume more space"
+                f"the checkpoint needs {size} bytes below {mount_paths[device]}; {free[device]} are free, and removing "
+                f"the files there now would free {freed[device]}: nothing was changed; give the volume more space"
             )
 
 
-def freed_by_clearing(roots: Sequence[Root]) -> Counter[int]:
-    """Bytes that clearing these roots gives back, by the number of the file system.
+def bytes_freed_by_clearing(roots: Sequence[Root]) -> Counter[int]:
+    """Return the bytes that clearing these roots frees, by device number of the file system.
 
-    A file with several names counts if all of them are in the roots.
+    A file with several hard links counts only if all of them are in the roots.
     """
     freed: Counter[int] = Counter()
-    names_met: Counter[tuple[int, int]] = Counter()
+    links_seen: Counter[tuple[int, int]] = Counter()
     for root in roots:
         try:
-            for found in would_clear(root):
+            for found in entries_to_clear(root):
                 if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
                     file = (found.st_dev, found.st_ino)
-                    names_met[file] += 1
-                    if names_met[file] < found.st_nlink:
+                    links_seen[file] += 1
+                    if links_seen[file] < found.st_nlink:
                         continue
                 freed[found.st_dev] += found.st_blocks * STAT_BLOCK_BYTES
         except OSError as error:
-            raise unusable(root, error) from error
+            raise root_error(root, error) from error
     return freed
 
 
-def marker_of(welcome: Welcome, pod_uid: str, parent: CheckpointRef | None) -> Marker:
-    """The marker of this incarnation at this cut."""
+def ready_marker(welcome: Welcome, pod_uid: str, parent: CheckpointRef | None) -> Marker:
+    """Return the marker of a root that holds the files of ``parent``; with None, of one that starts fresh."""
     sequence = parent.sequence if parent is not None else 0
     return Marker(welcome.namespace, welcome.agent, pod_uid, welcome.epoch, sequence, "ready")
 
 
-def unusable(root: Root, error: OSError) -> SavepointError:
-    """A root that this process cannot write or read."""
+def root_error(root: Root, error: OSError) -> SavepointError:
+    """Return our error for a root that this process cannot read or write."""
     if isinstance(error, PermissionError):
         uid = os.stat(root.path).st_uid  # noqa: PTH116 - one call
-        what = f"{root.mount_path} belongs to uid {uid} and"
+        subject = f"{root.mount_path} belongs to uid {uid} and"
         if uid == os.geteuid():
-            what = f"{Path(error.filename or 'something').name!r} in {root.mount_path}"
+            subject = f"{Path(error.filename or 'something').name!r} in {root.mount_path}"
         return RunAsUserRequired(
-            f"{what} cannot be written as uid {os.geteuid()}: set runAsUser on the agent's container, or fsGroup on "
+            f"{subject} cannot be written as uid {os.geteuid()}: set runAsUser on the agent's container, or fsGroup on "
             "the pod"
         )
-    if error.errno in FULL:
-        return NoSpace(f"{root.mount_path} has no room left ({error.strerror}): give the volume more space")
+    if error.errno in DISK_FULL_ERRNOS:
+        return NoSpace(f"no space left in {root.mount_path} ({error.strerror}): give the volume more space")
     return TargetUnusable(
-        f"{root.mount_path} cannot be used ({error.strerror or error}): it must be a writable volume with a POSIX file "
+        f"cannot use {root.mount_path} ({error.strerror or error}): it must be a writable volume with a POSIX file "
         "system"
     )

@@ -1,7 +1,7 @@
-"""Brings an agent's files back to its last committed cut after it crashed in place: what differs is fetched again.
+"""Restores an agent's files in place, to its last committed checkpoint, after it crashed: only what differs is fetched.
 
-Values of the SDK are ``components``' business; a first restore into an empty target is ``restore``'s. Blocking. Run
-twice it does nothing the second time. What the policy excludes is not touched.
+Values of the SDK are restored by ``stage.components``, and empty roots by ``file_restore``. Idempotent; excluded paths
+are not touched. All calls block.
 """
 
 import hashlib
@@ -11,15 +11,16 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass
 
+from savepoint.contract.vocabulary import ComponentKind
 from savepoint.repository.format.content import Content
 from savepoint.repository.format.manifest import ComponentRecord
 from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.read.target import Target, finish, translated, write_at
 
-from savepoint_sidecar.capture.capture import KIND, Capture
+from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.capture.file_table import Contents, FileTable, is_racy
-from savepoint_sidecar.files.roots import Root, directory, remove
+from savepoint_sidecar.files.roots import Root, open_directory, remove
 from savepoint_sidecar.files.walk import Node, open_below, walk
 
 log = logging.getLogger(__name__)
@@ -29,32 +30,32 @@ _READ = os.O_RDONLY | os.O_NONBLOCK
 
 @dataclass
 class InPlaceReport:
-    """What a barrier had to do."""
+    """How many entries an in-place restore had to change."""
 
     restored: int = 0
     removed: int = 0
 
 
-def bring_back(reader: CheckpointReader, capture: Capture) -> InPlaceReport:
-    """Let every root hold exactly what the cut says; the capture knows its files again afterwards."""
-    mended = InPlaceReport()
+def restore_in_place(reader: CheckpointReader, capture: Capture) -> InPlaceReport:
+    """Make every root equal to the checkpoint, then record its files in the capture's tables."""
+    report = InPlaceReport()
     for root in capture.roots:
         component = reader.manifest.component(root.component)
-        if component is None or component.kind != KIND:
-            log.warning("the cut holds nothing of %s: it is left as it is", root.mount_path)
+        if component is None or component.kind != ComponentKind.FILES:
+            log.warning("%s is not part of the checkpoint: it is left unchanged", root.mount_path)
             continue
-        _Barrier(reader, capture, root, component, mended).run()
-    learn(reader, capture)
-    return mended
+        _RootRestore(reader, capture, root, component, report).run()
+    record_files(reader, capture)
+    return report
 
 
-def learn(reader: CheckpointReader, capture: Capture) -> None:
-    """Let the capture know the files that stand as the cut has them: roots must be at the cut now."""
+def record_files(reader: CheckpointReader, capture: Capture) -> None:
+    """Record in the capture's tables which files equal the checkpoint's. The roots must be at this checkpoint."""
     for root in capture.roots:
         component = reader.manifest.component(root.component)
         table = FileTable()
         capture.tables[root.name] = table
-        if component is None or component.kind != KIND:
+        if component is None or component.kind != ComponentKind.FILES:
             continue
         nodes = {node.path: node for node in walk(root, capture.excluded(root)).nodes if node.is_file}
         for entry in reader.tree_entries(component):
@@ -67,21 +68,21 @@ def learn(reader: CheckpointReader, capture: Capture) -> None:
                 table.put(entry.path, node.signature, content, racy=racy)
 
 
-class _Barrier:
-    """One root."""
+class _RootRestore:
+    """The in-place restore of one root."""
 
     def __init__(
-        self, reader: CheckpointReader, capture: Capture, root: Root, component: ComponentRecord, mended: InPlaceReport
+        self, reader: CheckpointReader, capture: Capture, root: Root, component: ComponentRecord, report: InPlaceReport
     ) -> None:
-        self._reader, self._root, self._component, self._mended = reader, root, component, mended
+        self._reader, self._root, self._component, self._report = reader, root, component, report
         self._excluded = capture.excluded(root)
         self._table = capture.tables[root.name]
         self._known: Contents = self._table.contents()
 
     def run(self) -> None:
-        with directory(self._root.path) as top, Target(top) as target:
+        with open_directory(self._root.path) as top, Target(top) as target:
             nodes = {node.path: node for node in walk(self._root, self._excluded).nodes}
-            wrong: list[TreeEntry] = []
+            differing: list[TreeEntry] = []
             directories: list[TreeDirectory] = []
             kept: set[str] = set()
             for entry in self._reader.tree_entries(self._component):
@@ -90,35 +91,35 @@ class _Barrier:
                 node = nodes.get(entry.path)
                 if isinstance(entry, TreeDirectory):
                     directories.append(entry)
-                if node is not None and self._same(top, entry, node):
+                if node is not None and self._matches(top, entry, node):
                     kept.add(entry.path)
                 else:
-                    wrong.append(entry)
+                    differing.append(entry)
             self._remove(top, nodes, kept)
-            self._restore(target, wrong)
+            self._restore(target, differing)
             for folder in reversed(directories):
                 target.finish_directory(folder.path, folder.mode, folder.mtime_ns)
 
-    def _same(self, top: int, entry: TreeEntry, node: Node) -> bool:
+    def _matches(self, top: int, entry: TreeEntry, node: Node) -> bool:
         if isinstance(entry, TreeDirectory):
             return node.is_directory
         if isinstance(entry, TreeSymlink):
-            return node.is_symlink and _link(top, entry.path) == entry.target
+            return node.is_symlink and _link_target(top, entry.path) == entry.target
         if not node.is_file or node.signature.size != entry.content.size:
             return False
-        if self._certain(entry, node) or self._equal(top, entry):
-            self._mend_stat(top, entry, node)
+        if self._known_unchanged(entry, node) or self._content_equals(top, entry):
+            self._restore_stat(top, entry, node)
             return True
         return False
 
-    def _certain(self, entry: TreeFile, node: Node) -> bool:
-        """Whether the file is known, without reading, to hold what the cut has."""
+    def _known_unchanged(self, entry: TreeFile, node: Node) -> bool:
+        """Return whether the file is known, without reading it, to have the checkpoint's content."""
         if not self._table.matches(entry.path, node.signature):
             return False
         known = self._known.find(entry.path)
-        return known is not None and _ids(known) == _ids(entry.content) and known.size == entry.content.size
+        return known is not None and _chunk_ids(known) == _chunk_ids(entry.content) and known.size == entry.content.size
 
-    def _equal(self, top: int, entry: TreeFile) -> bool:
+    def _content_equals(self, top: int, entry: TreeFile) -> bool:
         try:
             handle = open_below(top, entry.path, _READ)
         except OSError:
@@ -135,7 +136,7 @@ class _Barrier:
         finally:
             os.close(handle)
 
-    def _mend_stat(self, top: int, entry: TreeFile, node: Node) -> None:
+    def _restore_stat(self, top: int, entry: TreeFile, node: Node) -> None:
         if node.signature.mtime_ns == entry.mtime_ns and stat.S_IMODE(node.mode) & 0o777 == entry.mode:
             return
         handle = open_below(top, entry.path, _READ)
@@ -145,7 +146,7 @@ class _Barrier:
             os.close(handle)
 
     def _remove(self, top: int, nodes: dict[str, Node], kept: set[str]) -> None:
-        """Take away what is not of the cut, deepest first; a folder that holds something excluded stays."""
+        """Remove what is not in the checkpoint, deepest first; a folder with excluded content stays."""
         for path in sorted(nodes, key=_depth, reverse=True):
             if path in kept:
                 continue
@@ -158,7 +159,7 @@ class _Barrier:
                             os.rmdir(name, dir_fd=folder)
                     else:
                         remove(folder, name)
-                    self._mended.removed += 1
+                    self._report.removed += 1
                 finally:
                     os.close(folder)
 
@@ -168,7 +169,7 @@ class _Barrier:
                 target.make_directory(entry.path)
             elif isinstance(entry, TreeFile):
                 self._restore_file(target, entry)
-            self._mended.restored += 1
+            self._report.restored += 1
         for entry in entries:
             if isinstance(entry, TreeSymlink):
                 target.make_symlink(entry.path, entry.target, entry.mtime_ns)
@@ -190,11 +191,11 @@ class _Barrier:
                 os.close(descriptor)
 
 
-def _ids(content: Content) -> tuple[bytes, ...]:
+def _chunk_ids(content: Content) -> tuple[bytes, ...]:
     return tuple(ref.id for ref in (content.more or content.chunks))
 
 
-def _link(top: int, path: str) -> str | None:
+def _link_target(top: int, path: str) -> str | None:
     parent, _, name = path.rpartition("/")
     try:
         folder = open_below(top, parent, os.O_RDONLY | os.O_DIRECTORY) if parent else os.dup(top)

@@ -26,7 +26,7 @@ from savepoint_sidecar.authority.url_requests import UrlRequests
 from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt, in_thread
 from savepoint_sidecar.failpoint import NAMES, Failpoints
 from savepoint_sidecar.files.roots import Root
-from savepoint_sidecar.restore.file_restore import marker_of, restore_files
+from savepoint_sidecar.restore.file_restore import ready_marker, restore_files
 from savepoint_sidecar.stage.components import begin_epoch, index_sequence, prepare_stage, read_index, write_index
 
 from tests.unit.sidecar.harness import running
@@ -260,7 +260,7 @@ async def test_every_failpoint_is_passed(tmp_path: Path) -> None:
         ref = CheckpointRef("coder-1", 1, 2, "", ObjectName("0" * 64, 1))
         welcome = Welcome("coder", "demo", 1, 1, "00" * 32, "", PolicyTerms(), ref)
         with cell.authority.reader() as reader:
-            restore_files(reader, [cell.root], marker_of(welcome, "uid", ref), passed)
+            restore_files(reader, [cell.root], ready_marker(welcome, "uid", ref), passed)
     assert passed.names == set(NAMES)
 
 

@@ -21,10 +21,10 @@ from savepoint_sidecar.authority.restore_client import RestoreClient
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.settings import Settings
 
-from tests.fakes.control_harness import ControlHarness, attempt, running_cell, until
+from tests.fakes.control_harness import ControlHarness, attempt, running_harness, until
 from tests.fakes.operator_ports import Signer
 
-BOUND_SECONDS = 0.6
+DEADLINE_SECONDS = 0.6
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def settings_of(folder: Path, url: str, token: str = "token") -> Settings:
 @pytest.fixture
 async def cell() -> AsyncIterator[ControlHarness]:
     """An operator that leads."""
-    async with running_cell() as running:
+    async with running_harness() as running:
         yield running
 
 
@@ -72,7 +72,7 @@ async def cell() -> AsyncIterator[ControlHarness]:
 async def test_an_operator_that_never_answers_ends_in_timeout(
     door: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore_container, "BOUND_SECONDS", BOUND_SECONDS)
+    monkeypatch.setattr(restore_container, "DEADLINE_SECONDS", DEADLINE_SECONDS)
     monkeypatch.setattr(restore_client, "ACK_SECONDS", 0.1)
     settings = settings_of(tmp_path, f"ws://127.0.0.1:{request.getfixturevalue(door)}/v1/control")
     began = time.monotonic()
@@ -81,8 +81,8 @@ async def test_an_operator_that_never_answers_ends_in_timeout(
     told = json.loads((tmp_path / "termination").read_text())
     assert status != 0
     assert told["outcome"] == "Timeout"
-    assert "the container starts again" in told["message"] and told["milliseconds"] >= BOUND_SECONDS * 1000
-    assert BOUND_SECONDS <= took < BOUND_SECONDS + 5, "the bound holds, however the operator fails to answer"
+    assert "the container restarts" in told["message"] and told["milliseconds"] >= DEADLINE_SECONDS * 1000
+    assert DEADLINE_SECONDS <= took < DEADLINE_SECONDS + 5, "the bound holds, however the operator fails to answer"
     assert not (tmp_path / "stage").exists(), "nothing was restored"
 
 
@@ -110,8 +110,8 @@ async def successor(cell: ControlHarness) -> None:
 async def test_a_store_that_only_the_pod_cannot_reach_is_told_and_ends_within_the_bound(
     cell: ControlHarness, closed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore_container, "BOUND_SECONDS", 2.0)
-    monkeypatch.setattr(restore_container, "AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr(restore_container, "DEADLINE_SECONDS", 2.0)
+    monkeypatch.setattr(restore_container, "RETRY_SECONDS", 0.2)
     await successor(cell)
     cell.stores.store = replace(cell.stores.store, signer=Elsewhere(closed))
     settings = settings_of(tmp_path, f"ws://127.0.0.1:{cell.port}{PATH}", "token-of-b")
@@ -125,7 +125,7 @@ async def test_a_store_that_only_the_pod_cannot_reach_is_told_and_ends_within_th
     assert "manifests/" in told[0].message and "refused" in told[0].message
     (outcome,) = cell.recorder.of("restored")
     assert outcome.outcome == "StoreUnavailable"
-    assert "tried for 2 s; the container starts again" in outcome.message
+    assert "retried for 2 s; the container restarts" in outcome.message
     assert 1700 <= outcome.milliseconds < 6000
     assert json.loads((tmp_path / "termination").read_text())["outcome"] == "StoreUnavailable"
 
@@ -155,9 +155,9 @@ class Tries:
         self.not_reached += 1
 
     async def outcome(self) -> Outcome:
-        ends_at = self.seconds + restore_container.BOUND_SECONDS
-        return await restore_container._tries(
-            cast(restore_container._Restore, self), cast(RestoreClient, self), ends_at
+        ends_at = self.seconds + restore_container.DEADLINE_SECONDS
+        return await restore_container._restore_with_retries(
+            cast(restore_container._RestoreAttempt, self), cast(RestoreClient, self), ends_at
         )
 
 
@@ -166,10 +166,12 @@ async def test_a_store_is_waited_for_as_long_as_the_bound_and_no_longer(monkeypa
     outcome = await tries.outcome()
     assert (outcome.outcome, outcome.message) == (
         "StoreUnavailable",
-        "timed out (tried for 600 s; the container starts again)",
+        "timed out (retried for 600 s; the container restarts)",
     )
-    assert 600 - restore_container.AGAIN_SECONDS < tries.seconds - 5000 <= 600
-    assert set(tries.told) == {("StoreUnavailable", "The restore in this pod is held up, and tried again: timed out")}
+    assert 600 - restore_container.RETRY_SECONDS < tries.seconds - 5000 <= 600
+    assert set(tries.told) == {
+        ("StoreUnavailable", "The restore in this pod is held up and will be retried: timed out")
+    }
 
 
 async def test_a_restore_goes_on_once_what_was_in_its_way_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,26 +138,26 @@ def test_a_file_changed_just_before_it_was_read_is_racy() -> None:
 
 
 def test_the_pool_keeps_ranges_apart(tmp_path: Path) -> None:
-    with Spool(tmp_path) as pool:
+    with Spool(tmp_path) as spool:
         ranges = []
         for number, size in enumerate((0, 1, 4096, 3_000_001)):
             path = tmp_path / str(number)
             path.write_bytes(bytes([number + 1]) * size)
             handle = os.open(path, os.O_RDONLY)
-            ranges.append((pool.take(handle, size, lambda: None), bytes([number + 1]) * size))
+            ranges.append((spool.append(handle, size, lambda: None), bytes([number + 1]) * size))
             os.close(handle)
         for where, content in ranges:
-            assert os.pread(pool.descriptor, where.length, where.offset) == content
+            assert os.pread(spool.descriptor, where.length, where.offset) == content
         with pytest.raises(StageFull, match="stage"):
-            pool.require(1 << 60)
+            spool.require_space(1 << 60)
     assert not (tmp_path / "pool").exists()
 
 
 def test_a_file_that_ends_early_gives_a_shorter_range(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"12345")
     handle = os.open(tmp_path / "a", os.O_RDONLY)
-    with Spool(tmp_path) as pool:
-        assert pool.take(handle, 100, lambda: None).length == 5
+    with Spool(tmp_path) as spool:
+        assert spool.append(handle, 100, lambda: None).length == 5
     os.close(handle)
 
 
@@ -271,11 +271,11 @@ def test_precopy_and_final_pass_read_every_changed_file(tmp_path: Path) -> None:
     os.utime(root.path / "changed", ns=(old, old))
     (root.path / "removed").unlink()
     (root.path / "added").write_bytes(b"a")
-    with Spool(tmp_path) as pool:
-        finals = capture.take(writer, drafts, pool)
-        assert set(finals[0].taken) == {"changed", "added"}
+    with Spool(tmp_path) as spool:
+        finals = capture.final_pass(writer, drafts, spool)
+        assert set(finals[0].spooled) == {"changed", "added"}
         (root.path / "changed").write_bytes(b"after the pause")
-        capture.store(writer, finals, pool)
+        capture.store(writer, finals, spool)
     manifest = finish(writer)
     capture.committed(finals)
     target = restored(store, manifest, tmp_path / "restored")
@@ -298,8 +298,8 @@ def test_content_is_reread_when_only_the_ctime_tells(tmp_path: Path) -> None:
     drafts = capture.precopy(writer)
     path.write_bytes(b"2222")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with Spool(tmp_path) as pool:
-        assert set(capture.take(writer, drafts, pool)[0].taken) == {"a"}
+    with Spool(tmp_path) as spool:
+        assert set(capture.final_pass(writer, drafts, spool)[0].spooled) == {"a"}
     writer.abort()
 
 

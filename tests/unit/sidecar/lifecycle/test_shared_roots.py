@@ -11,7 +11,7 @@ from savepoint_sidecar.authority.restore_client import RestoreClient
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Marker, Root, write_marker
 from savepoint_sidecar.lifecycle import incarnation
-from savepoint_sidecar.restore_container import _Restore
+from savepoint_sidecar.restore_container import _RestoreAttempt
 from savepoint_sidecar.settings import Settings
 
 from tests.fakes.authority import FakeAuthority
@@ -19,7 +19,7 @@ from tests.unit.sidecar.harness import running
 from tests.unit.sidecar.lifecycle.test_incarnation import checkpoint, until
 
 SHARED = ("team",)
-WORDS = "/team lies on a ReadWriteMany claim"
+WORDS = "/team is on a ReadWriteMany claim"
 
 
 class Client:
@@ -54,8 +54,8 @@ async def restore(folder: Path, roots: tuple[Root, ...], authority: FakeAuthorit
     welcome = replace(welcome, parent=None) if fresh else welcome
     settings = Settings("wss://x", "", "coder-2", "demo", "uid", "n1", 30, roots, stage=folder / "next-stage")
     client, store = cast(RestoreClient, Client()), cast(PresignedStore, authority.blobs)
-    work = _Restore(settings, client, store, welcome, Failpoints(), impatient=store)
-    return (await asyncio.to_thread(work._work)).outcome
+    attempt = _RestoreAttempt(settings, client, store, welcome, Failpoints(), first_read_store=store)
+    return (await asyncio.to_thread(attempt._restore)).outcome
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -19,7 +19,13 @@ from savepoint.repository.read.reader import CheckpointReader
 from savepoint_sidecar.failpoint import NAMES, Failpoints
 from savepoint_sidecar.files.roots import Marker, Root, read_marker, write_marker
 from savepoint_sidecar.restore import file_restore
-from savepoint_sidecar.restore.file_restore import config_changed, decide, marker_of, plan, restore_files
+from savepoint_sidecar.restore.file_restore import (
+    config_changed,
+    ready_marker,
+    restore_files,
+    root_action,
+    root_actions,
+)
 from savepoint_sidecar.restore_container import planned_bytes
 from savepoint_sidecar.stage import components
 from savepoint_sidecar.stage.components import restore_components, write_index
@@ -62,15 +68,15 @@ def test_what_becomes_of_a_root(
     found: Marker | None, empty: bool, parent: CheckpointRef | None, held: bool, action: str, persistent: bool
 ) -> None:
     root = Root("files", "/data", Path("/nowhere"), persistent)
-    assert decide(root, found, welcome(parent), empty=empty, held=held) == action
+    assert root_action(root, found, welcome(parent), empty=empty, in_checkpoint=held) == action
 
 
 @pytest.mark.parametrize("found", [None, marker("ready", 99, agent="other")])
 def test_files_that_nothing_explains(found: Marker | None) -> None:
     volume, folder = Root("a", "/data", Path("/x"), True), Root("a", "/data", Path("/x"), False)
     with pytest.raises(TargetNotEmpty, match="/data"):
-        decide(volume, found, welcome(), empty=False, held=True)
-    assert decide(folder, found, welcome(), empty=False, held=True) == LOST
+        root_action(volume, found, welcome(), empty=False, in_checkpoint=True)
+    assert root_action(folder, found, welcome(), empty=False, in_checkpoint=True) == LOST
 
 
 @pytest.fixture
@@ -116,13 +122,16 @@ def test_how_far_it_is_is_told_of_all_roots_together(tmp_path: Path, store: Memo
         root.path.mkdir()
     told: list[int] = []
     with CheckpointReader(store, KEY, manifest) as reader:
-        written = restore_files(reader, roots, marker_of(welcome(), "uid", PARENT), Failpoints(), told.append)
-        assert told == sorted(told) and told[-1] == written == planned_bytes(manifest, roots, values=False) == 1_000_000
+        written = restore_files(reader, roots, ready_marker(welcome(), "uid", PARENT), Failpoints(), told.append)
+        assert (
+            told == sorted(told)
+            and told[-1] == written == planned_bytes(manifest, roots, with_values=False) == 1_000_000
+        )
         told.clear()
         restore_components(reader, tmp_path / "stage", "40", progress=told.append)
     assert told == sorted(told)
-    assert written + told[-1] == planned_bytes(manifest, roots, values=True)
-    assert planned_bytes(manifest, [Root("c", "/c", tmp_path / "c")], values=False) == 0
+    assert written + told[-1] == planned_bytes(manifest, roots, with_values=True)
+    assert planned_bytes(manifest, [Root("c", "/c", tmp_path / "c")], with_values=False) == 0
 
 
 class Killed(BaseException):
@@ -148,7 +157,7 @@ def test_a_restore_killed_at_any_step_begins_again(
 ) -> None:
     root = Root("files", "/data", tmp_path / "files", persistent=True)
     root.path.mkdir()
-    ready = marker_of(welcome(), "uid", PARENT)
+    ready = ready_marker(welcome(), "uid", PARENT)
     killing = Killing(name)
     with CheckpointReader(store, KEY, manifest) as reader:
         with pytest.raises(Killed):
@@ -156,14 +165,14 @@ def test_a_restore_killed_at_any_step_begins_again(
         assert killing.reached
         found = read_marker(root)
         assert found is None or found.state == "restoring", "a root is believed before all of it is there"
-        assert plan([root], welcome(), manifest) == {root: LOST}
+        assert root_actions([root], welcome(), manifest) == {root: LOST}
         restore_files(reader, [root], ready, Failpoints())
     assert read_marker(root) == ready
     assert {path.name: path.read_bytes() for path in (root.path / "d").iterdir()} == {
         f"f{number}": bytes([number]) * 3000 for number in range(20)
     }
     assert (root.path / "d").stat().st_mode & 0o777 == 0o750
-    assert plan([root], welcome(), manifest) == {root: KEPT}
+    assert root_actions([root], welcome(), manifest) == {root: KEPT}
 
 
 def test_a_damaged_checkpoint_leaves_a_root_that_nobody_believes(
@@ -174,9 +183,9 @@ def test_a_damaged_checkpoint_leaves_a_root_that_nobody_believes(
     key = f"packs/{manifest.packs[0].name}"
     store.objects[key] = store.objects[key][:20] + b"\x00\x01\x02" + store.objects[key][23:]
     with CheckpointReader(store, KEY, manifest) as reader, pytest.raises(IntegrityError) as error:
-        restore_files(reader, [root], marker_of(welcome(), "uid", PARENT), Failpoints())
+        restore_files(reader, [root], ready_marker(welcome(), "uid", PARENT), Failpoints())
     assert error.value.object_key == key
-    assert read_marker(root) is not None and plan([root], welcome(), manifest) == {root: LOST}
+    assert read_marker(root) is not None and root_actions([root], welcome(), manifest) == {root: LOST}
 
 
 NEEDED = 20 * 3000 + 21 * 4096
@@ -219,17 +228,17 @@ def test_without_space_everything_is_as_it_was(
         (each.path / "d").mkdir()
         (each.path / "d" / "f1").write_bytes(b"older, and all there is")
     before = standing(tmp_path)
-    assert plan([root], welcome(), manifest) == {root: LOST}
+    assert root_actions([root], welcome(), manifest) == {root: LOST}
     fill(monkeypatch, 4096)
     with CheckpointReader(store, KEY, manifest) as reader:
         with pytest.raises(NoSpace, match=rf"needs {NEEDED} bytes below /data; 4096 are free") as error:
-            restore_files(reader, [root, other], marker_of(welcome(), "uid", PARENT), Failpoints())
+            restore_files(reader, [root, other], ready_marker(welcome(), "uid", PARENT), Failpoints())
         assert "nothing was changed; give the volume more space" in str(error.value)
         assert standing(tmp_path) == before
         assert read_marker(root) == marker("ready", 30)
         fill(monkeypatch, NEEDED + 4096)
-        restore_files(reader, [root], marker_of(welcome(), "uid", PARENT), Failpoints())
-    assert read_marker(root) == marker_of(welcome(), "uid", PARENT)
+        restore_files(reader, [root], ready_marker(welcome(), "uid", PARENT), Failpoints())
+    assert read_marker(root) == ready_marker(welcome(), "uid", PARENT)
 
 
 LARGE = bytes(NEEDED + 8192)
@@ -297,11 +306,11 @@ def test_what_gives_way_counts_as_space(
     fill(monkeypatch, 0)
     with CheckpointReader(store, KEY, manifest) as reader:
         if enough:
-            restore_files(reader, [root], marker_of(welcome(), "uid", PARENT), Failpoints())
+            restore_files(reader, [root], ready_marker(welcome(), "uid", PARENT), Failpoints())
             assert sorted(path.name for path in root.path.iterdir()) == [".savepoint", "d"]
         else:
             with pytest.raises(NoSpace):
-                restore_files(reader, [root], marker_of(welcome(), "uid", PARENT), Failpoints())
+                restore_files(reader, [root], ready_marker(welcome(), "uid", PARENT), Failpoints())
             assert standing(tmp_path) == before
     assert outside.read_bytes() == LARGE
 
@@ -313,7 +322,7 @@ def test_a_root_that_the_checkpoint_has_nothing_of_gives_its_space(
     (other.path / "old").write_bytes(LARGE)
     fill(monkeypatch, 0)
     with CheckpointReader(store, KEY, manifest) as reader:
-        restore_files(reader, [root, other], marker_of(welcome(), "uid", PARENT), Failpoints())
+        restore_files(reader, [root, other], ready_marker(welcome(), "uid", PARENT), Failpoints())
     assert len(list((root.path / "d").iterdir())) == 20 and not (other.path / "old").exists()
 
 
@@ -335,7 +344,7 @@ def test_a_root_that_cannot_be_written_is_told_by_its_cause(
     monkeypatch.setattr(file_restore, where, fail)
     root = Root("files", "/data", tmp_path)
     with pytest.raises(kind, match=words):
-        restore_files(None, [root], marker_of(welcome(None), "uid", None), Failpoints())
+        restore_files(None, [root], ready_marker(welcome(None), "uid", None), Failpoints())
 
 
 @contextmanager
@@ -362,7 +371,7 @@ def test_files_of_another_uid_are_named(owner: int, words: str) -> None:
         os.chown(root.path, owner, owner)
         os.chown(folder, 4321, 4321)
         with acting_as(1234), pytest.raises(RunAsUserRequired, match=words):
-            restore_files(None, [root], marker_of(welcome(None), "uid", None), Failpoints())
+            restore_files(None, [root], ready_marker(welcome(None), "uid", None), Failpoints())
         assert (folder / "file").read_bytes() == b"x"
 
 
@@ -387,7 +396,7 @@ def test_a_full_stage_names_the_field_that_makes_it_larger(
         with Path("/dev/full").open("wb") as file:
             yield file
 
-    monkeypatch.setattr(components, "create_own", full)
+    monkeypatch.setattr(components, "create_small_file", full)
     with pytest.raises(NoSpace, match=r"restored/40/0 .*spec\.stage\.sizeLimit .*spec\.stage\.medium"):
         restore_components(values, tmp_path, "40")
     with pytest.raises(NoSpace, match=r"restored/index\.json .*spec\.stage\.sizeLimit"):
@@ -411,7 +420,7 @@ def test_only_a_full_stage_is_called_full(
     def fail(path: Path) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(components, "create_own", fail)
+    monkeypatch.setattr(components, "create_small_file", fail)
     with pytest.raises(kind, match="restored/40/0") as error:
         restore_components(values, tmp_path, "40")
     assert os.strerror(number) in str(error.value)
@@ -428,12 +437,12 @@ def test_a_stage_where_something_else_has_the_name(tmp_path: Path, values: Check
 def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(TargetUnusable, match="/data"):
-        plan([Root("files", "/data", tmp_path / "file")], welcome(), None)
+        root_actions([Root("files", "/data", tmp_path / "file")], welcome(), None)
 
 
-def test_the_marker_of_a_fresh_start(tmp_path: Path) -> None:
+def test_the_ready_marker_a_fresh_start(tmp_path: Path) -> None:
     root = Root("files", "/data", tmp_path)
-    write_marker(root, marker_of(welcome(None), "uid", None))
+    write_marker(root, ready_marker(welcome(None), "uid", None))
     found = read_marker(root)
     assert found is not None and (found.sequence, found.state, found.epoch) == (0, "ready", 3)
     assert [each.name for each in tmp_path.iterdir()] == [".savepoint"]
