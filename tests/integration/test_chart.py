@@ -247,7 +247,7 @@ def test_a_restore_needs_the_verb_on_its_checkpoint(asker: Kubectl) -> None:
 def test_only_the_operator_resumes(kubectl: Kubectl, asker: Kubectl) -> None:
     resume = restore("Resume", checkpointName="coder-1")
     for user in (asker, kubectl):
-        with pytest.raises(Refused, match=r"spec.mode Resume is the operator's own; use Rollback or Reset"):
+        with pytest.raises(Refused, match=r"spec.mode Resume is reserved for the operator; use Rollback or Reset"):
             user.create(resume, "--dry-run=server")
     kubectl.create(resume, f"--as={OPERATOR}", "--dry-run=server")
     kubectl.create(restore("Resume", agent="coder"), f"--as={OPERATOR}", "--dry-run=server")
@@ -260,7 +260,7 @@ def test_nobody_passes_off_a_checkpoint_as_the_operators(kubectl: Kubectl, asker
     plain["spec"] = {"agent": "coder"}
     forged: dict[str, Any] = {**plain, "metadata": {**metadata, "annotations": {"savepoint.dev/attempt": "0" * 32}}}
     ours = {**forged, "metadata": {**forged["metadata"], "name": "made-1"}}
-    word = r"annotation savepoint.dev/attempt is the operator's own"
+    word = r"annotation savepoint.dev/attempt is reserved for the operator"
 
     def enforced() -> bool:
         try:

@@ -1,4 +1,4 @@
-{{/* Names are fixed: the kinds are cluster-wide, so there is one installation per cluster. */}}
+{{/* Names are fixed: CRDs are cluster-wide, so there is one installation per cluster. */}}
 {{- define "savepoint.labels" -}}
 app.kubernetes.io/name: savepoint
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -24,7 +24,7 @@ app.kubernetes.io/component: {{ . }}
 system:serviceaccount:{{ .Release.Namespace }}:savepoint-operator
 {{- end }}
 
-{{/* The default store as the operator creates it: {"name", "spec"}; empty without a bucket. */}}
+{{/* Default store that the operator creates, as JSON {"name", "spec"}. Empty if no bucket is configured. */}}
 {{- define "savepoint.defaultStore" -}}
 {{- $s3 := .Values.store.s3 -}}
 {{- if $s3.bucket -}}

@@ -1,5 +1,7 @@
-"""The chart brings exactly the kinds of crds/, and each keeps to the API's conventions."""
+"""The chart contains exactly the CRDs of crds/, and each follows the conventions of the Kubernetes API."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,11 @@ FILES = sorted(path.name for path in SOURCE.glob("*.yaml"))
 
 def crd(name: str) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((SOURCE / name).read_text())
+    return found
+
+
+def schema(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = crd(name)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return found
 
 
@@ -49,8 +56,32 @@ def test_conventions(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_messages_name_a_field(name: str) -> None:
-    for rule in rules(crd(name)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]):
+    for rule in rules(schema(name)):
         assert rule["message"].startswith(("spec", "metadata.name")), rule["message"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_field_is_described_in_sentences(name: str) -> None:
+    """``kubectl explain`` shows these descriptions."""
+    described = dict(descriptions(schema(name), ""))
+    for path, text in described.items():
+        assert re.fullmatch(r"[A-Z].*\.", text, re.DOTALL), f"{path}: {text!r}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_key_is_given_twice(name: str) -> None:
+    """A YAML parser keeps the last one silently; the API server rejects the file."""
+    yaml.load((SOURCE / name).read_text(), Loader=UniqueKeys)
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """A loader that raises ValueError for a mapping with a repeated key."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if len(keys) != len(set(keys)):
+            raise ValueError(f"line {node.start_mark.line + 1}: {keys}")
+        return super().construct_mapping(node, deep)
 
 
 def rules(schema: Any) -> list[dict[str, Any]]:
@@ -60,3 +91,13 @@ def rules(schema: Any) -> list[dict[str, Any]]:
         return []
     own: list[dict[str, Any]] = schema.get("x-kubernetes-validations", [])
     return own + [rule for value in schema.values() for rule in rules(value)]
+
+
+def descriptions(schema: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """Yield the path and the description (or "") of a schema and of every field below it, standard fields excepted."""
+    yield path, schema.get("description", "")
+    for name, inner in schema.get("properties", {}).items():
+        if path or name not in ("apiVersion", "kind", "metadata"):
+            yield from descriptions(inner, f"{path}.{name}")
+    for name, inner in schema.get("items", {}).get("properties", {}).items():
+        yield from descriptions(inner, f"{path}[].{name}")
