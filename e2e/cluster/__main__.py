@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, paths: Paths, steps: Steps) -> int:
     match options.command:
         case "up":
-            up(paths, steps, fast=not options.slow_detection)
+            up(paths, steps, fast=not options.slow_detection, image=options.node_image)
         case "down":
             down(paths, steps)
         case "status":
@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     starting = commands.add_parser("up", help="bring the cluster up, from whatever state this machine is in")
     starting.add_argument(
         "--slow-detection", action="store_true", help="leave Kubernetes' own times for noticing that a node is gone"
+    )
+    starting.add_argument(
+        "--node-image", metavar="IMAGE", help="kind node image where a container engine answers; default: kind's own"
     )
     commands.add_parser("down", help="remove the cluster and all that it left on the machine; the cache stays")
     commands.add_parser("status", help="say what runs; exit 1 unless all nodes are Ready")

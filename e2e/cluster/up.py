@@ -22,21 +22,30 @@ from e2e.cluster.steps import Steps
 DEBIAN = (*engine.PACKAGES, "mmdebstrap", *system_images.DEBIAN)
 
 
-def up(paths: Paths, steps: Steps, *, fast: bool = True) -> Engine:
-    """The engine of a cluster that works. Idempotent: seconds when it is up already.
+def up(paths: Paths, steps: Steps, *, fast: bool = True, image: str | None = None) -> Engine:
+    """Start the cluster and return its engine. Idempotent: takes seconds if the cluster runs already.
 
-    fast: notice lost nodes in seconds instead of Kubernetes' minute. Raises ClusterError, ProgramError, BootstrapError.
+    Args:
+        paths: Where the cluster keeps its files.
+        steps: Where progress is shown.
+        fast: Notice lost nodes in seconds instead of Kubernetes' minute.
+        image: The kind node image, where the machine's own engine answers; None: the one of the pinned kind.
+
+    Raises:
+        ClusterError, ProgramError, BootstrapError: With the cause and the remedy.
     """
     paths.make()
     with lock.held(paths.cache / "cluster.lock", steps.say):
         leftovers.end_orphans(paths)  # we hold the lock, so nobody waits for them
         found = engine.running(paths)
         if found is None and (of_the_machine := engine.of_the_machine()) is not None:
-            return _with_published_image(of_the_machine, paths, steps, fast=fast)
+            return _with_published_image(of_the_machine, paths, steps, fast=fast, image=image)
         if found is not None and kind.answers(paths):
             _say_if_stale(found, steps)
             steps.say(f"the cluster is up: KUBECONFIG={paths.kubeconfig}")
             return found
+        if image is not None:
+            raise ClusterError("--node-image needs a container engine that pulls it; here the node image is built")
         return _with_own_image(paths, steps, fast=fast)
 
 
@@ -65,14 +74,14 @@ def plan(paths: Paths) -> list[str]:
     return _plan_with_own_image(paths)
 
 
-def _with_published_image(found: Engine, paths: Paths, steps: Steps, *, fast: bool) -> Engine:
+def _with_published_image(found: Engine, paths: Paths, steps: Steps, *, fast: bool, image: str | None) -> Engine:
     for line in _plan_with_published_image(found):
         steps.say(line)
     programs.build(("kind", "kubectl"))
     if kind.exists(found) and _mended(found, paths, steps):
         return found
     with steps.step("create the cluster"):
-        kind.create(found, paths, None, kind.FAST if fast else None)
+        kind.create(found, paths, image, kind.FAST if fast else None)
     steps.say(f"the cluster is up: KUBECONFIG={paths.kubeconfig}")
     return found
 
