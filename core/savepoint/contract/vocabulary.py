@@ -212,7 +212,7 @@ class Reason(StrEnum):
         "The pod's volumes hold state at least as new as the checkpoint; it was kept.",
         "AgentRestore, Event on the pod",
     )
-    SUCCEEDED = "Succeeded", "The rollback or reset is recorded and the old pod is gone.", "AgentRestore"
+    SUCCEEDED = "Succeeded", "The rollback or reset is recorded and the old pod has ended.", "AgentRestore"
     CHECKPOINTING = (
         "Checkpointing",
         "A final checkpoint is taken before the rollback or reset, so that it can be undone.",
@@ -443,7 +443,7 @@ class Reason(StrEnum):
     LOOP_KEY_REPEATED = "LoopKeyRepeated", "A loop's items produced the same key twice.", "SDK"
     NOT_AT_SAFE_POINT = "NotAtSafePoint", "A checkpoint was requested inside critical().", "SDK"
     NOT_ENCODABLE = "NotEncodable", "A value cannot be saved; the message says where it is.", "SDK, AgentCheckpoint"
-    RESTORE_FAILED = "RestoreFailed", "The state could not be restored, or is not what the program asked for.", "SDK"
+    RESTORE_FAILED = "RestoreFailed", "The state could not be restored, or is not what the program expects.", "SDK"
     SESSION_IN_USE = "SessionInUse", "Another live process of the container holds the agent's session.", "SDK"
     STEP_CHANGED = "StepChanged", "A recorded step, effect or loop was called with other arguments.", "SDK"
 

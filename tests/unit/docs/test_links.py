@@ -1,6 +1,6 @@
-"""The pages agree with what they describe: links, make targets, fields of the kinds, messages of the protocols.
+"""Checks of the pages against what they describe: links, make targets, CRD fields, and messages of the protocols.
 
-It reads words, not meaning: a name that a page never says is a page that was not brought along.
+They compare names, not meaning: a name that is missing from its page shows that the page was not updated.
 """
 
 import re
@@ -30,55 +30,55 @@ PAGES = sorted(
 KINDS = sorted((ROOT / "crds").glob("*.yaml"))
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 EVERYWHERE = {"apiVersion", "kind", "metadata", "spec", "status", "observedGeneration"}
-"""Fields that each kind has and no page explains."""
+"""Fields that every kind has and that the pages do not explain."""
 
 
 def prose(page: Path) -> str:
-    """The page without its code blocks."""
+    """Return the page without its code blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """The names under which the page's headings can be linked to."""
+    """Return the anchors of the page's headings."""
     titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
+def test_every_relative_link_has_a_target(page: Path) -> None:
     for link in LINK.findall(prose(page)):
         if "://" in link or link.startswith("mailto:"):
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        assert target.exists(), f"{link} leads nowhere"
+        assert target.exists(), f"{link} has no target"
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), f"{link}: {target.name} has no such heading"
 
 
 def test_every_page_can_be_found_from_the_readme() -> None:
-    found, ahead = set[Path](), [ROOT / "README.md"]
-    while ahead:
-        page = ahead.pop()
+    found, pending = set[Path](), [ROOT / "README.md"]
+    while pending:
+        page = pending.pop()
         if page in found or page.suffix != ".md" or not page.exists():
             continue
         found.add(page)
-        ahead += [
+        pending += [
             (page.parent / link.partition("#")[0]).resolve() for link in LINK.findall(prose(page)) if link[0] != "#"
         ]
-    lost = [page for page in (ROOT / "docs").rglob("*.md") if page not in found]
-    assert not lost, f"no page leads to {lost}"
+    unreachable = [page for page in (ROOT / "docs").rglob("*.md") if page not in found]
+    assert not unreachable, f"no page links to {unreachable}"
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/local-cluster.md", "docs/guides/sizing.md"])
-def test_every_make_target_that_is_named_exists(name: str) -> None:
+def test_every_make_target_on_a_page_exists(name: str) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^|&& )make ([a-z0-9-]+)", (ROOT / name).read_text(), re.MULTILINE))
     assert named <= targets, named - targets
 
 
 def names(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Every field below a schema, those of selectors and conditions aside."""
+    """Yield every field below a schema, except the fields of selectors, conditions and resources."""
     for name, inner in (schema.get("properties") or {}).items():
         yield name
         if name not in ("selector", "conditions", "resources"):
@@ -89,16 +89,16 @@ def names(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("file", KINDS, ids=lambda file: file.stem)
-def test_every_field_of_a_kind_is_on_its_page(file: Path) -> None:
+def test_every_field_of_a_crd_is_on_its_page(file: Path) -> None:
     raw = yaml.safe_load(file.read_text())
     page = (ROOT / "docs" / "spec" / f"{raw['spec']['names']['singular']}.md").read_text()
     for version in raw["spec"]["versions"]:
-        every = set(names(version["schema"]["openAPIV3Schema"])) - EVERYWHERE
-        assert [name for name in sorted(every) if not re.search(rf"\b{name}\b", page)] == []
+        fields_of_version = set(names(version["schema"]["openAPIV3Schema"])) - EVERYWHERE
+        assert [name for name in sorted(fields_of_version) if not re.search(rf"\b{name}\b", page)] == []
 
 
 def wire_fields(cls: type[Any]) -> Iterator[str]:
-    """Fields of a message and of what it is made of, as they are called on the wire."""
+    """Yield the wire names of the fields of a message and of the dataclasses nested in it."""
     for item in fields(cls):
         head, *rest = item.name.split("_")
         yield head + "".join(map(str.capitalize, rest))
@@ -108,7 +108,8 @@ def wire_fields(cls: type[Any]) -> Iterator[str]:
                 yield from wire_fields(inner)
 
 
-def says(page: str, word: str) -> bool:
+def mentions(page: str, word: str) -> bool:
+    """Return whether the page contains the word, not as part of a longer one."""
     return re.search(rf"(?<![A-Za-z]){re.escape(word)}(?![A-Za-z])", page) is not None
 
 
@@ -119,9 +120,9 @@ def says(page: str, word: str) -> bool:
 )
 def test_the_control_protocol_names_every_message_and_field(cls: type[Any]) -> None:
     page = (ROOT / "docs" / "control-protocol.md").read_text()
-    assert says(page, control_protocol.type_name(cls))
+    assert mentions(page, control_protocol.type_name(cls))
     for name in wire_fields(cls):
-        assert says(page, name), f"{control_protocol.type_name(cls)}.{name} is not on the page"
+        assert mentions(page, name), f"{control_protocol.type_name(cls)}.{name} is not on the page"
 
 
 def test_the_control_protocol_names_every_close_code() -> None:
@@ -156,7 +157,7 @@ def test_the_agent_protocol_names_every_path_kind_encoding_and_component() -> No
     page = (ROOT / "docs" / "agent-protocol.md").read_text()
     paths = [value for name, value in vars(agent_protocol).items() if name.startswith("PATH_")]
     components = [value for name, value in vars(agent_protocol).items() if name.startswith("COMPONENT_")]
-    words = [
+    constants = [
         *agent_protocol.KINDS,
         *agent_protocol.ENCODINGS,
         *components,
@@ -164,4 +165,4 @@ def test_the_agent_protocol_names_every_path_kind_encoding_and_component() -> No
         agent_protocol.FEATURE_REATTACH,
     ]
     assert len(paths) == 8
-    assert [each for each in (*paths, *words) if not says(page, each)] == []
+    assert [each for each in (*paths, *constants) if not mentions(page, each)] == []
