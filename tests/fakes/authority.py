@@ -24,11 +24,11 @@ from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.manifest import Manifest
 from savepoint.repository.history import lineage
 from savepoint.repository.history.chain import Chain
+from savepoint.repository.history.restore_point import checkpoint_ref, restore_point
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.repository import Repository
 from savepoint.storage import ObjectStore
 from savepoint_sidecar.authority.authority import Blobs, Order
-from savepoint_sidecar.authority.local import parent_of, reference
 
 MASTER = MasterKey(bytes(range(32)))
 
@@ -129,7 +129,7 @@ class FakeAuthority:
             key=self.repository.key.expose().hex(),
             config_hash="",
             policy=self.policy,
-            parent=parent_of(self.chain, self.head),
+            parent=restore_point(self.chain, self.head),
             shared_roots=self.shared_roots,
         )
 
@@ -171,7 +171,7 @@ class FakeAuthority:
         self.offers.append(offer)
         made = self.chain.find_attempt(offer.attempt, self.head)
         assert made is not None
-        return reference(made)
+        return checkpoint_ref(made)
 
     async def result(self, result: Result) -> None:
         self.results.append(result)

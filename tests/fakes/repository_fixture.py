@@ -17,7 +17,7 @@ from savepoint.repository.history.lineage import Offer
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.repository import Repository, open_store
 from savepoint.repository.write.chunk_index import ChunkIndex
-from savepoint.repository.write.writer import CheckpointWriter
+from savepoint.repository.write.writer import CheckpointWriter, WriterOptions
 from savepoint.storage.store import ObjectStore
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -91,8 +91,7 @@ class RepositoryFixture:
             self.epoch,
             self.manifest,
             index=self.index,
-            threads=threads,
-            random_bytes=self.random,
+            options=WriterOptions(threads=threads, random_bytes=self.random),
         )
 
     def offer(self, fill: Fill, threads: int = 1) -> Offer:

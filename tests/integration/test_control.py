@@ -42,7 +42,7 @@ from savepoint.repository.format.manifest import open_manifest
 from savepoint.repository.format.tree import TreeFile
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.write.source import MemorySource
-from savepoint.repository.write.writer import CheckpointWriter
+from savepoint.repository.write.writer import CheckpointWriter, WriterOptions
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
 from savepoint_operator.control.server import PATH, ControlServer
@@ -200,7 +200,7 @@ def _tree(store: Blobs, welcome: Welcome, random_bytes: Random) -> Offer:
 
 def _writer(store: Blobs, welcome: Welcome, random_bytes: Random) -> CheckpointWriter:
     key = AgentKey(bytes.fromhex(welcome.key))
-    return CheckpointWriter(store, store, key, welcome.epoch, None, random_bytes=random_bytes)
+    return CheckpointWriter(store, store, key, welcome.epoch, None, options=WriterOptions(random_bytes=random_bytes))
 
 
 def _finish(writer: CheckpointWriter, welcome: Welcome, number: int) -> Offer:

@@ -52,7 +52,7 @@ from savepoint.repository.format.canonical import time_text
 from savepoint.repository.format.keys import AgentKey as RepositoryKey
 from savepoint.repository.format.manifest import Manifest, Parent
 from savepoint.repository.write.source import MemorySource
-from savepoint.repository.write.writer import CheckpointWriter
+from savepoint.repository.write.writer import CheckpointWriter, WriterOptions
 from savepoint.storage.presigned import PresignedStore
 from savepoint_operator.control.server import PATH
 
@@ -142,7 +142,7 @@ class Sidecar:
         key = RepositoryKey(bytes.fromhex(welcome.key))
         parent: Parent | None = more.pop("parent", None)
         base = self.manifest if parent is not None else None
-        writer = CheckpointWriter(store, store, key, welcome.epoch, base, random_bytes=os.urandom)
+        writer = CheckpointWriter(store, store, key, welcome.epoch, base, options=WriterOptions(random_bytes=os.urandom))
         writer.add_blob("notes", "Memory", MemorySource(content))
         made = writer.finish(
             namespace=welcome.namespace,

@@ -47,7 +47,7 @@ class FuzzyReader:
         signature = self._signature_with_wal(node)
         if self._known.matches(node.path, signature):
             content = self._contents.find(node.path)
-            if content is not None and self._writer.reuse(content):
+            if content is not None and self._writer.can_reuse(content):
                 self._draft.table.put(node.path, signature, content, racy=False)
                 return ()
         try:

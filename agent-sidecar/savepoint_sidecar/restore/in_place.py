@@ -16,7 +16,7 @@ from savepoint.repository.format.content import Content
 from savepoint.repository.format.manifest import ComponentRecord
 from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 from savepoint.repository.read.reader import CheckpointReader
-from savepoint.repository.read.target import Target, finish, translated, write_at
+from savepoint.repository.read.target import Target, set_mode_and_time, translate_errors, write_at
 
 from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.capture.file_table import Contents, FileTable, is_racy
@@ -63,7 +63,7 @@ def record_files(reader: CheckpointReader, capture: Capture) -> None:
             if not isinstance(entry, TreeFile) or node is None:
                 continue
             if (node.signature.size, node.signature.mtime_ns) == (entry.content.size, entry.mtime_ns):
-                content = reader.content(entry.content)
+                content = reader.complete_content(entry.content)
                 racy = is_racy(node.signature, capture.clock_ns())
                 table.put(entry.path, node.signature, content, racy=racy)
 
@@ -141,7 +141,7 @@ class _RootRestore:
             return
         handle = open_below(top, entry.path, _READ)
         try:
-            finish(handle, entry.mode, entry.mtime_ns)
+            set_mode_and_time(handle, entry.mode, entry.mtime_ns)
         finally:
             os.close(handle)
 
@@ -183,10 +183,10 @@ class _RootRestore:
             write_at(descriptor, offset, memoryview(piece))
             offset += len(piece)
 
-        with translated(entry.path):
+        with translate_errors(entry.path):
             try:
                 self._reader.read_content_into(entry.content, write)
-                finish(descriptor, entry.mode, entry.mtime_ns)
+                set_mode_and_time(descriptor, entry.mode, entry.mtime_ns)
             finally:
                 os.close(descriptor)
 

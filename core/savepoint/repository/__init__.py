@@ -1,5 +1,6 @@
-"""The format of docs/repository-format.md: written, read, verified, collected.
+"""The repository format of docs/repository-format.md: write, read, verify and collect.
 
-It needs zstandard and cryptography (one door each: ``compress`` and ``seal``) and does no I/O but through the protocols
-of ``savepoint.storage``; only ``restore`` also writes files. It knows neither Kubernetes nor sockets.
+It needs zstandard and cryptography, each imported in one module (``compress`` and ``seal``), and does no I/O except
+through the protocols of ``savepoint.storage``; only ``restore`` also writes files. It knows neither Kubernetes nor
+sockets.
 """

@@ -1,8 +1,8 @@
-"""Working memory that costs nothing until it is touched, and is given back to the system when it is let go."""
+"""Buffers that take memory only as they are used, and return it to the system when they are freed."""
 
 import mmap
 
 
 def working_memory(size: int) -> memoryview:
-    """A writable view of so many bytes: pages come as they are used, so a small checkpoint needs few of them."""
+    """Return a writable buffer of ``size`` bytes. The system allocates its pages at first use."""
     return memoryview(mmap.mmap(-1, size))

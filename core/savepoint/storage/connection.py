@@ -1,7 +1,7 @@
-"""HTTP/1.1 connections that are kept, bounded in time, and read into the caller's buffers. Standard library only.
+"""HTTP/1.1 connections that are reused, have deadlines, and read into the caller's buffers. Standard library only.
 
-It moves bytes and knows headers; what a status means is for ``answer``, which key is meant for ``presigned``. It
-follows no redirect, takes no proxy from the environment and accepts no compressed body.
+This module moves bytes and headers; ``s3_errors`` interprets a status, ``presigned`` chooses the URL. It follows no
+redirect, takes no proxy from the environment and accepts no compressed body.
 """
 
 import http.client
@@ -23,21 +23,21 @@ SEND_BYTES = 128 << 10
 
 
 class Deadline:
-    """A moment by a monotonic clock; every wait on the way to it is also bounded by itself."""
+    """The time by which a request must end; each single wait is also limited by the idle time."""
 
     def __init__(self, seconds: float, idle_seconds: float, clock: Callable[[], float]) -> None:
         self._end, self._idle, self._clock = clock() + seconds, idle_seconds, clock
 
     def wait_seconds(self) -> float:
-        """How long the next wait may take; TimeoutError once the moment has passed."""
+        """Return how long the next wait may take; raise TimeoutError once the deadline has passed."""
         left = self._end - self._clock()
         if left <= 0:
-            raise TimeoutError("the call took too long")
+            raise TimeoutError("the request took too long")
         return min(self._idle, left)
 
 
 class _BoundedReader(io.RawIOBase):
-    """Reads a socket as far as its deadline allows."""
+    """Reads a socket, never waiting beyond the deadline."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: Deadline) -> None:
         self._raw, self._sock, self._deadline = raw, sock, deadline
@@ -55,7 +55,7 @@ class _BoundedReader(io.RawIOBase):
 
 
 class _BoundedResponse(http.client.HTTPResponse):
-    """An answer whose reads end at the deadline."""
+    """A response whose reads end at the deadline."""
 
     def __init__(self, sock: socket.socket, *args: Any, deadline: Deadline, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -63,8 +63,8 @@ class _BoundedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_BoundedReader(raw, sock, deadline), 64 << 10)
 
 
-class Answer:
-    """A status, its headers, and a body that is still to be read."""
+class Response:
+    """A response's status and headers, and its body, which has not been read yet."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
         self._response = response
@@ -73,12 +73,12 @@ class Answer:
 
     @property
     def length(self) -> int | None:
-        """The body's bytes, if the server said how many."""
+        """The body's length in bytes, if the server sent it."""
         value = self.headers.get("content-length", "")
         return int(value) if value.isdecimal() else None
 
     def readinto(self, target: memoryview) -> int:
-        """Fill as much of ``target`` as the body has; fewer bytes mean its end."""
+        """Read into ``target`` and return the count of bytes; fewer than ``len(target)`` mean that the body ended."""
         done = 0
         while done < len(target):
             count = self._response.readinto(target[done:])
@@ -88,21 +88,21 @@ class Answer:
         return done
 
     def read(self, most: int) -> bytes:
-        """At most so many bytes of the body."""
+        """Read at most ``most`` bytes of the body."""
         return self._response.read(most)
 
     def close(self) -> None:
-        """Let go of what is left of the body."""
+        """Discard the rest of the body."""
         self._response.close()
 
     @property
     def finished(self) -> bool:
-        """Whether nothing of the body is left, so that the connection can be used again."""
+        """True if the whole body was read, so that the connection can be reused."""
         return self._response.isclosed() and not self._response.will_close
 
 
 class Connections:
-    """Connections to the hosts of URLs; an idle one is used again unless its server has closed it."""
+    """Connections to the hosts of URLs. Idle ones are reused unless their server has closed them. Thread-safe."""
 
     def __init__(
         self,
@@ -113,8 +113,16 @@ class Connections:
         call_seconds: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``idle_seconds`` bounds each wait for a byte, ``call_seconds`` a whole request with its answer."""
-        self._context = trust(ca_pem)
+        """Open no connection yet.
+
+        Args:
+            ca_pem: PEM certificates to trust instead of the system's.
+            connect_seconds: The limit for establishing a connection.
+            idle_seconds: The limit for each wait for a byte.
+            call_seconds: The limit for a whole request with its response.
+            clock: A monotonic clock, in seconds.
+        """
+        self._context = ssl_context(ca_pem)
         self._connect_seconds, self._idle_seconds, self._call_seconds = connect_seconds, idle_seconds, call_seconds
         self._clock = clock
         self._lock = threading.Lock()
@@ -131,46 +139,62 @@ class Connections:
     @contextmanager
     def request(
         self, method: str, url: str, headers: Mapping[str, str], body: Sequence[memoryview] = ()
-    ) -> Iterator[Answer]:
-        """Send a request and borrow its answer; OSError or HTTPException for everything that went wrong below HTTP."""
-        place = urlsplit(url)
-        if place.scheme not in {"http", "https"} or not place.hostname:
+    ) -> Iterator[Response]:
+        """Send a request and yield its response, which is valid within the context.
+
+        Args:
+            method: The HTTP method.
+            url: An http or https URL.
+            headers: The headers to send.
+            body: The parts of the body, for a PUT.
+
+        Yields:
+            The response, whatever its status.
+
+        Raises:
+            StoreMisconfigured: The URL is neither http nor https.
+            OSError, http.client.HTTPException: The connection or the protocol failed, or a deadline passed.
+        """
+        target = urlsplit(url)
+        if target.scheme not in {"http", "https"} or not target.hostname:
             raise StoreMisconfigured("the store's URL is neither http nor https; correct the store's endpoint")
         deadline = Deadline(self._call_seconds, self._idle_seconds, self._clock)
-        connection = self._take(place) or self._connect(place, deadline)
-        answer: Answer | None = None
+        connection = self._take_idle(target) or self._connect(target, deadline)
+        response: Response | None = None
         try:
-            answer = _exchange(connection, method, place, headers=headers, body=body, deadline=deadline)
-            yield answer
+            response = _exchange(connection, method, target, headers=headers, body=body, deadline=deadline)
+            yield response
         finally:
-            if answer is not None and answer.finished:
-                self._give(place, connection)
+            if response is not None and response.finished:
+                self._keep_idle(target, connection)
             else:
                 connection.close()
-            if answer is not None:
-                answer.close()
+            if response is not None:
+                response.close()
 
-    def _take(self, place: SplitResult) -> http.client.HTTPConnection | None:
+    def _take_idle(self, target: SplitResult) -> http.client.HTTPConnection | None:
         while True:
             with self._lock:
-                idle = self._idle.get((place.scheme, place.netloc))
+                idle = self._idle.get((target.scheme, target.netloc))
                 connection = idle.pop() if idle else None
-            if connection is None or _quiet(connection.sock):
+            if connection is None or _is_silent(connection.sock):
                 return connection
             connection.close()
 
-    def _give(self, place: SplitResult, connection: http.client.HTTPConnection) -> None:
+    def _keep_idle(self, target: SplitResult, connection: http.client.HTTPConnection) -> None:
         with self._lock:
-            self._idle.setdefault((place.scheme, place.netloc), []).append(connection)
+            self._idle.setdefault((target.scheme, target.netloc), []).append(connection)
 
-    def _connect(self, place: SplitResult, deadline: Deadline) -> http.client.HTTPConnection:
-        assert place.hostname is not None
+    def _connect(self, target: SplitResult, deadline: Deadline) -> http.client.HTTPConnection:
+        assert target.hostname is not None
         seconds = min(self._connect_seconds, deadline.wait_seconds())
         connection: http.client.HTTPConnection
-        if place.scheme == "https":
-            connection = http.client.HTTPSConnection(place.hostname, place.port, timeout=seconds, context=self._context)
+        if target.scheme == "https":
+            connection = http.client.HTTPSConnection(
+                target.hostname, target.port, timeout=seconds, context=self._context
+            )
         else:
-            connection = http.client.HTTPConnection(place.hostname, place.port, timeout=seconds)
+            connection = http.client.HTTPConnection(target.hostname, target.port, timeout=seconds)
         try:
             connection.connect()
         except BaseException:
@@ -179,15 +203,15 @@ class Connections:
         return connection
 
 
-def trust(ca_pem: str | None) -> ssl.SSLContext:
-    """What to trust: these certificates alone, or the system's."""
+def ssl_context(ca_pem: str | None) -> ssl.SSLContext:
+    """Return a TLS context that trusts these PEM certificates alone, or the system's if there are none."""
     context = ssl.create_default_context(cadata=ca_pem) if ca_pem else ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
-def _quiet(sock: socket.socket) -> bool:
-    """Whether an idle connection has nothing to read, so that its server has neither closed it nor said anything."""
+def _is_silent(sock: socket.socket) -> bool:
+    """Return whether an idle connection has nothing to read: its server has neither closed it nor sent anything."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return not poll.poll(0)
@@ -196,34 +220,34 @@ def _quiet(sock: socket.socket) -> bool:
 def _exchange(
     connection: http.client.HTTPConnection,
     method: str,
-    place: SplitResult,
+    target: SplitResult,
     *,
     headers: Mapping[str, str],
     body: Sequence[memoryview],
     deadline: Deadline,
-) -> Answer:
+) -> Response:
     sock = connection.sock
     sock.settimeout(deadline.wait_seconds())
-    target = place.path + (f"?{place.query}" if place.query else "")
-    connection.putrequest(method, target, skip_accept_encoding=True)
+    path = target.path + (f"?{target.query}" if target.query else "")
+    connection.putrequest(method, path, skip_accept_encoding=True)
     for name, value in headers.items():
         connection.putheader(name, value)
     if method == "PUT":
         connection.putheader("Content-Length", str(sum(len(view) for view in body)))
     connection.endheaders()
-    broken: OSError | None = None
+    send_error: OSError | None = None
     try:
         for view in body:
             for start in range(0, len(view), SEND_BYTES):
                 sock.settimeout(deadline.wait_seconds())
                 sock.sendall(view[start : start + SEND_BYTES])
     except (BrokenPipeError, ConnectionResetError) as error:
-        broken = error  # the server may have answered before it had read all
+        send_error = error  # the server may have answered before reading the whole body
     connection.response_class = cast(Any, partial(_BoundedResponse, deadline=deadline))
     try:
-        answer = Answer(connection.getresponse())
+        response = Response(connection.getresponse())
     except (OSError, http.client.HTTPException):
-        if broken is not None:
-            raise broken from None
+        if send_error is not None:
+            raise send_error from None
         raise
-    return answer
+    return response

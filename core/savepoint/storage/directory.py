@@ -1,7 +1,7 @@
-"""A store in a directory: laptop mode, and the simplest real store for tests.
+"""A store in a directory, for laptop mode and for tests.
 
-Objects appear whole or not at all: written to a temporary file, synced, then linked under their name. It does not
-guard against another program that edits the directory; the format finds that.
+An object appears whole or not at all: it is written to a temporary file, synced, and then linked under its name. The
+store does not guard against another program that edits the directory; the format detects that.
 """
 
 import errno
@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from savepoint.errors import (
+    DISK_FULL_ERRNOS,
     IntegrityError,
     NoSpace,
     ObjectExists,
@@ -26,30 +27,42 @@ from savepoint.errors import (
 from savepoint.storage.store import Buffer, ObjectInfo, check_key, check_prefix, is_key, parts
 
 INCOMING = ".incoming"
-"""Folder of half-written objects, below the root; no key can name it, because listings and keys leave it out."""
+"""Folder of incomplete objects, below the root. No key can name it, and listings leave it out."""
 
 _NO_LINK = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class DirectoryStore:
-    """Objects as files below ``path``, which must exist unless ``create`` is set."""
+    """Objects as files below a directory, as a FolderStore.
+
+    Methods take, return and raise what the protocols in ``store`` document.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
+        """Use a directory.
+
+        Args:
+            path: The directory.
+            create: Create it, readable by its owner alone, if it does not exist.
+
+        Raises:
+            StoreDenied, StoreMisconfigured, StoreUnavailable, NoSpace: The directory cannot be created.
+        """
         self._root = Path(path).absolute()
         if create:
-            with self._translated(""):
+            with self._translate_errors(""):
                 self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def __repr__(self) -> str:
         return f"DirectoryStore({str(self._root)!r})"
 
     def put_new(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
-        """Create the object; it and its directory entry are synced to disk before this returns."""
+        """Create the object; the file and its directory entry are synced to disk before this returns."""
         path = self._path(key)
-        with self._translated(key):
+        with self._translate_errors(key):
             self._require_root()
             if path.exists():
-                raise ObjectExists(f"object {key} exists already in {self._root}")
+                raise ObjectExists(f"object {key} already exists in {self._root}")
             self._make_directories(path.parent)
             incoming = self._root / INCOMING
             incoming.mkdir(mode=0o700, exist_ok=True)
@@ -67,8 +80,8 @@ class DirectoryStore:
             _sync_directory(path.parent)
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
-        """The whole object."""
-        with self._translated(key), self._open(key) as handle:
+        """Read the whole object."""
+        with self._translate_errors(key), self._open(key) as handle:
             size = os.fstat(handle).st_size
             if size > max_bytes:
                 raise IntegrityError(f"object {key} holds {size} bytes, at most {max_bytes} are expected", key)
@@ -77,14 +90,14 @@ class DirectoryStore:
             return bytes(content)
 
     def get_into(self, key: str, offset: int, target: memoryview) -> None:
-        """Fill ``target`` from ``offset``."""
-        with self._translated(key), self._open(key) as handle:
+        """Read a range into ``target``."""
+        with self._translate_errors(key), self._open(key) as handle:
             _read_all(handle, offset, target, key)
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Size and modification time, or None."""
+        """Look up size and modification time."""
         path = self._path(key)
-        with self._translated(key):
+        with self._translate_errors(key):
             self._require_root()
             try:
                 status = path.stat(follow_symlinks=False)
@@ -93,16 +106,16 @@ class DirectoryStore:
         return _info(key, status) if stat.S_ISREG(status.st_mode) else None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below the prefix, in the order of the directory walk."""
+        """List the objects below the prefix, in the order of the directory walk."""
         check_prefix(prefix)
-        with self._translated(prefix):
+        with self._translate_errors(prefix):
             self._require_root()
             top = self._root / prefix.rpartition("/")[0]
             yield from self._walk(top, prefix)
 
     def folders(self, prefix: str) -> Sequence[str]:
-        """The names of the folders directly below the prefix."""
-        with self._translated(prefix):
+        """List the folders directly below the prefix."""
+        with self._translate_errors(prefix):
             self._require_root()
             try:
                 found = [each.name for each in os.scandir(self._root / check_prefix(prefix)) if each.is_dir()]
@@ -111,9 +124,9 @@ class DirectoryStore:
         return sorted(name for name in found if is_key(name) and (prefix or name != INCOMING))
 
     def delete(self, key: str) -> None:
-        """Remove the object, and leave its folders."""
+        """Delete the object; its folders stay."""
         path = self._path(key)
-        with self._translated(key):
+        with self._translate_errors(key):
             self._require_root()
             with suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
@@ -126,7 +139,7 @@ class DirectoryStore:
 
     def _require_root(self) -> None:
         if not self._root.is_dir():
-            raise StoreMisconfigured(f"the store's directory {self._root} is not there; create or mount it")
+            raise StoreMisconfigured(f"the store's directory {self._root} does not exist; create or mount it")
 
     @contextmanager
     def _open(self, key: str) -> Iterator[int]:
@@ -156,7 +169,7 @@ class DirectoryStore:
         try:
             os.link(temporary, path)
         except FileExistsError as error:
-            raise ObjectExists(f"object {key} exists already in {self._root}") from error
+            raise ObjectExists(f"object {key} already exists in {self._root}") from error
         except OSError as error:
             if error.errno in _NO_LINK:
                 raise StoreMisconfigured(
@@ -183,7 +196,7 @@ class DirectoryStore:
                         yield _info(key, entry.stat(follow_symlinks=False))
 
     @contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def _translate_errors(self, key: str) -> Iterator[None]:
         try:
             yield
         except SavepointError:
@@ -194,12 +207,12 @@ class DirectoryStore:
 
 def _translate(error: OSError, key: str, root: Path) -> SavepointError:
     what = f"object {key!r} in {root}: {error.strerror or error}"
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        return NoSpace(f"no space left for {what}; free some, or choose another store")
+    if error.errno in DISK_FULL_ERRNOS:
+        return NoSpace(f"no space left for {what}; free some space, or use another store")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return StoreDenied(f"not permitted: {what}; check owner and mode of the directory")
+        return StoreDenied(f"not permitted: {what}; check the directory's owner and mode")
     if error.errno in {errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR}:
-        return StoreMisconfigured(f"the directory is not usable as a store: {what}")
+        return StoreMisconfigured(f"the directory cannot be used as a store: {what}")
     return StoreUnavailable(f"the disk failed: {what}")
 
 

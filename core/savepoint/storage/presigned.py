@@ -1,7 +1,7 @@
-"""A store for those without keys: every object by a URL that somebody else has signed for it.
+"""A store for processes that hold no credentials: every object is reached by a URL that the operator has signed.
 
-What a pod uses. It can neither list nor delete, because no URL lets it. A URL is asked for anew at each attempt, so an
-expired one is replaced by its source. No URL appears in an error: it is a credential.
+Pods use it. It can neither list nor delete, because no URL permits that. Each attempt requests its URL again, so the
+source can replace an expired one. URLs never appear in errors, because they are credentials.
 """
 
 import http.client
@@ -18,9 +18,9 @@ from savepoint.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
-from savepoint.storage.answer import code_of, fault
-from savepoint.storage.connection import Answer, Connections
+from savepoint.storage.connection import Connections, Response
 from savepoint.storage.retry import Retry
+from savepoint.storage.s3_errors import error_code, s3_error
 from savepoint.storage.store import Buffer, ObjectInfo, check_key, parts
 
 T = TypeVar("T")
@@ -29,23 +29,26 @@ _ERROR_BYTES = 8192
 
 
 class UrlSource(Protocol):
-    """Who hands out URLs. May block, and raises Unavailable when it cannot."""
+    """Supplies presigned URLs. Its methods may block, and raise Unavailable if no URL can be had."""
 
     def put_url(self, key: str) -> str:
-        """A URL that creates the object once."""
+        """Return a URL that creates the object, once."""
         ...
 
     def get_url(self, key: str) -> str:
-        """A URL that reads the object."""
+        """Return a URL that reads the object."""
         ...
 
     def forget(self, key: str) -> None:
-        """The store has refused this object's URL, which is not to be handed out again."""
+        """Stop supplying the current URL of this object: the store has rejected it."""
         ...
 
 
 class PresignedStore:
-    """A BlobReader and BlobWriter over presigned URLs, with its own retries."""
+    """A BlobReader and BlobWriter over presigned URLs, with its own retries.
+
+    Its methods take, return and raise what those protocols document, and Unavailable if there is no URL.
+    """
 
     def __init__(
         self,
@@ -55,7 +58,14 @@ class PresignedStore:
         retry: Retry | None = None,
         connections: Connections | None = None,
     ) -> None:
-        """``ca_pem``: certificates to trust instead of the system's; ``connections`` for other time bounds."""
+        """Open no connection yet.
+
+        Args:
+            urls: Supplies the URLs.
+            ca_pem: PEM certificates to trust instead of the system's.
+            retry: The retry policy; the default policy if None.
+            connections: Connections with other time limits; ``ca_pem`` is then ignored.
+        """
         self._urls, self._retry = urls, retry or Retry()
         self._connections = connections or Connections(ca_pem)
 
@@ -67,23 +77,23 @@ class PresignedStore:
         self._connections.close()
 
     def put_new(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
-        """Create the object; one with our bytes, found after a lost answer, is our own success."""
+        """Create the object. After a lost response, an object with exactly these bytes is a success."""
         self._retry.put_new(self._put, self, key, data)
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
-        """The whole object."""
-        return self._retry.run(lambda: self._renewed(key, lambda: self._get(key, max_bytes)))
+        """Read the whole object."""
+        return self._retry.run(lambda: self._with_fresh_url(key, lambda: self._get(key, max_bytes)))
 
     def get_into(self, key: str, offset: int, target: memoryview) -> None:
-        """Fill ``target`` from ``offset``."""
+        """Read a range into ``target``."""
         view = target.cast("B")
         if len(view):
-            self._retry.run(lambda: self._renewed(key, lambda: self._get_into(key, offset, view)))
+            self._retry.run(lambda: self._with_fresh_url(key, lambda: self._get_into(key, offset, view)))
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Size of the object, by a read of its first byte: a URL that reads does not let one ask for less."""
+        """Look up the size by reading the first byte: a URL signed for GET does not permit HEAD."""
         try:
-            return self._retry.run(lambda: self._renewed(key, lambda: self._head(key)))
+            return self._retry.run(lambda: self._with_fresh_url(key, lambda: self._head(key)))
         except ObjectMissing:
             return None
 
@@ -92,61 +102,61 @@ class PresignedStore:
 
         def put() -> None:
             url = self._urls.put_url(check_key(key))
-            with self._asked("PUT", key, url, {"If-None-Match": "*"}, body) as answer:
-                if answer.status not in {200, 201, 204}:
-                    raise _fault(answer, key, "PUT")
-                answer.read(_ERROR_BYTES)
+            with self._request("PUT", key, url, {"If-None-Match": "*"}, body) as response:
+                if response.status not in {200, 201, 204}:
+                    raise _error(response, key, "PUT")
+                response.read(_ERROR_BYTES)
 
-        self._renewed(key, put)
+        self._with_fresh_url(key, put)
 
     def _get(self, key: str, max_bytes: int) -> bytes:
-        with self._asked("GET", key, self._urls.get_url(check_key(key)), {}) as answer:
-            if answer.status != 200:
-                raise _fault(answer, key, "GET")
-            length = answer.length
+        with self._request("GET", key, self._urls.get_url(check_key(key)), {}) as response:
+            if response.status != 200:
+                raise _error(response, key, "GET")
+            length = response.length
             if length is not None and length > max_bytes:
                 raise IntegrityError(f"object {key} holds {length} bytes, at most {max_bytes} are expected", key)
-            content = answer.read(max_bytes + 1)
+            content = response.read(max_bytes + 1)
             if len(content) > max_bytes:
                 raise IntegrityError(f"object {key} holds more than {max_bytes} bytes", key)
             if length is not None and len(content) != length:
-                raise StoreUnavailable(f"the store's answer for {key!r} was cut off; try again")
-            answer.read(1)
+                raise StoreUnavailable(f"the store's response for {key!r} ended early; try again")
+            response.read(1)
             return content
 
     def _get_into(self, key: str, offset: int, view: memoryview) -> None:
         wanted = {"Range": f"bytes={offset}-{offset + len(view) - 1}"}
-        with self._asked("GET", key, self._urls.get_url(check_key(key)), wanted) as answer:
-            if answer.status == 416:
+        with self._request("GET", key, self._urls.get_url(check_key(key)), wanted) as response:
+            if response.status == 416:
                 raise IntegrityError(f"object {key} ends before byte {offset}", key)
-            if answer.status != 206:
-                raise _fault(answer, key, "GET")
-            if not answer.headers.get("content-range", "").startswith(f"bytes {offset}-"):
-                raise StoreUnavailable(f"the store answered with another range of {key!r} than asked; try again")
-            promised = answer.length
-            done = answer.readinto(view)
-            if promised is not None and done < min(promised, len(view)):
-                raise StoreUnavailable(f"the store's answer for {key!r} was cut off; try again")
+            if response.status != 206:
+                raise _error(response, key, "GET")
+            if not response.headers.get("content-range", "").startswith(f"bytes {offset}-"):
+                raise StoreUnavailable(f"the store sent another range of {key!r} than requested; try again")
+            announced = response.length
+            done = response.readinto(view)
+            if announced is not None and done < min(announced, len(view)):
+                raise StoreUnavailable(f"the store's response for {key!r} ended early; try again")
             if done < len(view):
                 raise IntegrityError(
                     f"object {key} ends at byte {offset + done}, {len(view) - done} more are expected", key
                 )
-            answer.read(1)
+            response.read(1)
 
     def _head(self, key: str) -> ObjectInfo:
-        with self._asked("GET", key, self._urls.get_url(check_key(key)), {"Range": "bytes=0-0"}) as answer:
-            total = answer.headers.get("content-range", "").rpartition("/")[2]
-            if answer.status not in {206, 416}:
-                raise _fault(answer, key, "GET")
-            answer.read(_ERROR_BYTES)
-            if answer.status == 416:
+        with self._request("GET", key, self._urls.get_url(check_key(key)), {"Range": "bytes=0-0"}) as response:
+            total = response.headers.get("content-range", "").rpartition("/")[2]
+            if response.status not in {206, 416}:
+                raise _error(response, key, "GET")
+            response.read(_ERROR_BYTES)
+            if response.status == 416:
                 return ObjectInfo(key, 0)
             if not total.isdecimal():
-                raise StoreUnavailable(f"the store did not say how large {key!r} is; try again")
+                raise StoreUnavailable(f"the store did not report the size of {key!r}; try again")
             return ObjectInfo(key, int(total))
 
-    def _renewed(self, key: str, call: Callable[[], T]) -> T:
-        """Once more after a refusal: the URL may have expired, or what signed it may have been replaced meanwhile."""
+    def _with_fresh_url(self, key: str, call: Callable[[], T]) -> T:
+        """Call, and once more with a new URL if access is denied: the URL or its signing key may have expired."""
         try:
             return call()
         except StoreDenied:
@@ -154,12 +164,12 @@ class PresignedStore:
             return call()
 
     @contextmanager
-    def _asked(
+    def _request(
         self, method: str, key: str, url: str, headers: Mapping[str, str], body: Sequence[memoryview] = ()
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Response]:
         try:
-            with self._connections.request(method, url, headers, body) as answer:
-                yield answer
+            with self._connections.request(method, url, headers, body) as response:
+                yield response
         except SavepointError:
             raise
         except ssl.SSLCertVerificationError as error:
@@ -168,8 +178,8 @@ class PresignedStore:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             what = str(error) or type(error).__name__
-            raise StoreUnavailable(f"the store could not be asked to {method} {key!r}: {what}; try again") from error
+            raise StoreUnavailable(f"cannot reach the store to {method} {key!r}: {what}; try again") from error
 
 
-def _fault(answer: Answer, key: str, doing: str) -> SavepointError:
-    return fault(answer.status, code_of(answer.read(_ERROR_BYTES)), key, doing)
+def _error(response: Response, key: str, method: str) -> SavepointError:
+    return s3_error(response.status, error_code(response.read(_ERROR_BYTES)), key, method)

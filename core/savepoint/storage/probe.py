@@ -1,6 +1,6 @@
-"""Proves that a store honours conditional creation, before anything is trusted to it.
+"""Probes whether a store supports conditional writes (If-None-Match), before it is trusted with checkpoints.
 
-It looks at one property only: of many writers of one new key exactly one may win, and its bytes must be there.
+It tests one property: of many concurrent writers of a new key exactly one succeeds, and its bytes are stored.
 """
 
 import threading
@@ -14,10 +14,17 @@ PREFIX = "probe/"
 
 
 def probe(store: ObjectStore, random_hex: str, *, writers: int = 16) -> None:
-    """Race ``writers`` creations of ``probe/<random_hex>``; StoreMisconfigured if more or fewer than one wins.
+    """Create ``probe/<random_hex>`` from several threads at once, and delete it again.
 
-    A writer whose answer is lost may have won, so it counts as a winner only if its bytes are there. The object is
-    removed again.
+    Args:
+        store: The store to probe.
+        random_hex: A fresh random name for the probe's object.
+        writers: The number of concurrent writers.
+
+    Raises:
+        StoreMisconfigured: Not exactly one writer succeeded, or the object can be replaced. A writer whose response
+            was lost may have succeeded; it counts only if its bytes are stored.
+        StoreUnavailable: No writer reached the store.
     """
     key, barrier = PREFIX + random_hex, threading.Barrier(writers)
 
@@ -34,25 +41,26 @@ def probe(store: ObjectStore, random_hex: str, *, writers: int = 16) -> None:
     with ThreadPoolExecutor(writers) as pool:
         outcomes = list(pool.map(write, range(writers)))
     try:
-        _judge(store, key, outcomes)
+        _check(store, key, outcomes)
     finally:
-        with suppress(StoreUnavailable):  # it would hide what went wrong first
+        with suppress(StoreUnavailable):  # a failed cleanup must not hide the first error
             store.delete(key)
 
 
-def _judge(store: ObjectStore, key: str, outcomes: list[str]) -> None:
+def _check(store: ObjectStore, key: str, outcomes: list[str]) -> None:
     try:
         content = store.get(key, max_bytes=64)
     except ObjectMissing as error:
         if "won" not in outcomes:
             raise StoreUnavailable("none of the probe's writers reached the store; try again") from error
-        raise StoreMisconfigured(f"the store confirmed {key} and then did not have it; it cannot be used") from error
+        raise StoreMisconfigured(f"the store confirmed {key} and then did not have it; use another store") from error
     winners = {number for number, outcome in enumerate(outcomes) if outcome == "won"}
     written = next((number for number in range(len(outcomes)) if _content(number) == content), None)
     if written is None or len(winners) > 1 or (winners and written not in winners) or outcomes[written] == "lost":
         raise StoreMisconfigured(
             f"{len(winners)} of {len(outcomes)} concurrent creations of {key} were confirmed: the store ignores "
-            "If-None-Match, so it cannot keep checkpoints apart; use a store that honours conditional writes"
+            "If-None-Match, so two pods could overwrite each other's checkpoints; use a store that supports "
+            "conditional writes"
         )
     try:
         store.put_new(key, b"again")

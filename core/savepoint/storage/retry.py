@@ -1,7 +1,7 @@
-"""How often, and how patiently, a call to a store is tried again.
+"""When and how often a call to a store is retried.
 
-A policy and the two rules that go with it: only StoreUnavailable is tried again, and a put that may have been applied
-recognises its own object. It opens no connection.
+Only StoreUnavailable is retried, and a put whose earlier attempt may have succeeded recognises its own object. This
+module opens no connection.
 """
 
 import random
@@ -20,7 +20,7 @@ _COMPARE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Exponential back-off with full jitter, bounded by attempts and by time."""
+    """A retry policy: exponential back-off with jitter, bounded by attempts and by time."""
 
     attempts: int = 6
     base_seconds: float = 0.2
@@ -32,7 +32,18 @@ class Retry:
     jitter: Callable[[], float] = random.random
 
     def run(self, call: Callable[[], T]) -> T:
-        """The call's answer; the last StoreUnavailable when attempts or time are used up."""
+        """Call until it succeeds.
+
+        Args:
+            call: What to call; it may run several times.
+
+        Returns:
+            The result of the first call that succeeds.
+
+        Raises:
+            StoreUnavailable: The last attempt failed, or time ran out. Every other error is raised at once.
+            ValueError: The policy allows no attempt.
+        """
         start = self.clock()
         for attempt in range(1, self.attempts + 1):
             try:
@@ -52,25 +63,36 @@ class Retry:
         key: str,
         data: Buffer | Sequence[Buffer],
     ) -> None:
-        """Put with retries. After an answer was lost, an object with exactly these bytes counts as our own."""
-        lost_answer = False
+        """Create an object with retries. After a lost response, an object with exactly these bytes is a success.
+
+        Args:
+            put: Makes one attempt to create the object.
+            reader: Reads the object back.
+            key: The object's key.
+            data: The content, or its parts.
+
+        Raises:
+            ObjectExists: The key was taken before the first attempt, or holds other bytes.
+            StoreUnavailable: The last attempt failed; the object may or may not exist.
+        """
+        response_lost = False
 
         def once() -> None:
-            nonlocal lost_answer
+            nonlocal response_lost
             try:
                 put(key, data)
             except StoreUnavailable:
-                lost_answer = True
+                response_lost = True
                 raise
             except ObjectExists:
-                if not (lost_answer and holds(reader, key, data)):
+                if not (response_lost and has_content(reader, key, data)):
                     raise
 
         self.run(once)
 
 
-def holds(reader: BlobReader, key: str, data: Buffer | Sequence[Buffer]) -> bool:
-    """Whether the object's bytes are exactly these; read in pieces, never whole."""
+def has_content(reader: BlobReader, key: str, data: Buffer | Sequence[Buffer]) -> bool:
+    """Return whether the object consists of exactly these bytes. Reads it piece by piece, never whole."""
     views = parts(data)
     info = reader.head(key)
     if info is None or info.size != sum(len(view) for view in views):

@@ -1,7 +1,7 @@
-"""The door to minio: a bucket as a store, for whoever holds its keys.
+"""A bucket as a store, for processes that hold its credentials. The only module that uses minio.
 
-Conditional creation goes through our own presigned URL, because minio drops ``If-None-Match``. No retries here
-(``wrapper.Retrying``), no redirects, no listing that correctness could rest on.
+Conditional writes go through a presigned URL of our own, because minio drops ``If-None-Match``. This module does not
+retry (``wrapper.Retrying`` does) and does not follow redirects.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +16,8 @@ from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from savepoint.errors import IntegrityError, ObjectMissing, SavepointError, StoreMisconfigured, StoreUnavailable
-from savepoint.storage.answer import code_of, fault
-from savepoint.storage.connection import trust
+from savepoint.storage.connection import ssl_context
+from savepoint.storage.s3_errors import error_code, s3_error
 from savepoint.storage.signature import Presigner, S3Config
 from savepoint.storage.store import Buffer, ObjectInfo, check_key, check_prefix, is_key, parts
 
@@ -30,11 +30,20 @@ _PIECE_BYTES = 256 << 10
 
 
 class S3Store:
-    """The objects below ``config.prefix`` of a bucket."""
+    """The objects below ``config.prefix`` of a bucket, as a FolderStore.
+
+    Methods take, return and raise what the protocols in ``store`` document.
+    """
 
     def __init__(self, config: S3Config, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """Open no connection yet.
+
+        Args:
+            config: The bucket, its address and its credentials.
+            now: The current time, aware and in UTC, for signatures.
+        """
         self._config, self._presigner = config, Presigner(config, now)
-        self._http = _pool(config)
+        self._http = _connection_pool(config)
         endpoint = urlsplit(config.endpoint)
         self._client = Minio(
             endpoint.netloc,
@@ -66,54 +75,57 @@ class S3Store:
         views = parts(data)
         body = cast(bytes, views[0]) if len(views) == 1 else b"".join(views)  # urllib3 takes any buffer
         url = self._presigner.presign_put(key, _PUT_EXPIRES_SECONDS)
-        with _translated(key, "PUT"):
-            answer = self._http.request("PUT", url, body=body, headers={"If-None-Match": "*"})
-        if answer.status not in {200, 201, 204}:
-            raise fault(answer.status, code_of(answer.data), key, "PUT")
+        with _translate_errors(key, "PUT"):
+            response = self._http.request("PUT", url, body=body, headers={"If-None-Match": "*"})
+        if response.status not in {200, 201, 204}:
+            raise s3_error(response.status, error_code(response.data), key, "PUT")
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
-        """The whole object."""
+        """Read the whole object."""
         check_key(key)
-        with _translated(key, "GET"), self._answer(key) as answer:
-            length = int(answer.headers.get("Content-Length", "-1"))
+        with _translate_errors(key, "GET"), self._open_response(key) as response:
+            length = int(response.headers.get("Content-Length", "-1"))
             if length > max_bytes:
                 raise IntegrityError(f"object {key} holds {length} bytes, at most {max_bytes} are expected", key)
-            content = answer.read(max_bytes + 1)
+            content = response.read(max_bytes + 1)
             if len(content) > max_bytes:
                 raise IntegrityError(f"object {key} holds more than {max_bytes} bytes", key)
             if length >= 0 and len(content) != length:
-                raise StoreUnavailable(f"the store's answer for {key!r} was cut off; try again")
+                raise StoreUnavailable(f"the store's response for {key!r} ended early; try again")
             return content
 
     def get_into(self, key: str, offset: int, target: memoryview) -> None:
-        """Fill ``target`` from ``offset``."""
+        """Read a range into ``target``."""
         check_key(key)
         view, done = target.cast("B"), 0
         if not len(view):
             return
         try:
-            with _translated(key, "GET"), self._answer(key, offset, len(view)) as answer:
+            with _translate_errors(key, "GET"), self._open_response(key, offset, len(view)) as response:
                 while done < len(view):
-                    piece = answer.read(min(_PIECE_BYTES, len(view) - done))
+                    piece = response.read(min(_PIECE_BYTES, len(view) - done))
                     if not piece:
                         break
                     view[done : done + len(piece)] = piece
                     done += len(piece)
-                promised = int(answer.headers.get("Content-Length", "-1"))
+                announced = int(response.headers.get("Content-Length", "-1"))
         except _BeyondEnd as error:
             raise IntegrityError(f"object {key} ends before byte {offset}", key) from error
         if done < len(view):
-            if promised >= 0 and done < promised:
-                raise StoreUnavailable(f"the store's answer for {key!r} was cut off; try again")
+            if announced >= 0 and done < announced:
+                raise StoreUnavailable(f"the store's response for {key!r} ended early; try again")
             raise IntegrityError(
                 f"object {key} ends at byte {offset + done}, {len(view) - done} more are expected", key
             )
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Size and time. An answer 404 has no body that says why, so the bucket is asked for before None is said."""
+        """Look up size and modification time.
+
+        A 404 response to HEAD has no body that gives its cause, so the bucket is checked before None is returned.
+        """
         full = self._full(key)
         try:
-            with _translated(key, "HEAD"):
+            with _translate_errors(key, "HEAD"):
                 found = self._client.stat_object(self._config.bucket, full)
         except ObjectMissing:
             self._require_bucket()
@@ -121,27 +133,27 @@ class S3Store:
         return ObjectInfo(key, cast(int, found.size), found.last_modified)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below the prefix."""
+        """List the objects below the prefix."""
         full = self._config.prefix + check_prefix(prefix)
-        with _translated(prefix, "LIST"):
+        with _translate_errors(prefix, "LIST"):
             for each in self._client.list_objects(self._config.bucket, prefix=full, recursive=True):
                 if each.object_name is not None:
                     key = each.object_name.removeprefix(self._config.prefix)
                     yield ObjectInfo(key, cast(int, each.size), each.last_modified)
 
     def folders(self, prefix: str) -> Sequence[str]:
-        """The names directly below the prefix that go on, asked for with a delimiter."""
+        """List the folders directly below the prefix, by a listing with a delimiter."""
         full = self._config.prefix + check_prefix(prefix)
-        with _translated(prefix, "LIST"):
+        with _translate_errors(prefix, "LIST"):
             found = [each.object_name or "" for each in self._client.list_objects(self._config.bucket, prefix=full)]
         names = (name.removeprefix(full).removesuffix("/") for name in found if name.endswith("/"))
         return sorted(name for name in names if is_key(name))
 
     def delete(self, key: str) -> None:
-        """Remove the object."""
+        """Delete the object."""
         full = self._full(key)
         try:
-            with _translated(key, "DELETE"):
+            with _translate_errors(key, "DELETE"):
                 self._client.remove_object(self._config.bucket, full)
         except ObjectMissing:
             self._require_bucket()
@@ -150,21 +162,21 @@ class S3Store:
         return self._config.prefix + check_key(key)
 
     def _require_bucket(self) -> None:
-        with _translated(self._config.bucket, "HEAD"):
-            there = self._client.bucket_exists(self._config.bucket)
-        if not there:
-            raise StoreMisconfigured(f"there is no bucket {self._config.bucket!r}; create it, or correct its name")
+        with _translate_errors(self._config.bucket, "HEAD"):
+            exists = self._client.bucket_exists(self._config.bucket)
+        if not exists:
+            raise StoreMisconfigured(f"bucket {self._config.bucket!r} does not exist; create it, or correct its name")
 
     @contextmanager
-    def _answer(self, key: str, offset: int = 0, length: int = 0) -> Iterator[urllib3.BaseHTTPResponse]:
-        answer = self._client.get_object(self._config.bucket, self._full(key), offset=offset, length=length)
+    def _open_response(self, key: str, offset: int = 0, length: int = 0) -> Iterator[urllib3.BaseHTTPResponse]:
+        response = self._client.get_object(self._config.bucket, self._full(key), offset=offset, length=length)
         try:
-            yield answer
+            yield response
         except BaseException:
-            answer.close()  # a body that was not read to its end must not go back to the pool
+            response.close()  # a connection whose body was not read to its end must not be reused
             raise
         finally:
-            answer.release_conn()
+            response.release_conn()
 
 
 class _BeyondEnd(Exception):
@@ -172,7 +184,7 @@ class _BeyondEnd(Exception):
 
 
 @contextmanager
-def _translated(key: str, doing: str) -> Iterator[None]:
+def _translate_errors(key: str, method: str) -> Iterator[None]:
     try:
         yield
     except (SavepointError, _BeyondEnd):
@@ -181,25 +193,25 @@ def _translated(key: str, doing: str) -> Iterator[None]:
         status = error.response.status
         if status == 416 or error.code == "InvalidRange":
             raise _BeyondEnd from error
-        raise fault(status, error.code or "", key, doing) from error
+        raise s3_error(status, error.code or "", key, method) from error
     except InvalidResponseError as error:
-        raise fault(error._code, code_of((error._body or "").encode()), key, doing) from error
+        raise s3_error(error._code, error_code((error._body or "").encode()), key, method) from error
     except ServerError as error:
-        raise fault(error.status_code, "", key, doing) from error
+        raise s3_error(error.status_code, "", key, method) from error
     except urllib3.exceptions.SSLError as error:
         raise StoreMisconfigured(
             f"the store's certificate is not trusted: {error}; give Savepoint the CA it is signed by"
         ) from error
     except (MinioException, urllib3.exceptions.HTTPError, OSError, ValueError, ElementTree.ParseError) as error:
-        raise StoreUnavailable(f"the store could not be asked to {doing} {key!r}: {error}; try again") from error
+        raise StoreUnavailable(f"cannot reach the store to {method} {key!r}: {error}; try again") from error
 
 
-def _pool(config: S3Config) -> urllib3.PoolManager:
+def _connection_pool(config: S3Config) -> urllib3.PoolManager:
     return urllib3.PoolManager(
         num_pools=4,
         maxsize=POOL_SIZE,
         block=False,
         timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
         retries=urllib3.Retry(total=False, redirect=False),
-        ssl_context=trust(config.ca_pem) if config.secure else None,
+        ssl_context=ssl_context(config.ca_pem) if config.secure else None,
     )

@@ -1,7 +1,8 @@
-"""Where a bucket is, and URLs that let somebody without its keys do one thing to one object of it.
+"""The address and credentials of a bucket, and presigned URLs: each permits one operation on one object.
 
-AWS Signature Version 4 in the query string, written here because the signed headers must include ``if-none-match``:
-then nobody can use a PUT URL to replace an object. It opens no connection; time comes from the caller's clock.
+AWS Signature Version 4 in the query string. It is implemented here because the signed headers must include
+``if-none-match``, so that a PUT URL can never replace an object. This module opens no connection; the time comes from
+the caller's clock.
 """
 
 import hashlib
@@ -19,19 +20,19 @@ MAX_EXPIRES_SECONDS = 7 * 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class S3Config:
-    """One bucket and how to reach it."""
+    """The address and credentials of one bucket. Raises ValueError for an invalid endpoint, bucket or prefix."""
 
     endpoint: str
-    """``http(s)://host[:port]``, nothing else."""
+    """``http(s)://host[:port]``, without a path."""
     bucket: str
     access_key: str = field(repr=False)
     secret_key: str = field(repr=False)
     prefix: str = ""
-    """Of every key; ends in ``/`` unless empty."""
+    """Prepended to every key; ends in ``/`` unless empty."""
     region: str = "us-east-1"
     addressing: Literal["path", "virtual"] = "path"
     ca_pem: str | None = field(default=None, repr=False)
-    """Certificates to trust instead of the system's."""
+    """PEM certificates to trust instead of the system's."""
     session_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -39,21 +40,21 @@ class S3Config:
         if url.scheme not in {"http", "https"} or not url.hostname or url.username or url.password:
             raise ValueError(f"not an S3 endpoint: {self.endpoint!r}; write http(s)://host[:port]")
         if url.path.strip("/") or url.query or url.fragment:
-            raise ValueError(f"an S3 endpoint has no path: {self.endpoint!r}; the prefix is a field of its own")
+            raise ValueError(f"an S3 endpoint has no path: {self.endpoint!r}; set the prefix separately")
         if not self.bucket or "/" in self.bucket:
-            raise ValueError(f"not a bucket: {self.bucket!r}")
+            raise ValueError(f"not a bucket name: {self.bucket!r}")
         if self.prefix and not self.prefix.endswith("/"):
             raise ValueError(f"a prefix ends in a slash: {self.prefix!r}")
         check_prefix(self.prefix)
 
     @property
     def secure(self) -> bool:
-        """Whether the endpoint speaks TLS."""
+        """True if the endpoint uses TLS."""
         return urlsplit(self.endpoint).scheme == "https"
 
     @property
     def host(self) -> str:
-        """``host[:port]`` of the bucket, without the scheme's default port, as the Host header carries it."""
+        """The bucket's ``host[:port]`` as the Host header carries it: without the scheme's default port."""
         url = urlsplit(self.endpoint)
         assert url.hostname is not None
         name = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
@@ -63,32 +64,40 @@ class S3Config:
         return name if url.port in {None, default} else f"{name}:{url.port}"
 
     def path(self, key: str) -> str:
-        """The URL path of an object, percent-encoded."""
+        """Return the URL path of an object, percent-encoded."""
         bucket = f"/{quote(self.bucket, safe='')}" if self.addressing == "path" else ""
         return f"{bucket}/{quote(self.prefix + check_key(key), safe='/-_.~')}"
 
 
 class Presigner:
-    """Makes URLs for a bucket. A PUT must carry ``If-None-Match: *``, or the store refuses its signature."""
+    """Signs URLs for a bucket. A PUT must carry ``If-None-Match: *``, or the store rejects its signature."""
 
     def __init__(self, config: S3Config, now: Callable[[], datetime]) -> None:
-        """``now`` answers aware UTC times."""
+        """Sign with the credentials of ``config``, at the times that ``now`` returns (aware, in UTC)."""
         self._config, self._now = config, now
 
     def __repr__(self) -> str:
         return f"Presigner({self._config!r})"
 
     def presign_put(self, key: str, expires_seconds: int) -> str:
-        """A URL that creates ``key`` once."""
+        """Return a URL that creates ``key``, once.
+
+        Args:
+            key: The object's key.
+            expires_seconds: How long the URL is valid, from 1 second to 7 days.
+
+        Raises:
+            ValueError: The key or the validity is out of range.
+        """
         return self._presign("PUT", key, expires_seconds, {"if-none-match": "*"})
 
     def presign_get(self, key: str, expires_seconds: int) -> str:
-        """A URL that reads ``key``; a Range header is free."""
+        """Return a URL that reads ``key``; a Range header may be added. Arguments and errors as in ``presign_put``."""
         return self._presign("GET", key, expires_seconds, {})
 
     def _presign(self, method: str, key: str, expires_seconds: int, headers: Mapping[str, str]) -> str:
         if not 1 <= expires_seconds <= MAX_EXPIRES_SECONDS:
-            raise ValueError(f"a URL lasts between 1 s and 7 days, not {expires_seconds} s")
+            raise ValueError(f"a URL is valid for 1 second to 7 days, not {expires_seconds} s")
         config = self._config
         stamp = self._now().strftime("%Y%m%dT%H%M%SZ")
         scope = f"{stamp[:8]}/{config.region}/s3/aws4_request"

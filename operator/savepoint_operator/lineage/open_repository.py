@@ -10,16 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from savepoint.contract.control_protocol import CheckpointRef, ObjectName, Offer
+from savepoint.contract.control_protocol import CheckpointRef, Offer
 from savepoint.errors import IntegrityError, ObjectMissing, RollbackDetected, SavepointError, Superseded
 from savepoint.repository.format import commit as records
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.format.commit import Head, ManifestName
 from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.object_keys import commit_key, manifest_key
 from savepoint.repository.history import lineage
-from savepoint.repository.history.chain import Chain, commit_key
+from savepoint.repository.history.chain import Chain
 from savepoint.repository.history.collect import collect
-from savepoint.repository.repository import Repository, manifest_key
+from savepoint.repository.history.restore_point import restore_point
+from savepoint.repository.repository import Repository
 
 from savepoint_operator.lineage.contents import contents_of
 from savepoint_operator.model.ports import OpenStore
@@ -29,7 +31,6 @@ ATTEMPT_DEPTH = 4
 """How far back a repeated offer is looked for: only an end of the run and a grant can come before its answer."""
 HOLDER_DEPTH = 32
 """How far back an earlier epoch of the asking pod is looked for. Beyond it the pod waits like any other: safe too."""
-ORIGIN_DEPTH = 1024
 PENDING_MOST = 8
 
 
@@ -114,34 +115,11 @@ class OpenRepository:
 
     def outlook(self, head: Head) -> tuple[CheckpointRef | None, str]:
         """What the chain points to, and a free key for what cannot be committed."""
-        return self._parent(head), self._free_pending(head)
-
-    def reference(self, head: Head) -> CheckpointRef:
-        """The checkpoint that this record made."""
-        record = head.record
-        if record.manifest is None or record.name is None:
-            raise IntegrityError(f"record {record.sequence} of agent {self.agent} names no checkpoint")
-        manifest = ObjectName(record.manifest.name, record.manifest.size)
-        return CheckpointRef(record.name, record.number, record.sequence, record.time, manifest)
+        return restore_point(self.chain, head), self._free_pending(head)
 
     def contents(self, head: Head) -> Contents | None:
         """What the checkpoint of this record holds, where its manifest can be read."""
         return contents_of(self.repository, head)
-
-    def _parent(self, head: Head) -> CheckpointRef | None:
-        """Its sequence is that of the record by which the lineage came to it: after a rollback, the rollback's."""
-        target = head.record.manifest
-        if target is None:
-            return None
-        origin: Head | None = None
-        for each in self.chain.back(head, ORIGIN_DEPTH):
-            if origin is None and each.record.kind in ("checkpoint", "rollback"):
-                origin = each
-            if each.record.kind == "checkpoint" and each.record.manifest == target:
-                made = self.reference(each)
-                sequence = each.record.sequence if origin is None else origin.record.sequence
-                return CheckpointRef(made.name, made.number, sequence, made.time, made.manifest)
-        raise IntegrityError(f"the record of the checkpoint that agent {self.agent} stands at is not in its chain")
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -189,7 +167,7 @@ class OpenRepository:
 
     # -- what was left while no operator could be reached ---------------------------------------------------------
 
-    def left_behind(self, head: Head) -> bool:
+    def has_pending(self, head: Head) -> bool:
         """Whether the holder of the newest epoch has left anything: nothing comes after what a sidecar leaves."""
         return self.repository.store.head(self._pending_key(head, 0)) is not None
 
@@ -241,6 +219,6 @@ class OpenRepository:
 
 
 def default_name(agent: AgentRef, head: Head) -> CheckpointName:
-    """The next number in line, for when the cluster cannot be asked for a name."""
+    """The next number in channel, for when the cluster cannot be asked for a name."""
     number = head.record.number + 1
     return CheckpointName(number, f"{agent.name}-{number}")

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from savepoint.repository.format import canonical, commit
 from savepoint.repository.format.manifest import Manifest, seal_manifest
+from savepoint.repository.format.object_keys import commit_key, manifest_key
 from savepoint.repository.format.tree import TreeFile
 from savepoint.repository.history import lineage
-from savepoint.repository.history.chain import Chain, commit_key
+from savepoint.repository.history.chain import Chain
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.read.restore import restore_tree
 from savepoint.repository.read.verify import verify
-from savepoint.repository.repository import Repository, manifest_key, open_store
+from savepoint.repository.repository import Repository, open_store
 from savepoint.storage.directory import DirectoryStore
 
 from tests.fakes.repository_fixture import MASTER, NOW

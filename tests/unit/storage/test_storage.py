@@ -19,10 +19,10 @@ from savepoint.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
-from savepoint.storage.answer import code_of, fault
 from savepoint.storage.directory import INCOMING, DirectoryStore, _translate
 from savepoint.storage.probe import probe
-from savepoint.storage.retry import Retry, holds
+from savepoint.storage.retry import Retry, has_content
+from savepoint.storage.s3_errors import error_code, s3_error
 from savepoint.storage.signature import Presigner, S3Config
 from savepoint.storage.store import ObjectInfo, check_prefix
 from savepoint.storage.wrapper import Meter, Metered, Prefixed, Retrying
@@ -222,21 +222,21 @@ class TestRetry:
         memory = MemoryStore()
         if stored is not None:
             memory.put_new("a", stored)
-        assert holds(memory, "a", [b"con", b"", b"tent"]) is same
+        assert has_content(memory, "a", [b"con", b"", b"tent"]) is same
 
     def test_holds_large_and_empty(self) -> None:
         memory = MemoryStore()
         large = bytes(range(256)) * 20_000
         memory.put_new("large", large)
         memory.put_new("empty", b"")
-        assert holds(memory, "large", large)
-        assert not holds(memory, "large", large[:-1] + b"x")
-        assert holds(memory, "empty", b"")
+        assert has_content(memory, "large", large)
+        assert not has_content(memory, "large", large[:-1] + b"x")
+        assert has_content(memory, "empty", b"")
 
     def test_an_object_that_goes_while_it_is_compared(self) -> None:
         memory = MemoryStore()
         memory.put_new("a", b"x")
-        assert not holds(FaultyStore(memory, always("get_into", Fault(ObjectMissing("gone")))), "a", b"x")
+        assert not has_content(FaultyStore(memory, always("get_into", Fault(ObjectMissing("gone")))), "a", b"x")
 
 
 class TestProbe:
@@ -353,14 +353,14 @@ class TestAnswers:
         ],
     )  # fmt: skip
     def test_what_they_mean(self, status: int, code: str, kind: type[SavepointError]) -> None:
-        error = fault(status, code, "some/key", "GET")
+        error = s3_error(status, code, "some/key", "GET")
         assert type(error) is kind
         assert "some/key" in str(error)
 
     def test_codes(self) -> None:
-        assert code_of(b"<?xml?><Error><Code>NoSuchKey</Code></Error>") == "NoSuchKey"
-        assert code_of(b"<html>not found</html>") == ""
-        assert code_of(b"<Code>" + b"x" * 100 + b"</Code>") == ""
+        assert error_code(b"<?xml?><Error><Code>NoSuchKey</Code></Error>") == "NoSuchKey"
+        assert error_code(b"<html>not found</html>") == ""
+        assert error_code(b"<Code>" + b"x" * 100 + b"</Code>") == ""
 
 
 class TestSignature:

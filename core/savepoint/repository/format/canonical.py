@@ -1,7 +1,7 @@
-"""Canonical JSON, the only JSON of the format, and typed access to what was parsed.
+"""Canonical JSON, the only JSON of the format, and typed access to parsed values.
 
-UTF-8, sorted keys, no blanks, integers only. It does not know any object of the format. Lone surrogates, which stand
-for bytes of a file name that are not UTF-8, are written as ``\\udcXX`` escapes.
+UTF-8, sorted keys, no blanks, integers only. This module knows no particular object of the format. Lone surrogates,
+which stand for bytes of a file name that are not UTF-8, are written as ``\\udcXX`` escapes.
 """
 
 import json
@@ -20,13 +20,13 @@ _MAX_INTEGER = 2**63
 
 
 def encode(value: object) -> bytes:
-    """The canonical bytes of a value made of dict, list, tuple, str, int, bool and None."""
+    """Return the canonical bytes of a value made of dict, list, tuple, str, int, bool and None."""
     text = _ENCODER.encode(value)
     return text.encode() if text.isascii() else text.encode("utf-8", "backslashreplace")
 
 
 def decode(content: bytes | bytearray | memoryview, where: str) -> Any:
-    """The value; IntegrityError naming ``where`` for duplicate keys, fractions, and what is no JSON."""
+    """Parse JSON; raise IntegrityError naming ``where`` for duplicate keys, fractions and invalid JSON."""
     try:
         return _DECODER.decode(str(content, "utf-8"))
     except (ValueError, RecursionError) as error:
@@ -34,15 +34,15 @@ def decode(content: bytes | bytearray | memoryview, where: str) -> Any:
 
 
 def decode_canonical(content: bytes | bytearray | memoryview, where: str) -> Any:
-    """As decode, and the bytes must be the canonical ones."""
+    """Parse JSON as ``decode`` does, and require that the bytes are canonical."""
     value = decode(content, where)
     if encode(value) != content:
         raise IntegrityError(f"{where} is not in canonical form", where)
     return value
 
 
-def checked(value: Any, what: str) -> Any:
-    """The value itself, if it comes back from its canonical bytes unchanged; ValueError naming ``what`` otherwise."""
+def ensure_canonical(value: Any, what: str) -> Any:
+    """Return the value if its canonical bytes decode to an equal one; raise ValueError naming ``what`` otherwise."""
     try:
         same = decode(encode(value), what) == value
     except (TypeError, ValueError, IntegrityError) as error:
@@ -53,7 +53,10 @@ def checked(value: Any, what: str) -> Any:
 
 
 class Fields:
-    """One JSON object whose fields are all known: each is taken with its type, and ``end`` refuses the rest."""
+    """A JSON object whose fields are all known: take each with its type, then call ``end`` to refuse any others.
+
+    Every method raises IntegrityError, naming the object, if a field is missing or has another type.
+    """
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
@@ -67,87 +70,87 @@ class Fields:
         raise IntegrityError(f"{self._where} {what}", self._where)
 
     def take(self, name: str) -> Any:
-        """The field, whatever it is."""
+        """Take a field of any type."""
         if name not in self._rest:
             self.refuse(f"lacks the field {name!r}")
         return self._rest.pop(name)
 
     def has(self, name: str) -> bool:
-        """Whether the field is there and not yet taken."""
+        """Return whether the object has the field and it has not been taken yet."""
         return name in self._rest
 
     def text(self, name: str, *, longest: int = 4096) -> str:
-        """A string."""
+        """Take a string."""
         value = self.take(name)
         if not isinstance(value, str) or len(value) > longest:
             self.refuse(f"has no proper string in {name!r}")
         return value
 
     def text_or_none(self, name: str) -> str | None:
-        """A string or null."""
+        """Take a string or null."""
         if name in self._rest and self._rest[name] is None:
             self._rest.pop(name)
             return None
         return self.text(name)
 
     def hexadecimal(self, name: str, digits: int = 64) -> str:
-        """A string of so many lower-case hexadecimal digits."""
+        """Take a string of ``digits`` lower-case hexadecimal digits."""
         value = self.text(name)
         if not is_hexadecimal(value, digits):
             self.refuse(f"has no {digits} hexadecimal digits in {name!r}")
         return value
 
     def hexadecimal_or_none(self, name: str, digits: int = 64) -> str | None:
-        """So many hexadecimal digits, or null."""
+        """Take a string of ``digits`` lower-case hexadecimal digits, or null."""
         if name in self._rest and self._rest[name] is None:
             self._rest.pop(name)
             return None
         return self.hexadecimal(name, digits)
 
     def integer(self, name: str, *, least: int = 0, most: int = _MAX_INTEGER) -> int:
-        """An integer within bounds."""
+        """Take an integer within bounds."""
         value = self.take(name)
         if not is_integer(value) or not least <= value <= most:
             self.refuse(f"has no integer between {least} and {most} in {name!r}")
         return int(value)
 
     def boolean(self, name: str) -> bool:
-        """True or false."""
+        """Take a boolean."""
         value = self.take(name)
         if not isinstance(value, bool):
             self.refuse(f"has neither true nor false in {name!r}")
         return value
 
     def array(self, name: str) -> list[Any]:
-        """A list."""
+        """Take a list."""
         value = self.take(name)
         if not isinstance(value, list):
             self.refuse(f"has no list in {name!r}")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings."""
+        """Take a list of strings."""
         value = self.array(name)
         if not all(isinstance(each, str) for each in value):
-            self.refuse(f"has something else than strings in {name!r}")
+            self.refuse(f"has other values than strings in {name!r}")
         return tuple(value)
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """An object with free keys."""
+        """Take an object with arbitrary keys."""
         value = self.take(name)
         if not isinstance(value, dict):
             self.refuse(f"has no object in {name!r}")
         return value
 
     def time(self, name: str) -> str:
-        """A time, kept as its text."""
+        """Take a time, as its text."""
         value = self.text(name)
         if not _TIME.fullmatch(value):
             self.refuse(f"has no time in {name!r}")
         return value
 
     def format(self) -> None:
-        """The version: FormatTooNew above ours, before any other field is looked at."""
+        """Take the format version; FormatTooNew if it is above ours, before any other field is checked."""
         value = self.take("format")
         if is_integer(value) and value > FORMAT:
             raise FormatTooNew(f"{self._where} has format {value}, this version reads {FORMAT}; upgrade Savepoint")
@@ -155,41 +158,41 @@ class Fields:
             self.refuse("has an unknown format")
 
     def end(self) -> None:
-        """Refuse what was not taken."""
+        """Refuse fields that were not taken."""
         if self._rest:
             self.refuse(f"has unknown fields: {', '.join(sorted(self._rest))}")
 
 
 def is_integer(value: object) -> bool:
-    """Whether it is an int and no bool."""
+    """Return whether the value is an int and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_hexadecimal(value: str, digits: int) -> bool:
-    """Whether it is so many lower-case hexadecimal digits."""
+    """Return whether the text consists of ``digits`` lower-case hexadecimal digits."""
     return len(value) == digits and _HEXADECIMAL.fullmatch(value) is not None
 
 
 def time_text(moment: datetime) -> str:
-    """The format's text of an aware time."""
+    """Return the format's text of an aware time."""
     if moment.tzinfo is None:
         raise ValueError("a time of the format needs a time zone")
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def time_of(text: str) -> datetime:
-    """The aware time of a text that time_text wrote."""
+    """Return the aware time of a text that time_text wrote."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
 
 
 def _fraction(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no integer")
+    raise ValueError(f"{text} is not an integer")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key comes twice")
+        raise ValueError("a key occurs twice")
     return result
 
 

@@ -1,10 +1,11 @@
-"""A chunk of plain content: its id, its reference, and the bounds of both. It reads and writes nothing."""
+"""A chunk of plain content: its id, its reference, and the bounds of both. No I/O."""
 
 import hashlib
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from savepoint.contract.vocabulary import ComponentKind
 from savepoint.errors import IntegrityError
 from savepoint.repository.format.canonical import is_hexadecimal, is_integer
 from savepoint.repository.format.seal import TAG_BYTES
@@ -13,11 +14,11 @@ MAX_CHUNK_BYTES = 1 << 20
 MAX_PACK_BYTES = 32 << 20
 PACK_HEADER = b"SVPNTPK1"
 OVERHEAD_BYTES = 1 + TAG_BYTES
-"""By which a sealed chunk is longer than its payload: the codec byte and the tag."""
+"""How much longer a sealed chunk is than its payload: the codec byte and the tag."""
 
 BLOCK_BYTES = 1 << 20
 SMALL_BLOCK_BYTES = 256 << 10
-SMALL_BLOCK_KINDS = frozenset({"ModelWeights", "OptimizerState", "KVCache"})
+SMALL_BLOCK_KINDS = frozenset({ComponentKind.MODEL_WEIGHTS, ComponentKind.OPTIMIZER_STATE, ComponentKind.KV_CACHE})
 
 PACK_NAME = re.compile(r"(?:[1-9][0-9]{0,18})-[0-9a-f]{32}")
 
@@ -28,30 +29,30 @@ class ChunkRef(NamedTuple):
     id: bytes
     """SHA-256 of the plain bytes."""
     pack: str
-    """Name of the pack: its last path element."""
+    """The pack's name, which is the last element of its key."""
     offset: int
     stored: int
-    """Bytes in the pack, seal included."""
+    """Bytes in the pack, including the tag."""
     length: int
-    """Plain bytes."""
+    """Bytes of plain content."""
 
     def to_wire(self) -> list[str | int]:
-        """As the format writes it."""
+        """Return the array that the format writes."""
         return [self.id.hex(), self.pack, self.offset, self.stored, self.length]
 
 
 def chunk_id(content: bytes | memoryview) -> bytes:
-    """SHA-256 of the content."""
+    """Return the SHA-256 of the content."""
     return hashlib.sha256(content).digest()
 
 
 def block_bytes(kind: str) -> int:
-    """How this writer cuts the content of a component of this kind."""
+    """Return the block size, in bytes, into which this writer splits content of this component kind."""
     return SMALL_BLOCK_BYTES if kind in SMALL_BLOCK_KINDS else BLOCK_BYTES
 
 
 def content_digest(refs: Iterable[ChunkRef]) -> str:
-    """The digest of the content that these chunks make up, in order: independent of where they are stored."""
+    """Return the digest of the content that these chunks form, in order. It does not depend on where they are."""
     digest = hashlib.sha256()
     for ref in refs:
         digest.update(ref.length.to_bytes(8, "big") + ref.id)
@@ -59,7 +60,7 @@ def content_digest(refs: Iterable[ChunkRef]) -> str:
 
 
 def ref_of(value: Any, where: str) -> ChunkRef:
-    """The reference that the format's array says, within every bound that needs no knowledge of its pack's size."""
+    """Parse a reference and check every bound that does not require the size of its pack."""
     if not isinstance(value, list) or len(value) != 5:
         raise IntegrityError(f"{where}: a chunk reference is not an array of five", where)
     identity, pack, offset, stored, length = value
@@ -68,7 +69,7 @@ def ref_of(value: Any, where: str) -> ChunkRef:
     if not (isinstance(pack, str) and PACK_NAME.fullmatch(pack)):
         raise IntegrityError(f"{where}: a chunk reference names no pack", where)
     if not (is_integer(offset) and is_integer(stored) and is_integer(length)):
-        raise IntegrityError(f"{where}: a chunk reference has something else than integers", where)
+        raise IntegrityError(f"{where}: a chunk reference has other values than integers", where)
     if not (
         1 <= length <= MAX_CHUNK_BYTES
         and OVERHEAD_BYTES < stored <= MAX_CHUNK_BYTES + OVERHEAD_BYTES
@@ -80,7 +81,7 @@ def ref_of(value: Any, where: str) -> ChunkRef:
 
 
 def refs_of(value: Any, where: str) -> tuple[ChunkRef, ...]:
-    """The references of an array of them."""
+    """Parse an array of references."""
     if not isinstance(value, list):
         raise IntegrityError(f"{where}: chunk references are not an array", where)
     return tuple(ref_of(each, where) for each in value)

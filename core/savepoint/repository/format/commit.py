@@ -1,7 +1,7 @@
 """A commit record: the small object that makes an epoch, a checkpoint, a rollback or a completion exist.
 
-Values and bytes only. Where records are kept and who wins a sequence is for ``chain``; when one may be written, for
-``lineage``.
+Values and bytes only. ``chain`` stores the records and resolves races for a sequence; ``lineage`` decides when one may
+be written.
 """
 
 import hashlib
@@ -14,28 +14,28 @@ from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES
 
 MAX_RECORD_BYTES = 4096
 MAX_COUNT = 2**53
-"""Of everything that is counted up: every JSON reader knows it exactly."""
+"""The largest sequence, epoch, number and run: every JSON reader represents it exactly."""
 MAX_GAP = 10**9
-"""Between the numbers of two checkpoints: a forged record must not use up what can be counted."""
+"""The largest gap between the numbers of two checkpoints: a forged record must not use up the range."""
 
-Kind = Literal["grant", "checkpoint", "rollback", "completed"]
-_KINDS: tuple[Kind, ...] = ("grant", "checkpoint", "rollback", "completed")
+RecordKind = Literal["grant", "checkpoint", "rollback", "completed"]
+_RECORD_KINDS: tuple[RecordKind, ...] = ("grant", "checkpoint", "rollback", "completed")
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestName:
-    """Which manifest object a record points to."""
+    """The name and size of the manifest object that a record points to."""
 
     name: str
     size: int
-    """Bytes of the object."""
+    """Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommitRecord:
     """One record of an agent's chain."""
 
-    kind: Kind
+    kind: RecordKind
     namespace: str
     agent: str
     sequence: int
@@ -48,24 +48,24 @@ class CommitRecord:
     """Digest of the previous record; None only at sequence 1."""
     time: str
     number: int
-    """Rises with every checkpoint, with gaps where an attempt that failed has used one."""
+    """Rises with every checkpoint; a failed attempt may leave a gap."""
     name: str | None
-    """What people call the newest checkpoint up to here, such as coder-41."""
+    """The name of the newest checkpoint up to this record, for people, such as coder-41."""
     trigger: str
     run: int
-    """Epoch of the grant that began the present run from nothing."""
+    """Epoch of the grant that started the current run from nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A record together with the digest of its bytes."""
+    """A record with the digest of its bytes."""
 
     record: CommitRecord
     digest: str
 
 
 def encode(record: CommitRecord) -> bytes:
-    """The record's bytes; ValueError if they exceed 4 KiB."""
+    """Return the record's bytes; raise ValueError if they exceed 4 KiB."""
     manifest = record.manifest
     content = canonical.encode(
         {
@@ -93,11 +93,11 @@ def encode(record: CommitRecord) -> bytes:
 
 
 def decode(content: bytes, where: str) -> CommitRecord:
-    """The record in these bytes; IntegrityError naming ``where``."""
+    """Parse and check a record; raise IntegrityError naming ``where``."""
     fields = Fields(canonical.decode_canonical(content, where), where)
     fields.format()
     kind = fields.text("kind")
-    known = next((each for each in _KINDS if each == kind), None)
+    known = next((each for each in _RECORD_KINDS if each == kind), None)
     if known is None:
         fields.refuse(f"has an unknown kind {kind!r}")
     record = CommitRecord(
@@ -122,17 +122,17 @@ def decode(content: bytes, where: str) -> CommitRecord:
 
 
 def digest(content: bytes) -> str:
-    """What pins a record, and all before it."""
+    """Return the digest of a record's bytes, which pins the record and all records before it."""
     return hashlib.sha256(content).hexdigest()
 
 
 def head_of(record: CommitRecord) -> Head:
-    """The record with its digest."""
+    """Return the record with its digest."""
     return Head(record, digest(encode(record)))
 
 
 def grant(head: Head | None, namespace: str, agent: str, *, pod_uid: str, node: str, time: str) -> CommitRecord:
-    """The record that makes the next epoch exist, for one pod."""
+    """Return the record that grants the next epoch to a pod."""
     last = head.record if head else None
     epoch = last.epoch + 1 if last else 1
     return CommitRecord(
@@ -164,7 +164,7 @@ def checkpoint(
     number: int | None = None,
     name: str | None = None,
 ) -> CommitRecord:
-    """The record that makes a checkpoint exist; by default it takes the next number and is named after it."""
+    """Return the record of a checkpoint. By default it takes the next number and is named after it."""
     number = head.record.number + 1 if number is None else number
     name = f"{head.record.agent}-{number}" if name is None else name
     record = _next(head, "checkpoint", attempt=attempt, manifest=manifest, time=time, trigger=trigger)
@@ -172,17 +172,17 @@ def checkpoint(
 
 
 def rollback(head: Head, *, attempt: str | None, manifest: ManifestName | None, time: str) -> CommitRecord:
-    """The record that lets the lineage go on from an older manifest, or from nothing."""
+    """Return the record that moves the agent to an older manifest, or to nothing (a reset)."""
     return _next(head, "rollback", attempt=attempt, manifest=manifest, time=time, trigger="")
 
 
 def completed(head: Head, *, time: str) -> CommitRecord:
-    """The record that ends a run: the next grant starts fresh."""
+    """Return the record that ends a run: the next grant starts fresh."""
     return _next(head, "completed", attempt=None, manifest=head.record.manifest, time=time, trigger="")
 
 
-def follows(record: CommitRecord, head: Head | None) -> str:
-    """Why the record cannot come after the head, or an empty string."""
+def link_problem(record: CommitRecord, head: Head | None) -> str:
+    """Return why the record cannot come after the head, or an empty string if it can."""
     last = head.record if head else None
     sequence, epoch = (last.sequence, last.epoch) if last else (0, 0)
     expected_epoch = epoch + 1 if record.kind == "grant" else epoch
@@ -190,27 +190,27 @@ def follows(record: CommitRecord, head: Head | None) -> str:
     carried = None if last is None or last.kind == "completed" else last.manifest
     problems = {
         "its sequence does not follow": record.sequence != sequence + 1,
-        "its link is not the digest of the record before": record.previous != (head.digest if head else None),
+        "its link is not the digest of the previous record": record.previous != (head.digest if head else None),
         "its epoch does not follow": record.epoch != expected_epoch or record.epoch < 1,
-        "its number or name does not follow": not _names_follow(record, last),
+        "its number or name does not follow": not _name_follows(record, last),
         "its run does not follow": record.run != expected_run,
         "it belongs to another agent": last is not None
         and (record.namespace, record.agent) != (last.namespace, last.agent),
         "a checkpoint needs a manifest and an attempt": record.kind == "checkpoint"
         and (record.manifest is None or record.attempt is None),
-        "a grant carries the manifest before": record.kind == "grant" and record.manifest != carried,
-        "a completion repeats the manifest before": record.kind == "completed"
+        "a grant carries the previous manifest": record.kind == "grant" and record.manifest != carried,
+        "a completion repeats the previous manifest": record.kind == "completed"
         and record.manifest != (last and last.manifest),
     }
     return next((problem for problem, present in problems.items() if present), "")
 
 
 def _ends_run(record: CommitRecord) -> bool:
-    """Whether the grant after it begins from nothing: after a completion or a reset."""
+    """Return whether the grant after this record starts from nothing: it is a completion or a reset."""
     return record.kind == "completed" or (record.kind == "rollback" and record.manifest is None)
 
 
-def _names_follow(record: CommitRecord, last: CommitRecord | None) -> bool:
+def _name_follows(record: CommitRecord, last: CommitRecord | None) -> bool:
     number, name = (last.number, last.name) if last else (0, None)
     if record.kind == "checkpoint":
         return number < record.number <= number + MAX_GAP and bool(record.name)
@@ -219,14 +219,14 @@ def _names_follow(record: CommitRecord, last: CommitRecord | None) -> bool:
 
 def _next(
     head: Head,
-    kind: Kind,
+    kind: RecordKind,
     *,
     attempt: str | None,
     manifest: ManifestName | None,
     time: str,
     trigger: str,
 ) -> CommitRecord:
-    """A record after the head that keeps what it does not change."""
+    """Return the record after the head, with the fields that it does not change."""
     last = head.record
     return CommitRecord(
         kind=kind,

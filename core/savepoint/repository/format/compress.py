@@ -1,6 +1,6 @@
-"""The door to zstandard: one frame per chunk, tried first on a piece, and never believed when it is read.
+"""Compresses and expands chunks, one zstd frame each. The only module that uses zstandard.
 
-It knows payloads and lengths, no keys and no files.
+Frames from the store are untrusted: their declared sizes are never believed. This module knows no keys and no files.
 """
 
 import zstandard
@@ -17,35 +17,35 @@ _DICTIONARY_ID_BYTES = (0, 1, 2, 4)
 
 
 class Compressor:
-    """Compresses chunks; one per thread."""
+    """Compresses chunks. Not thread-safe; use one per thread."""
 
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False)
 
     def compress(self, content: memoryview) -> bytes | None:
-        """One frame, or None if it saves less than 5 %: judged by the first 16 KiB, then by the whole."""
+        """Return one frame, or None if it saves less than 5 %, judged by the first 16 KiB and then by the whole."""
         if len(content) > PROBE_BYTES:
             probe = self._compressor.compress(content[:PROBE_BYTES])
-            if not _saves(len(probe), PROBE_BYTES):
+            if not _is_worthwhile(len(probe), PROBE_BYTES):
                 return None
         frame = self._compressor.compress(content)
-        return frame if _saves(len(frame), len(content)) else None
+        return frame if _is_worthwhile(len(frame), len(content)) else None
 
 
 class Decompressor:
-    """Expands chunks; one per thread."""
+    """Expands chunks. Not thread-safe; use one per thread."""
 
     def __init__(self) -> None:
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
 
     def expand(self, frame: memoryview, target: memoryview, where: str) -> None:
-        """Fill ``target`` exactly from one frame that nothing follows; IntegrityError naming ``where`` otherwise."""
+        """Fill ``target`` exactly from one frame without trailing bytes; IntegrityError naming ``where`` otherwise."""
         try:
             whole = frame_bytes(frame) == len(frame)
         except (IndexError, ValueError) as error:
-            raise IntegrityError(f"{where}: the compressed chunk is no zstd frame: {error}", where) from error
+            raise IntegrityError(f"{where}: the compressed chunk is not a zstd frame: {error}", where) from error
         if not whole:
-            raise IntegrityError(f"{where}: bytes follow the compressed chunk, or it is cut off", where)
+            raise IntegrityError(f"{where}: bytes follow the compressed chunk, or it is truncated", where)
         try:
             with self._decompressor.stream_reader(frame, read_across_frames=False) as stream:
                 count = _fill(stream, target)
@@ -57,7 +57,7 @@ class Decompressor:
 
 
 def frame_bytes(frame: memoryview) -> int:
-    """Length of the first frame by its own block headers; it reads the headers only, so it costs nothing."""
+    """Return the length of the first frame, from its block headers alone; raise ValueError if it has none."""
     if frame[:4] != _MAGIC:
         raise ValueError("the magic number is missing")
     descriptor = frame[4]
@@ -86,5 +86,5 @@ def _fill(stream: zstandard.ZstdDecompressionReader, target: memoryview) -> int:
     return done
 
 
-def _saves(compressed: int, plain: int) -> bool:
+def _is_worthwhile(compressed: int, plain: int) -> bool:
     return compressed * 20 <= plain * 19

@@ -8,21 +8,21 @@ from savepoint.repository.format.chunk import ChunkRef
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Content that is in the store, or will be once the writer that made this finishes."""
+    """Content that is in the store, or will be once the writer that made it finishes."""
 
     size: int
-    """Plain bytes."""
+    """Bytes of plain content."""
     chunks: tuple[ChunkRef, ...] = ()
-    """All its chunks, in order; empty when ``more`` is used."""
+    """All its chunks, in order; empty if ``more`` is used."""
     more: tuple[ChunkRef, ...] = ()
-    """For more than 256 chunks: the segments that list them."""
+    """The segments that list its chunks, if there are more than 256."""
     packs: frozenset[str] = frozenset()
-    """Every pack that chunks, segments and what they list are in."""
+    """Every pack that holds its chunks and segments."""
     ids: bytes = b""
     """The ids of the chunks that ``more`` lists, 32 bytes each."""
 
     def chunk_ids(self) -> Iterator[bytes]:
-        """The id of every chunk of content."""
+        """Yield the id of every chunk of content."""
         if self.more:
             yield from (self.ids[start : start + 32] for start in range(0, len(self.ids), 32))
         else:

@@ -1,10 +1,10 @@
-"""Named values of one component: documents, the arrays of a tensor set. What their bytes mean is not known here."""
+"""Named values of one component: documents, or the arrays of a tensor set. Their bytes are opaque here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from savepoint.repository.format.canonical import Fields, checked, encode
+from savepoint.repository.format.canonical import Fields, encode, ensure_canonical
 from savepoint.repository.format.content import Content
 from savepoint.repository.format.tree import content_fields, content_of
 
@@ -17,7 +17,7 @@ ENCODINGS: tuple[Encoding, ...] = ("json", "bytes", "tensor")
 
 @dataclass(frozen=True, slots=True)
 class EntryRecord:
-    """A value that is stored."""
+    """A stored value."""
 
     name: str
     encoding: Encoding
@@ -26,8 +26,8 @@ class EntryRecord:
 
 
 def line_of(record: EntryRecord) -> bytes:
-    """The entry's line; ValueError for a name or meta that the format cannot hold."""
-    meta = checked(dict(record.meta), f"the meta of {record.name!r}")
+    """Return the entry's line; raise ValueError for a name or meta that the format cannot hold."""
+    meta = ensure_canonical(dict(record.meta), f"the meta of {record.name!r}")
     if not 1 <= len(record.name) <= MAX_NAME_CHARACTERS or not record.name.isprintable():
         raise ValueError(f"an entry's name has 1 to 1,024 printable characters, not {record.name!r}")
     if len(encode(meta)) > MAX_META_BYTES:
@@ -37,7 +37,7 @@ def line_of(record: EntryRecord) -> bytes:
 
 
 def entry_of(value: object, where: str) -> EntryRecord:
-    """The entry that a line says."""
+    """Parse and check the entry of a line."""
     fields = Fields(value, where)
     encoding = fields.text("encoding", longest=16)
     known = next((each for each in ENCODINGS if each == encoding), None)

@@ -1,13 +1,14 @@
 """A manifest: the sealed root of one checkpoint, as a value and as bytes.
 
-It neither stores nor fetches; what its segments say is for ``segment``, ``tree`` and ``entry``.
+It neither stores nor fetches objects; ``segment``, ``tree`` and ``entry`` define the content of its segments.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+from savepoint.contract.vocabulary import ComponentKind, Consistency
 from savepoint.errors import IntegrityError, StateTooLarge
 from savepoint.repository.format import canonical
 from savepoint.repository.format.canonical import FORMAT, Fields, is_hexadecimal
@@ -20,18 +21,16 @@ MAX_SEGMENTS = 16384
 
 Layout = Literal["blob", "tree", "entries"]
 LAYOUTS: tuple[Layout, ...] = ("blob", "tree", "entries")
-KINDS = (
-    "ModelWeights", "OptimizerState", "Memory", "KVCache", "Execution", "Tools", "Environment", "Files", "Custom",
-)  # fmt: skip
-CONSISTENCIES = ("Application", "Fuzzy")
+COMPONENT_KINDS: Final = frozenset(ComponentKind)
+CONSISTENCIES: Final = frozenset(Consistency)
 
 _MAGIC = b"SVPNTMF1"
-_LEAST = len(_MAGIC) + NONCE_BYTES + TAG_BYTES
+_OVERHEAD_BYTES = len(_MAGIC) + NONCE_BYTES + TAG_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A pack that references under a manifest name."""
+    """A pack that the manifest refers to, with its size in bytes."""
 
     name: str
     size: int
@@ -39,7 +38,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The checkpoint this one was made on."""
+    """The checkpoint that this one is based on."""
 
     sequence: int
     manifest: str
@@ -48,7 +47,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Where the agent stood."""
+    """The agent's position: its step, and the ids of its open and uncertain operations."""
 
     step: str | None = None
     open: tuple[str, ...] = ()
@@ -57,40 +56,40 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """All in bytes."""
+    """Sizes in bytes."""
 
     logical: int
-    """Of the content of all components."""
+    """The content of all components."""
     stored: int
-    """Of the distinct sealed chunks this manifest refers to, segments included."""
+    """The distinct sealed chunks that the manifest refers to, segments included."""
     uploaded: int
-    """Of the packs written for it."""
+    """The packs uploaded for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComponentRecord:
-    """One component: a document set, tensors, the execution state, one file tree."""
+    """One component: a document set, tensors, the execution state, or one file tree."""
 
     name: str
     kind: str
     layout: Layout
     digest: str
     size: int
-    """Bytes of content."""
+    """Bytes of plain content."""
     segments: tuple[ChunkRef, ...]
     architecture_bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything about one checkpoint that is not content."""
+    """Everything about one checkpoint except its content."""
 
     namespace: str
     agent: str
     attempt: str
     epoch: int
     created: str
-    """canonical.time_text of the moment."""
+    """The time of the checkpoint, as canonical.time_text writes it."""
     consistency: str
     components: tuple[ComponentRecord, ...]
     packs: tuple[Pack, ...]
@@ -104,22 +103,22 @@ class Manifest:
 
     @property
     def content_digest(self) -> str:
-        """Digest over name, kind, layout and digest of every component: equal means that nothing changed."""
+        """The digest over name, kind, layout and digest of every component; equal digests mean that nothing changed."""
         rows = sorted([c.name, c.kind, c.layout, c.digest] for c in self.components)
         return hashlib.sha256(canonical.encode(rows)).hexdigest()
 
     def component(self, name: str) -> ComponentRecord | None:
-        """The component of this name."""
+        """Return the component with this name, if there is one."""
         return next((each for each in self.components if each.name == name), None)
 
 
 def manifest_name(content: bytes) -> str:
-    """The name under which a manifest's bytes are stored."""
+    """Return the name under which a manifest's bytes are stored."""
     return hashlib.sha256(content).hexdigest()
 
 
 def component_digest(segments: Iterable[ChunkRef]) -> str:
-    """The digest of a component."""
+    """Return the digest of a component with these segments."""
     digest = hashlib.sha256()
     for ref in segments:
         digest.update(ref.id)
@@ -127,31 +126,31 @@ def component_digest(segments: Iterable[ChunkRef]) -> str:
 
 
 def seal_manifest(manifest: Manifest, key: AgentKey, nonce: bytes) -> bytes:
-    """The object's bytes. ``nonce`` is 12 fresh random bytes. StateTooLarge above 1 MiB."""
+    """Return the manifest object's bytes. ``nonce`` is 12 fresh random bytes. StateTooLarge above 1 MiB."""
     plain = canonical.encode(_to_wire(manifest))
-    if len(plain) + _LEAST > MAX_MANIFEST_BYTES:
+    if len(plain) + _OVERHEAD_BYTES > MAX_MANIFEST_BYTES:
         raise StateTooLarge(
-            f"the manifest of {manifest.namespace}/{manifest.agent} needs {len(plain) + _LEAST} bytes, "
+            f"the manifest of {manifest.namespace}/{manifest.agent} needs {len(plain) + _OVERHEAD_BYTES} bytes, "
             f"at most {MAX_MANIFEST_BYTES} fit: the state has too many segments or packs; leave parts of it out"
         )
-    content = bytearray(len(plain) + _LEAST)
-    content[: _LEAST - TAG_BYTES] = _MAGIC + nonce
+    content = bytearray(len(plain) + _OVERHEAD_BYTES)
+    content[: _OVERHEAD_BYTES - TAG_BYTES] = _MAGIC + nonce
     associated = _associated(manifest.namespace, manifest.agent)
     with memoryview(content) as view:
-        key.manifest_seal().seal_into(nonce, plain, associated, view[_LEAST - TAG_BYTES :])
+        key.manifest_seal().seal_into(nonce, plain, associated, view[_OVERHEAD_BYTES - TAG_BYTES :])
     return bytes(content)
 
 
 def open_manifest(content: bytes, key: AgentKey, namespace: str, agent: str, name: str) -> Manifest:
-    """The manifest in an object's bytes, whose hash must be ``name``."""
+    """Decrypt and check a manifest object, whose hash must be ``name``; raise IntegrityError naming it."""
     where = f"manifests/{name}"
-    if not _LEAST < len(content) <= MAX_MANIFEST_BYTES or not content.startswith(_MAGIC):
-        raise IntegrityError(f"{where} is no manifest", where)
+    if not _OVERHEAD_BYTES < len(content) <= MAX_MANIFEST_BYTES or not content.startswith(_MAGIC):
+        raise IntegrityError(f"{where} is not a manifest", where)
     if manifest_name(content) != name:
         raise IntegrityError(f"{where}: the content is not what the name says", where)
-    nonce = content[len(_MAGIC) : _LEAST - TAG_BYTES]
-    plain = bytearray(len(content) - _LEAST)
-    sealed = memoryview(content)[_LEAST - TAG_BYTES :]
+    nonce = content[len(_MAGIC) : _OVERHEAD_BYTES - TAG_BYTES]
+    plain = bytearray(len(content) - _OVERHEAD_BYTES)
+    sealed = memoryview(content)[_OVERHEAD_BYTES - TAG_BYTES :]
     key.manifest_seal().open_into(nonce, sealed, _associated(namespace, agent), memoryview(plain), where)
     manifest = _of_wire(canonical.decode_canonical(plain, where), where)
     if (manifest.namespace, manifest.agent) != (namespace, agent):
@@ -229,7 +228,7 @@ def _of_wire(value: object, where: str) -> Manifest:
     digest = fields.hexadecimal("contentDigest")
     fields.end()
     if digest != manifest.content_digest:
-        fields.refuse("has a content digest that is not its components'")
+        fields.refuse("has a content digest that does not match its components")
     if manifest.consistency not in CONSISTENCIES:
         fields.refuse(f"has an unknown consistency {manifest.consistency!r}")
     if manifest.config_hash and not is_hexadecimal(manifest.config_hash, len(manifest.config_hash)):
@@ -244,7 +243,7 @@ def _check_lists(manifest: Manifest, fields: Fields) -> None:
     if len(set(names)) != len(names):
         fields.refuse("names a component twice")
     if sorted(set(packs)) != packs:
-        fields.refuse("has packs that are not sorted or come twice")
+        fields.refuse("has packs that are not sorted or occur twice")
     sizes = {each.name: each.size for each in manifest.packs}
     for component in manifest.components:
         for ref in component.segments:
@@ -272,7 +271,7 @@ def _component_of(value: object, where: str) -> ComponentRecord:
     fields = Fields(value, where)
     layout, kind = fields.text("layout"), fields.text("kind")
     known = next((each for each in LAYOUTS if each == layout), None)
-    if known is None or kind not in KINDS:
+    if known is None or kind not in COMPONENT_KINDS:
         fields.refuse(f"has a component of unknown layout {layout!r} or kind {kind!r}")
     segments = fields.array("segments")
     if len(segments) > MAX_SEGMENTS:
@@ -288,7 +287,7 @@ def _component_of(value: object, where: str) -> ComponentRecord:
     )
     fields.end()
     if component.digest != component_digest(component.segments):
-        fields.refuse(f"has a component {component.name!r} whose digest is not its segments'")
+        fields.refuse(f"has a component {component.name!r} whose digest does not match its segments")
     return component
 
 
@@ -297,7 +296,7 @@ def _pack_of(value: object, where: str) -> Pack:
     pack = Pack(fields.text("name"), fields.integer("size", least=len(PACK_HEADER) + 1, most=MAX_PACK_BYTES))
     fields.end()
     if not PACK_NAME.fullmatch(pack.name):
-        fields.refuse("names a pack that can be none")
+        fields.refuse("names a pack with an invalid name")
     return pack
 
 

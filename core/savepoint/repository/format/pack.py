@@ -1,6 +1,6 @@
-"""A pack: sealed chunks back to back in one buffer, and the way back from one of them to plain bytes.
+"""A pack: sealed chunks back to back in one buffer; and how to open one of them again.
 
-It neither stores nor fetches packs, and does not decide which chunk goes where.
+This module neither stores nor fetches packs, and does not decide which chunk goes into which pack.
 """
 
 from savepoint.errors import IntegrityError
@@ -15,7 +15,7 @@ ZSTD = 1
 
 
 class PackWriter:
-    """One buffer, reused for pack after pack; not thread-safe."""
+    """Fills one buffer with pack after pack. Not thread-safe."""
 
     def __init__(self, capacity: int = MAX_PACK_BYTES) -> None:
         self._buffer = working_memory(capacity)
@@ -24,14 +24,14 @@ class PackWriter:
         self.name = ""
 
     def begin(self, name: str, key: AgentKey) -> None:
-        """Start an empty pack of this name."""
+        """Start an empty pack with this name."""
         self.name, self._seal = name, key.pack_seal(name)
         self._buffer[: len(PACK_HEADER)] = PACK_HEADER
         self._filled = len(PACK_HEADER)
 
     @property
     def open(self) -> bool:
-        """Whether a pack was begun and not dropped."""
+        """True if a pack was begun and not dropped."""
         return self._seal is not None
 
     @property
@@ -40,11 +40,11 @@ class PackWriter:
         return self._filled
 
     def fits(self, plain: int) -> bool:
-        """Whether codec byte and payload of this length have room."""
+        """Return whether the codec byte and payload, ``plain`` bytes together, still fit."""
         return self._filled + plain + TAG_BYTES <= len(self._buffer)
 
     def append(self, identity: bytes, plain: memoryview, length: int) -> ChunkRef:
-        """Seal codec byte and payload (``plain``) of a chunk of ``length`` bytes."""
+        """Seal the codec byte and payload (``plain``) of a chunk of ``length`` bytes and return its reference."""
         assert self._seal is not None
         offset, stored = self._filled, len(plain) + TAG_BYTES
         self._seal.seal_into(nonce(offset), plain, identity, self._buffer[offset : offset + stored])
@@ -52,16 +52,16 @@ class PackWriter:
         return ChunkRef(identity, self.name, offset, stored, length)
 
     def view(self) -> memoryview:
-        """The pack's bytes; valid until the next begin."""
+        """Return the pack's bytes; valid until the next ``begin``."""
         return self._buffer[: self._filled]
 
     def drop(self) -> None:
-        """Forget the pack; the buffer stays."""
+        """Discard the pack; the buffer stays."""
         self._seal, self._filled, self.name = None, 0, ""
 
 
 class ChunkOpener:
-    """Opens sealed chunks into buffers of the caller; one per thread."""
+    """Opens sealed chunks into the caller's buffers. Not thread-safe; use one per thread."""
 
     def __init__(self, key: AgentKey) -> None:
         self._key = key
@@ -70,7 +70,7 @@ class ChunkOpener:
         self._plain = bytearray()
 
     def open_into(self, ref: ChunkRef, sealed: memoryview, target: memoryview) -> None:
-        """Fill ``target``, which is exactly as long as the chunk; IntegrityError names a pack not as written."""
+        """Fill ``target``, which is exactly as long as the chunk; IntegrityError naming the pack if it is damaged."""
         where = f"packs/{ref.pack}"
         size = ref.stored - TAG_BYTES
         if len(self._plain) < size:
@@ -81,7 +81,7 @@ class ChunkOpener:
             payload = plain[1:]
             if plain[0] == RAW:
                 if len(payload) != ref.length:
-                    raise IntegrityError(f"{where}: the chunk has not {ref.length} bytes", where)
+                    raise IntegrityError(f"{where}: the chunk does not have {ref.length} bytes", where)
                 target[:] = payload
             elif plain[0] == ZSTD:
                 self._decompressor.expand(payload, target, where)
@@ -100,5 +100,5 @@ class ChunkOpener:
 
 
 def nonce(offset: int) -> bytes:
-    """The nonce of the chunk at this offset."""
+    """Return the nonce of the chunk at this offset."""
     return offset.to_bytes(NONCE_BYTES, "big")

@@ -1,6 +1,6 @@
-"""The door to cryptography: AES-256-GCM, the format's only cipher, into buffers that are reused.
+"""AES-256-GCM, the format's only cipher, into reusable buffers. The only repository module that uses cryptography.
 
-It knows keys, nonces and bytes; which key and which nonce belong to what is said by ``keys`` and ``pack``.
+It handles keys, nonces and bytes; ``keys`` and ``pack`` decide which key and which nonce belong to what.
 """
 
 from cryptography.exceptions import InvalidTag
@@ -14,7 +14,7 @@ NONCE_BYTES = 12
 
 
 class Seal:
-    """One key in use. Thread-safe; shows nothing of its key."""
+    """A cipher with one key. Thread-safe; never shows its key."""
 
     __slots__ = ("_cipher",)
 
@@ -24,11 +24,11 @@ class Seal:
         self._cipher = AESGCM(key)
 
     def seal_into(self, nonce: bytes, plain: Buffer, associated: bytes, target: memoryview) -> None:
-        """Write ciphertext and tag; ``target`` is exactly 16 bytes longer than ``plain``."""
+        """Write ciphertext and tag to ``target``, which is exactly 16 bytes longer than ``plain``."""
         self._cipher.encrypt_into(nonce, plain, associated, target)
 
     def open_into(self, nonce: bytes, sealed: Buffer, associated: bytes, target: memoryview, where: str) -> None:
-        """Write the plain bytes; IntegrityError naming ``where`` if anything was changed."""
+        """Write the plain bytes to ``target``; raise IntegrityError naming ``where`` if anything was changed."""
         try:
             self._cipher.decrypt_into(nonce, sealed, associated, target)
         except InvalidTag as error:

@@ -1,4 +1,4 @@
-"""The entries of a file tree: files, directories, symbolic links; and which paths are fit to be restored.
+"""The entries of a file tree: files, directories, symbolic links; and which paths can be restored.
 
 It touches no file system: ``restore`` does.
 """
@@ -20,7 +20,7 @@ MODE_BITS = 0o777
 
 _MAX_TIME = (1 << 63) - 1
 _PLAIN_PATH = re.compile(r"(?!\.{1,2}(?:/|\Z))[^/\0]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[^/\0]{1,255})*")
-"""Of ASCII paths, which are the many: one match instead of a look at each element."""
+"""Valid ASCII paths, the common case: one match is faster than checking each element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class TreeDirectory:
 
 @dataclass(frozen=True, slots=True)
 class TreeSymlink:
-    """A symbolic link, verbatim."""
+    """A symbolic link with its target, verbatim."""
 
     path: str
     target: str
@@ -55,18 +55,18 @@ TreeEntry: TypeAlias = TreeFile | TreeDirectory | TreeSymlink
 
 
 def path_bytes(path: str) -> bytes:
-    """The bytes of a path as the file system has them; they also give the order of a tree."""
+    """Return the bytes of a path as the file system has them; they also define the order of a tree."""
     return path.encode("utf-8", "surrogateescape")
 
 
 def path_problem(path: str) -> str:
-    """Why the path cannot be an entry's, or an empty string."""
+    """Return why the path cannot be that of an entry, or an empty string."""
     if path.isascii() and len(path) <= MAX_PATH_BYTES and _PLAIN_PATH.fullmatch(path):
         return ""
     try:
         raw = path_bytes(path)
     except UnicodeEncodeError:
-        return "is no Unicode text"
+        return "is not Unicode text"
     elements = raw.split(b"/")
     problems = {
         "holds a NUL": b"\0" in raw,
@@ -79,7 +79,7 @@ def path_problem(path: str) -> str:
 
 
 def line_of(entry: TreeEntry) -> bytes:
-    """The entry's line; ValueError for a path that cannot be restored."""
+    """Return the entry's line; raise ValueError for a path that cannot be restored."""
     problem = path_problem(entry.path)
     if problem:
         raise ValueError(f"the path {entry.path!r} {problem}")
@@ -94,7 +94,7 @@ def line_of(entry: TreeEntry) -> bytes:
 
 
 def entry_of(value: object, where: str) -> TreeEntry:
-    """The entry that a line says."""
+    """Parse and check the entry of a line."""
     fields = Fields(value, where)
     kind, path = fields.text("type", longest=16), fields.text("path")
     problem = path_problem(path)
@@ -115,15 +115,15 @@ def entry_of(value: object, where: str) -> TreeEntry:
 
 
 def checked_order(entries: Iterable[TreeEntry], where: str) -> Iterator[TreeEntry]:
-    """The entries; IntegrityError unless paths rise and every parent is a directory that came before."""
+    """Yield the entries; raise IntegrityError unless paths rise and every parent is a directory that came before."""
     directories = {""}
     last = b""
     for entry in entries:
         current = path_bytes(entry.path)
         if current <= last:
-            raise IntegrityError(f"{where}: the entry {entry.path!r} is out of order, or comes twice", where)
+            raise IntegrityError(f"{where}: the entry {entry.path!r} is out of order, or occurs twice", where)
         if entry.path.rpartition("/")[0] not in directories:
-            raise IntegrityError(f"{where}: the entry {entry.path!r} has no directory to be in", where)
+            raise IntegrityError(f"{where}: the entry {entry.path!r} has no directory entry for its parent", where)
         if isinstance(entry, TreeDirectory):
             directories.add(entry.path)
         last = current
@@ -131,7 +131,7 @@ def checked_order(entries: Iterable[TreeEntry], where: str) -> Iterator[TreeEntr
 
 
 def content_fields(content: Content) -> dict[str, Any]:
-    """Size, chunks and more, as lines of trees and of entries write them."""
+    """Return the fields for size, chunks and segments, as lines of trees and of entries have them."""
     value: dict[str, Any] = {"size": content.size, "chunks": [ref.to_wire() for ref in content.chunks]}
     if content.more:
         value["more"] = [ref.to_wire() for ref in content.more]
@@ -139,7 +139,7 @@ def content_fields(content: Content) -> dict[str, Any]:
 
 
 def content_of(fields: Fields, where: str) -> Content:
-    """The content that a line names; the ids below ``more`` are not known yet."""
+    """Take the content from a line's fields; the ids below its segments are not known yet."""
     size, chunks = fields.integer("size"), refs_of(fields.array("chunks"), where)
     more: tuple[ChunkRef, ...] = refs_of(fields.array("more"), where) if fields.has("more") else ()
     if len(chunks) > REFS_PER_LINE or (more and chunks):
@@ -154,7 +154,7 @@ def _target_of(fields: Fields) -> str:
     try:
         raw = path_bytes(target)
     except UnicodeEncodeError:
-        fields.refuse("has a symbolic link whose target is no Unicode text")
+        fields.refuse("has a symbolic link whose target is not Unicode text")
     if not raw or len(raw) >= MAX_PATH_BYTES or b"\0" in raw:
         fields.refuse("has a symbolic link with an impossible target")
     return target

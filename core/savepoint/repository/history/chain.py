@@ -1,7 +1,7 @@
-"""An agent's commit records in its store: finding the newest, adding the next, looking back.
+"""An agent's commit records in its store: find the newest, append the next, walk back.
 
-Correctness rests on one conditional write per sequence; nothing here lists. When a record may be written is decided by
-``lineage``.
+Correctness rests on one conditional write per sequence; nothing here lists the store. When a record may be written is
+decided by ``lineage``.
 """
 
 from collections.abc import Iterator
@@ -9,20 +9,24 @@ from collections.abc import Iterator
 from savepoint.errors import IntegrityError, ObjectExists, ObjectMissing, RollbackDetected, StoreUnavailable, Superseded
 from savepoint.repository.format import commit
 from savepoint.repository.format.commit import MAX_RECORD_BYTES, CommitRecord, Head
+from savepoint.repository.format.object_keys import commit_key
 from savepoint.storage.store import ObjectStore
 
 
 class Chain:
-    """The chain of one agent; ``store`` is already the agent's own part of it."""
+    """The chain of one agent; ``store`` is limited to the agent's own prefix."""
 
     def __init__(self, store: ObjectStore, namespace: str, agent: str) -> None:
         self._store, self.namespace, self.agent = store, namespace, agent
 
     def head(self, pinned: Head | None = None) -> Head | None:
-        """The newest record, found upwards from the pinned one; None if there is no record at all.
+        """Return the newest record, searching upwards from the pinned one; None if the chain has no record.
 
-        RollbackDetected if the pinned record is gone or another one is in its place, IntegrityError if a link on the
-        way is broken. Without a pin the newest is searched for, and only its own link is checked.
+        Without a pin the newest record is searched for, and only its own link is checked.
+
+        Raises:
+            RollbackDetected: The pinned record is missing, or another record has its sequence.
+            IntegrityError: A record on the way is damaged or breaks the chain.
         """
         head = self._search() if pinned is None else self._confirm(pinned)
         while head is not None:
@@ -34,7 +38,7 @@ class Chain:
         return None
 
     def find(self, sequence: int) -> Head | None:
-        """The record of this sequence with its digest; None only if the store says that there is none."""
+        """Return the record of this sequence with its digest; None only if the store reports that it is missing."""
         key = commit_key(sequence)
         try:
             content = self._store.get(key, max_bytes=MAX_RECORD_BYTES)
@@ -46,14 +50,14 @@ class Chain:
         return Head(record, commit.digest(content))
 
     def record(self, sequence: int) -> CommitRecord:
-        """The record of this sequence; ObjectMissing if there is none."""
+        """Return the record of this sequence; ObjectMissing if it does not exist."""
         found = self.find(sequence)
         if found is None:
             raise ObjectMissing(f"{self.namespace}/{self.agent} has no commit record {sequence}")
         return found.record
 
     def back(self, head: Head, depth: int) -> Iterator[Head]:
-        """The head and up to ``depth - 1`` records before it, newest first, each link checked."""
+        """Yield the head and up to ``depth - 1`` records before it, newest first, checking each link."""
         current = head
         for _ in range(depth):
             yield current
@@ -68,43 +72,46 @@ class Chain:
             current = before
 
     def find_attempt(self, attempt: str, head: Head | None, depth: int = 64) -> Head | None:
-        """The record that committed this attempt, among the newest ``depth`` ones."""
+        """Return the record that committed this attempt, if it is among the newest ``depth`` records."""
         if head is None:
             return None
         return next((each for each in self.back(head, depth) if each.record.attempt == attempt), None)
 
     def append(self, record: CommitRecord) -> Head:
-        """Write the record under its sequence. Superseded if another record is there, or comes to be there.
+        """Write the record under its sequence, once.
 
-        When the store's answer is lost the record is read back; if that is no answer either, StoreUnavailable: the
-        record may exist, and the caller looks again before it decides anything.
+        If the store's response is lost, the record is read back to find out whether it was written.
+
+        Raises:
+            Superseded: Another record has the sequence.
+            StoreUnavailable: The record may or may not exist; read the head again before deciding anything.
         """
         content = commit.encode(record)
         key = commit_key(record.sequence)
         try:
             self._store.put_new(key, content)
         except ObjectExists as error:
-            if self._reread(key) != content:
-                raise Superseded(
-                    f"another writer took sequence {record.sequence} of {self.namespace}/{self.agent}"
-                ) from error
+            if self._read_back(key) != content:
+                raise self._lost_race(record) from error
         except StoreUnavailable as error:
-            found = self._reread(key)
+            found = self._read_back(key)
             if found is None:
                 raise
             if found != content:
-                raise Superseded(
-                    f"another writer took sequence {record.sequence} of {self.namespace}/{self.agent}"
-                ) from error
+                raise self._lost_race(record) from error
         return Head(record, commit.digest(content))
 
-    def _reread(self, key: str) -> bytes | None:
+    def _lost_race(self, record: CommitRecord) -> Superseded:
+        return Superseded(f"another writer took sequence {record.sequence} of {self.namespace}/{self.agent}")
+
+    def _read_back(self, key: str) -> bytes | None:
         try:
             return self._store.get(key, max_bytes=MAX_RECORD_BYTES)
         except ObjectMissing:
             return None
 
     def _search(self) -> Head | None:
+        """Find the newest record by doubling the sequence, then halving the interval."""
         low, step = self.find(1), 1
         if low is None:
             return None
@@ -125,7 +132,9 @@ class Chain:
         found = self.find(pinned.record.sequence)
         if found is None:
             raise RollbackDetected(
-                f"{key} of {self.namespace}/{self.agent} is pinned and gone: the store was put back or emptied", key
+                f"{key} of {self.namespace}/{self.agent} is pinned but missing: the store was emptied or restored "
+                "from an older copy",
+                key,
             )
         if found.digest != pinned.digest:
             raise RollbackDetected(
@@ -134,12 +143,7 @@ class Chain:
         return found
 
     def _check_link(self, record: CommitRecord, before: Head) -> None:
-        problem = commit.follows(record, before)
+        problem = commit.link_problem(record, before)
         if problem:
             key = commit_key(record.sequence)
             raise IntegrityError(f"{key} of {self.namespace}/{self.agent} breaks the chain: {problem}", key)
-
-
-def commit_key(sequence: int) -> str:
-    """Where the record of this sequence is."""
-    return f"commits/{sequence:020d}"

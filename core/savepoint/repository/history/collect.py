@@ -1,7 +1,7 @@
 """Removes what no kept checkpoint needs: manifests first, then packs, never a commit record.
 
-It runs only while the agent has no checkpoint in flight; the caller sees to that. A listing decides what is looked at,
-never what is needed: that comes from the manifests of the kept records alone.
+The caller ensures that the agent has no checkpoint in flight. A listing only supplies candidates; what is needed
+follows from the manifests of the kept records alone.
 """
 
 from collections.abc import Iterable, Set
@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 
 from savepoint.errors import IntegrityError, StoreMisconfigured, Superseded
 from savepoint.repository.format.commit import Head
+from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.history.chain import Chain
 from savepoint.repository.history.lineage import PENDING_PREFIX
-from savepoint.repository.repository import Repository, manifest_key, pack_key
+from savepoint.repository.repository import Repository
 from savepoint.storage.store import ObjectInfo
 
 MAX_SKEW = timedelta(minutes=5)
@@ -20,26 +21,28 @@ MAX_SKEW = timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class CollectReport:
-    """What a collection did."""
+    """The result of a collection."""
 
     manifests: int = 0
     packs: int = 0
     bytes: int = 0
-    """Of everything removed."""
+    """The size of everything removed."""
     kept_packs: int = 0
     kept_bytes: int = 0
-    """Of the packs that kept manifests name."""
+    """The size of the packs that kept manifests name."""
     young: int = 0
-    """Unneeded objects left alone because they are within the grace."""
+    """Unneeded objects that were kept: younger than the grace period, or without a modification time."""
 
 
 def collect(
     repository: Repository, chain: Chain, head: Head, *, keep: Set[int], grace_seconds: float, now: datetime
 ) -> CollectReport:
-    """Remove manifests and packs that neither a record in ``keep`` nor the head needs and that outlived the grace.
+    """Remove objects that neither a record in ``keep`` nor the head needs and that are older than the grace period.
 
-    Superseded if the chain has grown beyond ``head``; IntegrityError, with nothing removed, if a kept manifest is gone
-    or damaged; StoreMisconfigured if the store's clock is ahead of ``now`` by more than five minutes.
+    Raises:
+        Superseded: The chain has grown beyond ``head``.
+        ObjectMissing, IntegrityError: A kept manifest is missing or damaged; nothing was removed.
+        StoreMisconfigured: The store's clock is more than five minutes ahead of ``now``; nothing was removed.
     """
     if chain.head(head) != head:
         raise Superseded(f"{chain.namespace}/{chain.agent} has a newer record: collect again")
@@ -79,8 +82,8 @@ def _check_clock(found: Iterable[ObjectInfo], now: datetime) -> None:
     newest = max((info.modified for info in found if info.modified is not None), default=None)
     if newest is not None and newest > now + MAX_SKEW:
         raise StoreMisconfigured(
-            f"the store has an object of {newest.isoformat()}, this clock says {now.isoformat()}: "
-            "nothing is collected while the clocks differ by more than 5 minutes; set them"
+            f"the store has an object of {newest.isoformat()}, but this clock says {now.isoformat()}: nothing is "
+            "collected while the clocks differ by more than 5 minutes; synchronize them"
         )
 
 

@@ -1,7 +1,7 @@
-"""What an authority may do to a chain: grant, commit, complete, roll back, adopt. Operator and laptop share it.
+"""The operations of an authority on a chain: grant, commit, complete, roll back, adopt a pending commit.
 
-It checks everything that a sidecar says against the store before it writes a record, and each operation may be asked
-twice. Time is an argument. Who deserves a grant is decided elsewhere.
+The operator and ``savepoint run`` share them. Everything a sidecar claims is checked against the store before a record
+is written, and every operation may be repeated. Time is an argument. Which pod deserves a grant is decided elsewhere.
 """
 
 from collections.abc import Sequence
@@ -12,37 +12,39 @@ from savepoint.repository.format import commit
 from savepoint.repository.format.canonical import Fields, decode_canonical, encode
 from savepoint.repository.format.commit import Head, ManifestName
 from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES, Manifest, Pack, manifest_name, open_manifest
+from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.history.chain import Chain
-from savepoint.repository.repository import Repository, pack_key
+from savepoint.repository.repository import Repository
 
 PENDING_PREFIX = "pending/"
 MAX_PENDING_BYTES = MAX_MANIFEST_BYTES + 16 * 1024
 
 _PENDING_MAGIC = b"SVPNTPD1"
 _ENDS_EPOCH = ("completed", "rollback")
-"""After these only a grant follows: a pod that was rolled back may not put its own state over what was chosen."""
+"""After these only a grant follows: a pod that was rolled back must not overwrite the chosen state with its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a writer has put into the store and wants committed."""
+    """What a writer has stored and asks an authority to commit."""
 
     attempt: str
     name: str
-    """Of the manifest object."""
+    """The manifest object's name."""
     size: int
+    """The manifest object's size in bytes."""
     packs: tuple[Pack, ...] = ()
-    """The packs written for it."""
+    """The packs uploaded for it."""
     uploaded_bytes: int = 0
     logical: int = 0
     stored: int = 0
     manifest_bytes: bytes = field(default=b"", repr=False)
-    """The manifest object itself, for whoever has to put it; not needed to commit."""
+    """The manifest object, for a process that still has to store it. Not needed to commit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What a sidecar left for an operator that it could not reach."""
+    """A commit that a sidecar left in the store because it could not reach the operator."""
 
     attempt: str
     epoch: int
@@ -50,13 +52,14 @@ class Pending:
     trigger: str
     completed: bool
     manifest: bytes = field(repr=False)
-    """The sealed manifest, or nothing when only a completion is told."""
+    """The sealed manifest; empty if only a completion is reported."""
 
 
 def grant(chain: Chain, head: Head | None, pod_uid: str, node: str, time: str) -> Head:
-    """The next epoch, for this pod. A pod that holds the newest epoch gets the same again, unless that has ended.
+    """Grant the next epoch to a pod. A pod that holds the newest epoch keeps it, unless that epoch has ended.
 
-    Superseded if another writer was faster: read the head again and decide anew.
+    Raises:
+        Superseded: Another writer appended first; read the head again and decide again.
     """
     if head is not None and head.record.pod_uid == pod_uid and head.record.kind not in _ENDS_EPOCH:
         return head
@@ -78,10 +81,14 @@ def commit_checkpoint(
     number: int | None = None,
     name: str | None = None,
 ) -> Head:
-    """Make the offered checkpoint exist, and end the run when ``completed``; the newest record.
+    """Commit the offered checkpoint, and end the run if ``completed``; return the newest record.
 
-    The same attempt commits once, however often it is asked. Superseded if the epoch is not this pod's any more,
-    IntegrityError if the manifest or a new pack is not what the offer says.
+    An attempt is committed once, however often the call is repeated.
+
+    Raises:
+        Superseded: The pod no longer holds the epoch, or the epoch has ended.
+        IntegrityError: The manifest or a new pack does not match the offer.
+        ObjectMissing: The manifest is not in the store.
     """
     try:
         manifest = repository.read_manifest(offer.name, offer.size)
@@ -90,7 +97,7 @@ def commit_checkpoint(
         if done is None or completed:
             raise
         return done
-    done = _committed(chain, head, offer.attempt, manifest)
+    done = _find_committed(chain, head, offer.attempt, manifest)
     if done is not None:
         finished = head.record.kind == "completed" and head.record.epoch == done.record.epoch
         if not completed or finished:
@@ -116,13 +123,13 @@ def commit_checkpoint(
 
 
 def complete(chain: Chain, head: Head, epoch: int, pod_uid: str, time: str) -> Head:
-    """End the run: the next grant starts fresh. Superseded if the epoch is not this pod's any more."""
+    """End the run: the next grant starts fresh. Superseded if the pod no longer holds the epoch."""
     _check_holder(head, epoch, pod_uid)
     return chain.append(commit.completed(head, time=time))
 
 
 def rollback(chain: Chain, head: Head, manifest: ManifestName | None, time: str, attempt: str | None = None) -> Head:
-    """Let the lineage go on from ``manifest``, or from nothing. An attempt rolls back once."""
+    """Move the agent to ``manifest``, or to nothing. An attempt rolls back once, however often it is repeated."""
     if attempt is not None:
         done = chain.find_attempt(attempt, head)
         if done is not None:
@@ -131,8 +138,8 @@ def rollback(chain: Chain, head: Head, manifest: ManifestName | None, time: str,
 
 
 def pending_bytes(pending: Pending) -> bytes:
-    """The object that tells an operator later."""
-    told = encode(
+    """Return the bytes of a pending commit's object."""
+    header = encode(
         {
             "attempt": pending.attempt,
             "epoch": pending.epoch,
@@ -141,14 +148,14 @@ def pending_bytes(pending: Pending) -> bytes:
             "completed": pending.completed,
         }
     )
-    return _PENDING_MAGIC + len(told).to_bytes(4, "big") + told + pending.manifest
+    return _PENDING_MAGIC + len(header).to_bytes(4, "big") + header + pending.manifest
 
 
 def pending_of(content: bytes, where: str) -> Pending:
-    """What the object tells; IntegrityError naming ``where``."""
+    """Parse and check a pending commit; raise IntegrityError naming ``where``."""
     length = int.from_bytes(content[8:12], "big")
     if not content.startswith(_PENDING_MAGIC) or len(content) < 12 + length:
-        raise IntegrityError(f"{where} is no pending commit", where)
+        raise IntegrityError(f"{where} is not a pending commit", where)
     fields = Fields(decode_canonical(content[12 : 12 + length], where), where)
     pending = Pending(
         attempt=fields.text("attempt"),
@@ -163,14 +170,15 @@ def pending_of(content: bytes, where: str) -> Pending:
 
 
 def find_pending(repository: Repository, epoch: int) -> Sequence[str]:
-    """Keys of pending commits under this epoch, by a listing: for an authority that lost the key it gave out."""
+    """List the keys of pending commits of this epoch, for an authority that no longer has the key it gave out."""
     return sorted(info.key for info in repository.store.list(f"{PENDING_PREFIX}{epoch}-"))
 
 
 def adopt_pending(repository: Repository, chain: Chain, head: Head, pending_key: str, time: str) -> Head | None:
-    """Commit what a sidecar left at this key, then remove it; None if there is nothing, or nothing that still counts.
+    """Commit what a sidecar left under this key, then delete it; return the newest record it led to.
 
-    What was left under a superseded epoch is removed unread beyond its first fields.
+    Returns None if there is nothing, or nothing that is still valid. A pending commit of a superseded epoch is deleted
+    without reading more than its header.
     """
     try:
         content = repository.store.get(pending_key, max_bytes=MAX_PENDING_BYTES)
@@ -178,7 +186,7 @@ def adopt_pending(repository: Repository, chain: Chain, head: Head, pending_key:
         return None
     pending = pending_of(content, pending_key)
     adopted: Head | None = None
-    if _still_counts(chain, head, pending):
+    if _is_still_valid(chain, head, pending):
         if pending.manifest:
             name = manifest_name(pending.manifest)
             open_manifest(pending.manifest, repository.key, repository.namespace, repository.agent, name)
@@ -200,7 +208,7 @@ def adopt_pending(repository: Repository, chain: Chain, head: Head, pending_key:
     return adopted
 
 
-def _still_counts(chain: Chain, head: Head, pending: Pending) -> bool:
+def _is_still_valid(chain: Chain, head: Head, pending: Pending) -> bool:
     if (head.record.epoch, head.record.pod_uid) != (pending.epoch, pending.pod_uid):
         return False
     return head.record.kind not in _ENDS_EPOCH or chain.find_attempt(pending.attempt, head) is not None
@@ -208,15 +216,17 @@ def _still_counts(chain: Chain, head: Head, pending: Pending) -> bool:
 
 def _check_holder(head: Head, epoch: int, pod_uid: str) -> None:
     record = head.record
-    who = f"{record.namespace}/{record.agent}"
+    agent = f"{record.namespace}/{record.agent}"
     if (record.epoch, record.pod_uid) != (epoch, pod_uid):
-        raise Superseded(f"epoch {epoch} of {who} is superseded: epoch {record.epoch} belongs to pod {record.pod_uid}")
+        raise Superseded(f"epoch {epoch} of {agent} is superseded: pod {record.pod_uid} holds epoch {record.epoch}")
     if record.kind in _ENDS_EPOCH:
-        raise Superseded(f"epoch {epoch} of {who} has ended with a record of kind {record.kind}: nothing follows it")
+        raise Superseded(
+            f"epoch {epoch} of {agent} has ended with a record of kind {record.kind}: it can commit nothing more"
+        )
 
 
-def _committed(chain: Chain, head: Head, attempt: str, manifest: Manifest) -> Head | None:
-    """The record of the attempt, looked for no further back than the manifest's parent and epoch allow."""
+def _find_committed(chain: Chain, head: Head, attempt: str, manifest: Manifest) -> Head | None:
+    """Return the attempt's record, searching no further back than the manifest's parent and epoch allow."""
     floor = manifest.parent.sequence if manifest.parent else 0
     for each in chain.back(head, 64):
         if each.record.attempt == attempt and each.record.kind == "checkpoint":
@@ -229,7 +239,7 @@ def _committed(chain: Chain, head: Head, attempt: str, manifest: Manifest) -> He
 
 
 def _check_manifest(manifest: Manifest, offer: Offer, epoch: int) -> None:
-    where = f"manifests/{offer.name}"
+    where = manifest_key(offer.name)
     if manifest.attempt != offer.attempt:
         raise IntegrityError(f"{where} was made for another attempt", where)
     if manifest.epoch != epoch:
@@ -237,13 +247,14 @@ def _check_manifest(manifest: Manifest, offer: Offer, epoch: int) -> None:
 
 
 def _check_packs(repository: Repository, manifest: Manifest, head: Head) -> None:
+    """Check that every pack which the parent's manifest does not name is in the store with its size."""
     known: set[Pack] = set()
     parent = head.record.manifest
     if parent is not None:
         try:
             known = set(repository.read_manifest(parent.name, parent.size).packs)
         except (ObjectMissing, IntegrityError):
-            known = set()  # the parent cannot vouch for anything: every pack is looked at
+            known = set()  # an unreadable parent vouches for no pack, so every pack is checked
     for pack in manifest.packs:
         if pack in known:
             continue
@@ -255,7 +266,7 @@ def _check_packs(repository: Repository, manifest: Manifest, head: Head) -> None
 
 
 def _own_record(chain: Chain, head: Head, attempt: str) -> Head:
-    """Our record, if the sequence was lost to ourselves: the same attempt asked at the same time elsewhere."""
+    """Return this attempt's record, if the sequence was lost to a concurrent call for the same attempt."""
     newest = chain.head(head)
     found = chain.find_attempt(attempt, newest)
     if found is None:

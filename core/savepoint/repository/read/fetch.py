@@ -1,6 +1,6 @@
-"""Fetches many chunks with few reads: sorted by place, neighbours in one range, two threads, reused buffers.
+"""Fetches many chunks with few reads: sorted by position, neighbours in one range, several threads, reused buffers.
 
-It neither knows what a chunk means nor writes it anywhere: whoever asks is handed verified bytes.
+It delivers verified bytes to the caller. It does not know what a chunk means and writes nothing.
 """
 
 import threading
@@ -13,32 +13,32 @@ from savepoint.errors import IntegrityError
 from savepoint.repository.buffer import working_memory
 from savepoint.repository.format.chunk import MAX_CHUNK_BYTES, OVERHEAD_BYTES, ChunkRef
 from savepoint.repository.format.keys import AgentKey
+from savepoint.repository.format.object_keys import pack_key
 from savepoint.repository.format.pack import ChunkOpener
-from savepoint.repository.repository import pack_key
 from savepoint.storage.store import BlobReader
 
 RUN_BYTES = 4 << 20
 GAP_BYTES = 64 << 10
 
-For = TypeVar("For")
+Purpose = TypeVar("Purpose")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted(Generic[For]):
-    """A chunk, and what it is for."""
+class Wanted(Generic[Purpose]):
+    """A chunk, and what the caller wants it for."""
 
     ref: ChunkRef
-    purpose: For
+    purpose: Purpose
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Generic[For]):
-    """A range of one pack that is read at once."""
+class Run(Generic[Purpose]):
+    """A range of one pack that is read in one request."""
 
     pack: str
     start: int
     end: int
-    wanted: tuple[Wanted[For], ...]
+    wanted: tuple[Wanted[Purpose], ...]
 
 
 class _Buffers:
@@ -49,7 +49,7 @@ class _Buffers:
 
 
 class Fetcher:
-    """Reads chunks of the packs with these sizes, with threads of its own until it is closed."""
+    """Reads chunks of packs with known sizes, with threads of its own until it is closed."""
 
     def __init__(self, reader: BlobReader, key: AgentKey, packs: Mapping[str, int], *, threads: int = 2) -> None:
         self._reader, self._key, self._packs = reader, key, packs
@@ -57,26 +57,27 @@ class Fetcher:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="savepoint-reader")
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def check(self, ref: ChunkRef) -> None:
-        """IntegrityError unless the reference lies within a pack that the manifest names."""
+        """Raise IntegrityError unless the reference lies within a pack that the manifest names."""
         if ref.offset + ref.stored > self._packs.get(ref.pack, 0):
             where = pack_key(ref.pack)
             raise IntegrityError(f"{where}: a chunk reference lies outside the packs of its manifest", where)
 
-    def one(self, ref: ChunkRef) -> bytes:
-        """One chunk, read in the caller's thread."""
+    def fetch_one(self, ref: ChunkRef) -> bytes:
+        """Return one chunk, read in the caller's thread."""
         found: list[bytes] = []
         for run in runs([Wanted(ref, None)]):
             self._fetch(run, lambda _, content: found.append(bytes(content)))
         return found[0]
 
-    def fetch(self, wanted: Sequence[Wanted[For]], deliver: Callable[[For, memoryview], None]) -> None:
-        """Hand every chunk to ``deliver``, from several threads, in no promised order; the bytes are borrowed.
+    def fetch(self, wanted: Sequence[Wanted[Purpose]], deliver: Callable[[Purpose, memoryview], None]) -> None:
+        """Pass every chunk to ``deliver``, from several threads and in no particular order.
 
-        The first error ends the whole: what was delivered was verified, the rest is missing.
+        The bytes are valid only during the call. The first error ends the fetch: what was delivered is verified, the
+        rest is missing.
         """
         futures = [self._pool.submit(self._fetch, run, deliver) for run in runs(wanted)]
         try:
@@ -86,8 +87,8 @@ class Fetcher:
             running = [future for future in futures if not future.cancel()]
             wait(running)
 
-    def ordered(self, refs: Sequence[ChunkRef]) -> list[bytes]:
-        """These chunks in their order, in memory."""
+    def fetch_ordered(self, refs: Sequence[ChunkRef]) -> list[bytes]:
+        """Return the content of these chunks, in order."""
         found: list[bytes] = [b""] * len(refs)
 
         def keep(number: int, content: memoryview) -> None:
@@ -96,7 +97,7 @@ class Fetcher:
         self.fetch([Wanted(ref, number) for number, ref in enumerate(refs)], keep)
         return found
 
-    def _fetch(self, run: Run[For], deliver: Callable[[For, memoryview], None]) -> None:
+    def _fetch(self, run: Run[Purpose], deliver: Callable[[Purpose, memoryview], None]) -> None:
         buffers = self._buffers()
         for each in run.wanted:
             self.check(each.ref)
@@ -119,16 +120,16 @@ class Fetcher:
         return buffers
 
 
-def runs(wanted: Sequence[Wanted[For]]) -> Iterator[Run[For]]:
-    """Ranges that cover these chunks: a new one where a pack ends, a gap is wide, or the range is full."""
-    pending: list[Wanted[For]] = []
+def runs(wanted: Sequence[Wanted[Purpose]]) -> Iterator[Run[Purpose]]:
+    """Yield ranges that cover these chunks: a new one where a pack ends, a gap is wide, or the range is full."""
+    pending: list[Wanted[Purpose]] = []
     end = 0
     for each in sorted(wanted, key=lambda one: (one.ref.pack, one.ref.offset)):
         ref = each.ref
         if pending:
             first = pending[0].ref
-            far = ref.offset > end + GAP_BYTES or max(end, ref.offset + ref.stored) - first.offset > RUN_BYTES
-            if ref.pack != first.pack or far:
+            is_far = ref.offset > end + GAP_BYTES or max(end, ref.offset + ref.stored) - first.offset > RUN_BYTES
+            if ref.pack != first.pack or is_far:
                 yield Run(first.pack, first.offset, end, tuple(pending))
                 pending = []
         end = max(end, ref.offset + ref.stored) if pending else ref.offset + ref.stored

@@ -1,4 +1,4 @@
-"""The read path: a manifest in, verified content out. Nothing it returns was not checked against its id.
+"""The read path: from a manifest to verified content. Everything it returns has been checked against its id.
 
 It writes no file (``restore`` does) and trusts no size, count or path from the store beyond the format's bounds.
 """
@@ -28,7 +28,7 @@ WINDOW_SEGMENTS = 8
 
 
 class CheckpointReader:
-    """Reads one checkpoint. Not for several threads at once; each call uses two of its own."""
+    """Reads one checkpoint. Not thread-safe; each call uses threads of its own."""
 
     def __init__(self, reader: BlobReader, key: AgentKey, manifest: Manifest, *, threads: int = 2) -> None:
         self.manifest = manifest
@@ -43,16 +43,16 @@ class CheckpointReader:
         self.close()
 
     def close(self) -> None:
-        """End the reader's threads."""
+        """Stop the reader's threads."""
         self.fetcher.close()
 
     @property
     def components(self) -> tuple[ComponentRecord, ...]:
-        """What the checkpoint holds."""
+        """The checkpoint's components."""
         return self.manifest.components
 
     def read_entries(self, component: ComponentRecord) -> dict[str, EntryRecord]:
-        """The named values of a component of layout entries, in their order, without their content."""
+        """Return the named values of a component of layout entries, in order, without their content."""
         found: dict[str, EntryRecord] = {}
         total = 0
         for where, content in self._segments(component, "entries"):
@@ -66,7 +66,7 @@ class CheckpointReader:
         return found
 
     def tree_entries(self, component: ComponentRecord) -> Iterator[TreeEntry]:
-        """The entries of a component of layout tree, in order, each checked."""
+        """Yield the entries of a component of layout tree, in order, each checked."""
         where = self._where(component)
         total = 0
         for entry in tree_format.checked_order(self._tree_entries(component), where):
@@ -75,14 +75,14 @@ class CheckpointReader:
         self._check_total(component, total)
 
     def content_chunks(self, content: Content) -> Iterator[ChunkRef]:
-        """Every chunk of a file's or value's content, in order."""
+        """Yield every chunk of a file's or value's content, in order."""
         if not content.more:
             yield from content.chunks
             return
-        yield from self._listed(content.more, content.size, "the segments of a large file")
+        yield from self._chunks_in_segments(content.more, content.size, "the segments of a large file")
 
-    def content(self, content: Content) -> Content:
-        """The same content with the ids and packs below its segments, as a writer needs it to refer to it again."""
+    def complete_content(self, content: Content) -> Content:
+        """Return the content with the ids and packs below its segments, which a writer needs to refer to it again."""
         if not content.more or content.ids:
             return content
         refs = list(self.content_chunks(content))
@@ -90,26 +90,26 @@ class CheckpointReader:
         return Content(content.size, (), content.more, packs, b"".join(ref.id for ref in refs))
 
     def blob_chunks(self, component: ComponentRecord) -> Iterator[ChunkRef]:
-        """Every chunk of a component of layout blob, in order."""
+        """Yield every chunk of a component of layout blob, in order."""
         self._require(component, "blob")
-        yield from self._listed(component.segments, component.size, self._where(component))
+        yield from self._chunks_in_segments(component.segments, component.size, self._where(component))
 
     def read_content(self, content: Content) -> bytes:
-        """All of a content, in memory: for documents, not for files."""
+        """Return a whole content in memory; for documents, not for files."""
         return b"".join(bytes(piece) for piece in self._pieces(self.content_chunks(content)))
 
     def read_content_into(self, content: Content, sink: Callable[[bytes], object]) -> None:
-        """Hand the content to ``sink`` piece by piece, in order."""
+        """Pass the content to ``sink`` piece by piece, in order."""
         for piece in self._pieces(self.content_chunks(content)):
             sink(piece)
 
     def read_blob_into(self, component: ComponentRecord, sink: Callable[[bytes], object]) -> None:
-        """Hand the content of a blob component to ``sink`` piece by piece, in order."""
+        """Pass the content of a blob component to ``sink`` piece by piece, in order."""
         for piece in self._pieces(self.blob_chunks(component)):
             sink(piece)
 
     def references(self, component: ComponentRecord) -> Iterator[ChunkRef]:
-        """Every reference under a component: its segments, what they list, and the segments below large files."""
+        """Yield every reference of a component: its segments, what they list, and the segments below large files."""
         yield from component.segments
         if component.layout == "blob":
             yield from self.blob_chunks(component)
@@ -132,13 +132,13 @@ class CheckpointReader:
         self._require(component, layout)
         where = self._where(component)
         for window in batches(component.segments, WINDOW_SEGMENTS):
-            for content in self.fetcher.ordered(window):
+            for content in self.fetcher.fetch_ordered(window):
                 yield where, content
 
-    def _listed(self, segments: Sequence[ChunkRef], size: int, where: str) -> Iterator[ChunkRef]:
+    def _chunks_in_segments(self, segments: Sequence[ChunkRef], size: int, where: str) -> Iterator[ChunkRef]:
         total = 0
         for window in batches(segments, WINDOW_SEGMENTS):
-            for content in self.fetcher.ordered(window):
+            for content in self.fetcher.fetch_ordered(window):
                 for ref in blob_refs(content, where):
                     self.fetcher.check(ref)
                     total += ref.length
@@ -150,7 +150,7 @@ class CheckpointReader:
 
     def _pieces(self, refs: Iterator[ChunkRef]) -> Iterator[bytes]:
         for window in batches(refs, WINDOW_CHUNKS):
-            yield from self.fetcher.ordered(window)
+            yield from self.fetcher.fetch_ordered(window)
 
     def _require(self, component: ComponentRecord, layout: Layout) -> None:
         if component.layout != layout:
@@ -166,7 +166,7 @@ class CheckpointReader:
 
 
 def batches(items: Iterable[T], count: int) -> Iterator[list[T]]:
-    """The items in lists of at most ``count``."""
+    """Yield the items in lists of at most ``count``."""
     source = iter(items)
     while batch := list(islice(source, count)):
         yield batch

@@ -1,7 +1,7 @@
-"""Restores a file tree: all of it is checked before the first write, and every byte before it is written.
+"""Restores a file tree. The whole tree is checked before the first write, and every byte before it is written.
 
-Files first, symbolic links after all files, times and modes of directories last. It neither clears the target nor
-decides whether it may be written (markers are the sidecar's), and expects names that are free.
+Order of writes: files, symbolic links, then times and modes of directories. It neither clears the target nor decides
+whether it may be written (the sidecar's markers do), and requires that the names are free.
 """
 
 import os
@@ -16,12 +16,12 @@ from savepoint.repository.format.manifest import ComponentRecord
 from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 from savepoint.repository.read.fetch import Wanted
 from savepoint.repository.read.reader import CheckpointReader
-from savepoint.repository.read.target import Target, finish, sync_file_system, translated, write_at
+from savepoint.repository.read.target import Target, set_mode_and_time, sync_file_system, translate_errors, write_at
 
 BATCH_BYTES = 32 << 20
 BATCH_CHUNKS = 2048
 KEPT_ENTRIES = 50_000
-"""Entries of the first pass that are kept for the second; a larger tree is read twice."""
+"""How many entries of the first pass are kept for the second; a larger tree is read twice."""
 OPEN_FILES = 64
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -29,7 +29,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What a restore made, or what a tree holds."""
+    """What a restore created, or what a tree contains."""
 
     files: int = 0
     directories: int = 0
@@ -39,7 +39,7 @@ class RestoreReport:
 
 @dataclass(slots=True)
 class _Piece:
-    """Where a chunk goes: into a file at an offset; a file of one chunk is made when its content comes."""
+    """The place of a chunk: an offset in a file. A file of one chunk has no descriptor until its content arrives."""
 
     file: TreeFile
     offset: int
@@ -47,7 +47,7 @@ class _Piece:
 
 
 def survey(reader: CheckpointReader, component: ComponentRecord) -> RestoreReport:
-    """Check a whole tree but its content: order, paths, sizes, references. Its totals tell what space it needs."""
+    """Check a whole tree except its content: order, paths, sizes and references. Return its totals."""
     return _survey(reader, component)[0]
 
 
@@ -59,14 +59,25 @@ def restore_tree(
     progress: Callable[[int], None] | None = None,
     durable: bool = True,
 ) -> RestoreReport:
-    """Restore a component of layout tree below ``directory``, a path or an open descriptor.
+    """Restore a component of layout tree.
 
-    Nothing is written if any path, size or reference of the tree is not as it must be; IntegrityError then, or when a
-    chunk is damaged: what was written so far is not removed. ``durable``: on disk when it returns. ``progress`` is told
-    the bytes written so far, from several threads.
+    Args:
+        reader: The checkpoint's reader.
+        component: The component to restore.
+        directory: The target, as a path or an open descriptor.
+        progress: Called with the number of bytes written so far, from several threads.
+        durable: Sync the file system before returning.
+
+    Returns:
+        What was created.
+
+    Raises:
+        IntegrityError: A path, size or reference of the tree is invalid, and nothing was written; or a chunk is
+            damaged, and what was written so far stays.
+        NoSpace, TargetNotEmpty, RunAsUserRequired, TargetUnusable: The target cannot be written.
     """
     report, kept = _survey(reader, component)
-    with translated(os.fsdecode(directory) if not isinstance(directory, int) else "."):
+    with translate_errors(os.fsdecode(directory) if not isinstance(directory, int) else "."):
         root = os.dup(directory) if isinstance(directory, int) else os.open(directory, _DIRECTORY)
     try:
         entries = kept if kept is not None else reader.tree_entries(component)
@@ -100,7 +111,7 @@ def _survey(reader: CheckpointReader, component: ComponentRecord) -> tuple[Resto
 
 
 class _Restorer:
-    """Writes entries in batches, so that neighbours in a pack are read at once whatever file they belong to."""
+    """Writes entries in batches, so that neighbouring chunks of a pack are read at once, whichever files need them."""
 
     def __init__(self, reader: CheckpointReader, root: int, progress: Callable[[int], None] | None) -> None:
         self._reader, self._root = reader, root
@@ -123,7 +134,7 @@ class _Restorer:
             target.close()
 
     def restore(self, entries: Iterable[TreeEntry]) -> None:
-        """Everything, in the order that is safe."""
+        """Restore all entries, in the safe order."""
         directories: list[TreeDirectory] = []
         symlinks: list[TreeSymlink] = []
         for entry in entries:
@@ -146,10 +157,10 @@ class _Restorer:
             return
         descriptor = self._target.create(file.path)
         if not file.content.size:
-            self._end(descriptor, file)
+            self._finish_file(descriptor, file)
             return
         self._open[descriptor] = file
-        for offset, ref in _placed(self._reader, file.content):
+        for offset, ref in _with_offsets(self._reader, file.content):
             self._want(ref, _Piece(file, offset, descriptor))
         self._complete.append(descriptor)
         if len(self._open) >= OPEN_FILES:
@@ -166,19 +177,19 @@ class _Restorer:
         self._reader.fetcher.fetch(wanted, self._write)
         for descriptor in self._complete:
             file = self._open.pop(descriptor)
-            self._end(descriptor, file)
+            self._finish_file(descriptor, file)
         self._complete.clear()
 
     def _write(self, piece: _Piece, content: memoryview) -> None:
         file = piece.file
-        with translated(file.path):
+        with translate_errors(file.path):
             if piece.descriptor is not None:
                 write_at(piece.descriptor, piece.offset, content)
             else:
-                descriptor = self._own_target().create(file.path)
+                descriptor = self._thread_target().create(file.path)
                 try:
                     write_at(descriptor, 0, content)
-                    finish(descriptor, file.mode, file.mtime_ns)
+                    set_mode_and_time(descriptor, file.mode, file.mtime_ns)
                 finally:
                     os.close(descriptor)
         if self._progress is not None:
@@ -187,14 +198,14 @@ class _Restorer:
                 done = self._done
             self._progress(done)
 
-    def _end(self, descriptor: int, file: TreeFile) -> None:
-        with translated(file.path):
+    def _finish_file(self, descriptor: int, file: TreeFile) -> None:
+        with translate_errors(file.path):
             try:
-                finish(descriptor, file.mode, file.mtime_ns)
+                set_mode_and_time(descriptor, file.mode, file.mtime_ns)
             finally:
                 os.close(descriptor)
 
-    def _own_target(self) -> Target:
+    def _thread_target(self) -> Target:
         target: Target | None = getattr(self._local, "target", None)
         if target is None:
             target = self._local.target = Target(self._root)
@@ -203,7 +214,7 @@ class _Restorer:
         return target
 
 
-def _placed(reader: CheckpointReader, content: Content) -> Iterator[tuple[int, ChunkRef]]:
+def _with_offsets(reader: CheckpointReader, content: Content) -> Iterator[tuple[int, ChunkRef]]:
     offset = 0
     for ref in reader.content_chunks(content):
         yield offset, ref

@@ -1,6 +1,6 @@
-"""The directory a tree is restored into: every step from its descriptor, no symbolic link followed, nothing replaced.
+"""The directory a tree is restored into. Every path is opened relative to it; nothing follows links or replaces files.
 
-It knows paths and descriptors, no chunks. The only module of the repository that touches a file system.
+It knows paths and descriptors, not chunks. The only module of the repository that touches a file system.
 """
 
 import ctypes
@@ -27,10 +27,10 @@ _KEPT_DIRECTORIES = 32
 
 
 class Target:
-    """Paths below one open directory. Used by one thread; each worker opens its own from the same root."""
+    """Paths below one open directory. Not thread-safe; each worker opens its own from the same root."""
 
     def __init__(self, root: int) -> None:
-        """``root`` is the descriptor of the directory; it stays the caller's."""
+        """Use an open directory; the caller keeps and closes its descriptor."""
         self._root = root
         self._directories: OrderedDict[str, int] = OrderedDict()
 
@@ -43,40 +43,40 @@ class Target:
         self.close()
 
     def close(self) -> None:
-        """Close the directories that were kept open."""
+        """Close the cached directories."""
         while self._directories:
             os.close(self._directories.popitem()[1])
 
     def make_directory(self, path: str) -> None:
-        """Make a directory for us alone; one that is there already, and is no link, is fine."""
-        with translated(path):
-            parent, name = self._place(path)
+        """Create a directory with mode 0700; an existing one that is not a link is accepted."""
+        with translate_errors(path):
+            parent, name = self._locate(path)
             try:
                 os.mkdir(name, 0o700, dir_fd=parent)
             except FileExistsError:
                 self.directory(path)
 
     def create(self, path: str) -> int:
-        """Open a new file for writing; the descriptor is the caller's. TargetNotEmpty if anything has the name."""
-        with translated(path):
-            parent, name = self._place(path)
+        """Create a file and return its descriptor, to be closed by the caller. TargetNotEmpty if the name is taken."""
+        with translate_errors(path):
+            parent, name = self._locate(path)
             return os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
 
     def make_symlink(self, path: str, target: str, mtime_ns: int) -> None:
-        """Make a symbolic link, verbatim."""
-        with translated(path):
-            parent, name = self._place(path)
+        """Create a symbolic link with this target, verbatim."""
+        with translate_errors(path):
+            parent, name = self._locate(path)
             os.symlink(path_bytes(target), name, dir_fd=parent)
             os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def finish_directory(self, path: str, mode: int, mtime_ns: int) -> None:
-        """Give a directory its mode and time."""
-        with translated(path):
+        """Set a directory's mode and time."""
+        with translate_errors(path):
             descriptor = self.directory(path)
-            finish(descriptor, mode, mtime_ns)
+            set_mode_and_time(descriptor, mode, mtime_ns)
 
     def directory(self, path: str) -> int:
-        """The descriptor of a directory, found element by element; it is valid until a few others were asked for."""
+        """Open a directory element by element. The descriptor is valid until a few other directories were opened."""
         missing: list[str] = []
         while path and path not in self._directories:
             path, _, name = path.rpartition("/")
@@ -92,19 +92,19 @@ class Target:
                 os.close(self._directories.popitem(last=False)[1])
         return descriptor
 
-    def _place(self, path: str) -> tuple[int, bytes]:
+    def _locate(self, path: str) -> tuple[int, bytes]:
         parent, _, name = path.rpartition("/")
         return self.directory(parent), path_bytes(name)
 
 
-def finish(descriptor: int, mode: int, mtime_ns: int) -> None:
-    """Give an open file or directory its mode and time."""
+def set_mode_and_time(descriptor: int, mode: int, mtime_ns: int) -> None:
+    """Set the mode and time of an open file or directory."""
     os.fchmod(descriptor, mode & MODE_BITS)
     os.utime(descriptor, ns=(mtime_ns, mtime_ns))
 
 
 def write_at(descriptor: int, offset: int, content: memoryview) -> None:
-    """Write all of it."""
+    """Write the whole content at the offset."""
     done = 0
     while done < len(content):
         done += os.pwrite(descriptor, content[done:], offset + done)
@@ -112,15 +112,15 @@ def write_at(descriptor: int, offset: int, content: memoryview) -> None:
 
 def sync_file_system(descriptor: int) -> None:
     """Make everything written to the file system of this descriptor durable."""
-    with translated("."):
+    with translate_errors("."):
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
 
 @contextmanager
-def translated(path: str) -> Iterator[None]:
-    """Turn what the file system says into our errors, with the path."""
+def translate_errors(path: str) -> Iterator[None]:
+    """Translate OSError into Savepoint's errors, with the path."""
     try:
         yield
     except SavepointError:
@@ -134,7 +134,7 @@ def _translate(error: OSError, path: str) -> SavepointError:
     if error.errno in DISK_FULL_ERRNOS:
         return NoSpace(f"{what}; give the volume more space")
     if error.errno in {errno.EEXIST, errno.ENOTDIR, errno.ELOOP}:
-        return TargetNotEmpty(f"{what}: something else has this name; empty the target first")
+        return TargetNotEmpty(f"{what}: another file has this name; empty the target first")
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return RunAsUserRequired(f"{what}; it must be written as the user who owns the target, not as {os.geteuid()}")
+        return RunAsUserRequired(f"{what}; write it as the user who owns the target, not as uid {os.geteuid()}")
     return TargetUnusable(f"{what}; the target must be a writable volume with a POSIX file system")

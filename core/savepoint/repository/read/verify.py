@@ -1,4 +1,4 @@
-"""Reads everything a checkpoint refers to and says what is damaged. It repairs nothing and writes nothing."""
+"""Reads everything a checkpoint refers to and reports what is damaged. It repairs and writes nothing."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from savepoint.errors import IntegrityError, ObjectMissing
 from savepoint.repository.format.chunk import ChunkRef
 from savepoint.repository.format.manifest import ComponentRecord
+from savepoint.repository.format.object_keys import pack_key
 from savepoint.repository.read.fetch import Wanted
 from savepoint.repository.read.reader import CheckpointReader, batches
-from savepoint.repository.repository import pack_key
 
 BATCH_CHUNKS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One damaged or missing thing."""
+    """One damaged or missing object."""
 
     object_key: str
     component: str
@@ -23,44 +23,53 @@ class Problem:
 
 
 def verify(reader: CheckpointReader) -> list[Problem]:
-    """The problems of the checkpoint; an empty list means that it restores byte for byte.
+    """Check a whole checkpoint.
 
-    What lies below a damaged segment cannot be found, so that segment stands for it.
+    Args:
+        reader: The checkpoint's reader.
 
-    StoreUnavailable and StoreDenied are raised, not listed: they say nothing about the checkpoint.
+    Returns:
+        The problems; an empty list means that the checkpoint restores byte for byte. What lies below a damaged segment
+        cannot be found, so only the segment is reported.
+
+    Raises:
+        StoreUnavailable, StoreDenied, StoreMisconfigured: The store cannot be read, which says nothing about the
+            checkpoint.
     """
-    return [problem for component in reader.components for problem in _of_component(reader, component)]
+    return [problem for component in reader.components for problem in _component_problems(reader, component)]
 
 
-def _of_component(reader: CheckpointReader, component: ComponentRecord) -> Iterator[Problem]:
+def _component_problems(reader: CheckpointReader, component: ComponentRecord) -> Iterator[Problem]:
     seen: set[tuple[str, str]] = set()
-    for problem in _all_of_component(reader, component):
+    for problem in _all_problems(reader, component):
         if (problem.object_key, problem.message) not in seen:
             seen.add((problem.object_key, problem.message))
             yield problem
 
 
-def _all_of_component(reader: CheckpointReader, component: ComponentRecord) -> Iterator[Problem]:
+def _all_problems(reader: CheckpointReader, component: ComponentRecord) -> Iterator[Problem]:
     try:
         for batch in batches(reader.references(component), BATCH_CHUNKS):
-            yield from _of_chunks(reader, component, batch)
+            yield from _chunk_problems(reader, component, batch)
     except (IntegrityError, ObjectMissing) as error:
         yield _problem(component, error, "")
 
 
-def _of_chunks(reader: CheckpointReader, component: ComponentRecord, refs: Iterable[ChunkRef]) -> Iterator[Problem]:
+def _chunk_problems(
+    reader: CheckpointReader, component: ComponentRecord, refs: Iterable[ChunkRef]
+) -> Iterator[Problem]:
     wanted = [Wanted(ref, None) for ref in refs]
     try:
-        reader.fetcher.fetch(wanted, _forget)
+        reader.fetcher.fetch(wanted, _discard)
     except (IntegrityError, ObjectMissing):
-        for each in wanted:  # one of many is damaged: ask for each, so that all are named
+        for each in wanted:  # at least one is damaged: read each on its own, so that all are named
             try:
-                reader.fetcher.one(each.ref)
+                reader.fetcher.fetch_one(each.ref)
             except (IntegrityError, ObjectMissing) as error:
                 yield _problem(component, error, pack_key(each.ref.pack))
 
 
-def _forget(_: None, content: memoryview) -> None:
+def _discard(_: None, content: memoryview) -> None:
     pass
 
 

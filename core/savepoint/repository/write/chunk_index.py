@@ -1,7 +1,7 @@
-"""Which chunks the parent checkpoint has, and where: what makes an increment small.
+"""The chunks that the next checkpoint can refer to instead of storing them again.
 
-Compact, about 60 bytes a chunk, because a state may have millions. Thread-safe. It holds only what the parent's
-manifest keeps alive and what the attempt at hand has stored; nothing is ever looked for in the store.
+Compact, about 60 bytes per chunk, because a state may have millions. Thread-safe. It holds only the chunks in packs of
+the parent's manifest and those that the current attempt has stored; it never searches the store.
 """
 
 import struct
@@ -17,89 +17,91 @@ _RECORD = struct.Struct("<32sIIII")
 _PLACE = struct.Struct("<IIII")
 _ID_BYTES = 32
 _MIN_SLOTS = 1024
-_GONE_PACKS = 256
+_MAX_UNUSED_PACKS = 256
 
-_GONE, _PARENT, _OWN, _RETIRED, _SPARE = range(5)
+_UNUSED, _PARENT, _OWN, _TO_REPACK, _LEFTOVER = range(5)
+"""States of a pack: no longer referred to; the parent's; the current attempt's; the parent's, but to be repacked;
+uploaded by an abandoned attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackUse:
-    """How much of a pack the parent still needs."""
+    """How much of a pack the parent still refers to."""
 
     name: str
     size: int
     live: int
-    """Stored bytes of its chunks that the parent refers to."""
+    """Stored bytes of the chunks that the parent refers to."""
 
 
 class ChunkIndex:
-    """Chunks by id. An attempt begins, adds and marks; then it is committed or abandoned."""
+    """Chunks by id. An attempt begins, adds and marks chunks; then it is committed or abandoned."""
 
     _records: bytearray
     _slots: "array[int]"
     _marked: bytearray
-    """One byte a record: whether the attempt refers to it."""
+    """One byte per record: whether the attempt refers to it."""
     _names: list[str]
     _sizes: list[int]
     _states: list[int]
     _live: list[int]
-    """Of the parent, by pack."""
+    """Stored bytes that the parent refers to, by pack."""
     _next_live: list[int]
-    """Of the attempt, by pack."""
+    """Stored bytes that the attempt refers to, by pack."""
     _numbers: dict[str, int]
     _used: set[int]
-    """Packs that the attempt refers to."""
+    """The packs that the attempt refers to."""
     _undo: dict[int, bytes]
-    """Places of the parent that the attempt has overwritten."""
+    """Places in the parent's packs that the attempt has overwritten, by record."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reset()
 
     def __len__(self) -> int:
-        """Chunks known, dead ones included."""
+        """Return the number of known chunks, including those that can no longer be referred to."""
         return self._count
 
     def uses(self) -> list[PackUse]:
-        """The parent's packs."""
+        """Return how much of each of its packs the parent uses."""
         with self._lock:
             return [
                 PackUse(self._names[number], self._sizes[number], self._live[number])
                 for number, state in enumerate(self._states)
-                if state in {_PARENT, _RETIRED}
+                if state in {_PARENT, _TO_REPACK}
             ]
 
-    def begin(self, retired: Iterable[str] = ()) -> None:
-        """Start an attempt. Chunks of ``retired`` packs count as unknown once the attempt stores something new."""
+    def begin(self, repack: Iterable[str] = ()) -> None:
+        """Start an attempt. Chunks in the packs to repack become unknown once the attempt stores something new."""
         with self._lock:
-            self._begin_idle()
-            for name in retired:
-                self._states[self._numbers[name]] = _RETIRED
+            self._clear_attempt()
+            for name in repack:
+                self._states[self._numbers[name]] = _TO_REPACK
 
-    def retire_now(self) -> None:
-        """Let the retired packs count as unknown from here on."""
-        self._retiring = True
+    def start_repacking(self) -> None:
+        """Treat the chunks in the packs to repack as unknown from now on."""
+        self._repacking = True
 
     def find(self, identity: bytes) -> ChunkRef | None:
-        """Where the chunk is, if it may be referred to."""
+        """Return where the chunk is, if it may be referred to."""
         with self._lock:
             record = self._lookup(identity)
             return self._usable(record) if record >= 0 else None
 
     def usable(self, packs: Iterable[str]) -> bool:
-        """Whether chunks in all these packs may be referred to."""
+        """Return whether chunks in all these packs may be referred to."""
         with self._lock:
             numbers = (self._numbers.get(name) for name in packs)
             return all(number is not None and self._is_usable(self._states[number]) for number in numbers)
 
     def add(self, ref: ChunkRef) -> ChunkRef:
-        """Remember a chunk that the attempt stored; if another thread was first, its reference is the answer."""
+        """Add a chunk that the attempt stored; if another thread added it first, return that thread's reference."""
         with self._lock:
-            self._retiring = True
+            self._repacking = True
             return self._add(ref)
 
     def mark(self, ref: ChunkRef) -> None:
-        """The attempt's checkpoint refers to this chunk."""
+        """Record that the attempt's checkpoint refers to this chunk."""
         with self._lock:
             number = self._numbers[ref.pack]
             self._used.add(number)
@@ -111,7 +113,7 @@ class ChunkIndex:
             self._next_live[number] += ref.stored
 
     def mark_listed(self, packs: Iterable[str], ids: Iterable[bytes]) -> None:
-        """The attempt's checkpoint refers, through segments, to chunks with these ids in these packs."""
+        """Record that the attempt's checkpoint refers, through segments, to chunks with these ids in these packs."""
         with self._lock:
             self._used.update(self._numbers[name] for name in packs)
             for identity in ids:
@@ -121,13 +123,13 @@ class ChunkIndex:
                     _, number, _, stored, _ = self._fields(record)
                     self._next_live[number] += stored
 
-    def wrote(self, pack: Pack) -> None:
-        """The attempt's pack is in the store, with this size."""
+    def add_pack(self, pack: Pack) -> None:
+        """Record that this pack, with this size, is in the store."""
         with self._lock:
             self._sizes[self._number(pack.name)] = pack.size
 
     def needed(self) -> list[Pack]:
-        """The packs that the attempt's checkpoint refers to, sorted by name."""
+        """Return the packs that the attempt's checkpoint refers to, sorted by name."""
         with self._lock:
             return sorted(
                 (Pack(self._names[number], self._sizes[number]) for number in self._used),
@@ -135,19 +137,19 @@ class ChunkIndex:
             )
 
     def live_bytes(self) -> int:
-        """Stored bytes of the distinct chunks that the attempt's checkpoint refers to."""
+        """Return the stored bytes of the distinct chunks that the attempt's checkpoint refers to."""
         return sum(self._next_live)
 
     def commit(self) -> None:
-        """The attempt's checkpoint is the parent now."""
+        """Make the attempt's checkpoint the parent."""
         with self._lock:
             self._live = self._next_live
-            self._states = [_PARENT if number in self._used else _GONE for number in range(len(self._states))]
-            self._begin_idle()
-            self._compact_if_worth_it()
+            self._states = [_PARENT if number in self._used else _UNUSED for number in range(len(self._states))]
+            self._clear_attempt()
+            self._compact_if_worthwhile()
 
     def abandon(self, *, keep_stored: bool = False) -> None:
-        """Forget the attempt; the parent is as before. ``keep_stored``: packs that it has put may be referred to."""
+        """Discard the attempt. With ``keep_stored``, packs that it has uploaded may still be referred to."""
         with self._lock:
             for record, place in self._undo.items():
                 at = record * _RECORD.size + _ID_BYTES
@@ -156,8 +158,8 @@ class ChunkIndex:
                 self._after_abandon(state, keep_stored and size > 0)
                 for state, size in zip(self._states, self._sizes, strict=True)
             ]
-            self._begin_idle()
-            self._compact_if_worth_it()
+            self._clear_attempt()
+            self._compact_if_worthwhile()
 
     def _reset(self) -> None:
         self._records = bytearray()
@@ -168,14 +170,14 @@ class ChunkIndex:
         self._states = []
         self._live = []
         self._numbers = {}
-        self._begin_idle()
+        self._clear_attempt()
 
-    def _begin_idle(self) -> None:
+    def _clear_attempt(self) -> None:
         self._marked = bytearray(self._count)
         self._next_live = [0] * len(self._names)
         self._used = set()
         self._undo = {}
-        self._retiring = False
+        self._repacking = False
 
     def _number(self, name: str) -> int:
         number = self._numbers.get(name)
@@ -210,7 +212,7 @@ class ChunkIndex:
         return ref
 
     def _lookup(self, identity: bytes) -> int:
-        """The record's number, or minus one minus the free slot where it would be."""
+        """Return the record's number, or minus one minus the free slot where it belongs."""
         slots, records = self._slots, self._records
         mask = len(slots) - 1
         slot = int.from_bytes(identity[:8], "little") & mask
@@ -241,22 +243,22 @@ class ChunkIndex:
 
     @staticmethod
     def _after_abandon(state: int, kept: bool) -> int:
-        if state in {_OWN, _SPARE}:
-            return _SPARE if kept else _GONE
-        return _PARENT if state == _RETIRED else state
+        if state in {_OWN, _LEFTOVER}:
+            return _LEFTOVER if kept else _UNUSED
+        return _PARENT if state == _TO_REPACK else state
 
     def _is_usable(self, state: int) -> bool:
-        return state in {_PARENT, _OWN, _SPARE} or (state == _RETIRED and not self._retiring)
+        return state in {_PARENT, _OWN, _LEFTOVER} or (state == _TO_REPACK and not self._repacking)
 
-    def _compact_if_worth_it(self) -> None:
-        gone = self._states.count(_GONE)
-        if gone <= max(_GONE_PACKS, len(self._states) // 2):
+    def _compact_if_worthwhile(self) -> None:
+        unused = self._states.count(_UNUSED)
+        if unused <= max(_MAX_UNUSED_PACKS, len(self._states) // 2):
             return
-        refs = [ref for ref in map(self._ref, range(self._count)) if self._states[self._numbers[ref.pack]] != _GONE]
+        refs = [ref for ref in map(self._ref, range(self._count)) if self._states[self._numbers[ref.pack]] != _UNUSED]
         kept = [
             (self._names[n], self._sizes[n], self._live[n], state)
             for n, state in enumerate(self._states)
-            if state != _GONE
+            if state != _UNUSED
         ]
         self._reset()
         for name, size, live, state in kept:
@@ -264,4 +266,4 @@ class ChunkIndex:
             self._sizes[number], self._live[number], self._states[number] = size, live, state
         for ref in refs:
             self._add(ref)
-        self._begin_idle()
+        self._clear_attempt()

@@ -1,7 +1,7 @@
-"""One worker's way from plain bytes to a sealed chunk: read, hash, known?, compress, seal into a pack.
+"""Turns plain bytes into one stored chunk after the other: read, hash, look up, compress, seal into a pack.
 
-A lane has one read buffer and one buffer for what was compressed, both reused; it is used by one thread at a time.
-Which lane stores what is for ``lanes``, what becomes of full packs for ``packing``.
+A worker reuses one buffer for plain and one for compressed bytes, and serves one thread at a time. ``worker_pool``
+decides which worker stores what; ``pack_uploads`` stores full packs.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,22 @@ from savepoint.repository.write.source import Source
 
 
 class ChunkWorker:
-    """Stores chunks one after the other."""
+    """Stores chunks. Not thread-safe."""
 
-    def __init__(self, packing: PackUploads, index: ChunkIndex) -> None:
-        self._packing, self._index = packing, index
+    def __init__(self, uploads: PackUploads, index: ChunkIndex) -> None:
+        self._uploads, self._index = uploads, index
         self._plain = working_memory(1 + MAX_CHUNK_BYTES)
-        self._packed = working_memory(1 + MAX_CHUNK_BYTES)
-        self._plain[0], self._packed[0] = RAW, ZSTD
+        self._compressed = working_memory(1 + MAX_CHUNK_BYTES)
+        self._plain[0], self._compressed[0] = RAW, ZSTD
         self._compressor = Compressor()
         self._pack: PackWriter | None = None
 
     def store(self, source: Source, offset: int, length: int, *, exact: bool) -> ChunkRef | None:
-        """Store the chunk at ``offset``; None, or a shorter one, if the source ended early and need not be exact."""
+        """Store the chunk at ``offset`` and return its reference.
+
+        If the source ends early, store a shorter chunk, or return None if nothing is left; with ``exact``, raise
+        StateUnstable instead.
+        """
         count = source.read_into(offset, self._plain[1 : 1 + length])
         if count < length and exact:
             raise StateUnstable(f"the content became shorter while it was read: {offset + count} bytes are left")
@@ -38,27 +42,27 @@ class ChunkWorker:
         identity = chunk_id(content)
         return self._index.find(identity) or self._store_new(identity, content)
 
-    def flush(self, needed: Callable[[str], bool]) -> None:
-        """Begin to put the pack at hand, unless nothing needs it."""
+    def flush(self, is_needed: Callable[[str], bool]) -> None:
+        """Start to upload the current pack, or drop it if it is not needed."""
         pack, self._pack = self._pack, None
         if pack is not None:
-            if needed(pack.name):
-                self._packing.put(pack)
+            if is_needed(pack.name):
+                self._uploads.put(pack)
             else:
-                self._packing.drop(pack)
+                self._uploads.drop(pack)
 
     def _store_new(self, identity: bytes, content: memoryview) -> ChunkRef:
         frame = self._compressor.compress(content)
         if frame is None:
             plain = self._plain[: 1 + len(content)]
         else:
-            self._packed[1 : 1 + len(frame)] = frame
-            plain = self._packed[: 1 + len(frame)]
+            self._compressed[1 : 1 + len(frame)] = frame
+            plain = self._compressed[: 1 + len(frame)]
         pack = self._pack
         if pack is not None and not pack.fits(len(plain)):
             self._pack = None
-            self._packing.put(pack)
+            self._uploads.put(pack)
             pack = None
         if pack is None:
-            pack = self._pack = self._packing.take()
+            pack = self._pack = self._uploads.take()
         return self._index.add(pack.append(identity, plain, len(content)))

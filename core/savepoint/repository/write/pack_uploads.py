@@ -1,6 +1,6 @@
-"""A few pack buffers, and the threads that put full ones while others are filled.
+"""A few pack buffers, and the threads that upload full packs while others are filled.
 
-It knows when a buffer is free and when a pack is in the store; what goes into a pack is for ``lane``.
+It knows when a buffer is free and when a pack is in the store; ``chunk_worker`` fills the packs.
 """
 
 import threading
@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from savepoint.errors import DeadlineExceeded
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import Pack
+from savepoint.repository.format.object_keys import pack_key
 from savepoint.repository.format.pack import PackWriter
-from savepoint.repository.repository import pack_key
 from savepoint.repository.write.chunk_index import ChunkIndex
 from savepoint.storage.store import BlobWriter
 
@@ -19,7 +19,7 @@ ABORTED = "the checkpoint was aborted while its content was stored"
 
 
 class PackUploads:
-    """Hands out begun packs and takes full ones. Thread-safe."""
+    """Supplies empty packs and uploads full ones. Thread-safe."""
 
     def __init__(
         self, writer: BlobWriter, key: AgentKey, index: ChunkIndex, *, new_name: Callable[[], str], buffers: int
@@ -27,15 +27,15 @@ class PackUploads:
         self._writer, self._key, self._index, self._new_name = writer, key, index, new_name
         self._free = [PackWriter() for _ in range(buffers)]
         self._changed = threading.Condition()
-        self._putting = 0
+        self._uploading = 0
         self._failure: BaseException | None = None
         self._stopped = False
-        self._pool = ThreadPoolExecutor(buffers, thread_name_prefix="savepoint-put")
-        self.written: list[Pack] = []
+        self._threads = ThreadPoolExecutor(buffers, thread_name_prefix="savepoint-upload")
+        self.uploaded: list[Pack] = []
         """The packs that are in the store."""
 
     def take(self) -> PackWriter:
-        """A begun pack, as soon as a buffer is free. Raises what a put has failed with."""
+        """Return an empty pack, waiting for a free buffer. Raises the error of a failed upload."""
         with self._changed:
             while not self._free or self._failure or self._stopped:
                 self._raise_failure()
@@ -47,46 +47,46 @@ class PackUploads:
         return pack
 
     def put(self, pack: PackWriter) -> None:
-        """Put a full pack, in another thread; its buffer is free again afterwards."""
+        """Upload a pack in another thread; its buffer is free again afterwards."""
         with self._changed:
-            self._putting += 1
-        self._pool.submit(self._put, pack)
+            self._uploading += 1
+        self._threads.submit(self._upload, pack)
 
     def drop(self, pack: PackWriter) -> None:
-        """Give a pack's buffer back without putting it."""
+        """Free a pack's buffer without uploading it."""
         pack.drop()
         with self._changed:
             self._free.append(pack)
             self._changed.notify()
 
     def wait(self) -> tuple[Pack, ...]:
-        """Wait until everything is put: all packs, by name. Raises what a put has failed with."""
+        """Wait for all uploads and return all packs, sorted by name. Raises the error of a failed upload."""
         with self._changed:
-            while self._putting:
+            while self._uploading:
                 self._changed.wait()
             self._raise_failure()
-            return tuple(sorted(self.written, key=lambda pack: pack.name))
+            return tuple(sorted(self.uploaded, key=lambda pack: pack.name))
 
     def close(self) -> None:
-        """Wait for puts under way, and let the buffers go."""
+        """Wait for uploads in progress, and free the buffers."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._pool.shutdown(wait=True)
+        self._threads.shutdown(wait=True)
         self._free.clear()
 
-    def _put(self, pack: PackWriter) -> None:
-        described = Pack(pack.name, pack.size)
+    def _upload(self, pack: PackWriter) -> None:
+        stored = Pack(pack.name, pack.size)
         try:
-            self._writer.put_new(pack_key(described.name), pack.view())
-            self._index.wrote(described)
-            self.written.append(described)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the pack's chunks are waited for
+            self._writer.put_new(pack_key(stored.name), pack.view())
+            self._index.add_pack(stored)
+            self.uploaded.append(stored)
+        except BaseException as error:  # noqa: BLE001 - raised to the threads that wait for a buffer or for the end
             self._failure = self._failure or error
         finally:
             pack.drop()
             with self._changed:
-                self._putting -= 1
+                self._uploading -= 1
                 self._free.append(pack)
                 self._changed.notify_all()
 

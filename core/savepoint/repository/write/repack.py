@@ -1,6 +1,6 @@
-"""Which packs a checkpoint stops referring to, so that the number and the waste of packs stay bounded. Pure.
+"""Chooses which packs the next checkpoint stops referring to, so that the number and waste of packs stay bounded. Pure.
 
-The chunks of a retired pack are stored again when the writer meets their content, which it has just read anyway.
+The chunks of a repacked pack are stored again when the writer meets their content, which it has just read anyway.
 """
 
 from collections.abc import Sequence
@@ -9,33 +9,36 @@ from savepoint.repository.format.chunk import MAX_PACK_BYTES
 from savepoint.repository.write.chunk_index import PackUse
 
 BUDGET_BYTES = 32 << 20
-"""Stored again per checkpoint, at most."""
+"""The most bytes that one checkpoint stores again."""
 MIN_PACKS = 128
-POOR_PERCENT = 30
-WORTH_BYTES = 1 << 20
-"""A pack with less waste than this is never poor: only the number of packs can retire it."""
+MIN_LIVE_PERCENT = 30
+MIN_WASTE_BYTES = 1 << 20
+"""A pack with less waste than this is never wasteful: it is repacked only if there are too many packs."""
 
 
-def packs_to_retire(uses: Sequence[PackUse]) -> list[str]:
-    """Poor packs, poorest first; then the least used ones while there are too many; within the budget."""
+def packs_to_repack(uses: Sequence[PackUse]) -> list[str]:
+    """Return the names of wasteful packs, worst first, then the least used packs if there are too many.
+
+    Their live bytes stay within the budget.
+    """
     limit = allowed_packs(sum(use.live for use in uses))
     by_use = sorted(uses, key=lambda use: (use.live, use.name))
-    poor = sorted((use for use in uses if _is_poor(use)), key=lambda use: (use.live / use.size, use.name))
+    wasteful = sorted((use for use in uses if _is_wasteful(use)), key=lambda use: (use.live / use.size, use.name))
     excess = len(uses) - limit // 2 if len(uses) * 8 > limit * 7 else 0
-    retired: list[str] = []
+    chosen: list[str] = []
     budget = BUDGET_BYTES
-    for use in [*poor, *by_use]:
-        if use.name in retired or (len(retired) >= excess and not _is_poor(use)) or use.live > budget:
+    for use in [*wasteful, *by_use]:
+        if use.name in chosen or (len(chosen) >= excess and not _is_wasteful(use)) or use.live > budget:
             continue
-        retired.append(use.name)
+        chosen.append(use.name)
         budget -= use.live
-    return retired
+    return chosen
 
 
 def allowed_packs(live_bytes: int) -> int:
-    """How many packs may hold so many bytes: 128, or twice as many as they would fill."""
+    """Return how many packs may hold so many bytes: 128, or twice as many as they would fill."""
     return max(MIN_PACKS, 2 * -(-live_bytes // MAX_PACK_BYTES))
 
 
-def _is_poor(use: PackUse) -> bool:
-    return use.live * 100 < use.size * POOR_PERCENT and use.size - use.live >= WORTH_BYTES
+def _is_wasteful(use: PackUse) -> bool:
+    return use.live * 100 < use.size * MIN_LIVE_PERCENT and use.size - use.live >= MIN_WASTE_BYTES

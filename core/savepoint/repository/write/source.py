@@ -1,4 +1,4 @@
-"""Where plain bytes come from before they are stored: memory, or a range of an open file."""
+"""Sources of plain bytes to store: memory, or a range of an open file."""
 
 import os
 from collections.abc import Mapping
@@ -10,49 +10,49 @@ from savepoint.storage.store import Buffer
 
 
 class Source(Protocol):
-    """Plain bytes to be stored. Read from several threads, never past ``length``."""
+    """Plain bytes to store. Read from several threads, never beyond ``length``."""
 
     @property
     def length(self) -> int:
-        """Bytes, as far as known before reading."""
+        """The length in bytes, as known before reading."""
         ...
 
     def read_into(self, offset: int, target: memoryview) -> int:
-        """Fill ``target`` from ``offset``; fewer bytes than asked mean that the source ends there."""
+        """Read into ``target``; return the count of bytes, which is less than ``len(target)`` only at the end."""
         ...
 
 
 class MemorySource:
-    """Bytes in memory, which must not change while they are stored."""
+    """Bytes in memory. They must not change while they are stored."""
 
     def __init__(self, content: Buffer) -> None:
         self._view = memoryview(content).cast("B")
 
     @property
     def length(self) -> int:
-        """Bytes."""
+        """The length in bytes."""
         return len(self._view)
 
     def read_into(self, offset: int, target: memoryview) -> int:
-        """Copy a range."""
+        """Copy a range into ``target``."""
         piece = self._view[offset : offset + len(target)]
         target[: len(piece)] = piece
         return len(piece)
 
 
 class FileSource:
-    """A range of an open file; the descriptor stays the caller's."""
+    """A range of an open file; the caller closes its descriptor."""
 
     def __init__(self, descriptor: int, length: int, offset: int = 0) -> None:
         self._descriptor, self._length, self._offset = descriptor, length, offset
 
     @property
     def length(self) -> int:
-        """Bytes of the range."""
+        """The length of the range in bytes."""
         return self._length
 
     def read_into(self, offset: int, target: memoryview) -> int:
-        """Read a range straight into the target."""
+        """Read a range directly into ``target``."""
         done = 0
         while done < len(target):
             count = os.preadv(self._descriptor, [target[done:]], self._offset + offset + done)
@@ -64,10 +64,10 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value to be stored."""
+    """A value to store."""
 
     name: str
     encoding: Encoding
     source: Source
     meta: Mapping[str, Any] = field(default_factory=dict)
-    """Canonical JSON only: dtype and shape of a tensor."""
+    """Canonical JSON values only, such as dtype and shape of a tensor."""

@@ -1,6 +1,6 @@
-"""All lanes of a writer together: how content is cut into chunks and spread over a few threads.
+"""All chunk workers of one writer: splits content into chunks and spreads them over a few threads.
 
-It knows sources, blocks and stripes; components and manifests are for ``writer``, one chunk's way is for ``lane``.
+It handles sources, blocks and stripes; ``writer`` handles components and manifests, ``chunk_worker`` single chunks.
 """
 
 import threading
@@ -27,26 +27,26 @@ Result = TypeVar("Result")
 STRIPE_BYTES = 1 << 20
 WINDOW_ITEMS = 64
 PARALLEL_BYTES = 32 << 10
-"""Below so many bytes an item threads cost more than they bring: Python's lock changes hands at every system call."""
+"""With smaller items threads cost more than they gain: every system call releases Python's lock."""
 
 
 class WorkerPool:
-    """As many lanes as threads. Every method may be called from any thread, those of ``map`` included."""
+    """One worker per thread. Every method may be called from any thread, including those of ``map``."""
 
     def __init__(
-        self, packing: PackUploads, index: ChunkIndex, threads: int, progress: Callable[[int], None] | None
+        self, uploads: PackUploads, index: ChunkIndex, threads: int, progress: Callable[[int], None] | None
     ) -> None:
-        """``progress`` is told the plain bytes done so far."""
-        self._packing = packing
-        self._lanes = [ChunkWorker(packing, index) for _ in range(threads)]
-        self._free = list(self._lanes)
+        """``progress`` is called with the number of plain bytes stored so far, from several threads."""
+        self._uploads = uploads
+        self._workers = [ChunkWorker(uploads, index) for _ in range(threads)]
+        self._free = list(self._workers)
         self._freed = threading.Condition()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="savepoint-writer")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="savepoint-writer")
         self._progress, self._done, self._lock = progress, 0, threading.Lock()
         self._stopped = False
 
     def store(self, source: Source, kind: str, *, exact: bool) -> Content:
-        """Store a source; StateUnstable if it ends early and ``exact`` is asked."""
+        """Store a whole source; with ``exact``, raise StateUnstable if it ends early."""
         block, length = block_bytes(kind), source.length
         if length <= block * REFS_PER_LINE:
             refs = tuple(self.store_blocks(source, 0, length, block, exact=exact))
@@ -68,10 +68,10 @@ class WorkerPool:
         return Content(size, (), tuple(more), frozenset(packs), bytes(ids))
 
     def store_blocks(self, source: Source, start: int, length: int, block: int, *, exact: bool) -> list[ChunkRef]:
-        """The chunks of a range; idle threads of the pool help with a long one, the caller's does what they do not."""
+        """Store a range and return its chunks. Idle threads help with a long range; the caller's does the rest."""
         if length <= block:
-            with self._lane() as lane:
-                ref = self._store_at(lane, source, start, length, exact) if length else None
+            with self._worker() as worker:
+                ref = self._store_at(worker, source, start, length, exact) if length else None
             return [] if ref is None else [ref]
         count, stripe = -(-length // block), max(1, STRIPE_BYTES // block)
         refs: list[ChunkRef | None] = [None] * count
@@ -86,15 +86,15 @@ class WorkerPool:
                         first = next(stripes, None)
                     if first is None:
                         return
-                    with self._lane() as lane:
+                    with self._worker() as worker:
                         for number in range(first, min(first + stripe, count)):
                             at = number * block
-                            refs[number] = self._store_at(lane, source, start + at, min(block, length - at), exact)
+                            refs[number] = self._store_at(worker, source, start + at, min(block, length - at), exact)
             except BaseException:
                 failed = True
                 raise
 
-        helpers = [self._submit(work) for _ in range(min(len(self._lanes), -(-count // stripe)) - 1)]
+        helpers = [self._submit(work) for _ in range(min(len(self._workers), -(-count // stripe)) - 1)]
         try:
             work()
         finally:
@@ -107,13 +107,13 @@ class WorkerPool:
 
     def store_chunk(self, content: bytes) -> ChunkRef:
         """Store bytes as one chunk."""
-        with self._lane() as lane:
-            ref = lane.store(MemorySource(content), 0, len(content), exact=True)
+        with self._worker() as worker:
+            ref = worker.store(MemorySource(content), 0, len(content), exact=True)
         assert ref is not None
         return ref
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """The function's answers in order. As long as items are large they are worked out by the writer's threads."""
+        """Yield the function's results in order. As long as items are large, the writer's threads compute them."""
         source = iter(items)
         parallel = False
         while window := list(islice(source, WINDOW_ITEMS)):
@@ -126,18 +126,18 @@ class WorkerPool:
                 yield from (function(item) for item in window)
             parallel = self._done - before >= PARALLEL_BYTES * len(window)
 
-    def flush(self, needed: Callable[[str], bool]) -> tuple[Pack, ...]:
-        """Put the packs at hand that are needed; every pack that was put since the beginning."""
-        for lane in self._lanes:
-            lane.flush(needed)
-        return self._packing.wait()
+    def flush(self, is_needed: Callable[[str], bool]) -> tuple[Pack, ...]:
+        """Upload the unfinished packs that are needed; return every pack uploaded since the start."""
+        for worker in self._workers:
+            worker.flush(is_needed)
+        return self._uploads.wait()
 
     def close(self) -> None:
-        """End the threads, at their next chunk if they still store something, and let the buffers go."""
+        """Stop the threads, at their next chunk if they are still storing, and free the buffers."""
         self._stopped = True
-        self._packing.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._lanes.clear()
+        self._uploads.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._workers.clear()
         with self._freed:
             self._free.clear()
             self._freed.notify_all()
@@ -153,12 +153,12 @@ class WorkerPool:
 
     def _submit(self, work: Callable[[], Result]) -> Future[Result]:
         try:
-            return self._pool.submit(work)
+            return self._threads.submit(work)
         except RuntimeError as error:
             raise DeadlineExceeded(ABORTED) from error
 
-    def _store_at(self, lane: ChunkWorker, source: Source, offset: int, length: int, exact: bool) -> ChunkRef | None:
-        ref = lane.store(source, offset, length, exact=exact)
+    def _store_at(self, worker: ChunkWorker, source: Source, offset: int, length: int, exact: bool) -> ChunkRef | None:
+        ref = worker.store(source, offset, length, exact=exact)
         if ref is not None:
             with self._lock:
                 self._done += ref.length
@@ -168,24 +168,24 @@ class WorkerPool:
         return ref
 
     @contextmanager
-    def _lane(self) -> Iterator[ChunkWorker]:
+    def _worker(self) -> Iterator[ChunkWorker]:
         with self._freed:
             while not self._free:
                 if self._stopped:
                     raise DeadlineExceeded(ABORTED)
                 self._freed.wait()
-            lane = self._free.pop()  # the one used last, so that a small checkpoint fills one pack
+            worker = self._free.pop()  # the most recently used one, so that a small checkpoint fills one pack
         try:
-            yield lane
+            yield worker
         finally:
             with self._freed:
                 if not self._stopped:
-                    self._free.append(lane)
+                    self._free.append(worker)
                 self._freed.notify()
 
 
 def _contiguous(refs: Sequence[ChunkRef | None], block: int) -> list[ChunkRef]:
-    """The chunks up to the first that is short: what comes after the end of a shrinking file is not its content."""
+    """Return the chunks up to the first short one: what follows the end of a shrinking file is not its content."""
     result = []
     for ref in refs:
         if ref is None:

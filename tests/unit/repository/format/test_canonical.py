@@ -64,11 +64,11 @@ def test_other_spellings_are_not_canonical(content: bytes) -> None:
 @pytest.mark.parametrize("value", [{"a": 1.5}, {"a": float("nan")}, {1: "a"}, {"a": (1,)}, {"a": b"x"}, {"a": {2}}])
 def test_values_that_would_not_come_back(value: object) -> None:
     with pytest.raises(ValueError, match="meta has no canonical form"):
-        canonical.checked(value, "meta")
+        canonical.ensure_canonical(value, "meta")
 
 
 def test_a_checked_value_is_itself() -> None:
-    assert canonical.checked({"shape": [1, 2]}, "meta") == {"shape": [1, 2]}
+    assert canonical.ensure_canonical({"shape": [1, 2]}, "meta") == {"shape": [1, 2]}
 
 
 def test_times() -> None:

@@ -61,7 +61,7 @@ def test_a_life() -> None:
     life = [None, grant, one, again, back, two, done, fresh]
     for before, after in pairwise(life):
         assert after is not None
-        assert commit.follows(after.record, before) == ""
+        assert commit.link_problem(after.record, before) == ""
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def test_a_life() -> None:
 def test_what_cannot_follow(change: dict[str, Any]) -> None:
     head = checkpointed(granted())
     record = checkpointed(head, "2").record
-    assert commit.follows(record, head) == ""
-    assert commit.follows(replace(record, **change), head) != ""
+    assert commit.link_problem(record, head) == ""
+    assert commit.link_problem(replace(record, **change), head) != ""
 
 
 def test_what_cannot_follow_a_completion_or_begin() -> None:
     done = commit.head_of(commit.completed(checkpointed(granted()), time=TIME))
     fresh = granted(done).record
-    assert "carries" in commit.follows(replace(fresh, manifest=MANIFEST), done)
+    assert "carries" in commit.link_problem(replace(fresh, manifest=MANIFEST), done)
     ended = commit.completed(checkpointed(granted()), time=TIME)
-    assert "repeats" in commit.follows(replace(ended, manifest=None), checkpointed(granted()))
-    assert commit.follows(replace(granted().record, epoch=2), None) != ""
-    assert commit.follows(replace(granted().record, kind="rollback", epoch=0), None) != ""
-    assert commit.follows(replace(granted().record, kind="completed", epoch=0), None) != ""
+    assert "repeats" in commit.link_problem(replace(ended, manifest=None), checkpointed(granted()))
+    assert commit.link_problem(replace(granted().record, epoch=2), None) != ""
+    assert commit.link_problem(replace(granted().record, kind="rollback", epoch=0), None) != ""
+    assert commit.link_problem(replace(granted().record, kind="completed", epoch=0), None) != ""
 
 
 def edited(**change: Any) -> bytes:
@@ -146,6 +146,6 @@ def test_a_forged_count_is_refused(field: str) -> None:
 def test_a_forged_number_does_not_use_up_the_numbers() -> None:
     head = granted()
     forged = commit.checkpoint(head, attempt="2", manifest=MANIFEST, time=TIME, trigger="T", number=commit.MAX_COUNT)
-    assert "number or name" in commit.follows(forged, head)
+    assert "number or name" in commit.link_problem(forged, head)
     far = commit.checkpoint(head, attempt="2", manifest=MANIFEST, time=TIME, trigger="T", number=commit.MAX_GAP)
-    assert commit.follows(far, head) == ""
+    assert commit.link_problem(far, head) == ""

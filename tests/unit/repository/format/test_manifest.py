@@ -105,7 +105,7 @@ def test_other_bytes_than_the_name_says() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"SVPNTMF1", b"x" * 100, b"SVPNTMF1" + bytes(1 << 20)])
 def test_no_manifests(content: bytes) -> None:
-    with pytest.raises(IntegrityError, match="no manifest"):
+    with pytest.raises(IntegrityError, match="not a manifest"):
         opened(content)
 
 

@@ -79,9 +79,9 @@ def test_sealed_but_wrong() -> None:
         opened(*written(b"\2content"))
     with pytest.raises(IntegrityError, match="id says"):
         opened(*written(b"\0content", identity=bytes(32)))
-    with pytest.raises(IntegrityError, match="not 3 bytes"):
+    with pytest.raises(IntegrityError, match="not have 3 bytes"):
         opened(*written(b"\0content", length=3))
-    with pytest.raises(IntegrityError, match="no zstd frame"):
+    with pytest.raises(IntegrityError, match="not a zstd frame"):
         opened(*written(b"\1content"))
 
 

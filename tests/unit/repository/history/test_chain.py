@@ -4,7 +4,8 @@ import pytest
 from savepoint.errors import IntegrityError, ObjectMissing, RollbackDetected, StoreDenied, StoreUnavailable, Superseded
 from savepoint.repository.format import commit
 from savepoint.repository.format.commit import Head, ManifestName
-from savepoint.repository.history.chain import Chain, commit_key
+from savepoint.repository.format.object_keys import commit_key
+from savepoint.repository.history.chain import Chain
 
 from tests.fakes.repository_fixture import TIME
 from tests.fakes.store import Fault, FaultyStore, MemoryStore, always, at
@@ -59,7 +60,7 @@ def test_the_pinned_record_is_gone() -> None:
     store = MemoryStore()
     heads = grown(store, 5)
     store.delete(commit_key(5))
-    with pytest.raises(RollbackDetected, match="gone"):
+    with pytest.raises(RollbackDetected, match="missing"):
         chain_of(store).head(heads[-1])
     store.objects.clear()
     with pytest.raises(RollbackDetected):

@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 from savepoint.errors import IntegrityError, ObjectMissing, StoreMisconfigured, StoreUnavailable, Superseded
+from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.history import lineage
 from savepoint.repository.history.collect import CollectReport, collect
 from savepoint.repository.history.lineage import Pending
 from savepoint.repository.read.verify import verify
-from savepoint.repository.repository import Repository, manifest_key, pack_key
+from savepoint.repository.repository import Repository
 from savepoint.repository.write.source import MemorySource
 from savepoint.storage.wrapper import Prefixed
 

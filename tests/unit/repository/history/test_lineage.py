@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.errors import IntegrityError, ObjectMissing, SavepointError, StoreUnavailable, Superseded
 from savepoint.repository.format.manifest import manifest_name, seal_manifest
+from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.history import lineage
 from savepoint.repository.history.lineage import Offer, Pending
-from savepoint.repository.repository import manifest_key, pack_key
 from savepoint.repository.write.source import MemorySource
 from savepoint.repository.write.writer import CheckpointWriter
 

@@ -19,11 +19,11 @@ from savepoint.errors import (
 )
 from savepoint.repository.format import canonical
 from savepoint.repository.format.manifest import component_digest
+from savepoint.repository.format.object_keys import pack_key
 from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink, path_bytes
 from savepoint.repository.read import restore as restore_module
 from savepoint.repository.read.restore import RestoreReport, restore_tree, survey
-from savepoint.repository.read.target import Target, _translate, sync_file_system, translated, write_at
-from savepoint.repository.repository import pack_key
+from savepoint.repository.read.target import Target, _translate, sync_file_system, translate_errors, write_at
 from savepoint.repository.write.writer import CheckpointWriter
 
 from tests.fakes.repository_fixture import RepositoryFixture, content, finish
@@ -196,7 +196,7 @@ class Forger:
         writer = self.world.writer()
         writer.add_entries("padding", "Custom", [])
         content = writer.store_bytes(raw, "Custom")
-        writer._refer(content)
+        writer._mark_content(content)
         segments = content.chunks
         writer._components = [
             replace(
@@ -371,7 +371,7 @@ class TestTarget:
         """A real one: every write to /dev/full fails."""
         full = os.open("/dev/full", os.O_WRONLY)
         try:
-            with pytest.raises(NoSpace), translated("file"):
+            with pytest.raises(NoSpace), translate_errors("file"):
                 write_at(full, 0, memoryview(b"x"))
         finally:
             os.close(full)

@@ -7,12 +7,12 @@ from savepoint.repository.format.canonical import encode
 from savepoint.repository.format.chunk import ChunkRef
 from savepoint.repository.format.entry import entry_of
 from savepoint.repository.format.manifest import component_digest
+from savepoint.repository.format.object_keys import pack_key
 from savepoint.repository.format.segment import blob_refs
 from savepoint.repository.format.tree import TreeFile
 from savepoint.repository.read.fetch import RUN_BYTES, Wanted, runs
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.read.verify import verify
-from savepoint.repository.repository import pack_key
 from savepoint.repository.write.source import Entry, MemorySource
 from savepoint.repository.write.writer import CheckpointWriter
 

@@ -5,7 +5,7 @@ import pytest
 from savepoint.repository.format.chunk import ChunkRef
 from savepoint.repository.format.manifest import Pack
 from savepoint.repository.write.chunk_index import ChunkIndex, PackUse
-from savepoint.repository.write.repack import allowed_packs, packs_to_retire
+from savepoint.repository.write.repack import allowed_packs, packs_to_repack
 
 MIB = 1 << 20
 
@@ -21,7 +21,7 @@ def committed(refs: list[ChunkRef], index: ChunkIndex | None = None) -> ChunkInd
     for each in refs:
         index.add(each)
         index.mark(each)
-        index.wrote(Pack(each.pack, 1000))
+        index.add_pack(Pack(each.pack, 1000))
     index.commit()
     return index
 
@@ -58,7 +58,7 @@ def test_an_abandoned_attempt_leaves_nothing() -> None:
     index.begin()
     index.add(ref(2, "p2"))
     index.mark(ref(2, "p2"))
-    index.wrote(Pack("p2", 500))
+    index.add_pack(Pack("p2", 500))
     assert index.find(ref(2).id) == ref(2, "p2")
     index.abandon()
     assert index.find(ref(2).id) is None
@@ -74,7 +74,7 @@ def test_packs_of_an_abandoned_attempt_may_be_kept() -> None:
     index = committed([ref(1)])
     index.begin()
     index.add(ref(2, "put"))
-    index.wrote(Pack("put", 500))
+    index.add_pack(Pack("put", 500))
     index.add(ref(3, "lost"))
     index.abandon(keep_stored=True)
     assert index.find(ref(2).id) == ref(2, "put")
@@ -93,7 +93,7 @@ def test_kept_packs_go_with_the_next_attempt_that_keeps_none() -> None:
     index = committed([ref(1)])
     index.begin()
     index.add(ref(2, "put"))
-    index.wrote(Pack("put", 500))
+    index.add_pack(Pack("put", 500))
     index.abandon(keep_stored=True)
     index.begin()
     index.abandon()
@@ -114,7 +114,7 @@ def test_needed_packs_and_live_bytes() -> None:
     index.mark(ref(2, "p2"))
     index.add(ref(3, "p3"))
     index.mark(ref(3, "p3"))
-    index.wrote(Pack("p3", 300))
+    index.add_pack(Pack("p3", 300))
     assert index.needed() == [Pack("p2", 1000), Pack("p3", 300)]
     assert index.live_bytes() == 200
 
@@ -128,7 +128,7 @@ def test_listed_chunks_count_once() -> None:
     assert index.live_bytes() == 200
 
 
-class TestRetired:
+class TestRepacking:
     def test_they_count_until_something_new_is_stored(self) -> None:
         index = committed([ref(1, "p1"), ref(2, "p2")])
         index.begin(["p1"])
@@ -151,7 +151,7 @@ class TestRetired:
         index.begin(["p1"])
         early = index.find(ref(1).id)
         assert early is not None
-        index.retire_now()
+        index.start_repacking()
         moved = index.add(ref(1, "p2"))
         index.mark(early)
         index.mark(moved)
@@ -162,7 +162,7 @@ class TestRetired:
     def test_an_abandoned_attempt_gives_them_back(self) -> None:
         index = committed([ref(1, "p1")])
         index.begin(["p1"])
-        index.retire_now()
+        index.start_repacking()
         index.add(ref(1, "p2"))
         index.abandon()
         assert index.find(ref(1).id) == ref(1, "p1")
@@ -177,7 +177,7 @@ def test_old_packs_do_not_pile_up() -> None:
         new = ref(number, f"p{number}")
         index.add(new)
         index.mark(new)
-        index.wrote(Pack(new.pack, 200))
+        index.add_pack(Pack(new.pack, 200))
         index.commit()
     assert len(index._names) < 600
     assert len(index) < 600
@@ -200,33 +200,33 @@ def test_many_threads_add_and_find() -> None:
     assert len(index) == 2000
 
 
-class TestPacksToRetire:
+class TestPacksToRepack:
     def test_full_packs_are_left(self) -> None:
-        assert packs_to_retire([PackUse(f"p{n}", 32 * MIB, 30 * MIB) for n in range(100)]) == []
+        assert packs_to_repack([PackUse(f"p{n}", 32 * MIB, 30 * MIB) for n in range(100)]) == []
 
     def test_poor_packs_go_poorest_first_within_the_budget(self) -> None:
         uses = [PackUse(f"p{n}", 32 * MIB, (9 - n) * MIB) for n in range(9)]
-        retired = packs_to_retire(uses)
+        retired = packs_to_repack(uses)
         assert retired == ["p8", "p7", "p6", "p5", "p4", "p3", "p2"]
         assert sum(use.live for use in uses if use.name in retired) <= 32 * MIB
 
     @pytest.mark.parametrize(("size", "live"), [(32 * MIB, 10 * MIB), (MIB, 1), (100, 1)])
     def test_what_is_not_poor(self, size: int, live: int) -> None:
-        assert packs_to_retire([PackUse("p", size, live)]) == []
+        assert packs_to_repack([PackUse("p", size, live)]) == []
 
     def test_many_small_packs_are_merged(self) -> None:
         uses = [PackUse(f"p{n:03}", 100_000, 100_000 - n) for n in range(120)]
-        retired = packs_to_retire(uses)
+        retired = packs_to_repack(uses)
         assert len(uses) - len(retired) == 64
         assert "p119" in retired, "the least used go first"
         assert "p000" not in retired
-        assert packs_to_retire(uses[:112]) == []
+        assert packs_to_repack(uses[:112]) == []
 
     def test_the_budget_bounds_the_merge(self) -> None:
         uses = [PackUse(f"p{n:03}", 4 * MIB, 4 * MIB) for n in range(128)]
-        assert len(packs_to_retire(uses)) == 8
+        assert len(packs_to_repack(uses)) == 8
 
     def test_a_large_state_may_have_more(self) -> None:
         assert allowed_packs(0) == 128
         assert allowed_packs(16 << 30) == 1024
-        assert packs_to_retire([PackUse(f"p{n}", 32 * MIB, 31 * MIB) for n in range(512)]) == []
+        assert packs_to_repack([PackUse(f"p{n}", 32 * MIB, 31 * MIB) for n in range(512)]) == []

@@ -10,11 +10,11 @@ from savepoint.errors import DeadlineExceeded, IntegrityError, NoSpace, StateToo
 from savepoint.repository.format.chunk import SMALL_BLOCK_BYTES, content_digest
 from savepoint.repository.format.content import Content
 from savepoint.repository.format.manifest import Pack
+from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.format.tree import TreeDirectory, TreeFile, TreeSymlink, path_bytes
 from savepoint.repository.read.verify import verify
-from savepoint.repository.repository import manifest_key, pack_key
 from savepoint.repository.write.source import Entry, FileSource, MemorySource
-from savepoint.repository.write.writer import CheckpointWriter, load_index
+from savepoint.repository.write.writer import CheckpointWriter, WriterOptions, load_index
 from savepoint.storage.wrapper import Metered
 
 from tests.fakes.repository_fixture import RepositoryFixture, content, finish, keys, pieces
@@ -246,13 +246,13 @@ class TestTrees:
             [entry] = reader.tree_entries(reader.components[0])
             assert isinstance(entry, TreeFile)
             assert pieces([reader.read_content(entry.content)]) == data
-            complete = reader.content(entry.content)
+            complete = reader.complete_content(entry.content)
             assert complete == stored[0]
-            assert reader.content(complete) is complete
+            assert reader.complete_content(complete) is complete
         kept_index(world)
 
         def again(writer: CheckpointWriter) -> None:
-            assert writer.reuse(complete)
+            assert writer.can_reuse(complete)
             writer.add_tree("models", "ModelWeights", [TreeFile("model", 0o600, 1, complete)])
 
         assert world.checkpoint(again).uploaded_bytes == 0
@@ -270,13 +270,13 @@ class TestTrees:
         world.checkpoint(fill)
 
         def touched(writer: CheckpointWriter) -> None:
-            assert writer.reuse(stored[0])
+            assert writer.can_reuse(stored[0])
             writer.add_tree("workspace", "Files", [TreeFile("a", 0o600, 2, stored[0])])
 
         assert world.checkpoint(touched).uploaded_bytes < 1000
         writer = world.writer()
         foreign = stored[0].chunks[0]._replace(pack="9-" + "0" * 32)
-        assert not writer.reuse(Content(5000, (foreign,), packs=frozenset({foreign.pack})))
+        assert not writer.can_reuse(Content(5000, (foreign,), packs=frozenset({foreign.pack})))
         writer.abort()
 
     @pytest.mark.parametrize(
@@ -366,8 +366,8 @@ class TestFiles:
     def test_what_is_known(self, world: RepositoryFixture) -> None:
         writer = world.writer()
         stored = writer.store_bytes(b"once", "Files")
-        assert writer.known(hashlib.sha256(b"once").digest()) == stored.chunks[0]
-        assert writer.known(hashlib.sha256(b"never").digest()) is None
+        assert writer.find_chunk(hashlib.sha256(b"once").digest()) == stored.chunks[0]
+        assert writer.find_chunk(hashlib.sha256(b"never").digest()) is None
         assert list(stored.chunk_ids()) == [stored.chunks[0].id]
         writer.abort()
 
@@ -438,7 +438,7 @@ class TestPuts:
         assert stuck.wait(20)
         waiter = threading.Thread(target=work, args=(MemorySource(b"x"),))
         waiter.start()
-        while not writer._lanes._freed._waiters:  # type: ignore[attr-defined]
+        while not writer._workers._freed._waiters:  # type: ignore[attr-defined]
             pass
         writer.abort()
         waiter.join(20)
@@ -480,7 +480,12 @@ class TestEnd:
     def test_progress_rises_to_the_whole(self, world: RepositoryFixture) -> None:
         told: list[int] = []
         writer = CheckpointWriter(
-            world.repository.store, world.repository.store, world.repository.key, 1, None, progress=told.append
+            world.repository.store,
+            world.repository.store,
+            world.repository.key,
+            1,
+            None,
+            options=WriterOptions(progress=told.append),
         )
         writer.add_blob("weights", "ModelWeights", MemorySource(content("x", 3 * MIB)))
         writer.abort()
@@ -497,7 +502,7 @@ class TestEnd:
         with pytest.raises(DeadlineExceeded):
             list(writer.map(len, ["a"]))
         with pytest.raises(DeadlineExceeded):
-            writer._lanes._submit(list)
+            writer._workers._submit(list)
         with pytest.raises(DeadlineExceeded):
             writer.add_blob("after", "Files", MemorySource(b"after"))
 

@@ -1,0 +1,172 @@
+"""What a head restores, and that a damaged chain is an error instead of an empty answer."""
+
+from typing import Any
+
+import pytest
+from savepoint.contract.control_protocol import CheckpointRef, ObjectName
+from savepoint.errors import IntegrityError, StoreUnavailable
+from savepoint.repository.format import commit
+from savepoint.repository.format.commit import Head, ManifestName
+from savepoint.repository.format.object_keys import commit_key
+from savepoint.repository.history.chain import Chain
+from savepoint.repository.history.restore_point import checkpoint_ref, restore_point
+
+from tests.fakes.repository_fixture import TIME
+from tests.fakes.store import Fault, FaultyStore, MemoryStore, always
+
+
+def named(number: int) -> ManifestName:
+    return ManifestName(f"{number:064x}", 100 + number)
+
+
+class History:
+    """A chain in memory that tests extend record by record."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.chain = Chain(self.store, "default", "coder")
+        self.head: Head | None = None
+        self.grant()
+
+    def grant(self) -> Head:
+        record = commit.grant(self.head, "default", "coder", pod_uid="pod", node="node", time=TIME)
+        return self.append(record)
+
+    def checkpoint(self, number: int) -> Head:
+        assert self.head is not None
+        record = commit.checkpoint(
+            self.head, attempt=f"a{number}", manifest=named(number), time=TIME, trigger="Interval"
+        )
+        return self.append(record)
+
+    def rollback(self, manifest: ManifestName | None) -> Head:
+        assert self.head is not None
+        return self.append(commit.rollback(self.head, attempt=None, manifest=manifest, time=TIME))
+
+    def complete(self) -> Head:
+        assert self.head is not None
+        return self.append(commit.completed(self.head, time=TIME))
+
+    def append(self, record: commit.CommitRecord) -> Head:
+        self.head = self.chain.append(record)
+        return self.head
+
+    def restored(self) -> CheckpointRef | None:
+        assert self.head is not None
+        return restore_point(self.chain, self.head)
+
+
+@pytest.fixture
+def history() -> History:
+    return History()
+
+
+def ref(number: int, sequence: int) -> CheckpointRef:
+    manifest = named(number)
+    return CheckpointRef(f"coder-{number}", number, sequence, TIME, ObjectName(manifest.name, manifest.size))
+
+
+def test_a_new_agent_has_none(history: History) -> None:
+    assert history.restored() is None
+
+
+def test_the_newest_checkpoint(history: History) -> None:
+    history.checkpoint(1)
+    history.checkpoint(2)
+    assert history.restored() == ref(2, 3)
+
+
+def test_a_grant_keeps_it(history: History) -> None:
+    history.checkpoint(1)
+    history.grant()
+    history.grant()
+    assert history.restored() == ref(1, 2)
+
+
+def test_a_completed_run_starts_fresh_with_the_next_grant(history: History) -> None:
+    history.checkpoint(1)
+    history.complete()
+    assert history.restored() == ref(1, 2)
+    history.grant()
+    assert history.restored() is None
+
+
+def test_a_rollback_moves_to_its_own_sequence(history: History) -> None:
+    history.checkpoint(1)
+    history.checkpoint(2)
+    history.rollback(named(1))
+    assert history.restored() == ref(1, 4)
+    history.grant()
+    assert history.restored() == ref(1, 4)
+
+
+def test_a_reset_has_none(history: History) -> None:
+    history.checkpoint(1)
+    history.rollback(None)
+    assert history.restored() is None
+
+
+def test_a_rollback_reaches_back_any_distance(history: History) -> None:
+    history.checkpoint(1)
+    for number in range(2, 1100):
+        history.checkpoint(number)
+    head = history.rollback(named(1))
+    assert history.restored() == ref(1, head.record.sequence)
+
+
+def test_only_the_needed_records_are_read(history: History) -> None:
+    for number in range(1, 50):
+        history.checkpoint(number)
+    history.grant()
+    faulty = FaultyStore(history.store)
+    assert history.head is not None
+    assert restore_point(Chain(faulty, "default", "coder"), history.head) == ref(49, 50)
+    assert len(faulty.calls) == 1
+
+
+class TestDamage:
+    def test_a_missing_record_is_an_error(self, history: History) -> None:
+        history.checkpoint(1)
+        history.grant()
+        history.grant()
+        history.store.delete(commit_key(2))
+        with pytest.raises(IntegrityError, match="gap") as caught:
+            history.restored()
+        assert caught.value.object_key == commit_key(2)
+
+    def test_a_damaged_record_is_an_error(self, history: History) -> None:
+        history.checkpoint(1)
+        history.grant()
+        history.store.objects[commit_key(2)] = b"{}"
+        with pytest.raises(IntegrityError) as caught:
+            history.restored()
+        assert caught.value.object_key == commit_key(2)
+
+    def test_a_manifest_that_no_checkpoint_committed_is_an_error(self, history: History) -> None:
+        history.checkpoint(1)
+        history.rollback(named(7))
+        with pytest.raises(IntegrityError, match="no checkpoint record") as caught:
+            history.restored()
+        assert caught.value.object_key == commit_key(3)
+
+    def test_a_store_that_is_unavailable_is_an_error(self, history: History) -> None:
+        history.checkpoint(1)
+        history.grant()
+        assert history.head is not None
+        faulty = FaultyStore(history.store, always("get", Fault(StoreUnavailable("down"))))
+        with pytest.raises(StoreUnavailable):
+            restore_point(Chain(faulty, "default", "coder"), history.head)
+
+
+def test_the_checkpoint_of_a_record(history: History) -> None:
+    head = history.checkpoint(1)
+    assert checkpoint_ref(head) == ref(1, 2)
+    assert checkpoint_ref(head, sequence=9) == ref(1, 9)
+
+
+@pytest.mark.parametrize("kind", ["grant", "reset"])
+def test_a_record_without_a_checkpoint(history: History, kind: str) -> None:
+    head: Any = history.head if kind == "grant" else history.rollback(None)
+    with pytest.raises(IntegrityError, match="names no checkpoint") as caught:
+        checkpoint_ref(head)
+    assert caught.value.object_key == commit_key(head.record.sequence)
