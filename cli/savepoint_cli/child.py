@@ -1,6 +1,6 @@
-"""Becomes the agent's command: it dies with its supervisor, and owns the terminal while it lives.
+"""Becomes the agent's command: a child that dies with its supervisor and owns the terminal while it runs.
 
-Run by path, standard library only, before the command takes its place in the same process.
+Run by path with the standard library only, before the command replaces it in the same process.
 """
 
 import ctypes
@@ -14,11 +14,11 @@ EXIT_NOT_EXECUTABLE = 126
 
 
 def main() -> None:
-    """``child.py SUPERVISOR-PID COMMAND...``"""
+    """Run ``child.py SUPERVISOR-PID COMMAND...``: replace this process by the command."""
     supervisor, command = int(sys.argv[1]), sys.argv[2:]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != supervisor:
-        os._exit(EXIT_NOT_FOUND)  # it died before we could ask to die with it
+        os._exit(EXIT_NOT_FOUND)  # the supervisor died before prctl took effect
     if os.isatty(0):
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         os.tcsetpgrp(0, os.getpgrp())
@@ -27,10 +27,10 @@ def main() -> None:
     try:
         os.execvp(command[0], command)  # noqa: S606 - the user's own command
     except FileNotFoundError:
-        sys.stderr.write(f"savepoint: no command {command[0]!r}\n")
+        sys.stderr.write(f"error: command not found: {command[0]}\n")
         os._exit(EXIT_NOT_FOUND)
     except OSError as error:
-        sys.stderr.write(f"savepoint: {command[0]!r} cannot be run: {error.strerror}\n")
+        sys.stderr.write(f"error: cannot run {command[0]}: {error.strerror}\n")
         os._exit(EXIT_NOT_EXECUTABLE)
 
 

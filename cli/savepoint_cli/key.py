@@ -1,4 +1,4 @@
-"""The master key: a laptop's is one file in the user's configuration folder, made once; none is ever shown."""
+"""The master key. A laptop's is one file in the user's configuration folder, created once and never printed."""
 
 import os
 import secrets
@@ -9,33 +9,46 @@ from savepoint.repository.format.keys import KEY_BYTES, MasterKey
 
 
 def key_path() -> Path:
-    """Where the key is: ``$XDG_CONFIG_HOME/savepoint/master.key``."""
+    """Return the path of the laptop's key: ``$XDG_CONFIG_HOME/savepoint/master.key``."""
     configured = os.environ.get("XDG_CONFIG_HOME", "")
     base = Path(configured) if configured.startswith("/") else Path.home() / ".config"
     return base / "savepoint" / "master.key"
 
 
 def master_key(path: Path, *, create: bool) -> MasterKey:
-    """Read the key, as a laptop (hexadecimal) or a cluster's Secret (bytes) keeps it, or make it.
+    """Read the key, in hexadecimal as a laptop stores it or raw as a cluster's Secret does.
 
-    KeyMismatch if it must be there and is not, or is none.
+    Args:
+        path: The key file.
+        create: Generate the key if the file does not exist.
+
+    Returns:
+        The key.
+
+    Raises:
+        KeyMismatch: The file is not a key, or does not exist and ``create`` is false.
+        StoreDenied: The file cannot be read or created.
     """
     try:
         if not path.exists():
             if not create:
-                raise KeyMismatch(f"the key of this store is expected at {path}, and is not there")
-            _make(path)
+                raise KeyMismatch(
+                    f"cannot find the store's master key: expected at {path}; restore that file, or pass --master-key "
+                    "FILE"
+                )
+            _create(path)
         content = path.read_bytes()
         return MasterKey(content if len(content) == KEY_BYTES else bytes.fromhex(content.decode().strip()))
-    except ValueError:  # it quotes what it read
+    except ValueError:  # not chained: its message quotes what the file contains
         raise KeyMismatch(
-            f"{path} holds no key ({KEY_BYTES} bytes, plain or hexadecimal); put back the one this store was made with"
+            f"{path} is not a master key ({KEY_BYTES} bytes, raw or in hexadecimal); restore the key that this store "
+            "was created with"
         ) from None
     except OSError as error:
-        raise StoreDenied(f"the key at {path} cannot be read or made: {error.strerror}") from error
+        raise StoreDenied(f"cannot read or create master key {path}: {error.strerror}") from error
 
 
-def _make(path: Path) -> None:
+def _create(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -47,6 +60,6 @@ def _make(path: Path) -> None:
         try:
             path.hardlink_to(temporary)
         except FileExistsError:
-            return  # another run was first, and its key counts
+            return  # a concurrent run created the key first; that one is used
     finally:
         temporary.unlink(missing_ok=True)

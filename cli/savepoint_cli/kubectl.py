@@ -1,7 +1,7 @@
-"""``kubectl savepoint``: what kubectl alone cannot do well. Ask for a checkpoint, go back to one, and wait for the end.
+"""``kubectl savepoint``: create checkpoints and restores, wait for them, and opt workloads in.
 
-It speaks to the cluster through the user's own ``kubectl``: the same context, credentials and plugins, and no client
-library. Everything it does could be written as YAML by hand.
+It talks to the cluster through the user's own ``kubectl``, with the same context, credentials and plugins, and needs
+no client library. Everything it does can also be done with YAML.
 """
 
 import argparse
@@ -14,39 +14,41 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from savepoint.contract.names import ANNOTATION_STATE, API_VERSION, GROUP, LABEL_AGENT
+from savepoint.contract.vocabulary import Phase, Reason, RestoreMode
 from savepoint.errors import SavepointError, Unavailable
 
 EXIT_FAILED: Final = 1
 EXIT_TIMEOUT: Final = 3
+EXIT_INTERRUPTED: Final = 130
 POLL_SECONDS: Final = 0.5
 CHECKPOINTS: Final = f"agentcheckpoints.{GROUP}"
 RESTORES: Final = f"agentrestores.{GROUP}"
 AGENTS: Final = f"protectedagents.{GROUP}"
-CHECKPOINT_UNDER_WAY: Final = frozenset({"", "Pending", "Quiescing", "Capturing", "Uploading", "Committing"})
-RESTORE_UNDER_WAY: Final = frozenset({""})  # else its condition is Unknown until it has ended
+CHECKPOINT_IN_PROGRESS: Final = frozenset({"", Reason.PENDING, *Phase})
+RESTORE_IN_PROGRESS: Final = frozenset({""})  # otherwise its condition is Unknown until it ends
 
 Run = Callable[[Sequence[str], str], str]
 
 
 @dataclass(frozen=True)
 class Kubectl:
-    """The door to kubectl. ``run`` starts it with arguments and standard input, and gives its output."""
+    """Adapter to kubectl. ``run`` starts it with arguments and standard input, and returns its output."""
 
     run: Run
     namespace: str | None = None
 
     def text(self, *arguments: str, stdin: str = "") -> str:
-        """Output of one command. Unavailable with kubectl's own words if it fails."""
+        """Run one command and return its output. Unavailable with kubectl's own message if it fails."""
         scope = ["--namespace", self.namespace] if self.namespace else []
         return self.run([*arguments, *scope], stdin)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """One object."""
+        """Return one object."""
         found: dict[str, Any] = json.loads(self.text("get", kind, name, "--output=json"))
         return found
 
     def create(self, kind: str, generate_name: str, spec: dict[str, Any]) -> str:
-        """Create an object of ours; its name."""
+        """Create a Savepoint object and return its generated name."""
         metadata = {"generateName": generate_name}
         body = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
         made = json.loads(self.text("create", "--filename=-", "--output=json", stdin=json.dumps(body)))
@@ -55,16 +57,31 @@ class Kubectl:
 
 @dataclass(frozen=True)
 class Waiter:
-    """How to wait, and where to show it."""
+    """Waits for an object, and prints its progress."""
 
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     show: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
     def until_ended(
-        self, kubectl: Kubectl, kind: str, name: str, *, condition: str, under_way: frozenset[str], seconds: float
+        self, kubectl: Kubectl, kind: str, name: str, *, condition: str, in_progress: frozenset[str], seconds: float
     ) -> int:
-        """Wait until the condition says how it ended; an exit status. Each new stage is one line."""
+        """Wait until a checkpoint or restore has ended, and print one line for each new phase.
+
+        Args:
+            kubectl: Reads the object.
+            kind: The object's resource name.
+            name: The object's name.
+            condition: The condition that is True after success.
+            in_progress: Reasons with which the condition is False although the object has not ended.
+            seconds: How long to wait.
+
+        Returns:
+            The exit status: 0 for success, 1 for a failure, 3 if it has not ended in time.
+
+        Raises:
+            Unavailable: kubectl failed.
+        """
         ends_at, shown = self.clock() + seconds, ""
         while True:
             status = kubectl.get(kind, name).get("status", {})
@@ -76,57 +93,116 @@ class Waiter:
             if found.get("status") == "True":
                 self.show(line)
                 return 0
-            if reason not in under_way and found.get("status") != "Unknown":
-                self.show(f"{line}: {found.get('message', 'failed')}")
+            if reason not in in_progress and found.get("status") != "Unknown":
+                self.show(f"error: {line}: {found.get('message', 'failed')}")
                 return EXIT_FAILED
             if reason and line != shown:
                 self.show(line)
                 shown = line
             if self.clock() >= ends_at:
-                self.show(f"{name} has not ended within {seconds:g} s: {found.get('message') or reason or 'no status'}")
+                last = found.get("message") or reason or "no status yet"
+                self.show(f"error: timed out after {seconds:g} s waiting for {name}: {last}")
                 return EXIT_TIMEOUT
             self.sleep(POLL_SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run; the exit status: 0, 1 for a failure, 2 for usage, 3 when waiting took too long."""
+    """Parse the arguments and run the command.
+
+    Args:
+        arguments: The arguments without the program's name; None for those of this process.
+
+    Returns:
+        The exit status: 0, 1 for a failure, 3 if ``--wait`` timed out, 130 if interrupted.
+
+    Raises:
+        SystemExit: With status 2, if the arguments are invalid.
+    """
     options = _parser().parse_args(arguments)
     try:
         status: int = options.handler(options, Kubectl(_run, options.namespace), Waiter())
         return status
     except SavepointError as error:
-        print(f"kubectl savepoint: {error}", file=sys.stderr)
+        message = str(error)
+        print(message if message.lower().startswith("error") else f"error: {message}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
 
 
 def checkpoint(options: argparse.Namespace, kubectl: Kubectl, waiter: Waiter) -> int:
-    """Ask for a checkpoint."""
+    """Create an AgentCheckpoint, print its name, and wait for it if asked.
+
+    Args:
+        options: ``agent``, ``wait`` and ``timeout`` in seconds.
+        kubectl: Creates and reads the object.
+        waiter: Waits for it.
+
+    Returns:
+        The exit status; see ``Waiter.until_ended``.
+
+    Raises:
+        Unavailable: kubectl failed.
+    """
     name = kubectl.create("AgentCheckpoint", f"{options.agent}-", {"agent": options.agent})
     print(f"agentcheckpoint/{name}")
     if not options.wait:
         return 0
     return waiter.until_ended(
-        kubectl, CHECKPOINTS, name, condition="Ready", under_way=CHECKPOINT_UNDER_WAY, seconds=options.timeout
+        kubectl, CHECKPOINTS, name, condition="Ready", in_progress=CHECKPOINT_IN_PROGRESS, seconds=options.timeout
     )
 
 
 def rollback(options: argparse.Namespace, kubectl: Kubectl, waiter: Waiter) -> int:
-    """Go back to a checkpoint."""
+    """Create an AgentRestore that returns an agent to a checkpoint, print its name, and wait for it if asked.
+
+    Args:
+        options: ``checkpoint``, ``wait`` and ``timeout`` in seconds.
+        kubectl: Reads the checkpoint, and creates and reads the restore.
+        waiter: Waits for it.
+
+    Returns:
+        The exit status; see ``Waiter.until_ended``.
+
+    Raises:
+        Unavailable: kubectl failed.
+    """
     agent = str(kubectl.get(CHECKPOINTS, options.checkpoint)["spec"]["agent"])
-    return _restore(
-        options, kubectl, waiter, agent, {"mode": "Rollback", "source": {"checkpointName": options.checkpoint}}
-    )
+    spec = {"mode": RestoreMode.ROLLBACK, "source": {"checkpointName": options.checkpoint}}
+    return _restore(options, kubectl, waiter, agent, spec)
 
 
 def reset(options: argparse.Namespace, kubectl: Kubectl, waiter: Waiter) -> int:
-    """Start an agent over."""
-    return _restore(options, kubectl, waiter, options.agent, {"mode": "Reset", "source": {"agent": options.agent}})
+    """Create an AgentRestore that starts an agent over, print its name, and wait for it if asked.
+
+    Args:
+        options: ``agent``, ``wait`` and ``timeout`` in seconds.
+        kubectl: Creates and reads the restore.
+        waiter: Waits for it.
+
+    Returns:
+        The exit status; see ``Waiter.until_ended``.
+
+    Raises:
+        Unavailable: kubectl failed.
+    """
+    spec = {"mode": RestoreMode.RESET, "source": {"agent": options.agent}}
+    return _restore(options, kubectl, waiter, options.agent, spec)
 
 
 def get(options: argparse.Namespace, kubectl: Kubectl, _: Waiter) -> int:
-    """Show agents, or one agent with its checkpoints and restores."""
+    """Print all agents, or one agent with its checkpoints and restores.
+
+    Args:
+        options: ``agent``; None for all.
+        kubectl: Prints the tables.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        Unavailable: kubectl failed.
+    """
     if options.agent is None:
         print(kubectl.text("get", AGENTS), end="")
         return 0
@@ -137,7 +213,18 @@ def get(options: argparse.Namespace, kubectl: Kubectl, _: Waiter) -> int:
 
 
 def protect(options: argparse.Namespace, kubectl: Kubectl, _: Waiter) -> int:
-    """Opt a workload in: the label on its pod template, the state annotation, and Recreate for a Deployment."""
+    """Opt a workload in: label its pod template, annotate the state paths, and set Recreate for a Deployment.
+
+    Args:
+        options: ``workload`` as KIND/NAME, ``agent``, ``state`` and ``dry_run``.
+        kubectl: Patches the workload.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        Unavailable: kubectl failed.
+    """
     kind, _, name = options.workload.partition("/")
     template: dict[str, Any] = {"metadata": {"labels": {LABEL_AGENT: options.agent or name}}}
     if options.state:
@@ -159,35 +246,41 @@ def _restore(options: argparse.Namespace, kubectl: Kubectl, waiter: Waiter, agen
     if not options.wait:
         return 0
     return waiter.until_ended(
-        kubectl, RESTORES, name, condition="Succeeded", under_way=RESTORE_UNDER_WAY, seconds=options.timeout
+        kubectl, RESTORES, name, condition="Succeeded", in_progress=RESTORE_IN_PROGRESS, seconds=options.timeout
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kubectl savepoint", description="Checkpoints of AI agents in a cluster.")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-n", "--namespace", help="namespace (default: the context's)")
+    common.add_argument("-n", "--namespace", help="namespace (default: that of the context)")
     waits = argparse.ArgumentParser(add_help=False)
-    waits.add_argument("--wait", action="store_true", help="wait for the end; the exit status tells how it ended")
-    waits.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for --wait (600)")
+    waits.add_argument("--wait", action="store_true", help="wait for the result; the exit status reports it")
+    waits.add_argument(
+        "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long --wait waits (default: 600)"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     each = commands.add_parser("checkpoint", parents=[common, waits], help="take a checkpoint of an agent now")
-    each.add_argument("agent")
+    each.add_argument("agent", help="name of the agent")
     each.set_defaults(handler=checkpoint)
-    each = commands.add_parser("rollback", parents=[common, waits], help="let an agent go back to a checkpoint")
-    each.add_argument("checkpoint")
+    each = commands.add_parser("rollback", parents=[common, waits], help="return an agent to a checkpoint")
+    each.add_argument("checkpoint", help="name of the AgentCheckpoint")
     each.set_defaults(handler=rollback)
-    each = commands.add_parser("reset", parents=[common, waits], help="let an agent start from nothing")
-    each.add_argument("agent")
+    each = commands.add_parser("reset", parents=[common, waits], help="start an agent over, without a checkpoint")
+    each.add_argument("agent", help="name of the agent")
     each.set_defaults(handler=reset)
-    each = commands.add_parser("get", parents=[common], help="agents, or one agent with its checkpoints and restores")
-    each.add_argument("agent", nargs="?")
+    each = commands.add_parser(
+        "get", parents=[common], help="list the agents, or one agent with its checkpoints and restores"
+    )
+    each.add_argument("agent", nargs="?", help="name of the agent (default: all agents)")
     each.set_defaults(handler=get)
-    each = commands.add_parser("protect", parents=[common], help="opt a workload in")
-    each.add_argument("workload", help="deployment/NAME, statefulset/NAME")
-    each.add_argument("--agent", help="name of the agent (default: the workload's)")
-    each.add_argument("--state", action="append", default=[], metavar="PATH", help="a path that is state, in no volume")
-    each.add_argument("--dry-run", action="store_true", help="print the command instead")
+    each = commands.add_parser("protect", parents=[common], help="opt a workload in to checkpoints")
+    each.add_argument("workload", help="deployment/NAME or statefulset/NAME")
+    each.add_argument("--agent", help="name of the agent (default: that of the workload)")
+    each.add_argument(
+        "--state", action="append", default=[], metavar="PATH", help="path that is state but not on a volume"
+    )
+    each.add_argument("--dry-run", action="store_true", help="print the kubectl command instead of running it")
     each.set_defaults(handler=protect)
     return parser
 
@@ -195,16 +288,16 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: Sequence[str], stdin: str) -> str:
     try:
         done = subprocess.run(  # noqa: S603 - the user's own kubectl, no shell
-            ["kubectl", *arguments],  # noqa: S607 - as the shell that started us found it
+            ["kubectl", *arguments],  # noqa: S607 - found in PATH, as the user's shell finds it
             input=stdin,
             capture_output=True,
             text=True,
             check=False,
         )
     except FileNotFoundError as error:
-        raise Unavailable("there is no kubectl in the PATH") from error
+        raise Unavailable("kubectl not found in PATH; install it or add its folder to PATH") from error
     if done.returncode != 0:
-        raise Unavailable(done.stderr.strip() or f"kubectl {arguments[0]} failed with status {done.returncode}")
+        raise Unavailable(done.stderr.strip() or f"kubectl {arguments[0]} failed with exit status {done.returncode}")
     return done.stdout
 
 

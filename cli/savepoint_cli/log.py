@@ -1,27 +1,37 @@
-"""``savepoint log``: an agent's line of life, one line for each record of its chain."""
+"""``savepoint log``: an agent's checkpoint history, one line for each commit record."""
 
 from savepoint.errors import IntegrityError, ObjectMissing
 from savepoint.repository.format.canonical import time_of
 from savepoint.repository.format.commit import CommitRecord
 from savepoint.repository.repository import Repository
 
-from savepoint_cli.place import Place
-from savepoint_cli.view import Agent, View, opened, records
+from savepoint_cli.store_options import StoreOptions
+from savepoint_cli.view import Agent, StoreView, chain_records, open_view
 
 _COLUMNS = ("TIME", "SEQ", "RUN", "EPOCH", "EVENT", "CHECKPOINT", "TRIGGER", "SIZE", "UPLOADED")
 _EVENTS = {"grant": "start", "checkpoint": "checkpoint", "rollback": "rollback", "completed": "completed"}
 
 
-def print_log(place: Place) -> int:
-    """Print the lines of every agent that was asked for."""
-    with opened(place) as view:
-        for agent in view.agents(place.namespace, place.agent):
-            _print(view, agent)
+def print_log(options: StoreOptions) -> int:
+    """Print the history of every selected agent.
+
+    Args:
+        options: The store, and which of its agents to print.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        SavepointError: The store or an agent's chain cannot be read.
+    """
+    with open_view(options) as view:
+        for agent in view.agents(options.namespace, options.agent):
+            _print_agent(view, agent)
     return 0
 
 
-def human(size: int) -> str:
-    """A size in the largest unit that leaves a number of at most four digits."""
+def human_size(size: int) -> str:
+    """Return a size in bytes below 1Ki, otherwise in the smallest binary unit that keeps the number below 10240."""
     for unit in ("B", "Ki", "Mi", "Gi"):
         if size < 1024 * (1 if unit == "B" else 10):
             return f"{size}{unit}"
@@ -29,10 +39,10 @@ def human(size: int) -> str:
     return f"{size}Ti"
 
 
-def _print(view: View, agent: Agent) -> None:
+def _print_agent(view: StoreView, agent: Agent) -> None:
     repository = view.repository(agent)
     print(f"agent {agent}")
-    rows = [_COLUMNS, *(_row(repository, head.record) for head in records(repository))]
+    rows = [_COLUMNS, *(_row(repository, head.record) for head in chain_records(repository))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -40,18 +50,18 @@ def _print(view: View, agent: Agent) -> None:
 
 
 def _row(repository: Repository, record: CommitRecord) -> tuple[str, ...]:
-    local = time_of(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    local_time = time_of(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     size = uploaded = ""
     if record.kind == "checkpoint" and record.manifest is not None:
         try:
             manifest = repository.read_manifest(record.manifest.name, record.manifest.size)
-            size, uploaded = human(manifest.size.logical), human(manifest.size.uploaded)
+            size, uploaded = human_size(manifest.size.logical), human_size(manifest.size.uploaded)
         except ObjectMissing:
             size = "collected"
         except IntegrityError:
             size = "damaged"
     return (
-        local,
+        local_time,
         str(record.sequence),
         str(record.run),
         str(record.epoch),

@@ -1,4 +1,4 @@
-"""``savepoint``: run an agent under protection on this machine, and look at what its store holds."""
+"""``savepoint``: run an agent with checkpoints on this machine, and inspect the checkpoints in a store."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from savepoint.errors import SavepointError
 
-from savepoint_cli.place import add_arguments, place_of
+from savepoint_cli.store_options import add_store_arguments, store_options
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
@@ -15,13 +15,23 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse and run; the exit status. A SavepointError becomes one line on standard error."""
+    """Parse the arguments and run the command.
+
+    Args:
+        arguments: The arguments without the program's name; None for those of this process.
+
+    Returns:
+        The exit status. A SavepointError is printed as one line on standard error and becomes 1.
+
+    Raises:
+        SystemExit: With status 2, if the arguments are invalid.
+    """
     options = _parser().parse_args(arguments)
     try:
         status: int = options.handler(options)
         return status
     except SavepointError as error:
-        print(f"savepoint: {error.reason}: {error}", file=sys.stderr)
+        print(f"error: {error.reason}: {error}", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
         return EXIT_FAILED
@@ -34,38 +44,49 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
-        help="run an agent; kill it, run it again, and it goes on",
+        help="run an agent; after a crash, run it again to resume from its last checkpoint",
         usage="savepoint run --store DIR [--agent NAME] [--state PATH]... [--interval SECONDS] -- COMMAND...",
     )
-    run.add_argument("--store", required=True, type=Path, metavar="DIR", help="folder that keeps the checkpoints")
-    run.add_argument("--agent", metavar="NAME", help="the agent's name (default: the script's)")
-    run.add_argument("--state", action="append", default=[], type=Path, metavar="PATH", help="folder that is state too")
-    run.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="what of it is left out")
-    run.add_argument("--interval", type=_seconds, default=30.0, metavar="SECONDS", help="between checkpoints (30)")
-    run.add_argument("--grace", type=_seconds, default=25.0, metavar="SECONDS", help="for the last checkpoint (25)")
+    run.add_argument("--store", required=True, type=Path, metavar="DIR", help="folder to keep the checkpoints in")
+    run.add_argument("--agent", metavar="NAME", help="name of the agent (default: that of the script)")
+    run.add_argument(
+        "--state", action="append", default=[], type=Path, metavar="PATH", help="folder to include in checkpoints"
+    )
+    run.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="files to leave out of these folders"
+    )
+    run.add_argument(
+        "--interval", type=_seconds, default=30.0, metavar="SECONDS", help="time between checkpoints (default: 30)"
+    )
+    run.add_argument(
+        "--grace", type=_seconds, default=25.0, metavar="SECONDS", help="time for the final checkpoint (default: 25)"
+    )
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
     run.set_defaults(handler=_run)
-    log = commands.add_parser("log", help="an agent's line of life")
-    add_arguments(log)
+    log = commands.add_parser("log", help="list the checkpoint history of the agents in a store")
+    add_store_arguments(log)
     log.set_defaults(handler=_log)
-    verify = commands.add_parser("verify", help="read every checkpoint of a store and say what is damaged")
-    add_arguments(verify)
-    verify.add_argument("--all", action="store_true", help="every checkpoint, not only the newest of each agent")
+    verify = commands.add_parser("verify", help="read the checkpoints in a store and report damage")
+    add_store_arguments(verify)
+    verify.add_argument("--all", action="store_true", help="every checkpoint, not only each agent's newest")
     verify.set_defaults(handler=_verify)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    from savepoint_cli import run  # noqa: PLC0415 - `savepoint log` needs no server
+    from savepoint_cli import run, run_options  # noqa: PLC0415 - `savepoint log` needs no server
 
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
-        print("savepoint: no command: savepoint run --store DIR -- python agent.py", file=sys.stderr)
+        print(
+            "error: no command given; append it, for example: savepoint run --store DIR -- python agent.py",
+            file=sys.stderr,
+        )
         return EXIT_USAGE
     return run.run(
-        run.RunOptions(
+        run_options.RunOptions(
             store=options.store,
-            agent=options.agent or run.agent_name(command),
+            agent=options.agent or run_options.agent_name(command),
             states=tuple(options.state),
             exclude=tuple(options.exclude),
             interval_seconds=options.interval,
@@ -78,19 +99,22 @@ def _run(options: argparse.Namespace) -> int:
 def _log(options: argparse.Namespace) -> int:
     from savepoint_cli import log  # noqa: PLC0415 - as above
 
-    return log.print_log(place_of(options))
+    return log.print_log(store_options(options))
 
 
 def _verify(options: argparse.Namespace) -> int:
     from savepoint_cli import verify  # noqa: PLC0415 - as above
 
-    return verify.verify_store(place_of(options), every=options.all)
+    return verify.verify_store(store_options(options), every=options.all)
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 86_400 * 30:
-        raise argparse.ArgumentTypeError("a number of seconds above 0")
+        raise argparse.ArgumentTypeError("must be a number of seconds above 0 and below 30 days")
     return value
 
 

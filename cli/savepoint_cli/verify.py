@@ -1,4 +1,4 @@
-"""``savepoint verify``: read every byte of checkpoints and say what would not restore."""
+"""``savepoint verify``: read every byte of checkpoints and report what could not be restored."""
 
 import sys
 
@@ -8,51 +8,63 @@ from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.read.verify import verify
 from savepoint.repository.repository import Repository
 
-from savepoint_cli.log import human
-from savepoint_cli.place import Place
-from savepoint_cli.view import Agent, View, described, opened, records, title
+from savepoint_cli.log import human_size
+from savepoint_cli.store_options import StoreOptions
+from savepoint_cli.view import Agent, StoreView, chain_records, describe, display_name, open_view
 
 EXIT_DAMAGED = 1
 
 
-def verify_store(place: Place, *, every: bool) -> int:
-    """Verify the newest checkpoint of each agent, or ``every`` one that was not collected; 1 if any is damaged."""
-    with opened(place) as view:
-        sound = [_sound(view, agent, every=every) for agent in view.agents(place.namespace, place.agent)]
-    return 0 if all(sound) else EXIT_DAMAGED
+def verify_store(options: StoreOptions, *, every: bool) -> int:
+    """Verify the checkpoints of every selected agent, and print one line for each.
+
+    Args:
+        options: The store, and which of its agents to verify.
+        every: Verify all checkpoints that were not collected, not only each agent's newest.
+
+    Returns:
+        The exit status: 0 if all are intact, 1 if any is damaged.
+
+    Raises:
+        SavepointError: The store cannot be read.
+    """
+    with open_view(options) as view:
+        intact = [_agent_intact(view, agent, every=every) for agent in view.agents(options.namespace, options.agent)]
+    return 0 if all(intact) else EXIT_DAMAGED
 
 
-def _sound(view: View, agent: Agent, *, every: bool) -> bool:
-    """Whether nothing of the agent is damaged. What is damaged here does not keep other agents from being read."""
+def _agent_intact(view: StoreView, agent: Agent, *, every: bool) -> bool:
+    """Verify one agent. Damage is printed, not raised, so that the other agents are verified too."""
     try:
         repository = view.repository(agent)
-        made = [head.record for head in records(repository) if head.record.kind == "checkpoint"]
+        made = [head.record for head in chain_records(repository) if head.record.kind == "checkpoint"]
     except IntegrityError as error:
-        print(f"{agent}: {described(error)}", file=sys.stderr)
+        print(f"{agent}: {describe(error)}", file=sys.stderr)
         return False
     if not made:
         print(f"{agent}: no checkpoint yet")
-    sound = [_verify(repository, record, collected_is_fine=every) for record in (made if every else made[-1:])]
-    return all(sound)
+    selected = made if every else made[-1:]
+    intact = [_checkpoint_intact(repository, record, may_be_collected=every) for record in selected]
+    return all(intact)
 
 
-def _verify(repository: Repository, record: CommitRecord, *, collected_is_fine: bool) -> bool:
+def _checkpoint_intact(repository: Repository, record: CommitRecord, *, may_be_collected: bool) -> bool:
     assert record.manifest is not None and record.name is not None
-    name = title(repository.namespace, record.name)
+    name = display_name(repository.namespace, record.name)
     try:
         manifest = repository.read_manifest(record.manifest.name, record.manifest.size)
     except ObjectMissing as error:
-        if collected_is_fine:
+        if may_be_collected:
             return True
-        print(f"{name}: {described(error)}", file=sys.stderr)
+        print(f"{name}: {describe(error)}", file=sys.stderr)
         return False
     except IntegrityError as error:
-        print(f"{name}: {described(error)}", file=sys.stderr)
+        print(f"{name}: {describe(error)}", file=sys.stderr)
         return False
     with CheckpointReader(repository.store, repository.key, manifest) as reader:
         problems = verify(reader)
     for problem in problems:
         print(f"{name}: {problem.object_key}: {problem.component}: {problem.message}", file=sys.stderr)
     if not problems:
-        print(f"{name}: {human(manifest.size.logical)} in {len(manifest.components)} components, all readable")
+        print(f"{name}: {human_size(manifest.size.logical)} in {len(manifest.components)} components, all readable")
     return not problems

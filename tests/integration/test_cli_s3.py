@@ -112,12 +112,12 @@ def test_what_is_wrong_is_said_and_nothing_is_made(stored: Stored, tmp_path: Pat
     key = ("--master-key", str(stored.key))
     for done, message in (
         (stored.savepoint("log", "s3://savepoint-nowhere", *key), "NoSuchBucket"),
-        (stored.savepoint("log", f"s3://{BUCKET}/empty/place", *key), f"s3://{BUCKET}/empty/place holds no store"),
+        (stored.savepoint("log", f"s3://{BUCKET}/empty/place", *key), f"no store at s3://{BUCKET}/empty/place"),
         (stored.savepoint("verify", stored.place, "--master-key", str(tmp_path / "other.key")), "KeyMismatch"),
         (stored.log(AWS_SECRET_ACCESS_KEY="wrong-secret"), "StoreDenied"),
         (stored.log(AWS_ACCESS_KEY_ID="nobody-here"), "StoreDenied"),
-        (stored.log(AWS_SECRET_ACCESS_KEY=""), "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set both"),
-        (stored.log("--agent", "mailer"), "holds no agent 'mailer'; it holds: default/coder"),
+        (stored.log(AWS_SECRET_ACCESS_KEY=""), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"),
+        (stored.log("--agent", "mailer"), f"no agent 'mailer' in {stored.place}; the store contains: default/coder"),
         (stored.log("--endpoint", "http://127.0.0.1:9"), "StoreUnavailable"),
     ):
         assert (done.returncode, done.stdout) == (1, ""), done.stderr

@@ -1,4 +1,4 @@
-"""The command line without any process of its own: names, the key, log and verify."""
+"""Tests of the command line that start no process: names, the key, log and verify."""
 
 import os
 import stat
@@ -13,10 +13,10 @@ from savepoint.repository.write.source import MemorySource
 from savepoint.repository.write.writer import CheckpointWriter
 from savepoint.storage.directory import DirectoryStore
 from savepoint_cli.key import master_key
-from savepoint_cli.log import human
+from savepoint_cli.log import human_size
 from savepoint_cli.main import main
-from savepoint_cli.run import RunOptions, agent_name, own_paths, plain_name, roots_of
-from savepoint_sidecar.authority.local import LocalAuthority, LocalConfig
+from savepoint_cli.run_options import RunOptions, agent_name, dns_label, own_file_patterns, state_roots
+from savepoint_sidecar.authority.local import LocalAuthority, LocalClock, LocalConfig
 from savepoint_sidecar.files.exclude import Excluded
 
 
@@ -34,17 +34,17 @@ def test_an_agent_is_named_after_its_script(command: list[str], name: str) -> No
     assert agent_name(command) == name
 
 
-def test_a_name_is_a_label() -> None:
-    assert plain_name("Ärger--" + "x" * 80) == "rger-" + "x" * 47
+def test_a_name_becomes_a_dns_label() -> None:
+    assert dns_label("Ärger--" + "x" * 80) == "rger-" + "x" * 47
 
 
 def test_state_folders_are_named_after_their_last_element(tmp_path: Path) -> None:
-    roots = roots_of((tmp_path / "work", tmp_path / "other" / "work", Path()))
+    roots = state_roots((tmp_path / "work", tmp_path / "other" / "work", Path()))
     assert [root.name for root in roots][:2] == ["work", "work-2"]
     assert all(root.path.is_absolute() and root.persistent for root in roots)
 
 
-def test_the_key_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
+def test_the_key_is_created_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "config" / "savepoint" / "master.key"
     with pytest.raises(KeyMismatch, match="expected at"):
         master_key(path, create=False)
@@ -54,15 +54,15 @@ def test_the_key_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
     assert path.read_text().strip() not in repr(first)
     assert [each.name for each in path.parent.iterdir()] == ["master.key"]
     path.write_text("not a key")
-    with pytest.raises(KeyMismatch, match="holds no key"):
+    with pytest.raises(KeyMismatch, match="is not a master key"):
         master_key(path, create=True)
 
 
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0B"), (1023, "1023B"), (1024, "1Ki"), (5 << 20, "5120Ki"), (1 << 40, "1024Gi")]
 )
-def test_sizes(size: int, text: str) -> None:
-    assert human(size) == text
+def test_sizes_are_printed_in_binary_units(size: int, text: str) -> None:
+    assert human_size(size) == text
 
 
 @pytest.fixture
@@ -75,10 +75,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "coder",
         master_key(tmp_path / "config" / "savepoint" / "master.key", create=True),
         LocalConfig(),
+        LocalClock(lambda: datetime.now(UTC), os.urandom),
         incarnation="one",
         node="here",
-        now=lambda: datetime.now(UTC),
-        random_bytes=os.urandom,
     )
     blobs = authority.blobs
     key: AgentKey = authority._repository.key
@@ -95,7 +94,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_log_tells_the_line_of_life(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_prints_the_history(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["log", str(store)]) == 0
     agent, header, start, checkpoint = capsys.readouterr().out.splitlines()
     assert agent == "agent coder" and header.split()[:4] == ["TIME", "SEQ", "RUN", "EPOCH"]
@@ -103,14 +102,14 @@ def test_log_tells_the_line_of_life(store: Path, capsys: pytest.CaptureFixture[s
     assert checkpoint.split()[5:8] == ["checkpoint", "coder-1", "Interval"] and "5Ki" in checkpoint
 
 
-def test_log_of_an_agent_that_is_not_there_says_which_are(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_of_an_unknown_agent_lists_the_known_ones(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["log", str(store), "--agent", "mailer"]) == 1
-    assert "it holds: coder" in capsys.readouterr().err
+    assert "the store contains: coder" in capsys.readouterr().err
     assert main(["log", str(store / "nowhere")]) == 1
-    assert "holds no store" in capsys.readouterr().err
+    assert "no store at" in capsys.readouterr().err
 
 
-def test_log_under_another_key_is_refused(store: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_log_fails_under_another_key(store: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config" / "savepoint" / "master.key").write_text("11" * 32)
     assert main(["log", str(store)]) == 1
     assert "KeyMismatch" in capsys.readouterr().err
@@ -127,14 +126,14 @@ def test_verify_names_the_damaged_object(store: Path, capsys: pytest.CaptureFixt
     assert f"packs/{pack.name}" in capsys.readouterr().err
 
 
-def test_no_command_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_without_a_command_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--store", str(tmp_path)]) == 2
     assert "no command" in capsys.readouterr().err
 
 
-def test_store_and_key_are_never_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_and_key_are_excluded_from_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     options = RunOptions(tmp_path / "work" / "store", "a", ("true",), states=(tmp_path, tmp_path / "work" / "data"))
-    assert own_paths(options) == (f"{tmp_path}/work/store", f"{tmp_path}/config/savepoint")
-    excluded = Excluded(own_paths(options), str(tmp_path))
+    assert own_file_patterns(options) == (f"{tmp_path}/work/store", f"{tmp_path}/config/savepoint")
+    excluded = Excluded(own_file_patterns(options), str(tmp_path))
     assert excluded.covers("work/store/local/a") and not excluded.covers("work/data/x")

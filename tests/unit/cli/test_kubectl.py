@@ -1,4 +1,4 @@
-"""The plugin over a scripted kubectl: what it asks for, how it waits, and with which status it ends."""
+"""Tests of the plugin over a scripted kubectl: what it creates, how it waits, and its exit status."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from savepoint_cli.kubectl import Kubectl, Waiter
 
 
 class Cluster:
-    """Answers kubectl's commands; the status of an object moves on with every get."""
+    """Answers kubectl's commands; the status of an object advances with every get."""
 
     def __init__(self, *statuses: dict[str, Any]) -> None:
         self.calls: list[list[str]] = []
@@ -53,7 +53,7 @@ def test_a_checkpoint_is_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert all(call[-2:] == ["--namespace", "demo"] for call in cluster.calls)
 
 
-def test_a_failure_is_said_and_ends_with_one(
+def test_a_failure_is_printed_and_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = Cluster(condition("Ready", "False", "QuiesceTimeout", "in step crawl for 94s"))
@@ -61,7 +61,7 @@ def test_a_failure_is_said_and_ends_with_one(
     assert "in step crawl for 94s" in capsys.readouterr().err
 
 
-def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(condition("Succeeded", "Unknown", "Waiting"))
     assert invoke(monkeypatch, cluster, "reset", "coder", "--wait", "--timeout", "0.01") == 3
 
@@ -74,11 +74,11 @@ def test_a_rollback_names_the_agent_of_its_checkpoint(monkeypatch: pytest.Monkey
     assert made["spec"] == {"mode": "Rollback", "source": {"checkpointName": "coder-41"}}
 
 
-def test_a_rollback_is_waited_for_through_all_its_stages(
+def test_a_rollback_is_waited_for_through_all_its_phases(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stages = [condition("Succeeded", "Unknown", reason) for reason in ("Waiting", "Checkpointing", "EvictionBlocked")]
-    cluster = Cluster({}, {}, *stages, condition("Succeeded", "True", "Succeeded"))
+    phases = [condition("Succeeded", "Unknown", reason) for reason in ("Waiting", "Checkpointing", "EvictionBlocked")]
+    cluster = Cluster({}, {}, *phases, condition("Succeeded", "True", "Succeeded"))
     assert invoke(monkeypatch, cluster, "rollback", "coder-41", "--wait") == 0
     shown = capsys.readouterr().err.split("\n")
     assert shown[:4] == [
@@ -110,7 +110,7 @@ def test_get_shows_one_agent_or_all(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "a table" in capsys.readouterr().out
 
 
-def test_what_kubectl_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_kubectl_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(arguments: Sequence[str], stdin: str) -> str:
         raise Unavailable("Error from server (Forbidden)")
 
@@ -119,17 +119,17 @@ def test_what_kubectl_says_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "Forbidden" in capsys.readouterr().err
 
 
-def test_no_kubectl_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kubectl_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(Unavailable, match="no kubectl"):
+    with pytest.raises(Unavailable, match="kubectl not found"):
         kubectl._run(["version"], "")
 
 
-def test_each_stage_is_shown_once() -> None:
+def test_each_phase_is_printed_once() -> None:
     lines: list[str] = []
     cluster = Cluster(*[condition("Ready", "False", "Capturing")] * 3, condition("Ready", "True", "Ready"))
     waiter = Waiter(sleep=lambda _: None, show=lines.append)
     status = waiter.until_ended(
-        Kubectl(cluster.run), "x", "coder-1", condition="Ready", under_way=frozenset({"Capturing"}), seconds=60
+        Kubectl(cluster.run), "x", "coder-1", condition="Ready", in_progress=frozenset({"Capturing"}), seconds=60
     )
     assert status == 0 and lines == ["coder-1 Capturing", "coder-1 Ready"]
