@@ -71,7 +71,7 @@ class Capture:
             drafts.append(draft)
             self._store_changed(writer, draft, self.tables[root.name])
         for draft in drafts:  # storing may have retired wasteful packs: read their files again before the pause
-            needs_repack = draft.table.needs_repack(writer.reuse)
+            needs_repack = draft.table.needs_repack(writer.can_reuse)
             if needs_repack:
                 self._store_changed(writer, draft, draft.table, only=needs_repack)
         return drafts
@@ -174,7 +174,7 @@ class Capture:
     @staticmethod
     def _changed_files(writer: CheckpointWriter, known: FileTable, draft: Draft) -> list[Node]:
         """Start the draft from the known files; return those that changed or must be stored again."""
-        needs_repack = known.needs_repack(writer.reuse)
+        needs_repack = known.needs_repack(writer.can_reuse)
         draft.table = known.copy()
         return [
             node

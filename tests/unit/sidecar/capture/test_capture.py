@@ -1,7 +1,6 @@
-"""Files under the sidecar's hands: walks, patterns, tables, the pool, databases, captures, markers."""
+"""Tests of capture: file tables, the spool, databases under write, the pre-copy and the final pass."""
 
 import os
-import socket
 import sqlite3
 import threading
 import time
@@ -12,24 +11,20 @@ import pytest
 from savepoint.errors import RunAsUserRequired, StageFull
 from savepoint.repository.format.chunk import ChunkRef
 from savepoint.repository.format.content import Content
-from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import Manifest
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.read.restore import restore_tree
-from savepoint.repository.write.writer import CheckpointWriter
 from savepoint_sidecar.capture import database
 from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.capture.draft import Draft
 from savepoint_sidecar.capture.file_table import FileTable, is_racy
 from savepoint_sidecar.capture.spool import Spool
 from savepoint_sidecar.files.exclude import Excluded
-from savepoint_sidecar.files.roots import Marker, Root, clear, is_empty, read_marker, write_marker
-from savepoint_sidecar.files.walk import Signature, signature_of, walk
+from savepoint_sidecar.files.roots import Root
+from savepoint_sidecar.files.walk import Signature, walk
 
 from tests.fakes.store import MemoryStore
-
-KEY = AgentKey(bytes(32))
-NONE = Excluded((), "/data")
+from tests.unit.sidecar.checkpoints import KEY, finish, writer_of
 
 
 def root_of(path: Path) -> Root:
@@ -37,61 +32,11 @@ def root_of(path: Path) -> Root:
     return Root("files", "/data", path)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "path", "matches"),
-    [
-        ("node_modules", "a/b/node_modules", True),
-        ("**/node_modules", "node_modules", True),
-        ("**/node_modules", "a/node_modules", True),
-        ("**/node_modules", "a/node_modules2", False),
-        ("*.tmp", "deep/x.tmp", True),
-        ("cache/*.bin", "cache/x.bin", True),
-        ("cache/*.bin", "a/cache/x.bin", False),
-        ("cache/**", "cache/a/b", True),
-        ("/data/cache", "cache", True),
-        ("/data/cache", "a/cache", False),
-        ("/other/cache", "cache", False),
-        ("x[0-9]?", "x12", True),
-        ("x[!0-9]?", "x12", False),
-        ("a+b(c", "a+b(c", True),
-        ("trailing/", "trailing", True),
-        ("/data/a[[]1]/b", "a[1]/b", True),
-    ],
-)
-def test_patterns(pattern: str, path: str, matches: bool) -> None:
-    assert Excluded((pattern,), "/data")(path) is matches
-
-
-def test_what_is_excluded_covers_what_is_below() -> None:
-    excluded = Excluded(("build",), "/data")
-    assert excluded.covers("a/build/b/c") and not excluded.covers("a/builder")
-    assert excluded(".savepoint") and not excluded("a/.savepoint")
-
-
-def test_a_walk_follows_no_link_and_names_what_it_skips(tmp_path: Path) -> None:
-    root = root_of(tmp_path / "files")
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "secret").write_text("s")
-    (root.path / "link").symlink_to(tmp_path / "outside")
-    (root.path / "a").mkdir()
-    (root.path / "a.b").write_text("1")
-    (root.path / "a" / "z").write_text("2")
-    (root.path / ".savepoint").mkdir()
-    (root.path / ".savepoint" / "marker.json").write_text("{}")
-    os.mkfifo(root.path / "pipe")
-    (root.path / b"caf\xe9".decode("utf-8", "surrogateescape")).write_text("3")
-    with closing(socket.socket(socket.AF_UNIX)) as listening:
-        listening.bind(str(root.path / "sock"))
-        found = walk(root, NONE)
-    assert [node.path for node in found.nodes] == ["a", "a.b", "a/z", "caf\udce9", "link"]
-    assert len(found.skipped) == 2 and "socket" in "".join(found.skipped) and "named pipe" in "".join(found.skipped)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another uid and come back")
-def test_files_of_another_uid_are_named_with_the_uid(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another uid and back")
+def test_an_unreadable_file_is_named_with_its_uid(tmp_path: Path) -> None:
     root = root_of(tmp_path / "files")
     tmp_path.chmod(0o755)
-    for parent in [tmp_path, *tmp_path.parents][:4]:  # pytest's own folders, one more beside another worker
+    for parent in [tmp_path, *tmp_path.parents][:4]:  # pytest's own folders; xdist adds one
         parent.chmod(parent.stat().st_mode | 0o055)
     root.path.chmod(0o777)
     (root.path / "theirs").mkdir()
@@ -100,7 +45,7 @@ def test_files_of_another_uid_are_named_with_the_uid(tmp_path: Path) -> None:
     os.seteuid(4321)
     try:
         with pytest.raises(RunAsUserRequired, match=r"uid 1234.*runAsUser: 1234"):
-            walk(root, NONE)
+            walk(root, Excluded((), "/data"))
         (root.path / "mine").write_text("x")
         (root.path / "mine").chmod(0)
         (node,) = (each for each in walk(root, Excluded(("theirs",), "/data")).nodes if each.path == "mine")
@@ -116,7 +61,7 @@ def ref(byte: int, length: int = 10) -> ChunkRef:
     return ChunkRef(bytes([byte]) * 32, f"1-{byte:032x}", 8, length + 17, length)
 
 
-def test_a_table_gives_back_what_was_put() -> None:
+def test_a_table_returns_what_was_put() -> None:
     table = FileTable()
     signature = Signature(20, 1, -2, 2**63)
     content = Content(20, (ref(1), ref(2)), (), frozenset({ref(1).pack, ref(2).pack}))
@@ -137,7 +82,7 @@ def test_a_file_changed_just_before_it_was_read_is_racy() -> None:
     assert not is_racy(Signature(1, now - 10**9, now - 10**9, 1), now)
 
 
-def test_the_pool_keeps_ranges_apart(tmp_path: Path) -> None:
+def test_the_spool_keeps_ranges_apart(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         ranges = []
         for number, size in enumerate((0, 1, 4096, 3_000_001)):
@@ -161,19 +106,6 @@ def test_a_file_that_ends_early_gives_a_shorter_range(tmp_path: Path) -> None:
     os.close(handle)
 
 
-def writer_of(store: MemoryStore, parent: Manifest | None = None) -> CheckpointWriter:
-    return CheckpointWriter(store, store, KEY, 1, parent)
-
-
-def finish(writer: CheckpointWriter) -> Manifest:
-    writer.finish(
-        namespace="n", agent="a", attempt="0" * 32, created="2026-01-01T00:00:00.000000Z", consistency="Fuzzy",
-        parent=None,
-    )  # fmt: skip
-    writer.commit()
-    return writer.manifest
-
-
 def restored(store: MemoryStore, manifest: Manifest, target: Path) -> Path:
     target.mkdir()
     with CheckpointReader(store, KEY, manifest) as reader:
@@ -191,7 +123,7 @@ def fuzzy(capture: Capture, store: MemoryStore, scratch: Path) -> tuple[Manifest
 
 
 @pytest.mark.parametrize("mode", ["WAL", "DELETE"])
-def test_a_database_under_write_is_copied_whole(tmp_path: Path, mode: str) -> None:
+def test_a_database_under_write_is_copied_consistently(tmp_path: Path, mode: str) -> None:
     root = root_of(tmp_path / "files")
     path = root.path / "notes.db"
     stop, ready = threading.Event(), threading.Event()
@@ -217,22 +149,22 @@ def test_a_database_under_write_is_copied_whole(tmp_path: Path, mode: str) -> No
         assert ready.wait(20)
         capture = Capture([root], (), time.time_ns)
         store = MemoryStore()
-        for turn in range(3):
+        for round_number in range(3):
             manifest, drafts = fuzzy(capture, store, tmp_path)
-            target = restored(store, manifest, tmp_path / f"restored{turn}")
+            target = restored(store, manifest, tmp_path / f"restored{round_number}")
             assert [each.name for each in target.iterdir()] == ["notes.db"], drafts[0].warnings
             with closing(sqlite3.connect(target / "notes.db")) as copy:
                 assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
                 count, torn = copy.execute("SELECT count(*), sum(a != b) FROM pair").fetchone()
                 assert count >= 20 and torn == 0
                 (spread,) = copy.execute("SELECT max(a) - min(a) FROM pair").fetchone()
-                assert spread == 0, "a transaction was copied half"
+                assert spread == 0, "only half of a transaction was copied"
     finally:
         stop.set()
         writing.join()
 
 
-def test_a_database_at_rest_leaves_no_file_beside_it(tmp_path: Path) -> None:
+def test_copying_a_closed_database_creates_no_file_beside_it(tmp_path: Path) -> None:
     root = root_of(tmp_path / "files")
     with closing(sqlite3.connect(root.path / "a.db")) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -244,7 +176,7 @@ def test_a_database_at_rest_leaves_no_file_beside_it(tmp_path: Path) -> None:
     assert (target / "a.db").read_bytes() == (root.path / "a.db").read_bytes()
 
 
-def test_what_only_looks_like_a_database_is_copied_as_a_file(tmp_path: Path) -> None:
+def test_a_file_that_only_looks_like_a_database_is_copied_as_a_file(tmp_path: Path) -> None:
     root = root_of(tmp_path / "files")
     broken = database.MAGIC + bytes(2) + b"\x01\x01" + os.urandom(5000)
     (root.path / "x.db").write_bytes(broken)
@@ -254,14 +186,14 @@ def test_what_only_looks_like_a_database_is_copied_as_a_file(tmp_path: Path) -> 
     assert (restored(store, manifest, tmp_path / "restored") / "x.db").read_bytes() == broken
 
 
-def test_precopy_and_final_pass_read_every_changed_file(tmp_path: Path) -> None:
+def test_pre_copy_and_final_pass_read_every_changed_file(tmp_path: Path) -> None:
     root = root_of(tmp_path / "files")
     for name in ("same", "changed", "removed"):
         (root.path / name).write_bytes(name.encode() * 100)
     old = time.time_ns() - 10**10
     for name in ("same", "changed", "removed"):
         os.utime(root.path / name, ns=(old, old))
-    time.sleep(0.05)  # past the tick in which a change could go unseen
+    time.sleep(0.05)  # longer than a tick of the clock, within which a change could go unnoticed
     store = MemoryStore()
     capture = Capture([root], (), time.time_ns)
     writer = writer_of(store)
@@ -287,7 +219,7 @@ def test_precopy_and_final_pass_read_every_changed_file(tmp_path: Path) -> None:
     assert (target / "same").stat().st_mtime_ns == old
 
 
-def test_content_is_reread_when_only_the_ctime_tells(tmp_path: Path) -> None:
+def test_content_is_read_again_when_only_the_ctime_differs(tmp_path: Path) -> None:
     root = root_of(tmp_path / "files")
     path = root.path / "a"
     path.write_bytes(b"1111")
@@ -301,40 +233,3 @@ def test_content_is_reread_when_only_the_ctime_tells(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         assert set(capture.final_pass(writer, drafts, spool)[0].spooled) == {"a"}
     writer.abort()
-
-
-def test_markers_survive_what_an_agent_puts_in_their_place(tmp_path: Path) -> None:
-    root = root_of(tmp_path / "files")
-    marker = Marker("demo", "coder", "uid", 3, 41, "ready")
-    assert read_marker(root) is None and is_empty(root)
-    write_marker(root, marker)
-    assert read_marker(root) == marker and is_empty(root)
-    (root.path / ".savepoint" / "marker.json").write_text("[]")
-    assert read_marker(root) is None
-    clear(root, keep_marker=False)
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (root.path / ".savepoint").symlink_to(outside)
-    assert read_marker(root) is None
-    write_marker(root, marker)
-    assert read_marker(root) == marker and list(outside.iterdir()) == []
-
-
-def test_clear_removes_everything_and_follows_nothing(tmp_path: Path) -> None:
-    root = root_of(tmp_path / "files")
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "kept").write_text("k")
-    (root.path / "link").symlink_to(outside)
-    (root.path / "a" / "b").mkdir(parents=True)
-    (root.path / "a" / "b" / "c").write_text("c")
-    (root.path / "a" / "b").chmod(0)
-    (root.path / "lost+found").mkdir()
-    clear(root)
-    assert is_empty(root) and (outside / "kept").exists()
-
-
-def test_signatures_come_from_stats(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"123")
-    status = (tmp_path / "a").stat()
-    assert signature_of(status) == (3, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)

@@ -1,4 +1,4 @@
-"""What becomes of a root before an agent starts, and a restore that is killed at every step."""
+"""Tests of the restore before an agent starts: the decision for each root, free space, and a kill at every step."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ from savepoint_sidecar.stage import components
 from savepoint_sidecar.stage.components import restore_components, write_index
 
 from tests.fakes.store import MemoryStore
-from tests.unit.sidecar.capture.test_capture import KEY, finish, writer_of
+from tests.unit.sidecar.checkpoints import KEY, finish, writer_of
 
 PARENT = CheckpointRef("coder-4", 4, 40, "2026-01-01T00:00:00.000000Z", ObjectName("0" * 64, 1))
 
@@ -44,39 +44,39 @@ def marker(state: str = "ready", sequence: int = 40, agent: str = "coder") -> Ma
     return Marker("demo", agent, "uid", 2, sequence, "ready" if state == "ready" else "restoring")
 
 
-KEPT, LOST = "keep", "restore"
+KEEP, RESTORE = "keep", "restore"
 
 
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize(
-    ("found", "empty", "parent", "held", "action"),
+    ("found", "empty", "parent", "in_checkpoint", "action"),
     [
-        (None, True, None, False, KEPT),
-        (None, False, None, False, KEPT),
-        (marker("restoring"), False, None, False, LOST),
-        (marker("ready"), False, None, False, KEPT),
-        (None, True, PARENT, True, LOST),
-        (None, False, PARENT, False, KEPT),
-        (marker("ready", 40), False, PARENT, True, KEPT),
-        (marker("ready", 41), False, PARENT, True, KEPT),
-        (marker("ready", 39), False, PARENT, True, LOST),
-        (marker("restoring", 40), False, PARENT, True, LOST),
-        (marker("ready", 40, agent="other"), True, PARENT, True, LOST),
+        (None, True, None, False, KEEP),
+        (None, False, None, False, KEEP),
+        (marker("restoring"), False, None, False, RESTORE),
+        (marker("ready"), False, None, False, KEEP),
+        (None, True, PARENT, True, RESTORE),
+        (None, False, PARENT, False, KEEP),
+        (marker("ready", 40), False, PARENT, True, KEEP),
+        (marker("ready", 41), False, PARENT, True, KEEP),
+        (marker("ready", 39), False, PARENT, True, RESTORE),
+        (marker("restoring", 40), False, PARENT, True, RESTORE),
+        (marker("ready", 40, agent="other"), True, PARENT, True, RESTORE),
     ],
 )
-def test_what_becomes_of_a_root(
-    found: Marker | None, empty: bool, parent: CheckpointRef | None, held: bool, action: str, persistent: bool
+def test_a_root_is_kept_or_restored(
+    found: Marker | None, empty: bool, parent: CheckpointRef | None, in_checkpoint: bool, action: str, persistent: bool
 ) -> None:
     root = Root("files", "/data", Path("/nowhere"), persistent)
-    assert root_action(root, found, welcome(parent), empty=empty, in_checkpoint=held) == action
+    assert root_action(root, found, welcome(parent), empty=empty, in_checkpoint=in_checkpoint) == action
 
 
 @pytest.mark.parametrize("found", [None, marker("ready", 99, agent="other")])
-def test_files_that_nothing_explains(found: Marker | None) -> None:
+def test_a_volume_with_files_of_unknown_origin_is_not_overwritten(found: Marker | None) -> None:
     volume, folder = Root("a", "/data", Path("/x"), True), Root("a", "/data", Path("/x"), False)
     with pytest.raises(TargetNotEmpty, match="/data"):
         root_action(volume, found, welcome(), empty=False, in_checkpoint=True)
-    assert root_action(folder, found, welcome(), empty=False, in_checkpoint=True) == LOST
+    assert root_action(folder, found, welcome(), empty=False, in_checkpoint=True) == RESTORE
 
 
 @pytest.fixture
@@ -98,13 +98,13 @@ def manifest(store: MemoryStore) -> Manifest:
     ("pod", "checkpoint", "changed"),
     [("ab", "ab", False), ("ab", "cd", True), ("", "cd", False), ("ab", "", False), ("", "", False)],
 )
-def test_the_configuration_is_compared_where_both_are_known(
+def test_configurations_are_compared_if_both_are_known(
     manifest: Manifest, pod: str, checkpoint: str, changed: bool
 ) -> None:
     assert config_changed(replace(welcome(), config_hash=pod), replace(manifest, config_hash=checkpoint)) is changed
 
 
-def test_how_far_it_is_is_told_of_all_roots_together(tmp_path: Path, store: MemoryStore) -> None:
+def test_progress_counts_all_roots_together(tmp_path: Path, store: MemoryStore) -> None:
     writer = writer_of(store)
     for name in ("a", "b"):
         writer.add_tree(
@@ -120,22 +120,22 @@ def test_how_far_it_is_is_told_of_all_roots_together(tmp_path: Path, store: Memo
     roots = [Root(name, f"/{name}", tmp_path / name) for name in ("a", "b")]
     for root in roots:
         root.path.mkdir()
-    told: list[int] = []
+    reported: list[int] = []
     with CheckpointReader(store, KEY, manifest) as reader:
-        written = restore_files(reader, roots, ready_marker(welcome(), "uid", PARENT), Failpoints(), told.append)
+        written = restore_files(reader, roots, ready_marker(welcome(), "uid", PARENT), Failpoints(), reported.append)
         assert (
-            told == sorted(told)
-            and told[-1] == written == planned_bytes(manifest, roots, with_values=False) == 1_000_000
+            reported == sorted(reported)
+            and reported[-1] == written == planned_bytes(manifest, roots, with_values=False) == 1_000_000
         )
-        told.clear()
-        restore_components(reader, tmp_path / "stage", "40", progress=told.append)
-    assert told == sorted(told)
-    assert written + told[-1] == planned_bytes(manifest, roots, with_values=True)
+        reported.clear()
+        restore_components(reader, tmp_path / "stage", "40", progress=reported.append)
+    assert reported == sorted(reported)
+    assert written + reported[-1] == planned_bytes(manifest, roots, with_values=True)
     assert planned_bytes(manifest, [Root("c", "/c", tmp_path / "c")], with_values=False) == 0
 
 
 class Killed(BaseException):
-    """In place of SIGKILL."""
+    """Stands for SIGKILL."""
 
 
 class Killing(Failpoints):
@@ -152,7 +152,7 @@ class Killing(Failpoints):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("restore-")])
-def test_a_restore_killed_at_any_step_begins_again(
+def test_a_restore_killed_at_any_step_starts_over(
     tmp_path: Path, store: MemoryStore, manifest: Manifest, name: str
 ) -> None:
     root = Root("files", "/data", tmp_path / "files", persistent=True)
@@ -164,20 +164,18 @@ def test_a_restore_killed_at_any_step_begins_again(
             restore_files(reader, [root], ready, killing)
         assert killing.reached
         found = read_marker(root)
-        assert found is None or found.state == "restoring", "a root is believed before all of it is there"
-        assert root_actions([root], welcome(), manifest) == {root: LOST}
+        assert found is None or found.state == "restoring", "a root is trusted before all of it is there"
+        assert root_actions([root], welcome(), manifest) == {root: RESTORE}
         restore_files(reader, [root], ready, Failpoints())
     assert read_marker(root) == ready
     assert {path.name: path.read_bytes() for path in (root.path / "d").iterdir()} == {
         f"f{number}": bytes([number]) * 3000 for number in range(20)
     }
     assert (root.path / "d").stat().st_mode & 0o777 == 0o750
-    assert root_actions([root], welcome(), manifest) == {root: KEPT}
+    assert root_actions([root], welcome(), manifest) == {root: KEEP}
 
 
-def test_a_damaged_checkpoint_leaves_a_root_that_nobody_believes(
-    tmp_path: Path, store: MemoryStore, manifest: Manifest
-) -> None:
+def test_a_damaged_checkpoint_leaves_a_root_to_restore(tmp_path: Path, store: MemoryStore, manifest: Manifest) -> None:
     root = Root("files", "/data", tmp_path / "files")
     root.path.mkdir()
     key = f"packs/{manifest.packs[0].name}"
@@ -185,15 +183,15 @@ def test_a_damaged_checkpoint_leaves_a_root_that_nobody_believes(
     with CheckpointReader(store, KEY, manifest) as reader, pytest.raises(IntegrityError) as error:
         restore_files(reader, [root], ready_marker(welcome(), "uid", PARENT), Failpoints())
     assert error.value.object_key == key
-    assert read_marker(root) is not None and root_actions([root], welcome(), manifest) == {root: LOST}
+    assert read_marker(root) is not None and root_actions([root], welcome(), manifest) == {root: RESTORE}
 
 
 NEEDED = 20 * 3000 + 21 * 4096
-"""What the checkpoint of ``manifest`` asks for: twenty files and a folder."""
+"""Space that the checkpoint of ``manifest`` needs: twenty files and a folder."""
 
 
 def fill(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """Let every volume have so many bytes left; a multiple of 4096 is."""
+    """Pretend that every volume has this many bytes free, a multiple of 4096."""
 
     class Status:
         f_bavail, f_frsize = free // 4096, 4096
@@ -201,8 +199,8 @@ def fill(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(file_restore.os, "statvfs", lambda path: Status)
 
 
-def standing(top: Path) -> dict[str, tuple[int, int, int, bytes]]:
-    """All that is below a folder, with what a change of it would change."""
+def snapshot(top: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    """Return everything below a folder: inode, mode, mtime and content."""
     found: dict[str, tuple[int, int, int, bytes]] = {}
     for path in top.rglob("*"):
         status = path.lstat()
@@ -212,29 +210,29 @@ def standing(top: Path) -> dict[str, tuple[int, int, int, bytes]]:
 
 
 def volume(path: Path) -> Root:
-    """A persistent volume as an older cut of this agent left it."""
+    """Return a persistent volume at an older checkpoint of this agent."""
     root = Root("files", "/data", path, persistent=True)
     root.path.mkdir()
     write_marker(root, marker("ready", 30))
     return root
 
 
-def test_without_space_everything_is_as_it_was(
+def test_without_space_nothing_is_changed(
     tmp_path: Path, store: MemoryStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, other = volume(tmp_path / "files"), volume(tmp_path / "other")
     other = replace(other, name="other", mount_path="/other")
     for each in (root, other):
         (each.path / "d").mkdir()
-        (each.path / "d" / "f1").write_bytes(b"older, and all there is")
-    before = standing(tmp_path)
-    assert root_actions([root], welcome(), manifest) == {root: LOST}
+        (each.path / "d" / "f1").write_bytes(b"older content")
+    before = snapshot(tmp_path)
+    assert root_actions([root], welcome(), manifest) == {root: RESTORE}
     fill(monkeypatch, 4096)
     with CheckpointReader(store, KEY, manifest) as reader:
         with pytest.raises(NoSpace, match=rf"needs {NEEDED} bytes below /data; 4096 are free") as error:
             restore_files(reader, [root, other], ready_marker(welcome(), "uid", PARENT), Failpoints())
         assert "nothing was changed; give the volume more space" in str(error.value)
-        assert standing(tmp_path) == before
+        assert snapshot(tmp_path) == before
         assert read_marker(root) == marker("ready", 30)
         fill(monkeypatch, NEEDED + 4096)
         restore_files(reader, [root], ready_marker(welcome(), "uid", PARENT), Failpoints())
@@ -289,7 +287,7 @@ def _hole(root: Path, outside: Path) -> None:
         (_link_to_folder, False), (_stays, False), (_hole, False),
     ],
 )  # fmt: skip
-def test_what_gives_way_counts_as_space(
+def test_space_freed_by_clearing_counts(
     tmp_path: Path,
     store: MemoryStore,
     manifest: Manifest,
@@ -302,7 +300,7 @@ def test_what_gives_way_counts_as_space(
     outside.parent.mkdir()
     outside.write_bytes(LARGE)
     left(root.path, outside)
-    before = standing(tmp_path)
+    before = snapshot(tmp_path)
     fill(monkeypatch, 0)
     with CheckpointReader(store, KEY, manifest) as reader:
         if enough:
@@ -311,11 +309,11 @@ def test_what_gives_way_counts_as_space(
         else:
             with pytest.raises(NoSpace):
                 restore_files(reader, [root], ready_marker(welcome(), "uid", PARENT), Failpoints())
-            assert standing(tmp_path) == before
+            assert snapshot(tmp_path) == before
     assert outside.read_bytes() == LARGE
 
 
-def test_a_root_that_the_checkpoint_has_nothing_of_gives_its_space(
+def test_a_root_that_is_not_in_the_checkpoint_frees_its_space(
     tmp_path: Path, store: MemoryStore, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, other = volume(tmp_path / "files"), replace(volume(tmp_path / "other"), name="other")
@@ -328,22 +326,22 @@ def test_a_root_that_the_checkpoint_has_nothing_of_gives_its_space(
 
 @pytest.mark.parametrize("where", ["write_marker", "clear"])
 @pytest.mark.parametrize(
-    ("number", "kind", "words"),
+    ("number", "kind", "text"),
     [
         (errno.EACCES, RunAsUserRequired, "runAsUser"), (errno.EPERM, RunAsUserRequired, "fsGroup"),
         (errno.ENOSPC, NoSpace, "give the volume more space"), (errno.EDQUOT, NoSpace, "/data"),
         (errno.EROFS, TargetUnusable, "a writable volume"), (errno.EIO, TargetUnusable, "/data"),
     ],
 )  # fmt: skip
-def test_a_root_that_cannot_be_written_is_told_by_its_cause(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, kind: type[SavepointError], words: str
+def test_an_error_of_a_root_names_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, kind: type[SavepointError], text: str
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(file_restore, where, fail)
     root = Root("files", "/data", tmp_path)
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=text):
         restore_files(None, [root], ready_marker(welcome(None), "uid", None), Failpoints())
 
 
@@ -358,10 +356,10 @@ def acting_as(uid: int) -> Iterator[None]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize(
-    ("owner", "words"),
+    ("owner", "text"),
     [(4321, "/data belongs to uid 4321 and cannot be written as uid 1234"), (1234, "'theirs' in /data cannot be")],
 )
-def test_files_of_another_uid_are_named(owner: int, words: str) -> None:
+def test_files_of_another_uid_are_named(owner: int, text: str) -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to other uids
         Path(name).chmod(0o755)
         root = Root("files", "/data", Path(name) / "files")
@@ -370,14 +368,14 @@ def test_files_of_another_uid_are_named(owner: int, words: str) -> None:
         (folder / "file").write_bytes(b"x")
         os.chown(root.path, owner, owner)
         os.chown(folder, 4321, 4321)
-        with acting_as(1234), pytest.raises(RunAsUserRequired, match=words):
+        with acting_as(1234), pytest.raises(RunAsUserRequired, match=text):
             restore_files(None, [root], ready_marker(welcome(None), "uid", None), Failpoints())
         assert (folder / "file").read_bytes() == b"x"
 
 
 @pytest.fixture
 def values(store: MemoryStore) -> Iterator[CheckpointReader]:
-    """A checkpoint of two values: a small one goes inline, the other needs a file of the stage."""
+    """Yield a reader of a checkpoint of two values: a small one goes inline, the other needs a file of the stage."""
     writer = writer_of(store)
     entries = (
         EntryRecord("small", "json", writer.store_bytes(b"[1]", "Memory"), {}),
@@ -388,7 +386,7 @@ def values(store: MemoryStore) -> Iterator[CheckpointReader]:
         yield reader
 
 
-def test_a_full_stage_names_the_field_that_makes_it_larger(
+def test_a_full_stage_names_the_field_to_raise(
     tmp_path: Path, values: CheckpointReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
@@ -414,7 +412,7 @@ def test_a_full_stage_names_the_field_that_makes_it_larger(
         (errno.EROFS, TargetUnusable), (errno.EIO, TargetUnusable),
     ],
 )  # fmt: skip
-def test_only_a_full_stage_is_called_full(
+def test_only_a_full_stage_is_reported_as_full(
     tmp_path: Path, values: CheckpointReader, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[SavepointError]
 ) -> None:
     def fail(path: Path) -> None:
@@ -427,14 +425,14 @@ def test_only_a_full_stage_is_called_full(
     assert ("sizeLimit" in str(error.value)) is (kind is NoSpace)
 
 
-def test_a_stage_where_something_else_has_the_name(tmp_path: Path, values: CheckpointReader) -> None:
+def test_a_stage_in_which_the_name_is_taken(tmp_path: Path, values: CheckpointReader) -> None:
     (tmp_path / "restored").mkdir()
-    (tmp_path / "restored" / "40").write_bytes(b"no folder")
+    (tmp_path / "restored" / "40").write_bytes(b"not a folder")
     with pytest.raises(TargetUnusable, match="restored/40 in the stage"):
         restore_components(values, tmp_path, "40")
 
 
-def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
+def test_a_root_that_is_not_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(TargetUnusable, match="/data"):
         root_actions([Root("files", "/data", tmp_path / "file")], welcome(), None)

@@ -1,4 +1,4 @@
-"""The agent writes into the stage too: what it puts in the place of the sidecar's files hurts nothing but itself."""
+"""Tests that an agent which replaces the sidecar's files in the stage can harm only itself."""
 
 import os
 from collections.abc import Callable
@@ -27,12 +27,12 @@ def _folder(path: Path, _: Path) -> None:
     path.mkdir()
 
 
-TRICKS = [_pipe, _link, _endless, _folder]
+REPLACEMENTS = [_pipe, _link, _endless, _folder]
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("trick", TRICKS)
-def test_an_index_that_the_agent_replaced_is_none(trick: Callable[[Path, Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("replace", REPLACEMENTS)
+def test_a_replaced_index_is_ignored(replace: Callable[[Path, Path], None], tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text('{"sequence": 3, "components": []}')
     stage = tmp_path / "stage"
@@ -40,20 +40,18 @@ def test_an_index_that_the_agent_replaced_is_none(trick: Callable[[Path, Path], 
     assert read_index(stage, 3) == ()
     index = stage / "restored" / "index.json"
     index.unlink()
-    trick(index, secret)
+    replace(index, secret)
     assert read_index(stage, 3) is None
     assert index_sequence(stage) is None
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("trick", TRICKS[:3])
-def test_what_is_written_goes_into_no_file_of_somebody_else(
-    trick: Callable[[Path, Path], None], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("replace", REPLACEMENTS[:3])
+def test_creating_a_file_writes_to_no_other_file(replace: Callable[[Path, Path], None], tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("untouched")
     path = tmp_path / "own"
-    trick(path, other)
+    replace(path, other)
     with create_small_file(path) as file:
         file.write(b"ours")
     assert other.read_text() == "untouched"
@@ -61,7 +59,7 @@ def test_what_is_written_goes_into_no_file_of_somebody_else(
     assert not path.is_symlink()
 
 
-def test_the_index_may_hold_as_much_as_an_answer(tmp_path: Path) -> None:
+def test_the_index_has_room_for_a_whole_answer(tmp_path: Path) -> None:
     entries = tuple(wire.Entry(str(number), "json", 1000, inline="x" * 1000) for number in range(500))
     component = wire.Component("documents", "Memory", entries)
     write_index(tmp_path, 7, (component,))
