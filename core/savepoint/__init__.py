@@ -1,7 +1,7 @@
 """Durable recovery points for AI agents. ``import savepoint`` gives an agent its SDK and the errors, nothing else.
 
-Names are loaded when they are first used, and what they load is the standard library and this package: an agent's image
-needs no dependency of ours.
+Names are loaded when they are first used. They need the standard library and this package alone, so an agent's image
+needs no other dependency.
 """
 
 from importlib import import_module

@@ -1,8 +1,7 @@
-"""Every error Savepoint raises on purpose, in one tree. Standard library only.
+"""Every error that Savepoint raises deliberately, in one tree. Standard library only.
 
-It is not the place of messages for one door: a door translates what it met into one of these, chains the cause, and
-says what happened, to which object, and what to do next. ``reason`` is the CamelCase word that conditions, Events and
-docs/reasons/ use.
+An adapter to an outside system translates that system's errors into these, chains the cause, and states what happened,
+to which object, and what to do next. ``reason`` is the CamelCase word that conditions, Events and docs/reasons/ use.
 
 ::
 
@@ -25,42 +24,42 @@ DISK_FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class SavepointError(Exception):
-    """The root: ``except savepoint.SavepointError`` catches everything this project raises on purpose."""
+    """The root: ``except savepoint.SavepointError`` catches everything that this project raises deliberately."""
 
     reason: ClassVar[str] = Reason.ERROR
 
     @property
     def code(self) -> str:
-        """The reason of this very error; it differs from the class's for what the operator refuses."""
+        """The reason of this error; it differs from the class's reason if the operator refused with another one."""
         return self.reason
 
 
 class ObjectExists(SavepointError):
-    """A conditional write found the key taken."""
+    """A conditional write found that the key is taken."""
 
     reason = Reason.OBJECT_EXISTS
 
 
 class ObjectMissing(SavepointError):
-    """The store said, itself, that the object is not there. Never raised for a store that could not be asked."""
+    """The store itself reports that the object does not exist. Never raised for a store that cannot be reached."""
 
     reason = Reason.OBJECT_MISSING
 
 
 class StoreUnavailable(SavepointError):
-    """The store could not be reached, or answered with a fault that may pass."""
+    """The store cannot be reached, or answered with a transient fault."""
 
     reason = Reason.STORE_UNAVAILABLE
 
 
 class StoreDenied(SavepointError):
-    """The store refused the credentials or the permission."""
+    """The store rejects the credentials or the permission."""
 
     reason = Reason.STORE_DENIED
 
 
 class StoreMisconfigured(SavepointError):
-    """The store answers but cannot be used: no such bucket, or conditional writes are ignored."""
+    """The store answers but cannot be used: the bucket does not exist, or conditional writes are ignored."""
 
     reason = Reason.STORE_MISCONFIGURED
 
@@ -76,13 +75,13 @@ class IntegrityError(SavepointError):
 
 
 class RollbackDetected(IntegrityError):
-    """The chain in the store is older than, or differs from, the record that was pinned."""
+    """The chain in the store is older than the pinned record, or differs from it."""
 
     reason = Reason.ROLLBACK_DETECTED
 
 
 class FormatTooNew(SavepointError):
-    """Written by a newer version than this one can read."""
+    """The data was written by a newer version than this one can read."""
 
     reason = Reason.SCHEMA_TOO_NEW
 
@@ -112,19 +111,19 @@ class NoSpace(SavepointError):
 
 
 class StateTooLarge(SavepointError):
-    """The state needs more than the format can hold."""
+    """The state exceeds what the format can hold."""
 
     reason = Reason.STATE_TOO_LARGE
 
 
 class TargetNotEmpty(SavepointError):
-    """A persistent target holds files that no marker of ours explains."""
+    """A persistent target holds files that no marker of Savepoint accounts for."""
 
     reason = Reason.TARGET_NOT_EMPTY
 
 
 class TargetUnusable(SavepointError):
-    """The target cannot be written: read-only, failing, or of a file system that cannot hold the files."""
+    """The target cannot be written: it is read-only, failing, or on a file system that cannot hold the files."""
 
     reason = Reason.TARGET_UNUSABLE
 
@@ -142,19 +141,19 @@ class QuiesceTimeout(SavepointError):
 
 
 class StageFull(SavepointError):
-    """The stage volume has no room for what must be copied during the pause."""
+    """The stage volume has no room for what must be copied while the agent is paused."""
 
     reason = Reason.STAGE_FULL
 
 
 class StateUnstable(SavepointError):
-    """What was read changed while it was read."""
+    """The state changed while it was read."""
 
     reason = Reason.STATE_UNSTABLE
 
 
 class DeadlineExceeded(SavepointError):
-    """The attempt did not end within its bound."""
+    """The attempt did not finish before its deadline."""
 
     reason = Reason.DEADLINE_EXCEEDED
 
@@ -166,7 +165,7 @@ class Unavailable(SavepointError):
 
 
 class Refused(SavepointError):
-    """The operator refused, with a reason of its own (``code``)."""
+    """The operator refused the request; ``code`` is its reason."""
 
     reason = Reason.REFUSED
 

@@ -1,6 +1,6 @@
-"""What every ObjectStore must do. Each implementation and each fake subclasses ``StoreContract`` in a test module.
+"""The contract of every ObjectStore. Each implementation and each fake subclasses ``StoreContract`` in a test module.
 
-It looks only through the protocol, so that the same suite runs against a dict and against a real server.
+The tests use only the protocol, so that the same suite runs against a dict and against a real server.
 """
 
 import threading
@@ -14,9 +14,9 @@ WRITERS = 8
 
 
 class BlobContract:
-    """The part that a store without list and delete must pass. A subclass has a fixture ``store``, empty per test."""
+    """The part for stores without list and delete. A subclass provides the fixture ``store``, empty for each test."""
 
-    def test_what_was_put_is_got(self, store: ObjectStore) -> None:
+    def test_a_stored_object_can_be_read(self, store: ObjectStore) -> None:
         store.put_new("a/b/c", b"content")
         assert store.get("a/b/c", max_bytes=7) == b"content"
 
@@ -24,13 +24,13 @@ class BlobContract:
         store.put_new("parts", [b"one", bytearray(b"two"), memoryview(b"xthreex")[1:-1]])
         assert store.get("parts", max_bytes=100) == b"onetwothree"
 
-    def test_a_put_never_replaces(self, store: ObjectStore) -> None:
+    def test_a_put_never_replaces_an_object(self, store: ObjectStore) -> None:
         store.put_new("key", b"first")
         with pytest.raises(ObjectExists):
             store.put_new("key", b"second")
         assert store.get("key", max_bytes=100) == b"first"
 
-    def test_of_many_writers_one_wins(self, store: ObjectStore) -> None:
+    def test_exactly_one_of_many_writers_wins(self, store: ObjectStore) -> None:
         barrier = threading.Barrier(WRITERS)
 
         def write(number: int) -> bool:
@@ -46,7 +46,7 @@ class BlobContract:
         assert sum(won) == 1
         assert store.get("race", max_bytes=10) == b"%d" % won.index(True)
 
-    def test_a_missing_object_is_said_to_be_missing(self, store: ObjectStore) -> None:
+    def test_a_missing_object_is_reported_as_missing(self, store: ObjectStore) -> None:
         assert store.head("nothing") is None
         with pytest.raises(ObjectMissing):
             store.get("nothing", max_bytes=10)
@@ -59,7 +59,7 @@ class BlobContract:
         with pytest.raises(ObjectMissing):
             store.get("a/b", max_bytes=10)
 
-    def test_a_folder_is_no_object(self, store: ObjectStore) -> None:
+    def test_a_folder_is_not_an_object(self, store: ObjectStore) -> None:
         store.put_new("folder/object", b"content")
         assert store.head("folder") is None
         with pytest.raises(ObjectMissing):
@@ -93,7 +93,7 @@ class BlobContract:
         assert target == content[1_000_001 : 1_000_001 + len(target)]
         assert store.get("large", max_bytes=len(content)) == content
 
-    def test_head_tells_the_size(self, store: ObjectStore) -> None:
+    def test_head_reports_the_size(self, store: ObjectStore) -> None:
         store.put_new("sized", bytes(12345))
         info = store.head("sized")
         assert info is not None
@@ -102,7 +102,7 @@ class BlobContract:
     @pytest.mark.parametrize(
         "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\0b", "a b", "a\\b", "x" * 1025]
     )
-    def test_impossible_keys_are_refused(self, store: ObjectStore, key: str) -> None:
+    def test_invalid_keys_are_refused(self, store: ObjectStore, key: str) -> None:
         with pytest.raises(ValueError, match="not an object key"):
             store.put_new(key, b"x")
         with pytest.raises(ValueError, match="not an object key"):
@@ -119,7 +119,7 @@ class BlobContract:
 
 
 class StoreContract(BlobContract):
-    """The whole contract."""
+    """The whole contract, for stores that can also list and delete."""
 
     def test_listing(self, store: ObjectStore) -> None:
         keys = ["a/1", "a/2", "a/b/3", "ab/4", "c"]
@@ -134,7 +134,7 @@ class StoreContract(BlobContract):
         assert [info.key for info in store.list("a/b/3")] == ["a/b/3"]
         assert list(store.list("nothing/")) == []
 
-    def test_a_deleted_object_is_gone_and_can_be_made_again(self, store: ObjectStore) -> None:
+    def test_a_deleted_object_is_missing_and_can_be_created_again(self, store: ObjectStore) -> None:
         store.put_new("key", b"first")
         store.delete("key")
         assert store.head("key") is None
@@ -142,5 +142,5 @@ class StoreContract(BlobContract):
         store.put_new("key", b"second")
         assert store.get("key", max_bytes=100) == b"second"
 
-    def test_deleting_what_never_was(self, store: ObjectStore) -> None:
+    def test_deleting_a_missing_object_succeeds(self, store: ObjectStore) -> None:
         store.delete("never/was")

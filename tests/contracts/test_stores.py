@@ -1,4 +1,4 @@
-"""Every store that needs no server, and every store around a store, against the contract."""
+"""The contract tests of every store that needs no server, and of every wrapper."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """A repository in memory with everything that is not content fixed: key, salt, nonces, names, time.
 
-It drives the product's own code from grant to commit, so that a test says only what it is about.
+It drives the product's own code from grant to commit, so that a test contains only what it is about.
 """
 
 import hashlib
@@ -27,24 +27,24 @@ NAMESPACE, AGENT = "default", "coder"
 
 
 class Bytes:
-    """Bytes that look random and are the same in every run."""
+    """A source of bytes that look random and are the same in every run."""
 
     def __init__(self, seed: str = "seed") -> None:
         self._seed, self._count = seed, 0
 
     def __call__(self, length: int) -> bytes:
-        """The next bytes."""
+        """Return the next bytes."""
         self._count += 1
         return content(f"{self._seed} {self._count}", length)
 
 
 def content(seed: str, length: int) -> bytes:
-    """Incompressible bytes that depend on the seed alone."""
+    """Return incompressible bytes that depend on the seed alone."""
     return hashlib.shake_256(seed.encode()).digest(length)
 
 
 def attempt(number: int) -> str:
-    """The id of an attempt."""
+    """Return the id of an attempt."""
     return f"{number:032x}"
 
 
@@ -52,7 +52,7 @@ Fill = Callable[[CheckpointWriter], object]
 
 
 class RepositoryFixture:
-    """One agent, one incarnation after the other, on a store."""
+    """The repository of one agent, with one incarnation after the other."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.random = Bytes()
@@ -68,7 +68,7 @@ class RepositoryFixture:
 
     @property
     def epoch(self) -> int:
-        """Of the newest incarnation."""
+        """The newest incarnation's epoch."""
         return self.head.record.epoch
 
     @property
@@ -77,13 +77,13 @@ class RepositoryFixture:
         return self.head.record.pod_uid
 
     def grant(self, pod: str) -> Head:
-        """A new incarnation; it keeps no index."""
+        """Grant an epoch to a new incarnation, which has no index."""
         self.head = lineage.grant(self.chain, self.head, pod, "node-1", TIME)
         self.index = None
         return self.head
 
     def writer(self, threads: int = 1) -> CheckpointWriter:
-        """A writer on the newest checkpoint."""
+        """Return a writer on the newest checkpoint."""
         return CheckpointWriter(
             self.repository.store,
             self.repository.store,
@@ -95,7 +95,7 @@ class RepositoryFixture:
         )
 
     def offer(self, fill: Fill, threads: int = 1) -> Offer:
-        """Write a checkpoint and offer it; nothing is committed."""
+        """Write a checkpoint without committing it; return its offer."""
         self.attempts += 1
         writer = self.writer(threads)
         try:
@@ -131,14 +131,14 @@ class RepositoryFixture:
         return offer
 
     def reader(self, manifest: Manifest | None = None) -> CheckpointReader:
-        """A reader of this, or of the newest checkpoint."""
+        """Return a reader of this manifest, or of the newest checkpoint."""
         found = manifest or self.manifest
         assert found is not None
         return CheckpointReader(self.repository.store, self.repository.key, found, threads=1)
 
 
 def finish(writer: CheckpointWriter, number: int, parent: Parent | None = None, *, put: bool = True) -> Offer:
-    """Finish a writer with everything fixed."""
+    """Finish a writer with fixed values."""
     return writer.finish(
         namespace=NAMESPACE,
         agent=AGENT,
@@ -151,10 +151,10 @@ def finish(writer: CheckpointWriter, number: int, parent: Parent | None = None, 
 
 
 def keys(store: ObjectStore, prefix: str = "") -> list[str]:
-    """What a store holds."""
+    """Return the keys in a store, sorted."""
     return sorted(info.key for info in store.list(prefix))
 
 
 def pieces(parts: Iterable[bytes | memoryview]) -> bytes:
-    """All of them."""
+    """Join the parts."""
     return b"".join(bytes(part) for part in parts)

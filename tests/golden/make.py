@@ -1,7 +1,7 @@
 """Writes the golden repository of format 1: `python -m tests.golden.make FOLDER`.
 
-Everything in it is fixed: key, salt, nonces, names, time. It was written once; a later version must read it for ever,
-so it is made again only under a new folder, for a new format.
+Everything in it is fixed: key, salt, nonces, names, time. It was written once, and every later version must read it, so
+a new one is made only for a new format, in a new folder.
 """
 
 import sys
@@ -29,11 +29,11 @@ FILES = {
     "ümläut": b"0123456789abcdef" * (1 << 16) + content("file", 5000),
 }
 LARGE_BYTES = 257 * (256 << 10) + 7
-"""Zeros of a file that needs segments of its own."""
+"""Size of a file of zeros that needs segments of its own."""
 
 
 def first(writer: CheckpointWriter) -> None:
-    """The first checkpoint."""
+    """Fill the first checkpoint."""
     documents(writer, DOCUMENTS)
     writer.add_blob("weights", "ModelWeights", MemorySource(WEIGHTS), architecture_bound=True)
     stored = {path: writer.store_bytes(data, "Files") for path, data in FILES.items()}
@@ -55,13 +55,13 @@ def first(writer: CheckpointWriter) -> None:
 
 
 def second(writer: CheckpointWriter) -> None:
-    """The second: one document changed, the files gone."""
+    """Fill the second checkpoint: one document is changed, and the files are missing."""
     documents(writer, CHANGED)
     writer.add_blob("weights", "ModelWeights", MemorySource(WEIGHTS), architecture_bound=True)
 
 
 def documents(writer: CheckpointWriter, values: dict[str, bytes]) -> None:
-    """The documents of either."""
+    """Add the documents."""
     entries = [
         Entry("notes", "json", MemorySource(values["notes"])),
         Entry("empty", "bytes", MemorySource(values["empty"])),
@@ -71,18 +71,18 @@ def documents(writer: CheckpointWriter, values: dict[str, bytes]) -> None:
 
 
 def make(folder: Path) -> RepositoryFixture:
-    """Grant, checkpoint, grant, checkpoint, rollback, grant, completed; and a pending commit."""
-    world = RepositoryFixture(DirectoryStore(folder, create=True))
-    world.checkpoint(first)
-    chosen = world.head.record.manifest
-    world.grant("pod-2")
-    world.checkpoint(second)
-    world.head = lineage.rollback(world.chain, world.head, chosen, TIME, attempt="rollback-1")
-    world.grant("pod-3")
-    world.head = lineage.complete(world.chain, world.head, world.epoch, world.pod, TIME)
+    """Write grant, checkpoint, grant, checkpoint, rollback, grant, completed; and a pending commit."""
+    repo = RepositoryFixture(DirectoryStore(folder, create=True))
+    repo.checkpoint(first)
+    chosen = repo.head.record.manifest
+    repo.grant("pod-2")
+    repo.checkpoint(second)
+    repo.head = lineage.rollback(repo.chain, repo.head, chosen, TIME, attempt="rollback-1")
+    repo.grant("pod-3")
+    repo.head = lineage.complete(repo.chain, repo.head, repo.epoch, repo.pod, TIME)
     pending = Pending("attempt", 3, "pod-3", "Shutdown", True, b"")
-    world.repository.store.put_new("pending/3-" + "0" * 32, lineage.pending_bytes(pending))
-    return world
+    repo.repository.store.put_new("pending/3-" + "0" * 32, lineage.pending_bytes(pending))
+    return repo
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A second implementation of reading, written from docs/repository-format.md alone.
 
-It shares no code with the product, so that both can only agree if the page is right. It checks nothing it need not.
+It shares no code with the product, so the two agree only if the page is right. It checks no more than it must.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 
 def hkdf(key: bytes, salt: bytes, info: bytes) -> bytes:
-    """HKDF-SHA256, 32 bytes."""
+    """Return 32 bytes of HKDF-SHA256."""
     extracted = hmac.digest(salt or bytes(32), key, "sha256")
     return hmac.digest(extracted, info + b"\1", "sha256")
 
 
 class SecondReader:
-    """One agent's repository in a folder."""
+    """A reader of one agent's repository in a folder."""
 
     def __init__(self, store: Path, namespace: str, agent: str, master: bytes) -> None:
         self.identity = json.loads((store / "savepoint.json").read_bytes())
@@ -31,7 +31,7 @@ class SecondReader:
         self.key = hkdf(master, salt, f"savepoint-agent-v1:{self.name}".encode())
 
     def records(self) -> list[dict[str, Any]]:
-        """The chain, each link checked."""
+        """Return all commit records, with each link checked."""
         found: list[dict[str, Any]] = []
         previous = None
         while (path := self.folder / "commits" / f"{len(found) + 1:020}").exists():
@@ -44,7 +44,7 @@ class SecondReader:
         return found
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """A manifest."""
+        """Return a decrypted manifest."""
         raw = (self.folder / "manifests" / name).read_bytes()
         assert hashlib.sha256(raw).hexdigest() == name
         assert raw[:8] == b"SVPNTMF1"
@@ -57,7 +57,7 @@ class SecondReader:
         return manifest
 
     def chunk(self, ref: list[Any]) -> bytes:
-        """A chunk."""
+        """Return the content of a chunk."""
         identity, pack, offset, stored, length = ref
         raw = (self.folder / "packs" / pack).read_bytes()
         assert raw[:8] == b"SVPNTPK1"
@@ -69,18 +69,18 @@ class SecondReader:
         return payload
 
     def lines(self, segments: list[Any]) -> list[Any]:
-        """The values of segments' lines."""
+        """Return the values of the segments' lines."""
         return [json.loads(line) for ref in segments for line in self.chunk(ref).splitlines()]
 
     def content(self, entry: dict[str, Any]) -> bytes:
-        """The content of a file or value."""
+        """Return the content of a file or value."""
         refs = entry["chunks"] or [ref for line in self.lines(entry.get("more", [])) for ref in line]
         found = b"".join(map(self.chunk, refs))
         assert len(found) == entry["size"]
         return found
 
     def component(self, component: dict[str, Any]) -> Any:
-        """A blob's bytes; the entries of the other layouts, those with content as pairs with it."""
+        """Return a blob's bytes, or the entries of another layout, each paired with its content or None."""
         digest = hashlib.sha256(b"".join(bytes.fromhex(ref[0]) for ref in component["segments"])).hexdigest()
         assert digest == component["digest"]
         lines = self.lines(component["segments"])

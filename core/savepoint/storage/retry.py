@@ -1,4 +1,4 @@
-"""When and how often a call to a store is retried.
+"""The retry policy for calls to a store.
 
 Only StoreUnavailable is retried, and a put whose earlier attempt may have succeeded recognises its own object. This
 module opens no connection.

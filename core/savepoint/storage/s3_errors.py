@@ -49,7 +49,7 @@ def error_code(body: bytes) -> str:
 def s3_error(status: int, code: str, key: str, method: str) -> SavepointError:  # noqa: PLR0911 - one return per meaning
     """Return the error for an unsuccessful response.
 
-    A 404 counts as a missing object only if its code says so: a missing bucket or a proxy also answers 404.
+    A 404 counts as a missing object only if its code names the object: a missing bucket or a proxy also answers 404.
     """
     response = f"the store answered {status}{f' ({code})' if code else ''} to {method} {key!r}"
     if status in {304, 412}:

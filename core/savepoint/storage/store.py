@@ -21,7 +21,7 @@ class ObjectInfo:
     size: int
     """Bytes."""
     modified: datetime | None = None
-    """By the store's own clock; None where the store does not report it."""
+    """The time by the store's own clock; None where the store does not report it."""
 
 
 class BlobReader(Protocol):

@@ -1,6 +1,6 @@
-"""What becomes of the one attempt an agent has in flight, and what a sidecar may say of one. Pure; it sends nothing.
+"""What happens to the one attempt that an agent has in flight, and which messages about it are valid. Pure.
 
-Time comes in as an argument.
+It sends nothing; time is an argument.
 """
 
 import re
@@ -8,25 +8,28 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from savepoint.contract.control_protocol import AttemptState, Offer, RequestCheckpoint
-from savepoint.repository.format.manifest import KINDS
+from savepoint.contract.vocabulary import Consistency, Reason, Trigger
+from savepoint.repository.format.manifest import COMPONENT_KINDS
 
 from savepoint_operator.model.views import Contents
 
 ANSWER_GRACE_SECONDS = 5.0
-"""How long after the deadline a sidecar may still report its own failure before the operator does."""
+"""How long after the deadline a sidecar may still report its own failure before the operator fails the attempt."""
 UNKNOWN_DEADLINE_SECONDS = 600
 """Deadline of an attempt that a sidecar restates and that this leader did not order."""
-URGENT = frozenset({"Shutdown", "Finish", "Drain"})
-"""Triggers whose pod is about to go: an operator that stops finishes these first."""
-MAY_WAIT = frozenset({"Interval", "Manual"})
-"""Triggers that an operator that stops leaves to the next one: no pod and nothing else waits for them."""
-REQUESTED = frozenset({"Agent", "Shutdown", "Finish"})
-"""Triggers that a pod may ask for."""
+URGENT = frozenset({Trigger.SHUTDOWN, Trigger.FINISH, Trigger.DRAIN})
+"""Triggers of a pod that is about to end: an operator that stops finishes these first."""
+DEFERRABLE = frozenset({Trigger.INTERVAL, Trigger.MANUAL})
+"""Triggers that an operator that stops leaves to the next leader, since no pod waits for them."""
+REQUESTABLE = frozenset({Trigger.AGENT, Trigger.SHUTDOWN, Trigger.FINISH})
+"""Triggers that a pod may request."""
 
-TRIGGERS = frozenset({"Manual", "Interval", "Drain", "Shutdown", "Rollback", "Agent", "Finish"})
-COMPONENTS_MOST = 512
-OPERATIONS_MOST = 512
-NAME_MOST = 1024
+TRIGGERS = frozenset(Trigger)
+MAX_COMPONENTS = 512
+MAX_OPERATIONS = 512
+MAX_NAME = 1024
+MAX_REQUEST_ID = 64
+MAX_REQUEST_REASON = 1024
 
 _ATTEMPT = re.compile(r"[0-9a-f]{32}")
 _MANIFEST = _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -40,91 +43,92 @@ class InFlight:
     trigger: str
     deadline: float
     after: str = "Resume"
-    stage: str = "Pending"
+    phase: str = Reason.PENDING
 
-    def at(self, stage: str) -> "InFlight":
-        """The same attempt, further on."""
-        return replace(self, stage=stage)
+    def in_phase(self, phase: str) -> "InFlight":
+        """Return the same attempt in a later phase."""
+        return replace(self, phase=phase)
 
     def expires_in(self, now: float) -> float:
-        """Seconds until the operator itself calls the attempt failed; never negative."""
+        """Return the seconds until the operator fails the attempt; never negative."""
         return max(0.0, self.deadline + ANSWER_GRACE_SECONDS - now)
 
     def seconds_left(self, now: float) -> int:
-        """Whole seconds left to the sidecar, for an order that is sent again."""
+        """Return the whole seconds left to the sidecar, for an order that is sent again; at least 1."""
         return max(1, int(self.deadline - now))
 
 
-class Start(Enum):
+class OrderAction(Enum):
     """What to do with an order for an attempt."""
 
     SEND = auto()
-    KNOWN = auto()  # in flight or ended already: every order may come twice
+    KNOWN = auto()  # in flight or ended already: every order may be repeated
     BUSY = auto()
 
 
-class Resume(Enum):
-    """What to do with the attempt in flight after its sidecar has come back."""
+class ReconnectAction(Enum):
+    """What to do with the attempt in flight after its sidecar has reconnected."""
 
     NOTHING = auto()
-    CONTINUE = auto()  # the sidecar is at it
-    RESEND = auto()  # the order was lost, or the sidecar was restarted and has lost it
+    CONTINUE = auto()  # the sidecar is working on it
+    RESEND = auto()  # the order was lost, or the sidecar restarted and lost it
 
 
-def start(current: InFlight | None, ended: bool, attempt: str) -> Start:
-    """Whether an attempt may begin: one at a time."""
+def order_action(current: InFlight | None, ended: bool, attempt: str) -> OrderAction:
+    """Decide whether an attempt may begin: one at a time."""
     if ended or (current is not None and current.id == attempt):
-        return Start.KNOWN
-    return Start.SEND if current is None else Start.BUSY
+        return OrderAction.KNOWN
+    return OrderAction.SEND if current is None else OrderAction.BUSY
 
 
-def resume(current: InFlight | None, restated: tuple[AttemptState, ...]) -> Resume:
-    """What a reconnect means for the attempt in flight."""
+def reconnect_action(current: InFlight | None, restated: tuple[AttemptState, ...]) -> ReconnectAction:
+    """Decide what a reconnect means for the attempt in flight."""
     if current is None:
-        return Resume.NOTHING
-    return Resume.CONTINUE if any(each.attempt == current.id for each in restated) else Resume.RESEND
+        return ReconnectAction.NOTHING
+    known = any(each.attempt == current.id for each in restated)
+    return ReconnectAction.CONTINUE if known else ReconnectAction.RESEND
 
 
 def is_attempt(attempt: str) -> bool:
-    """Whether this can be an attempt's id."""
+    """Return whether the text can be the id of an attempt."""
     return _ATTEMPT.fullmatch(attempt) is not None
 
 
 def offer_problem(offer: Offer) -> str | None:
-    """Why the offer can be none; None when it is well formed. The store is looked at by whoever commits it."""
+    """Return why the offer is malformed, or None. The commit itself checks the offer against the store."""
     if not is_attempt(offer.attempt):
-        return "an attempt's id has 32 hexadecimal digits"
+        return "an attempt id must be 32 hexadecimal digits"
     if not _MANIFEST.fullmatch(offer.manifest.name) or offer.manifest.size < 1:
-        return "a manifest is named by 64 hexadecimal digits and is not empty"
+        return "a manifest must have a name of 64 hexadecimal digits and must not be empty"
     if offer.trigger not in TRIGGERS:
-        return f"a trigger is one of {', '.join(sorted(TRIGGERS))}"
-    if offer.consistency not in ("Application", "Fuzzy"):
-        return "a checkpoint's consistency is Application or Fuzzy"
+        return f"trigger must be one of {', '.join(sorted(TRIGGERS))}"
+    if offer.consistency not in frozenset(Consistency):
+        return "consistency must be Application or Fuzzy"
     if min(offer.logical_bytes, offer.stored_bytes, offer.uploaded_bytes, offer.open_operations) < 0:
-        return "a size is less than nothing"
-    return told_problem(offer)
+        return "sizes and counts must not be negative"
+    return contents_problem(offer)
 
 
-def told_problem(told: Offer | Contents) -> str | None:
-    """Why what is told of a checkpoint cannot be shown; None when it can."""
-    names = {each.name for each in told.components}
-    if len(told.components) > COMPONENTS_MOST or len(names) != len(told.components):
-        return f"it has more than {COMPONENTS_MOST} components, or two of one name"
-    for each in told.components:
-        if len(each.name) > NAME_MOST or each.kind not in KINDS or not _DIGEST.fullmatch(each.digest):
-            return f"component {each.name[:80]!r} has no proper name, kind or digest"
+def contents_problem(described: Offer | Contents) -> str | None:
+    """Return why the description of a checkpoint cannot be shown in a status, or None."""
+    names = {each.name for each in described.components}
+    if len(described.components) > MAX_COMPONENTS or len(names) != len(described.components):
+        return f"it has more than {MAX_COMPONENTS} components, or two with the same name"
+    for each in described.components:
+        if len(each.name) > MAX_NAME or each.kind not in COMPONENT_KINDS or not _DIGEST.fullmatch(each.digest):
+            return f"component {each.name[:80]!r} has an invalid name, kind or digest"
         if each.size < 0:
-            return f"component {each.name[:80]!r} is smaller than nothing"
-    words = (told.step or "", *told.uncertain_operations)
-    if len(words) > OPERATIONS_MOST or any(len(each) > NAME_MOST for each in words):
-        return f"it tells more than {OPERATIONS_MOST} operations, or one by more than {NAME_MOST} characters"
+            return f"the size of component {each.name[:80]!r} must not be negative"
+    operations = (described.step or "", *described.uncertain_operations)
+    if len(operations) > MAX_OPERATIONS or any(len(each) > MAX_NAME for each in operations):
+        return f"it lists more than {MAX_OPERATIONS} operations, or one longer than {MAX_NAME} characters"
     return None
 
 
 def request_problem(request: RequestCheckpoint) -> str | None:
-    """Why a pod may not ask like this, None when it may."""
-    if request.trigger not in REQUESTED:
-        return f"a pod asks with trigger {', '.join(sorted(REQUESTED))}"
-    if len(request.request) > 64 or len(request.reason) > 1024:
+    """Return why a pod's request is malformed, or None."""
+    if request.trigger not in REQUESTABLE:
+        return f"the trigger of a pod's request must be one of {', '.join(sorted(REQUESTABLE))}"
+    if len(request.request) > MAX_REQUEST_ID or len(request.reason) > MAX_REQUEST_REASON:
         return "the request's id or reason is too long"
     return None

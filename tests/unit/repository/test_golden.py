@@ -1,4 +1,4 @@
-"""The golden repository of format 1 is read for ever: by the product, and by a second reader written from the page."""
+"""The golden repository of format 1 stays readable: by the product, and by a second reader written from the page."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,7 @@ HEAD_DIGEST = "24bb600bebf642e28ba6405215af9d12f722e6c7d7c64a58045973ca9494ef23"
 
 @pytest.fixture
 def store(tmp_path: Path) -> DirectoryStore:
-    """A copy, so that nothing can write into the original."""
+    """Copy the golden repository, so that no test can change it."""
     shutil.copytree(GOLDEN, tmp_path / "store")
     return DirectoryStore(tmp_path / "store")
 
@@ -59,7 +59,7 @@ def test_the_chain(chain: Chain) -> None:
     assert (head.record.epoch, head.record.number, head.record.name, head.record.run) == (3, 2, "coder-2", 1)
 
 
-def test_every_object_is_written_again_byte_for_byte(repository: Repository, chain: Chain) -> None:
+def test_every_object_can_be_rewritten_byte_for_byte(repository: Repository, chain: Chain) -> None:
     store = repository.store
     for sequence in range(1, 8):
         content = store.get(commit_key(sequence), max_bytes=4096)

@@ -18,7 +18,7 @@ def opened(store: MemoryStore | FaultyStore, namespace: str = "default", agent: 
 
 
 class TestStore:
-    def test_it_is_claimed_once(self) -> None:
+    def test_a_store_is_claimed_once(self) -> None:
         store = MemoryStore()
         open_store(store, "cluster", MASTER)
         identity = store.objects[STORE_KEY]
@@ -26,7 +26,7 @@ class TestStore:
         assert store.objects[STORE_KEY] == identity
         assert json.loads(identity) == {"format": 1, "owner": "cluster", "keyCheck": MASTER.check}
 
-    def test_of_another_cluster_or_key(self) -> None:
+    def test_a_store_of_another_cluster_or_key_is_refused(self) -> None:
         store = MemoryStore()
         open_store(store, "cluster", MASTER)
         with pytest.raises(NotAdopted, match="cluster"):
@@ -36,7 +36,7 @@ class TestStore:
         with pytest.raises(KeyMismatch):
             open_store(store, "cluster", OTHER)
 
-    def test_reading_claims_nothing(self) -> None:
+    def test_reading_does_not_claim_the_store(self) -> None:
         store = FaultyStore(MemoryStore(), always("put_new", Fault(AssertionError("written"))))  # type: ignore[arg-type]
         with pytest.raises(ObjectMissing):
             read_store(store, MASTER)
@@ -46,7 +46,7 @@ class TestStore:
         with pytest.raises(KeyMismatch):
             read_store(store, OTHER)
 
-    def test_two_claim_at_once(self) -> None:
+    def test_only_one_of_two_owners_claims_the_store(self) -> None:
         store = MemoryStore()
 
         def first(call: object) -> None:
@@ -58,7 +58,7 @@ class TestStore:
         with pytest.raises(NotAdopted, match="first"):
             open_store(faulty, "second", MASTER)
 
-    def test_a_store_that_is_away_is_not_claimed(self) -> None:
+    def test_an_unavailable_store_is_not_claimed(self) -> None:
         store = MemoryStore()
         for position in (1, 2, 3):
             store.objects.clear()
@@ -74,7 +74,7 @@ class TestStore:
             (bytes(5000), IntegrityError),
         ],
     )  # fmt: skip
-    def test_what_is_no_identity(self, identity: bytes, error: type[Exception]) -> None:
+    def test_invalid_identities_are_refused(self, identity: bytes, error: type[Exception]) -> None:
         store = MemoryStore()
         store.put_new(STORE_KEY, identity)
         with pytest.raises(error):
@@ -83,7 +83,7 @@ class TestStore:
 
 
 class TestRepository:
-    def test_the_salt_is_made_once(self) -> None:
+    def test_the_salt_is_created_once(self) -> None:
         store = MemoryStore()
         one = opened(store)
         two = Repository.open_or_create(store, "default", "coder", MASTER, now=NOW)
@@ -97,28 +97,28 @@ class TestRepository:
         two = Repository.open_or_create(store, "default", "other", MASTER, now=NOW)
         assert one.key.expose() != two.key.expose()
 
-    def test_of_another_agent(self) -> None:
+    def test_an_identity_of_another_agent_is_refused(self) -> None:
         store = MemoryStore()
         opened(store, agent="other")
         store.objects[OURS] = store.objects[f"default/other/{REPOSITORY_KEY}"]
         with pytest.raises(IntegrityError, match="belongs to default/other"):
             opened(store)
 
-    def test_damaged(self) -> None:
+    def test_a_damaged_identity_is_refused(self) -> None:
         store = MemoryStore()
         store.objects[OURS] = b'{"format":1}'
         with pytest.raises(IntegrityError) as caught:
             opened(store)
         assert caught.value.object_key == OURS
 
-    def test_open_makes_no_salt(self) -> None:
+    def test_open_does_not_create_a_salt(self) -> None:
         store = MemoryStore()
         with pytest.raises(ObjectMissing):
             Repository.open(store, "default", "coder", MASTER)
         assert not store.objects
         assert opened(store).key.expose() == Repository.open(store, "default", "coder", MASTER).key.expose()
 
-    def test_a_store_that_is_away_gives_no_new_salt(self) -> None:
+    def test_an_unavailable_store_gets_no_new_salt(self) -> None:
         store = MemoryStore()
         opened(store)
         with pytest.raises(StoreUnavailable):
@@ -126,21 +126,21 @@ class TestRepository:
 
 
 def test_a_forged_manifest_object_is_found() -> None:
-    """F43: another valid manifest under this name."""
-    world = RepositoryFixture(MemoryStore())
-    one = world.checkpoint(lambda writer: None)
-    two = world.checkpoint(lambda writer: writer.add_entries("documents", "Memory", []))
-    store = world.repository.store
+    """F43: another valid manifest is stored under this name."""
+    repo = RepositoryFixture(MemoryStore())
+    one = repo.checkpoint(lambda writer: None)
+    two = repo.checkpoint(lambda writer: writer.add_entries("documents", "Memory", []))
+    store = repo.repository.store
     content = store.get(f"manifests/{two.name}", max_bytes=1 << 20)
     store.delete(f"manifests/{one.name}")
     store.put_new(f"manifests/{one.name}", content)
     with pytest.raises(IntegrityError):
-        world.repository.read_manifest(one.name, len(content))
-    assert world.repository.read_manifest(two.name, two.size) == world.manifest
+        repo.repository.read_manifest(one.name, len(content))
+    assert repo.repository.read_manifest(two.name, two.size) == repo.manifest
 
 
-def test_a_salt_copied_from_another_agent_gives_nobody_that_agents_key() -> None:
-    """Whoever writes the bucket, and may run a pod in one namespace, must not read the agents of another."""
+def test_a_salt_copied_from_another_agent_does_not_give_its_key() -> None:
+    """A user who can write to the bucket and run a pod in one namespace must not read agents of another."""
     store = MemoryStore()
     victim = opened(store, "payments", "ledger")
     opened(store, "mallory", "spy")

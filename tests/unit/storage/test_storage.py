@@ -34,7 +34,7 @@ LOST = Fault(StoreUnavailable("lost"), applied=True)
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """A clock that advances only when sleep() is called."""
 
     def __init__(self) -> None:
         self.now, self.slept = 0.0, list[float]()
@@ -52,7 +52,7 @@ class TestDirectory:
     def store(self, tmp_path: Path) -> DirectoryStore:
         return DirectoryStore(tmp_path / "store", create=True)
 
-    def test_nothing_half_written_is_left_or_seen(self, store: DirectoryStore, tmp_path: Path) -> None:
+    def test_incomplete_objects_are_neither_left_nor_listed(self, store: DirectoryStore, tmp_path: Path) -> None:
         store.put_new("a/b", b"x")
         with pytest.raises(ObjectExists):
             store.put_new("a/b", b"y")
@@ -63,7 +63,7 @@ class TestDirectory:
             store.get(f"{INCOMING}/torn", max_bytes=10)
 
     def test_a_full_disk(self, store: DirectoryStore, tmp_path: Path) -> None:
-        """A real limit on the size of files stands for a full disk."""
+        """A limit on the size of files simulates a full disk."""
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         try:
@@ -77,7 +77,7 @@ class TestDirectory:
         assert list((tmp_path / "store" / INCOMING).iterdir()) == []
         store.put_new("large", bytes(2 << 20))
 
-    def test_a_root_that_is_gone_is_never_an_absent_object(self, tmp_path: Path) -> None:
+    def test_a_missing_root_is_not_reported_as_a_missing_object(self, tmp_path: Path) -> None:
         store = DirectoryStore(tmp_path / "unmounted")
         for ask in (
             lambda: store.head("a"),
@@ -90,12 +90,12 @@ class TestDirectory:
             with pytest.raises(StoreMisconfigured, match="unmounted"):
                 ask()
 
-    def test_a_file_where_a_folder_must_be(self, store: DirectoryStore) -> None:
+    def test_a_file_in_place_of_a_folder_is_refused(self, store: DirectoryStore) -> None:
         store.put_new("a", b"object")
         with pytest.raises(StoreMisconfigured):
             store.put_new("a/b", b"x")
 
-    def test_what_is_no_object(self, store: DirectoryStore, tmp_path: Path) -> None:
+    def test_links_and_fifos_are_not_objects(self, store: DirectoryStore, tmp_path: Path) -> None:
         (tmp_path / "store" / "link").symlink_to("/etc/passwd")
         os.mkfifo(tmp_path / "store" / "fifo")
         assert store.head("link") is None
@@ -103,7 +103,7 @@ class TestDirectory:
         with pytest.raises(StoreMisconfigured):
             store.get("link", max_bytes=1 << 20)
 
-    def test_folders_are_those_that_a_key_can_name(self, store: DirectoryStore, tmp_path: Path) -> None:
+    def test_only_folders_that_a_key_can_name_are_listed(self, store: DirectoryStore, tmp_path: Path) -> None:
         for key in ("savepoint.json", "b/x/1", "a/2", "b/3"):
             store.put_new(key, b"")
         (tmp_path / "store" / "not a key").mkdir()
@@ -131,7 +131,7 @@ class TestDirectory:
             store.put_new("key", b"x")
         assert store.head("key") is None
 
-    def test_it_is_named(self, store: DirectoryStore) -> None:
+    def test_its_repr_names_the_directory(self, store: DirectoryStore) -> None:
         assert "store" in repr(store)
 
     @pytest.mark.parametrize(
@@ -140,20 +140,20 @@ class TestDirectory:
          (errno.EROFS, StoreDenied), (errno.ENOENT, StoreMisconfigured), (errno.EIO, StoreUnavailable),
          (errno.ESTALE, StoreUnavailable), (errno.EMFILE, StoreUnavailable)],
     )  # fmt: skip
-    def test_what_a_disk_says(self, number: int, kind: type[SavepointError]) -> None:
+    def test_errors_of_the_disk_are_translated(self, number: int, kind: type[SavepointError]) -> None:
         error = _translate(OSError(number, os.strerror(number)), "key", Path("/root"))
         assert type(error) is kind
         assert "key" in str(error)
 
 
 class TestRetry:
-    def test_what_passes_is_tried_again(self) -> None:
+    def test_transient_faults_are_retried(self) -> None:
         clock, memory = Clock(), MemoryStore()
         store = Retrying(FaultyStore(memory, at({1: DOWN, 2: DOWN})), clock.retry())
         store.put_new("a", b"x")
         assert clock.slept == [0.2, 0.4]
 
-    def test_it_ends(self) -> None:
+    def test_retries_end_after_the_last_attempt(self) -> None:
         clock = Clock()
         faulty = FaultyStore(MemoryStore(), always("get", DOWN))
         with pytest.raises(StoreUnavailable):
@@ -161,43 +161,43 @@ class TestRetry:
         assert len(faulty.calls) == 6
         assert clock.slept == [0.2, 0.4, 0.8, 1.6, 3.2]
 
-    def test_it_ends_in_time(self) -> None:
+    def test_retries_end_within_the_total_time(self) -> None:
         clock = Clock()
         faulty = FaultyStore(MemoryStore(), always("head", DOWN))
         with pytest.raises(StoreUnavailable):
             Retrying(faulty, clock.retry(attempts=1000, total_seconds=30)).head("a")
         assert clock.now <= 30
 
-    def test_jitter_only_shortens(self) -> None:
+    def test_jitter_only_shortens_the_pause(self) -> None:
         clock = Clock()
         with pytest.raises(StoreUnavailable):
             Retrying(FaultyStore(MemoryStore(), always("delete", DOWN)), clock.retry(jitter=lambda: 0.0)).delete("a")
         assert clock.slept == [0.1, 0.2, 0.4, 0.8, 1.6]
 
     @pytest.mark.parametrize("error", [StoreDenied("no"), StoreMisconfigured("no"), ObjectMissing("no"), NoSpace("no")])
-    def test_what_does_not_pass_is_not(self, error: SavepointError) -> None:
+    def test_permanent_errors_are_not_retried(self, error: SavepointError) -> None:
         clock = Clock()
         with pytest.raises(type(error)):
             Retrying(FaultyStore(MemoryStore(), always("get", Fault(error))), clock.retry()).get("a", max_bytes=1)
         assert clock.slept == []
 
-    def test_no_attempts_are_a_mistake(self) -> None:
+    def test_a_policy_without_attempts_is_refused(self) -> None:
         with pytest.raises(ValueError, match="at least one"):
             Retry(attempts=0).run(lambda: None)
 
-    def test_our_own_object_after_a_lost_answer(self) -> None:
+    def test_an_object_with_our_bytes_after_a_lost_response_is_a_success(self) -> None:
         memory = MemoryStore()
         store = Retrying(FaultyStore(memory, at({1: LOST})), Clock().retry())
         store.put_new("a", [b"con", b"tent"])
         assert memory.objects["a"] == b"content"
 
-    def test_somebody_elses_object_after_a_lost_answer(self) -> None:
+    def test_another_object_after_a_lost_response_is_a_conflict(self) -> None:
         memory = MemoryStore()
         memory.put_new("a", b"theirs!")
         with pytest.raises(ObjectExists):
             Retrying(FaultyStore(memory, at({1: DOWN})), Clock().retry()).put_new("a", b"content")
 
-    def test_somebody_elses_object_at_once(self) -> None:
+    def test_an_existing_object_is_a_conflict_even_with_equal_bytes(self) -> None:
         memory = MemoryStore()
         memory.put_new("a", b"content")
         with pytest.raises(ObjectExists):
@@ -218,13 +218,13 @@ class TestRetry:
         ("stored", "same"),
         [(b"content", True), (b"Content", False), (b"contents", False), (None, False), (bytes(7), False)],
     )
-    def test_holds(self, stored: bytes | None, same: bool) -> None:
+    def test_the_content_of_an_object_is_compared(self, stored: bytes | None, same: bool) -> None:
         memory = MemoryStore()
         if stored is not None:
             memory.put_new("a", stored)
         assert has_content(memory, "a", [b"con", b"", b"tent"]) is same
 
-    def test_holds_large_and_empty(self) -> None:
+    def test_the_content_of_large_and_empty_objects_is_compared(self) -> None:
         memory = MemoryStore()
         large = bytes(range(256)) * 20_000
         memory.put_new("large", large)
@@ -233,14 +233,14 @@ class TestRetry:
         assert not has_content(memory, "large", large[:-1] + b"x")
         assert has_content(memory, "empty", b"")
 
-    def test_an_object_that_goes_while_it_is_compared(self) -> None:
+    def test_an_object_deleted_during_the_comparison(self) -> None:
         memory = MemoryStore()
         memory.put_new("a", b"x")
         assert not has_content(FaultyStore(memory, always("get_into", Fault(ObjectMissing("gone")))), "a", b"x")
 
 
 class TestProbe:
-    def test_a_good_store(self) -> None:
+    def test_a_store_that_supports_conditional_writes_passes(self) -> None:
         store = MemoryStore()
         probe(store, "f" * 32)
         assert store.objects == {}
@@ -255,7 +255,7 @@ class TestProbe:
             probe(store, "f" * 32)
         assert store.objects == {}
 
-    def test_a_store_that_ignores_it_only_later(self) -> None:
+    def test_a_store_that_ignores_the_condition_only_later(self) -> None:
         class Forgetful(MemoryStore):
             def put_new(self, key: str, data: Any) -> None:
                 if data == b"again":
@@ -265,7 +265,7 @@ class TestProbe:
         with pytest.raises(StoreMisconfigured, match="twice"):
             probe(Forgetful(), "f" * 32)
 
-    def test_a_store_that_confirms_and_forgets(self) -> None:
+    def test_a_store_that_confirms_but_does_not_store(self) -> None:
         class Liar(MemoryStore):
             def put_new(self, key: str, data: Any) -> None:
                 pass
@@ -273,7 +273,7 @@ class TestProbe:
         with pytest.raises(StoreMisconfigured, match="did not have it"):
             probe(Liar(), "f" * 32)
 
-    def test_a_store_that_keeps_a_losers_bytes(self) -> None:
+    def test_a_store_that_keeps_other_bytes_than_the_winners(self) -> None:
         class Swapper(MemoryStore):
             def get(self, key: str, *, max_bytes: int) -> bytes:
                 return b"neither"
@@ -281,11 +281,11 @@ class TestProbe:
         with pytest.raises(StoreMisconfigured):
             probe(Swapper(), "f" * 32)
 
-    def test_a_store_that_is_away(self) -> None:
+    def test_an_unavailable_store_is_reported(self) -> None:
         with pytest.raises(StoreUnavailable, match="none of"):
             probe(FaultyStore(MemoryStore(), always("put_new", DOWN)), "f" * 32)
 
-    def test_lost_answers_are_no_fault_of_the_store(self) -> None:
+    def test_lost_responses_are_not_held_against_the_store(self) -> None:
         seen: list[Call] = []
 
         def first_put(call: Call) -> Fault | None:
@@ -310,7 +310,7 @@ class TestWrappers:
         store.delete("a")
         assert meter == Meter(calls=6, puts=1, gets=2, bytes_put=5, bytes_got=7)
 
-    def test_a_prefix_ends_in_a_slash(self) -> None:
+    def test_a_prefix_must_end_in_a_slash(self) -> None:
         with pytest.raises(ValueError, match="slash"):
             Prefixed(MemoryStore(), "a")
         assert "'a/'" in repr(Prefixed(MemoryStore(), "a/"))
@@ -320,12 +320,12 @@ class TestWrappers:
     def test_prefixes(self, prefix: str) -> None:
         assert check_prefix(prefix) == prefix
 
-    def test_what_is_no_prefix(self) -> None:
+    def test_invalid_prefixes_are_refused(self) -> None:
         for prefix in ("/", "../", "a//"):
             with pytest.raises(ValueError, match="not an object key"):
                 check_prefix(prefix)
 
-    def test_what_fakes_fail_with(self) -> None:
+    def test_the_faulty_store_records_its_calls(self) -> None:
         store = FaultyStore(MemoryStore())
         store.put_new("a", b"12")
         assert [call.method for call in store.calls] == ["put_new"]
@@ -334,7 +334,7 @@ class TestWrappers:
             store.get("a", max_bytes=1)
 
 
-class TestAnswers:
+class TestResponses:
     @pytest.mark.parametrize(
         ("status", "code", "kind"),
         [
@@ -352,12 +352,12 @@ class TestAnswers:
             (500, "NoSuchKey", StoreUnavailable),
         ],
     )  # fmt: skip
-    def test_what_they_mean(self, status: int, code: str, kind: type[SavepointError]) -> None:
+    def test_responses_are_translated(self, status: int, code: str, kind: type[SavepointError]) -> None:
         error = s3_error(status, code, "some/key", "GET")
         assert type(error) is kind
         assert "some/key" in str(error)
 
-    def test_codes(self) -> None:
+    def test_error_codes_are_parsed(self) -> None:
         assert error_code(b"<?xml?><Error><Code>NoSuchKey</Code></Error>") == "NoSuchKey"
         assert error_code(b"<html>not found</html>") == ""
         assert error_code(b"<Code>" + b"x" * 100 + b"</Code>") == ""
@@ -375,13 +375,13 @@ class TestSignature:
     def presigner(self, **change: Any) -> Presigner:
         return Presigner(replace(self.EXAMPLE, **change), lambda: datetime(2013, 5, 24, tzinfo=UTC))
 
-    def test_the_published_example(self) -> None:
-        """The presigned GET of the Amazon S3 API reference, "Authenticating Requests: Using Query Parameters"."""
+    def test_the_example_of_the_aws_documentation(self) -> None:
+        """Check the presigned GET of the Amazon S3 API reference, "Authenticating Requests: Using Query Parameters"."""
         url = self.presigner().presign_get("test.txt", 86400)
         assert url.startswith("https://examplebucket.s3.amazonaws.com/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
         assert url.endswith("=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404")
 
-    def test_a_put_signs_the_condition(self) -> None:
+    def test_a_put_signs_the_if_none_match_header(self) -> None:
         url = self.presigner().presign_put("a/b", 60)
         assert "X-Amz-SignedHeaders=host%3Bif-none-match" in url
         assert "X-Amz-Expires=60" in url
@@ -395,7 +395,7 @@ class TestSignature:
         assert v6.startswith("http://[::1]/examplebucket/k?")
 
     @pytest.mark.parametrize("seconds", [0, -1, 604801])
-    def test_how_long(self, seconds: int) -> None:
+    def test_the_validity_of_a_url_is_bounded(self, seconds: int) -> None:
         with pytest.raises(ValueError, match="7 days"):
             self.presigner().presign_get("k", seconds)
 
@@ -407,11 +407,11 @@ class TestSignature:
             {"bucket": "a/b"}, {"prefix": "a"}, {"prefix": "../"},
         ],
     )  # fmt: skip
-    def test_configurations_that_are_none(self, change: dict[str, str]) -> None:
+    def test_invalid_configurations_are_refused(self, change: dict[str, str]) -> None:
         with pytest.raises(ValueError):
             self.presigner(**change)
 
-    def test_secrets_are_not_shown(self) -> None:
+    def test_secrets_do_not_appear_in_the_repr(self) -> None:
         presigner = self.presigner(session_token="tok", ca_pem="pem")
         for secret in ("wJalr", "AKIA", "tok", "pem"):
             assert secret not in repr(presigner)
@@ -419,7 +419,7 @@ class TestSignature:
 
 @pytest.fixture(autouse=True)
 def no_real_sleep(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A unit test that would wait by the real clock is a mistake."""
+    """Fail a test that would sleep by the real clock."""
 
     def fail(_: float) -> None:
         raise AssertionError("a unit test slept")

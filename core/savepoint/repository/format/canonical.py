@@ -1,7 +1,7 @@
 """Canonical JSON, the only JSON of the format, and typed access to parsed values.
 
-UTF-8, sorted keys, no blanks, integers only. This module knows no particular object of the format. Lone surrogates,
-which stand for bytes of a file name that are not UTF-8, are written as ``\\udcXX`` escapes.
+UTF-8, sorted keys, no blanks, integers only. The objects of the format are defined elsewhere. Lone surrogates, which
+stand for bytes of a file name that are not UTF-8, are written as ``\\udcXX`` escapes.
 """
 
 import json

@@ -14,7 +14,7 @@ MAX_CHUNK_BYTES = 1 << 20
 MAX_PACK_BYTES = 32 << 20
 PACK_HEADER = b"SVPNTPK1"
 OVERHEAD_BYTES = 1 + TAG_BYTES
-"""How much longer a sealed chunk is than its payload: the codec byte and the tag."""
+"""Bytes by which a sealed chunk is longer than its payload: the codec byte and the tag."""
 
 BLOCK_BYTES = 1 << 20
 SMALL_BLOCK_BYTES = 256 << 10
@@ -24,7 +24,7 @@ PACK_NAME = re.compile(r"(?:[1-9][0-9]{0,18})-[0-9a-f]{32}")
 
 
 class ChunkRef(NamedTuple):
-    """Where a chunk is stored."""
+    """A reference to a stored chunk."""
 
     id: bytes
     """SHA-256 of the plain bytes."""

@@ -1,6 +1,6 @@
 """Compresses and expands chunks, one zstd frame each. The only module that uses zstandard.
 
-Frames from the store are untrusted: their declared sizes are never believed. This module knows no keys and no files.
+Frames from the store are untrusted, and so are the sizes they declare. This module handles neither keys nor files.
 """
 
 import zstandard

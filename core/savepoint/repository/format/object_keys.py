@@ -1,4 +1,4 @@
-"""Where each object lies within an agent's part of the store. Names only, no I/O."""
+"""The key of each object within an agent's part of the store. Names only, no I/O."""
 
 
 def commit_key(sequence: int) -> str:

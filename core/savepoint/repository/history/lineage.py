@@ -26,7 +26,7 @@ _ENDS_EPOCH = ("completed", "rollback")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a writer has stored and asks an authority to commit."""
+    """A checkpoint that a writer has stored and asks an authority to commit."""
 
     attempt: str
     name: str

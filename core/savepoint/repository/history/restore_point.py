@@ -1,4 +1,4 @@
-"""Which checkpoint a chain would restore. Shared by every authority: the operator and ``savepoint run``.
+"""The checkpoint that a chain would restore. Shared by every authority: the operator and ``savepoint run``.
 
 A damaged or missing commit record is always an error here, never an empty answer: an agent that started from nothing
 because of one would lose its state.

@@ -21,7 +21,7 @@ from savepoint.repository.read.target import Target, set_mode_and_time, sync_fil
 BATCH_BYTES = 32 << 20
 BATCH_CHUNKS = 2048
 KEPT_ENTRIES = 50_000
-"""How many entries of the first pass are kept for the second; a larger tree is read twice."""
+"""The number of entries of the first pass that are kept for the second; a larger tree is read twice."""
 OPEN_FILES = 64
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -29,7 +29,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What a restore created, or what a tree contains."""
+    """The totals of a tree, or of what a restore created."""
 
     files: int = 0
     directories: int = 0

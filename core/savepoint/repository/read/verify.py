@@ -33,8 +33,8 @@ def verify(reader: CheckpointReader) -> list[Problem]:
         cannot be found, so only the segment is reported.
 
     Raises:
-        StoreUnavailable, StoreDenied, StoreMisconfigured: The store cannot be read, which says nothing about the
-            checkpoint.
+        StoreUnavailable, StoreDenied, StoreMisconfigured: The store cannot be read; the checkpoint may still be
+            intact.
     """
     return [problem for component in reader.components for problem in _component_problems(reader, component)]
 

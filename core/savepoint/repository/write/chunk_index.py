@@ -26,7 +26,7 @@ uploaded by an abandoned attempt."""
 
 @dataclass(frozen=True, slots=True)
 class PackUse:
-    """How much of a pack the parent still refers to."""
+    """A pack of the parent, and how much of it the parent still refers to."""
 
     name: str
     size: int

@@ -36,7 +36,7 @@ def packs_to_repack(uses: Sequence[PackUse]) -> list[str]:
 
 
 def allowed_packs(live_bytes: int) -> int:
-    """Return how many packs may hold so many bytes: 128, or twice as many as they would fill."""
+    """Return the number of packs that may hold this many live bytes: 128, or twice what they would fill if more."""
     return max(MIN_PACKS, 2 * -(-live_bytes // MAX_PACK_BYTES))
 
 

@@ -47,7 +47,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class WriterOptions:
-    """How a writer works."""
+    """The working parameters of a writer."""
 
     threads: int = 2
     progress: Callable[[int], None] | None = None
@@ -78,7 +78,7 @@ class CheckpointWriter:
             epoch: The epoch that the checkpoint belongs to.
             parent: The manifest of the checkpoint that this one is based on.
             index: The index that the parent's writer returned; without it the parent's segments are read.
-            options: How to work.
+            options: The working parameters.
         """
         self._writer, self._key, self._epoch = writer, key, epoch
         self._random_bytes = options.random_bytes

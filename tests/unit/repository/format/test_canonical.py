@@ -20,7 +20,7 @@ def test_the_bytes_are_canonical() -> None:
     assert canonical.encode({"b": [1, None, True], "a": "é"}) == '{"a":"é","b":[1,null,true]}'.encode()
 
 
-def test_bytes_that_are_no_text_are_escaped_and_come_back() -> None:
+def test_bytes_that_are_not_text_are_escaped_and_survive_a_round_trip() -> None:
     name = b"caf\xe9".decode("utf-8", "surrogateescape")
     written = canonical.encode([name])
     assert written == b'["caf\\udce9"]'
@@ -28,14 +28,14 @@ def test_bytes_that_are_no_text_are_escaped_and_come_back() -> None:
 
 
 @given(VALUES)
-def test_values_come_back(value: object) -> None:
+def test_values_survive_a_round_trip(value: object) -> None:
     written = canonical.encode(value)
     assert canonical.decode(written, "x") == value
     assert canonical.decode_canonical(written, "x") == value
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_give_a_value_or_an_integrity_error(content: bytes) -> None:
+def test_arbitrary_bytes_give_a_value_or_an_integrity_error(content: bytes) -> None:
     try:
         canonical.decode(content, "object")
     except IntegrityError as error:
@@ -49,7 +49,7 @@ def test_any_bytes_give_a_value_or_an_integrity_error(content: bytes) -> None:
         b"[" * 100_000, b"9" * 5000,
     ],
 )  # fmt: skip
-def test_what_is_refused(content: bytes) -> None:
+def test_invalid_json_is_refused(content: bytes) -> None:
     with pytest.raises(IntegrityError):
         canonical.decode(content, "object")
 
@@ -62,16 +62,16 @@ def test_other_spellings_are_not_canonical(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [{"a": 1.5}, {"a": float("nan")}, {1: "a"}, {"a": (1,)}, {"a": b"x"}, {"a": {2}}])
-def test_values_that_would_not_come_back(value: object) -> None:
+def test_values_that_would_change_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match="meta has no canonical form"):
         canonical.ensure_canonical(value, "meta")
 
 
-def test_a_checked_value_is_itself() -> None:
+def test_a_canonical_value_is_returned_unchanged() -> None:
     assert canonical.ensure_canonical({"shape": [1, 2]}, "meta") == {"shape": [1, 2]}
 
 
-def test_times() -> None:
+def test_times_survive_a_round_trip() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
     assert canonical.time_text(moment) == "2026-01-02T03:04:05.000006Z"
     assert canonical.time_text(moment.astimezone(timezone(timedelta(hours=9)))) == "2026-01-02T03:04:05.000006Z"
@@ -84,7 +84,7 @@ class TestFields:
     def fields(self, **values: object) -> Fields:
         return Fields(json.loads(json.dumps(values)), "object")
 
-    def test_every_kind(self) -> None:
+    def test_every_type_of_field(self) -> None:
         fields = self.fields(
             text="t", none=None, hex="ab", no_hex=None, integer=3, boolean=False, array=[1], texts=["a"],
             mapping={"a": 1}, time="2026-01-02T03:04:05.000006Z", format=1,
@@ -104,7 +104,7 @@ class TestFields:
         assert fields.time("time").endswith("Z")
         fields.end()
 
-    def test_values_where_null_was_possible(self) -> None:
+    def test_values_where_null_is_possible(self) -> None:
         fields = self.fields(text="t", hex="ab")
         assert fields.text_or_none("text") == "t"
         assert fields.hexadecimal_or_none("hex", 2) == "ab"
@@ -118,7 +118,7 @@ class TestFields:
             ("text_or_none", 1), ("hexadecimal_or_none", "x"),
         ],
     )  # fmt: skip
-    def test_wrong_values(self, method: str, value: object) -> None:
+    def test_invalid_values_are_refused(self, method: str, value: object) -> None:
         with pytest.raises(IntegrityError, match="field") as caught:
             getattr(self.fields(field=value), method)("field")
         assert caught.value.object_key == "object"
@@ -131,11 +131,11 @@ class TestFields:
         with pytest.raises(IntegrityError, match="unknown fields: alg"):
             self.fields(alg="none").end()
 
-    def test_no_object(self) -> None:
+    def test_a_value_that_is_not_an_object_is_refused(self) -> None:
         with pytest.raises(IntegrityError, match="not a JSON object"):
             Fields([], "object")
 
-    def test_versions(self) -> None:
+    def test_format_versions_are_checked(self) -> None:
         with pytest.raises(FormatTooNew, match="format 2"):
             self.fields(format=2).format()
         for wrong in (0, True, "1", None):

@@ -25,7 +25,7 @@ def checkpointed(head: Head, name: str = "1") -> Head:
     return commit.head_of(record)
 
 
-def test_records_come_back() -> None:
+def test_records_survive_a_round_trip() -> None:
     first = granted()
     second = checkpointed(first)
     for record in (
@@ -39,7 +39,7 @@ def test_records_come_back() -> None:
         assert len(content) < 600
 
 
-def test_a_life() -> None:
+def test_the_records_of_an_agents_history() -> None:
     grant = granted()
     assert (grant.record.sequence, grant.record.epoch, grant.record.number) == (1, 1, 0)
     assert grant.record.previous is None
@@ -58,8 +58,8 @@ def test_a_life() -> None:
     fresh = granted(done)
     assert fresh.record.manifest is None
     assert (fresh.record.epoch, fresh.record.number) == (3, 2)
-    life = [None, grant, one, again, back, two, done, fresh]
-    for before, after in pairwise(life):
+    history = [None, grant, one, again, back, two, done, fresh]
+    for before, after in pairwise(history):
         assert after is not None
         assert commit.link_problem(after.record, before) == ""
 
@@ -72,14 +72,14 @@ def test_a_life() -> None:
         {"kind": "rollback"},
     ],
 )  # fmt: skip
-def test_what_cannot_follow(change: dict[str, Any]) -> None:
+def test_records_that_cannot_follow(change: dict[str, Any]) -> None:
     head = checkpointed(granted())
     record = checkpointed(head, "2").record
     assert commit.link_problem(record, head) == ""
     assert commit.link_problem(replace(record, **change), head) != ""
 
 
-def test_what_cannot_follow_a_completion_or_begin() -> None:
+def test_records_that_cannot_follow_a_completion_or_come_first() -> None:
     done = commit.head_of(commit.completed(checkpointed(granted()), time=TIME))
     fresh = granted(done).record
     assert "carries" in commit.link_problem(replace(fresh, manifest=MANIFEST), done)
@@ -111,7 +111,7 @@ def edited(**change: Any) -> bytes:
         {"format": ...}, {"format": "1"},
     ],
 )  # fmt: skip
-def test_wrong_records(change: dict[str, Any]) -> None:
+def test_invalid_records_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError) as caught:
         commit.decode(edited(**change), "commits/x")
     assert caught.value.object_key == "commits/x"
@@ -129,14 +129,14 @@ def test_a_record_is_small() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_refused(content: bytes) -> None:
+def test_arbitrary_bytes_are_refused(content: bytes) -> None:
     with contextlib.suppress(IntegrityError, FormatTooNew):
         assert isinstance(commit.decode(content, "x"), CommitRecord)
 
 
 @pytest.mark.parametrize("field", ["sequence", "epoch", "number", "run"])
 def test_a_forged_count_is_refused(field: str) -> None:
-    """Whoever writes the bucket can add a record: the one after it must still be one."""
+    """Anyone who can write to the bucket can add a record, and the next record must still be valid."""
     raw = json.loads(commit.encode(checkpointed(granted()).record))
     for forged in (commit.MAX_COUNT + 1, 2**63):
         with pytest.raises(IntegrityError, match=field):

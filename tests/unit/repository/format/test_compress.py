@@ -20,7 +20,7 @@ def expand(frame: bytes, length: int) -> bytes:
 
 
 @given(st.binary(min_size=1, max_size=3000), st.integers(1, 50))
-def test_what_is_compressed_comes_back(piece: bytes, times: int) -> None:
+def test_compressed_content_survives_a_round_trip(piece: bytes, times: int) -> None:
     plain = piece * times
     frame = Compressor().compress(memoryview(plain))
     if frame is not None:
@@ -28,12 +28,12 @@ def test_what_is_compressed_comes_back(piece: bytes, times: int) -> None:
         assert expand(frame, len(plain)) == plain
 
 
-def test_what_does_not_shrink_is_left() -> None:
+def test_incompressible_content_is_not_compressed() -> None:
     noise = content("noise", MIB)
     assert Compressor().compress(memoryview(noise)) is None
     assert Compressor().compress(memoryview(noise[:1000])) is None
-    assert Compressor().compress(memoryview(noise[:20_000] + bytes(MIB))) is None, "only the first 16 KiB are asked"
-    assert Compressor().compress(memoryview(bytes(16384) + noise)) is None, "then the whole must save too"
+    assert Compressor().compress(memoryview(noise[:20_000] + bytes(MIB))) is None, "only the first 16 KiB are tried"
+    assert Compressor().compress(memoryview(bytes(16384) + noise)) is None, "then the whole must shrink too"
 
 
 def test_another_writers_frames_are_read() -> None:
@@ -59,7 +59,7 @@ def test_a_frame_that_yields_more_or_less() -> None:
     refused(frame, 1001)
 
 
-def test_what_trails_a_frame() -> None:
+def test_bytes_after_a_frame_are_refused() -> None:
     frame = zstandard.ZstdCompressor().compress(bytes(1000))
     refused(frame + b"x", 1000)
     refused(frame + frame, 1000)
@@ -78,7 +78,7 @@ def test_a_bomb_is_stopped_at_the_declared_size() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - max(before, grown_by_making_it) < 32 << 10
 
 
-def test_a_lying_content_size() -> None:
+def test_a_false_content_size_is_refused() -> None:
     honest = zstandard.ZstdCompressor(level=1, write_content_size=True).compress(bytes(600) + content("a", 400))
     assert honest[4] & 0x20, "a single segment states its size in the header"
     lying = bytearray(honest)
@@ -87,7 +87,7 @@ def test_a_lying_content_size() -> None:
     refused(bytes(lying), 2000)
 
 
-def test_a_huge_window() -> None:
+def test_a_huge_window_is_refused() -> None:
     options = zstandard.ZstdCompressionParameters(window_log=27, write_content_size=False)
     stream = zstandard.ZstdCompressor(compression_params=options).compressobj()
     refused(stream.compress(bytes(1000)) + stream.flush(), 1000)
@@ -98,19 +98,19 @@ def test_a_huge_window() -> None:
     [b"", b"\x28\xb5\x2f", b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfd\x08", b"\x28\xb5\x2f\xfd\x20\x01",
      b"\x28\xb5\x2f\xfd\x20\x01\x07\x00\x00", b"\x28\xb5\x2f\xfd\x20\x01\x01\xff\xff", b"plain"],
 )  # fmt: skip
-def test_no_frames(frame: bytes) -> None:
+def test_bytes_that_are_not_frames_are_refused(frame: bytes) -> None:
     refused(frame, 1)
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_refused_or_measured(tail: bytes) -> None:
+def test_arbitrary_bytes_are_refused_or_measured(tail: bytes) -> None:
     with contextlib.suppress(ValueError, IndexError):
         assert frame_bytes(memoryview(b"\x28\xb5\x2f\xfd" + tail)) > 0
     with contextlib.suppress(IntegrityError):
         expand(b"\x28\xb5\x2f\xfd" + tail, 100)
 
 
-def test_a_cut_or_changed_frame() -> None:
+def test_a_truncated_frame_is_refused() -> None:
     frame = zstandard.ZstdCompressor(level=1).compress(b"some text " * 300)
     for end in range(len(frame)):
         refused(frame[:end], 3000)

@@ -5,7 +5,7 @@ from savepoint.repository.format.seal import Seal
 
 
 def test_hkdf_of_rfc_5869() -> None:
-    """Test case 1 and 3 of the RFC's appendix, the first 32 bytes of each."""
+    """Check test cases 1 and 3 of the RFC's appendix, the first 32 bytes of each."""
     key = bytes.fromhex("0b" * 22)
     found = derive(key, salt=bytes.fromhex("000102030405060708090a0b0c"), info=bytes.fromhex("f0f1f2f3f4f5f6f7f8f9"))
     assert found.hex() == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf"
@@ -39,7 +39,7 @@ def test_every_agent_pack_and_store_has_its_own_key() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
-def test_keys_of_another_length(length: int) -> None:
+def test_keys_of_another_length_are_refused(length: int) -> None:
     for kind in (MasterKey, AgentKey, Seal):
         with pytest.raises(ValueError, match="32 bytes"):
             kind(bytes(length))

@@ -71,7 +71,7 @@ def forged(change: Any) -> bytes:
     return content[:20] + bytes(target)
 
 
-def test_a_manifest_comes_back() -> None:
+def test_a_manifest_survives_a_round_trip() -> None:
     assert opened(sealed()) == MANIFEST
     assert MANIFEST.component("files") == MANIFEST.components[0]
     assert MANIFEST.component("other") is None
@@ -97,19 +97,19 @@ def test_every_changed_bit_is_found() -> None:
         content[position // 8] ^= 1 << position % 8
 
 
-def test_other_bytes_than_the_name_says() -> None:
+def test_a_manifest_under_another_name_is_refused() -> None:
     with pytest.raises(IntegrityError, match="not what the name says") as caught:
         open_manifest(sealed(), KEY, "default", "coder", "ab" * 32)
     assert caught.value.object_key == "manifests/" + "ab" * 32
 
 
 @pytest.mark.parametrize("content", [b"", b"SVPNTMF1", b"x" * 100, b"SVPNTMF1" + bytes(1 << 20)])
-def test_no_manifests(content: bytes) -> None:
+def test_bytes_that_are_not_manifests_are_refused(content: bytes) -> None:
     with pytest.raises(IntegrityError, match="not a manifest"):
         opened(content)
 
 
-def test_a_component_that_comes_twice() -> None:
+def test_a_duplicate_component_is_refused() -> None:
     with pytest.raises(IntegrityError, match="twice"):
         opened(sealed(replace(MANIFEST, components=MANIFEST.components * 2)))
 
@@ -164,7 +164,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_sealed_but_wrong(what: str) -> None:
+def test_sealed_but_invalid_content_is_refused(what: str) -> None:
     content = forged(WRONG[what])
     with pytest.raises(IntegrityError) as caught:
         opened(content)
@@ -188,14 +188,14 @@ def test_a_newer_format() -> None:
         opened(forged(lambda value: value.update(format=2, newField=1)))
 
 
-def test_the_digest_knows_content_and_not_the_moment() -> None:
+def test_the_digest_depends_on_content_and_not_on_time() -> None:
     later = replace(MANIFEST, attempt=attempt(2), epoch=2, created="2027-01-01T00:00:00.000000Z")
     assert later.content_digest == MANIFEST.content_digest
     assert replace(MANIFEST, components=()).content_digest != MANIFEST.content_digest
 
 
 @given(st.binary(max_size=400))
-def test_any_bytes_are_refused(content: bytes) -> None:
+def test_arbitrary_bytes_are_refused(content: bytes) -> None:
     with contextlib.suppress(IntegrityError):
         opened(b"SVPNTMF1" + content)
-        raise AssertionError("bytes that nobody sealed were opened")
+        raise AssertionError("bytes that were never sealed were opened")

@@ -28,7 +28,7 @@ def opened(ref: ChunkRef, sealed: bytes | bytearray) -> bytes:
     return bytes(target)
 
 
-def test_chunks_come_back_in_any_order() -> None:
+def test_chunks_can_be_opened_in_any_order() -> None:
     pack = PackWriter(4096)
     pack.begin(NAME, KEY)
     refs = [pack.append(chunk_id(b"x" * n), memoryview(b"\0" + b"x" * n), n) for n in (1, 10, 100)]
@@ -39,7 +39,7 @@ def test_chunks_come_back_in_any_order() -> None:
         assert opened(ref, whole[ref.offset : ref.offset + ref.stored]) == b"x" * ref.length
 
 
-def test_a_pack_is_used_again_and_bounded() -> None:
+def test_a_pack_buffer_is_reused_and_bounded() -> None:
     pack = PackWriter(64)
     assert not pack.open
     pack.begin(NAME, KEY)
@@ -53,7 +53,7 @@ def test_a_pack_is_used_again_and_bounded() -> None:
     assert pack.size == 8
 
 
-def test_one_changed_bit_anywhere_is_found() -> None:
+def test_every_changed_bit_is_found() -> None:
     ref, sealed = written(b"\0some content")
     for position in range(len(sealed) * 8):
         sealed[position // 8] ^= 1 << position % 8
@@ -68,13 +68,13 @@ def test_one_changed_bit_anywhere_is_found() -> None:
     "change",
     [{"id": bytes(32)}, {"offset": 9}, {"pack": "1-" + "b" * 32}, {"length": 11}, {"length": 13}],
 )
-def test_a_reference_that_is_not_the_chunks_is_found(change: dict[str, object]) -> None:
+def test_a_reference_that_does_not_match_its_chunk_is_refused(change: dict[str, object]) -> None:
     ref, sealed = written(b"\0some content")
     with pytest.raises(IntegrityError):
         opened(ref._replace(**change), sealed)  # type: ignore[arg-type]
 
 
-def test_sealed_but_wrong() -> None:
+def test_sealed_but_invalid_content_is_refused() -> None:
     with pytest.raises(IntegrityError, match="codec"):
         opened(*written(b"\2content"))
     with pytest.raises(IntegrityError, match="id says"):
@@ -96,7 +96,7 @@ def test_many_packs_are_opened_by_one_opener() -> None:
         assert target == b"x"
 
 
-def test_references_come_back() -> None:
+def test_references_survive_a_round_trip() -> None:
     ref = ref_of(GOOD, "x")
     assert ref == ChunkRef(b"\xab" * 32, NAME, 8, 100, 90)
     assert ref.to_wire() == GOOD
@@ -113,19 +113,19 @@ def test_references_come_back() -> None:
         (3, 17), (3, (1 << 20) + 18), (3, 0), (4, 0), (4, (1 << 20) + 1), (4, -1), (4, 1.5),
     ],
 )  # fmt: skip
-def test_references_out_of_bounds(position: int, value: object) -> None:
+def test_references_out_of_bounds_are_refused(position: int, value: object) -> None:
     wrong = [*GOOD[:position], value, *GOOD[position + 1 :]]
     with pytest.raises(IntegrityError):
         ref_of(wrong, "x")
 
 
 @pytest.mark.parametrize("value", [None, [], GOOD[:4], [*GOOD, 1], {"id": 1}, "text"])
-def test_no_references(value: object) -> None:
+def test_values_that_are_not_references_are_refused(value: object) -> None:
     with pytest.raises(IntegrityError):
         ref_of(value, "x")
 
 
-def test_references_that_are_no_list() -> None:
+def test_references_that_are_not_a_list_are_refused() -> None:
     with pytest.raises(IntegrityError):
         refs_of({}, "x")
 
@@ -138,12 +138,12 @@ JUNK = st.recursive(
 
 
 @given(JUNK)
-def test_any_value_is_a_reference_or_refused(value: object) -> None:
+def test_arbitrary_values_are_references_or_refused(value: object) -> None:
     with contextlib.suppress(IntegrityError):
         ref_of(value, "x")
 
 
-def test_the_content_digest_does_not_know_places() -> None:
+def test_the_content_digest_does_not_depend_on_places() -> None:
     ref = ref_of(GOOD, "x")
     moved = ref._replace(pack="2-" + "b" * 32, offset=500)
     assert content_digest([ref]) == content_digest([moved])

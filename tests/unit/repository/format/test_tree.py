@@ -40,13 +40,13 @@ TIMES = st.integers(0, 2**60)
 
 
 @given(PATHS)
-def test_paths_that_a_file_system_has_are_fine(path: str) -> None:
+def test_paths_that_a_file_system_allows_are_accepted(path: str) -> None:
     assert path_problem(path) == ""
     assert path_bytes(path) == os.fsencode(path)
 
 
 @given(st.text(max_size=30))
-def test_any_text_is_a_path_or_has_a_problem(path: str) -> None:
+def test_arbitrary_text_is_a_path_or_has_a_problem(path: str) -> None:
     if path_problem(path) == "":
         raw = path_bytes(path)
         assert raw.decode("utf-8", "surrogateescape") == path
@@ -63,12 +63,12 @@ def test_any_text_is_a_path_or_has_a_problem(path: str) -> None:
         (b"\xc3\xa9".decode("ascii", "surrogateescape"), "two ways"), ("", "empty"),
     ],
 )  # fmt: skip
-def test_problems_are_said(path: str, problem: str) -> None:
+def test_problems_of_paths_are_reported(path: str, problem: str) -> None:
     assert problem in path_problem(path)
 
 
 @pytest.mark.parametrize("path", ["...", "..a", "a..", ".a/b", "a/...", "a\nb", "a\\b", "-rf", " ", "é", "x" * 255])
-def test_odd_paths_are_fine(path: str) -> None:
+def test_unusual_paths_are_accepted(path: str) -> None:
     assert path_problem(path) == ""
 
 
@@ -88,7 +88,7 @@ FIELDS = st.dictionaries(
 
 @given(JSON | FIELDS)
 @settings(max_examples=300)
-def test_any_value_is_an_entry_or_refused(value: Any) -> None:
+def test_arbitrary_values_are_entries_or_refused(value: Any) -> None:
     for parse in (tree_format.entry_of, entry_format.entry_of):
         with contextlib.suppress(IntegrityError):
             assert canonical.decode(line(parse(value, "x")), "x") == value
@@ -99,7 +99,7 @@ def line(found: Any) -> bytes:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_lines_or_refused(content: bytes) -> None:
+def test_arbitrary_bytes_are_lines_or_refused(content: bytes) -> None:
     for parse in (lines_of, blob_refs):
         with contextlib.suppress(IntegrityError):
             list(parse(content + b"\n", "x"))
@@ -123,16 +123,16 @@ def entries_of(writer: CheckpointWriter, nodes: dict[str, Any], time_ns: int) ->
 
 @given(st.dictionaries(PATHS, NODES, max_size=12), TIMES)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_any_tree_comes_back(nodes: dict[str, Any], time_ns: int) -> None:
-    world = RepositoryFixture(MemoryStore())
+def test_arbitrary_trees_are_restored(nodes: dict[str, Any], time_ns: int) -> None:
+    repo = RepositoryFixture(MemoryStore())
     entries: list[TreeEntry] = []
 
     def fill(writer: CheckpointWriter) -> None:
         entries.extend(entries_of(writer, nodes, time_ns))
         writer.add_tree("files", "Files", entries)
 
-    world.checkpoint(fill)
-    with tempfile.TemporaryDirectory() as folder, world.reader() as reader:
+    repo.checkpoint(fill)
+    with tempfile.TemporaryDirectory() as folder, repo.reader() as reader:
         found = list(reader.tree_entries(reader.components[0]))
         assert found == entries
         assert list(checked_order(found, "x")) == found

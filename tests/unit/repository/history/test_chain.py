@@ -16,7 +16,7 @@ def chain_of(store: Any) -> Chain:
 
 
 def grown(store: MemoryStore, length: int, agent: str = "coder", node: str = "node") -> list[Head]:
-    """A chain of one grant and checkpoints."""
+    """Write a chain of one grant and then checkpoints; return all its heads."""
     chain = Chain(store, "default", agent)
     heads = [chain.append(commit.grant(None, "default", agent, pod_uid="pod", node=node, time=TIME))]
     while len(heads) < length:
@@ -56,7 +56,7 @@ def test_the_head_is_found_from_any_pin() -> None:
         assert chain_of(store).head(pin) == heads[-1]
 
 
-def test_the_pinned_record_is_gone() -> None:
+def test_a_missing_pinned_record_is_detected() -> None:
     store = MemoryStore()
     heads = grown(store, 5)
     store.delete(commit_key(5))
@@ -67,7 +67,7 @@ def test_the_pinned_record_is_gone() -> None:
         chain_of(store).head(heads[-1])
 
 
-def test_the_pinned_record_is_another() -> None:
+def test_another_record_in_place_of_the_pinned_one_is_detected() -> None:
     store, other = MemoryStore(), MemoryStore()
     heads = grown(store, 5)
     grown(other, 5, node="elsewhere")
@@ -109,7 +109,7 @@ def test_a_damaged_record_names_itself() -> None:
     assert caught.value.object_key == commit_key(2)
 
 
-def test_looking_back() -> None:
+def test_the_chain_is_walked_back() -> None:
     store = MemoryStore()
     heads = grown(store, 6)
     chain = chain_of(store)
@@ -131,18 +131,18 @@ class TestAppend:
         with pytest.raises(Superseded, match="sequence 2"):
             chain_of(store).append(next_record(head, "ours"))
 
-    def test_our_own_record_is_our_success(self) -> None:
+    def test_our_own_record_is_a_success(self) -> None:
         store = MemoryStore()
         [head] = grown(store, 1)
         assert chain_of(store).append(next_record(head)) == chain_of(store).append(next_record(head))
 
-    def test_a_lost_answer_is_read_back(self) -> None:
+    def test_a_lost_response_is_resolved_by_reading_back(self) -> None:
         store = MemoryStore()
         [head] = grown(store, 1)
         faulty = FaultyStore(store, at({1: Fault(StoreUnavailable("lost"), applied=True)}))
         assert chain_of(faulty).append(next_record(head)) == chain_of(store).head(head)
 
-    def test_an_answer_lost_to_another_writer(self) -> None:
+    def test_a_lost_response_after_a_lost_race(self) -> None:
         store = MemoryStore()
         [head] = grown(store, 1)
         chain_of(store).append(next_record(head, "theirs"))
@@ -150,7 +150,7 @@ class TestAppend:
         with pytest.raises(Superseded):
             chain_of(faulty).append(next_record(head, "ours"))
 
-    def test_what_was_not_written_is_not_claimed(self) -> None:
+    def test_an_unwritten_record_is_not_reported_as_written(self) -> None:
         store = MemoryStore()
         [head] = grown(store, 1)
         faulty = FaultyStore(store, at({1: Fault(StoreUnavailable("down"))}))
@@ -158,7 +158,7 @@ class TestAppend:
             chain_of(faulty).append(next_record(head))
         assert chain_of(store).head(head) == head
 
-    def test_a_store_that_cannot_be_asked_is_no_answer(self) -> None:
+    def test_an_unavailable_store_settles_nothing(self) -> None:
         store = MemoryStore()
         [head] = grown(store, 1)
         faulty = FaultyStore(store, lambda call: Fault(StoreUnavailable("down"), applied=True))

@@ -19,14 +19,14 @@ DAY = timedelta(days=1)
 GRACE = 24 * 3600.0
 
 
-class Lab:
-    """A world whose store has a clock, with some checkpoints in it."""
+class CollectionHarness:
+    """A repository with some checkpoints, in a store that has a clock."""
 
     def __init__(self, checkpoints: int = 4) -> None:
         self.now = NOW
         self.memory = MemoryStore(lambda: self.now)
         self.store = FaultyStore(self.memory)
-        self.world = RepositoryFixture(self.store)
+        self.repo = RepositoryFixture(self.store)
         self.manifests = []
         for number in range(checkpoints):
             self.checkpoint(number)
@@ -36,63 +36,65 @@ class Lab:
             writer.add_blob("shared", "Custom", MemorySource(content("shared", 3000)))
             writer.add_blob("own", "Custom", MemorySource(content(f"own {number}", 3000)))
 
-        self.world.checkpoint(fill)
-        assert self.world.manifest is not None
-        self.manifests.append(self.world.manifest)
+        self.repo.checkpoint(fill)
+        assert self.repo.manifest is not None
+        self.manifests.append(self.repo.manifest)
 
     def collect(self, keep: set[int], *, grace: float = GRACE, now: datetime | None = None) -> CollectReport:
-        world = self.world
+        repo = self.repo
         moment = now or self.now
-        return collect(world.repository, world.chain, world.head, keep=keep, grace_seconds=grace, now=moment)
+        return collect(repo.repository, repo.chain, repo.head, keep=keep, grace_seconds=grace, now=moment)
 
     @property
     def own(self) -> Any:
-        return self.world.repository.store
+        return self.repo.repository.store
 
 
-def test_what_nobody_needs_goes() -> None:
-    lab = Lab()
-    lab.now += 2 * DAY
-    report = lab.collect({3})
-    assert (report.manifests, report.packs) == (2, 1), "the first pack is still referred to by everyone"
+def test_unneeded_objects_are_removed() -> None:
+    harness = CollectionHarness()
+    harness.now += 2 * DAY
+    report = harness.collect({3})
+    assert (report.manifests, report.packs) == (2, 1), "the first pack is still referred to by every checkpoint"
     assert report.young == 0
     assert report.bytes > 0
-    assert len(keys(lab.own, "commits/")) == 5, "records stay"
-    for manifest in (lab.manifests[1], lab.manifests[3]):
-        assert verify(lab.world.reader(manifest)) == []
-    assert report.kept_packs == len(keys(lab.own, "packs/")) == 3
-    assert report.kept_bytes == sum(info.size for info in lab.own.list("packs/"))
-    assert lab.collect({3}).bytes == 0
+    assert len(keys(harness.own, "commits/")) == 5, "records stay"
+    for manifest in (harness.manifests[1], harness.manifests[3]):
+        assert verify(harness.repo.reader(manifest)) == []
+    assert report.kept_packs == len(keys(harness.own, "packs/")) == 3
+    assert report.kept_bytes == sum(info.size for info in harness.own.list("packs/"))
+    assert harness.collect({3}).bytes == 0
 
 
 def test_the_head_is_always_kept() -> None:
-    lab = Lab()
-    lab.now += 2 * DAY
-    lab.collect(set())
-    assert verify(lab.world.reader()) == []
-    assert len(keys(lab.own, "manifests/")) == 1
+    harness = CollectionHarness()
+    harness.now += 2 * DAY
+    harness.collect(set())
+    assert verify(harness.repo.reader()) == []
+    assert len(keys(harness.own, "manifests/")) == 1
 
 
 def test_the_manifest_that_a_grant_or_rollback_carries_is_kept() -> None:
-    lab = Lab()
-    lab.world.head = lineage.rollback(lab.world.chain, lab.world.head, lab.world.chain.record(2).manifest, TIME)
-    lab.world.grant("pod-2")
-    lab.now += 2 * DAY
-    lab.collect(set())
-    assert verify(lab.world.reader(lab.manifests[0])) == []
+    harness = CollectionHarness()
+    harness.repo.head = lineage.rollback(
+        harness.repo.chain, harness.repo.head, harness.repo.chain.record(2).manifest, TIME
+    )
+    harness.repo.grant("pod-2")
+    harness.now += 2 * DAY
+    harness.collect(set())
+    assert verify(harness.repo.reader(harness.manifests[0])) == []
 
 
-def test_what_is_young_stays() -> None:
-    lab = Lab()
-    lab.now += DAY - timedelta(seconds=1)
-    report = lab.collect(set())
+def test_young_objects_are_kept() -> None:
+    harness = CollectionHarness()
+    harness.now += DAY - timedelta(seconds=1)
+    report = harness.collect(set())
     assert (report.manifests, report.packs) == (0, 0)
     assert report.young == 5
-    assert lab.collect(set(), grace=1).manifests == 3
+    assert harness.collect(set(), grace=1).manifests == 3
 
 
-def test_what_a_store_cannot_date_stays() -> None:
-    lab = Lab()
+def test_objects_without_a_modification_time_are_kept() -> None:
+    harness = CollectionHarness()
 
     class Undated(MemoryStore):
         def list(self, prefix: str) -> Any:
@@ -100,122 +102,126 @@ def test_what_a_store_cannot_date_stays() -> None:
                 yield type(info)(info.key, info.size)
 
     undated = Undated()
-    undated.objects = lab.memory.objects
-    repository = Repository(Prefixed(undated, "default/coder/"), "default", "coder", lab.world.repository.key)
-    report = collect(repository, lab.world.chain, lab.world.head, keep=set(), grace_seconds=0, now=lab.now + DAY)
+    undated.objects = harness.memory.objects
+    repository = Repository(Prefixed(undated, "default/coder/"), "default", "coder", harness.repo.repository.key)
+    report = collect(
+        repository, harness.repo.chain, harness.repo.head, keep=set(), grace_seconds=0, now=harness.now + DAY
+    )
     assert report.young == 5
     assert report.bytes == 0
 
 
 def test_a_chain_that_has_grown() -> None:
-    lab = Lab()
-    old = lab.world.head
-    lab.checkpoint(9)
-    lab.now += 2 * DAY
+    harness = CollectionHarness()
+    old = harness.repo.head
+    harness.checkpoint(9)
+    harness.now += 2 * DAY
     with pytest.raises(Superseded):
-        collect(lab.world.repository, lab.world.chain, old, keep=set(), grace_seconds=0, now=lab.now)
-    assert len(keys(lab.own, "manifests/")) == 5
+        collect(harness.repo.repository, harness.repo.chain, old, keep=set(), grace_seconds=0, now=harness.now)
+    assert len(keys(harness.own, "manifests/")) == 5
 
 
-def test_a_chain_that_grows_meanwhile() -> None:
-    lab = Lab()
-    lab.now += 2 * DAY
-    head = lab.world.head
+def test_a_chain_that_grows_during_the_collection() -> None:
+    harness = CollectionHarness()
+    harness.now += 2 * DAY
+    head = harness.repo.head
 
     def grow(call: Call) -> None:
         if call.method == "list" and call.key.endswith("packs/"):
-            lab.store.script = lambda _: None
-            lab.checkpoint(9)
+            harness.store.script = lambda _: None
+            harness.checkpoint(9)
 
-    lab.store.script = grow
+    harness.store.script = grow
     with pytest.raises(Superseded):
-        collect(lab.world.repository, lab.world.chain, head, keep=set(), grace_seconds=0, now=lab.now + 2 * DAY)
-    assert len(keys(lab.own, "manifests/")) == 5
+        collect(
+            harness.repo.repository, harness.repo.chain, head, keep=set(), grace_seconds=0, now=harness.now + 2 * DAY
+        )
+    assert len(keys(harness.own, "manifests/")) == 5
 
 
 def test_a_kept_checkpoint_that_cannot_be_read() -> None:
-    lab = Lab()
-    lab.now += 2 * DAY
-    name = lab.world.chain.record(3).manifest
+    harness = CollectionHarness()
+    harness.now += 2 * DAY
+    name = harness.repo.chain.record(3).manifest
     assert name is not None
-    before = keys(lab.own)
+    before = keys(harness.own)
     with pytest.raises(ObjectMissing):
-        lab.collect({99})
-    lab.memory.objects["default/coder/" + manifest_key(name.name)] = b"damaged"
+        harness.collect({99})
+    harness.memory.objects["default/coder/" + manifest_key(name.name)] = b"damaged"
     with pytest.raises(IntegrityError):
-        lab.collect({3})
-    lab.own.delete(manifest_key(name.name))
+        harness.collect({3})
+    harness.own.delete(manifest_key(name.name))
     with pytest.raises(ObjectMissing):
-        lab.collect({3})
-    assert keys(lab.own) == [key for key in before if name.name not in key]
+        harness.collect({3})
+    assert keys(harness.own) == [key for key in before if name.name not in key]
 
 
 def test_a_kept_sequence_beyond_the_head() -> None:
-    lab = Lab()
-    old = lab.world.head
-    lab.checkpoint(9)
-    lab.own.delete(f"commits/{lab.world.head.record.sequence:020d}")
-    record = lab.world.head.record
-    lab.world.head = old
-    chain = lab.world.chain
+    harness = CollectionHarness()
+    old = harness.repo.head
+    harness.checkpoint(9)
+    harness.own.delete(f"commits/{harness.repo.head.record.sequence:020d}")
+    record = harness.repo.head.record
+    harness.repo.head = old
+    chain = harness.repo.chain
 
     class Ahead(type(chain)):  # type: ignore[misc]
         def record(self, sequence: int) -> Any:
             return record if sequence == record_sequence else super().record(sequence)
 
     record_sequence = record.sequence
-    ahead = Ahead(lab.own, "default", "coder")
+    ahead = Ahead(harness.own, "default", "coder")
     with pytest.raises(IntegrityError, match="beyond"):
-        collect(lab.world.repository, ahead, old, keep={record_sequence}, grace_seconds=0, now=lab.now)
+        collect(harness.repo.repository, ahead, old, keep={record_sequence}, grace_seconds=0, now=harness.now)
 
 
 @pytest.mark.parametrize("skew", [timedelta(minutes=6), DAY, timedelta(days=3650)])
-def test_clocks_that_differ(skew: timedelta) -> None:
-    lab = Lab()
+def test_clocks_that_differ_stop_the_collection(skew: timedelta) -> None:
+    harness = CollectionHarness()
     with pytest.raises(StoreMisconfigured, match="clock"):
-        lab.collect(set(), grace=0, now=lab.now - skew)
-    assert lab.collect(set(), grace=0, now=lab.now - timedelta(minutes=4)).bytes == 0
+        harness.collect(set(), grace=0, now=harness.now - skew)
+    assert harness.collect(set(), grace=0, now=harness.now - timedelta(minutes=4)).bytes == 0
 
 
-def test_stale_pending_commits() -> None:
-    lab = Lab()
+def test_stale_pending_commits_are_removed() -> None:
+    harness = CollectionHarness()
     pending = Pending("a", 1, "pod-1", "Shutdown", False, b"")
-    lab.own.put_new("pending/1-" + "0" * 32, lineage.pending_bytes(pending))
-    lab.own.put_new("pending/strange", b"?")
-    lab.now += 2 * DAY
-    lab.collect(set())
-    assert len(keys(lab.own, "pending/")) == 2, "the epoch may still be adopted"
-    lab.world.grant("pod-2")
-    lab.collect(set())
-    assert keys(lab.own, "pending/") == ["pending/strange"]
+    harness.own.put_new("pending/1-" + "0" * 32, lineage.pending_bytes(pending))
+    harness.own.put_new("pending/strange", b"?")
+    harness.now += 2 * DAY
+    harness.collect(set())
+    assert len(keys(harness.own, "pending/")) == 2, "the epoch may still be adopted"
+    harness.repo.grant("pod-2")
+    harness.collect(set())
+    assert keys(harness.own, "pending/") == ["pending/strange"]
 
 
 def test_a_fault_at_every_call() -> None:
-    """F29: whatever is lost, nothing needed goes, and asking again ends."""
+    """F29: after any lost call nothing needed is removed, and a second collection succeeds."""
     for applied in (False, True):
         position, hit = 0, True
         while hit:
             position += 1
-            lab = Lab(3)
-            lab.now += 2 * DAY
-            lab.store.script = at({len(lab.store.calls) + position: Fault(StoreUnavailable("fault"), applied)})
+            harness = CollectionHarness(3)
+            harness.now += 2 * DAY
+            harness.store.script = at({len(harness.store.calls) + position: Fault(StoreUnavailable("fault"), applied)})
             hit = False
             for _ in range(2):
                 try:
-                    lab.collect({2})
+                    harness.collect({2})
                 except StoreUnavailable:
                     hit = True
-                for manifest in (lab.manifests[0], lab.manifests[2]):
-                    lab.store.script = lambda _: None
-                    assert verify(lab.world.reader(manifest)) == []
-            assert len(keys(lab.own, "manifests/")) == 2
+                for manifest in (harness.manifests[0], harness.manifests[2]):
+                    harness.store.script = lambda _: None
+                    assert verify(harness.repo.reader(manifest)) == []
+            assert len(keys(harness.own, "manifests/")) == 2
         assert position > 8
 
 
-def test_orphans_of_failed_attempts_go() -> None:
-    lab = Lab(1)
-    lab.own.put_new(pack_key("1-" + "f" * 32), b"orphan")
-    lab.own.put_new(manifest_key("ff" * 32), b"orphan")
-    lab.now += 2 * DAY
-    report = lab.collect(set())
+def test_orphans_of_failed_attempts_are_removed() -> None:
+    harness = CollectionHarness(1)
+    harness.own.put_new(pack_key("1-" + "f" * 32), b"orphan")
+    harness.own.put_new(manifest_key("ff" * 32), b"orphan")
+    harness.now += 2 * DAY
+    report = harness.collect(set())
     assert (report.packs, report.manifests, report.bytes) == (1, 1, 12)

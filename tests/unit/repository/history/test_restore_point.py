@@ -1,4 +1,4 @@
-"""What a head restores, and that a damaged chain is an error instead of an empty answer."""
+"""The checkpoint that a head restores. A damaged chain is an error, never an empty answer."""
 
 from typing import Any
 

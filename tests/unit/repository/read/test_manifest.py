@@ -13,20 +13,20 @@ from tests.fakes.store import Fault, FaultyStore, MemoryStore, always
 
 
 @pytest.fixture
-def world() -> RepositoryFixture:
+def repo() -> RepositoryFixture:
     return RepositoryFixture(MemoryStore())
 
 
 def load(
-    world: RepositoryFixture,
+    repo: RepositoryFixture,
     offer: Offer,
     size: int | None = None,
     agent: str = AGENT,
     reader: BlobReader | None = None,
 ) -> Manifest:
     return load_manifest(
-        reader or world.repository.store,
-        world.repository.key,
+        reader or repo.repository.store,
+        repo.repository.key,
         NAMESPACE,
         agent,
         name=offer.name,
@@ -34,42 +34,42 @@ def load(
     )
 
 
-def test_a_manifest_is_loaded(world: RepositoryFixture) -> None:
-    offer = world.checkpoint(lambda writer: None)
-    assert load(world, offer) == world.manifest
-    assert world.repository.read_manifest(offer.name, offer.size) == world.manifest
+def test_a_manifest_is_loaded(repo: RepositoryFixture) -> None:
+    offer = repo.checkpoint(lambda writer: None)
+    assert load(repo, offer) == repo.manifest
+    assert repo.repository.read_manifest(offer.name, offer.size) == repo.manifest
 
 
 @pytest.mark.parametrize("difference", [-1, 1])
-def test_another_size_than_its_record_says(world: RepositoryFixture, difference: int) -> None:
-    offer = world.checkpoint(lambda writer: None)
+def test_another_size_than_its_record_says(repo: RepositoryFixture, difference: int) -> None:
+    offer = repo.checkpoint(lambda writer: None)
     with pytest.raises(IntegrityError, match="its record says") as caught:
-        load(world, offer, offer.size + difference)
+        load(repo, offer, offer.size + difference)
     assert caught.value.object_key == manifest_key(offer.name)
 
 
-def test_a_manifest_of_another_agent(world: RepositoryFixture) -> None:
-    offer = world.checkpoint(lambda writer: None)
+def test_a_manifest_of_another_agent(repo: RepositoryFixture) -> None:
+    offer = repo.checkpoint(lambda writer: None)
     with pytest.raises(IntegrityError) as caught:
-        load(world, offer, agent="other")
+        load(repo, offer, agent="other")
     assert caught.value.object_key == manifest_key(offer.name)
 
 
-def test_an_object_beyond_the_limit_is_not_read_whole(world: RepositoryFixture) -> None:
-    offer = world.checkpoint(lambda writer: None)
+def test_an_object_beyond_the_limit_is_not_read_whole(repo: RepositoryFixture) -> None:
+    offer = repo.checkpoint(lambda writer: None)
     key = manifest_key(offer.name)
-    world.repository.store.delete(key)
-    world.repository.store.put_new(key, bytes(MAX_MANIFEST_BYTES + 1))
+    repo.repository.store.delete(key)
+    repo.repository.store.put_new(key, bytes(MAX_MANIFEST_BYTES + 1))
     with pytest.raises(IntegrityError) as caught:
-        load(world, offer)
+        load(repo, offer)
     assert caught.value.object_key.endswith(key)
 
 
-def test_a_missing_manifest_and_an_unavailable_store(world: RepositoryFixture) -> None:
-    offer = world.checkpoint(lambda writer: None)
+def test_a_missing_manifest_and_an_unavailable_store(repo: RepositoryFixture) -> None:
+    offer = repo.checkpoint(lambda writer: None)
     faulty = FaultyStore(MemoryStore(), always("get", Fault(StoreUnavailable("down"))))
     with pytest.raises(StoreUnavailable):
-        load(world, offer, reader=faulty)
-    world.repository.store.delete(manifest_key(offer.name))
+        load(repo, offer, reader=faulty)
+    repo.repository.store.delete(manifest_key(offer.name))
     with pytest.raises(ObjectMissing):
-        load(world, offer)
+        load(repo, offer)

@@ -39,7 +39,7 @@ def store() -> FaultyStore:
 
 
 @pytest.fixture
-def world(store: FaultyStore) -> RepositoryFixture:
+def repo(store: FaultyStore) -> RepositoryFixture:
     return RepositoryFixture(store)
 
 
@@ -50,7 +50,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def capture(writer: CheckpointWriter, root: Path, kind: str = "Files") -> None:
-    """The simplest capture there can be."""
+    """Capture a tree in the simplest way."""
     entries: list[TreeEntry] = []
     for path in sorted(root.rglob("*"), key=lambda each: path_bytes(str(each.relative_to(root)))):
         name, status = str(path.relative_to(root)), path.lstat()
@@ -64,8 +64,8 @@ def capture(writer: CheckpointWriter, root: Path, kind: str = "Files") -> None:
     writer.add_tree("workspace", kind, entries)
 
 
-def picture(root: Path) -> dict[str, Any]:
-    """Everything that a restore must bring back."""
+def snapshot(root: Path) -> dict[str, Any]:
+    """Return everything that a restore must reproduce."""
     found: dict[str, Any] = {}
     for path in root.rglob("*"):
         name, status = str(path.relative_to(root)), path.lstat()
@@ -78,8 +78,8 @@ def picture(root: Path) -> dict[str, Any]:
     return found
 
 
-def restored(world: RepositoryFixture, target: Path | int, **options: Any) -> RestoreReport:
-    with world.reader() as reader:
+def restored(repo: RepositoryFixture, target: Path | int, **options: Any) -> RestoreReport:
+    with repo.reader() as reader:
         return restore_tree(reader, reader.components[0], target, durable=False, **options)
 
 
@@ -110,38 +110,38 @@ def fill_everything(root: Path) -> None:
     (root / "locked").chmod(0o500)
 
 
-def test_a_tree_comes_back(world: RepositoryFixture, tmp_path: Path, target: Path) -> None:
+def test_a_tree_is_restored_completely(repo: RepositoryFixture, tmp_path: Path, target: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     fill_everything(source)
-    world.checkpoint(lambda writer: capture(writer, source), 2)
-    told: list[int] = []
-    report = restored(world, target, progress=told.append)
-    assert picture(target) == picture(source)
+    repo.checkpoint(lambda writer: capture(writer, source), 2)
+    reported: list[int] = []
+    report = restored(repo, target, progress=reported.append)
+    assert snapshot(target) == snapshot(source)
     assert not (target / "script").stat().st_mode & 0o7000, "setuid is never restored"
-    size = sum(len(each[3]) for each in picture(source).values() if each[0] == "file")
+    size = sum(len(each[3]) for each in snapshot(source).values() if each[0] == "file")
     assert report == RestoreReport(files=311, directories=4, symlinks=3, bytes=size)
-    assert max(told) == size
-    with world.reader() as reader:
+    assert max(reported) == size
+    with repo.reader() as reader:
         assert survey(reader, reader.components[0]) == report
 
 
-def test_into_an_open_directory_and_on_disk(world: RepositoryFixture, tmp_path: Path, target: Path) -> None:
+def test_into_an_open_directory_and_on_disk(repo: RepositoryFixture, tmp_path: Path, target: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "file").write_bytes(b"x")
-    world.checkpoint(lambda writer: capture(writer, source))
+    repo.checkpoint(lambda writer: capture(writer, source))
     handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with world.reader() as reader:
+        with repo.reader() as reader:
             restore_tree(reader, reader.components[0], handle)
     finally:
         os.close(handle)
-    assert picture(target) == picture(source)
+    assert snapshot(target) == snapshot(source)
 
 
 def test_a_tree_too_large_to_keep_is_read_twice(
-    world: RepositoryFixture, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+    repo: RepositoryFixture, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, small in (("KEPT_ENTRIES", 3), ("BATCH_CHUNKS", 7), ("OPEN_FILES", 2)):
         monkeypatch.setattr(restore_module, name, small)
@@ -150,50 +150,50 @@ def test_a_tree_too_large_to_keep_is_read_twice(
     fill_everything(source)
     for number in range(4):
         (source / f"big{number}").write_bytes(content(f"big{number}", 2 * MIB))
-    world.checkpoint(lambda writer: capture(writer, source), 2)
-    restored(world, target)
-    assert picture(target) == picture(source)
+    repo.checkpoint(lambda writer: capture(writer, source), 2)
+    restored(repo, target)
+    assert snapshot(target) == snapshot(source)
 
 
-def test_a_file_with_segments_of_its_own(world: RepositoryFixture, target: Path) -> None:
+def test_a_file_with_segments_of_its_own(repo: RepositoryFixture, target: Path) -> None:
     data = content("x", 256 << 10) * 300 + b"end"
 
     def fill(writer: CheckpointWriter) -> None:
         stored = writer.store_bytes(data, "ModelWeights")
         writer.add_tree("models", "ModelWeights", [TreeFile("model", 0o600, 1, stored)])
 
-    world.checkpoint(fill, 2)
-    restored(world, target)
+    repo.checkpoint(fill, 2)
+    restored(repo, target)
     assert (target / "model").read_bytes() == data
 
 
-def test_deep_folders(world: RepositoryFixture, target: Path) -> None:
-    """Deeper than the interpreter's recursion, and than descriptors are kept."""
+def test_deep_folders_are_restored(repo: RepositoryFixture, target: Path) -> None:
+    """Deeper than the interpreter's recursion limit, and than the number of open descriptors."""
     paths = ["/".join(["d"] * depth) for depth in range(1, 1200)]
-    world.checkpoint(
+    repo.checkpoint(
         lambda writer: writer.add_tree("workspace", "Files", [TreeDirectory(path, 0o755, 1) for path in paths])
     )
     try:
-        assert restored(world, target).directories == 1199
+        assert restored(repo, target).directories == 1199
     finally:
-        subprocess.run(["rm", "-rf", target], check=True)  # pytest's own way would recurse
+        subprocess.run(["rm", "-rf", target], check=True)  # pytest's own cleanup would recurse
 
 
 class Forger:
     """Writes trees that the writer would refuse."""
 
-    def __init__(self, world: RepositoryFixture) -> None:
-        self.world = world
+    def __init__(self, repo: RepositoryFixture) -> None:
+        self.repo = repo
 
     def tree(self, lines: Iterable[dict[str, Any]], size: int | None = None) -> None:
-        """A checkpoint whose only segment has these lines."""
+        """Write a checkpoint whose only segment has these lines."""
         listed = list(lines)
         raw = b"".join(canonical.encode(line) + b"\n" for line in listed)
         total = sum(line.get("size", 0) for line in listed) if size is None else size
         self.segment(raw, total)
 
     def segment(self, raw: bytes, size: int = 0, layout: str = "tree") -> None:
-        writer = self.world.writer()
+        writer = self.repo.writer()
         writer.add_entries("padding", "Custom", [])
         content = writer.store_bytes(raw, "Custom")
         writer._mark_content(content)
@@ -211,7 +211,7 @@ class Forger:
         ]
         finish(writer, 1)
         writer.commit()
-        self.world.manifest = writer.manifest
+        self.repo.manifest = writer.manifest
 
 
 def file_line(path: str, **change: Any) -> dict[str, Any]:
@@ -258,7 +258,7 @@ MALICIOUS: dict[str, list[dict[str, Any]]] = {
     "target with NUL": [link_line("a", "x\0y")],
     "empty target": [link_line("a", "")],
     "long target": [link_line("a", "x" * 4096)],
-    "target that is no text": [link_line("a", "\udfff\ud800")],
+    "target that is not text": [link_line("a", "\udfff\ud800")],
     "size without chunks": [file_line("a", size=5)],
     "chunks without size": [file_line("a", chunks=[REF])],
     "chunks of another size": [file_line("a", size=91, chunks=[REF])],
@@ -273,102 +273,102 @@ MALICIOUS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", MALICIOUS)
-def test_malicious_trees_are_refused_before_any_write(world: RepositoryFixture, target: Path, what: str) -> None:
+def test_malicious_trees_are_refused_before_any_write(repo: RepositoryFixture, target: Path, what: str) -> None:
     good = [dir_line("!first"), file_line("!first/file")]
-    Forger(world).tree([*good, *MALICIOUS[what]])
+    Forger(repo).tree([*good, *MALICIOUS[what]])
     with pytest.raises(IntegrityError):
-        restored(world, target)
+        restored(repo, target)
     assert list(target.iterdir()) == []
 
 
 @pytest.mark.parametrize("raw", [b"{}", b"[]\n", b"\n", b'{"path":"a"}\n\n', b"null\n", b"\xff\n", b"[" * 9999 + b"\n"])
-def test_segments_that_are_none(world: RepositoryFixture, target: Path, raw: bytes) -> None:
-    Forger(world).segment(raw)
+def test_invalid_segments_are_refused(repo: RepositoryFixture, target: Path, raw: bytes) -> None:
+    Forger(repo).segment(raw)
     with pytest.raises(IntegrityError):
-        restored(world, target)
+        restored(repo, target)
 
 
-def test_a_tree_of_another_size(world: RepositoryFixture, target: Path) -> None:
-    Forger(world).tree([file_line("a")], size=1)
+def test_a_tree_with_the_wrong_size_is_refused(repo: RepositoryFixture, target: Path) -> None:
+    Forger(repo).tree([file_line("a")], size=1)
     with pytest.raises(IntegrityError, match="the manifest says 1"):
-        restored(world, target)
+        restored(repo, target)
     assert list(target.iterdir()) == []
 
 
-def test_a_component_of_another_layout(world: RepositoryFixture, target: Path) -> None:
-    Forger(world).segment(b"[]\n", layout="blob")
+def test_a_component_with_another_layout_is_refused(repo: RepositoryFixture, target: Path) -> None:
+    Forger(repo).segment(b"[]\n", layout="blob")
     with pytest.raises(ValueError, match="layout blob"):
-        restored(world, target)
+        restored(repo, target)
 
 
 class TestTarget:
-    def one_file(self, world: RepositoryFixture, path: str = "a/file") -> None:
+    def one_file(self, repo: RepositoryFixture, path: str = "a/file") -> None:
         def fill(writer: CheckpointWriter) -> None:
             stored = writer.store_bytes(b"ours", "Files")
             entries: list[TreeEntry] = [TreeDirectory("a", 0o755, 1), TreeFile(path, 0o644, 1, stored)]
             writer.add_tree("workspace", "Files", [*entries, TreeSymlink("z", "target", 1)])
 
-        world.checkpoint(fill)
+        repo.checkpoint(fill)
 
-    def test_a_link_in_the_target_is_not_followed(self, world: RepositoryFixture, target: Path, tmp_path: Path) -> None:
+    def test_a_link_in_the_target_is_not_followed(self, repo: RepositoryFixture, target: Path, tmp_path: Path) -> None:
         outside = tmp_path / "outside"
         outside.mkdir()
         (target / "a").symlink_to(outside)
-        self.one_file(world)
+        self.one_file(repo)
         with pytest.raises(TargetNotEmpty):
-            restored(world, target)
+            restored(repo, target)
         assert list(outside.iterdir()) == []
 
     def test_a_link_in_place_of_a_file_is_not_followed(
-        self, world: RepositoryFixture, target: Path, tmp_path: Path
+        self, repo: RepositoryFixture, target: Path, tmp_path: Path
     ) -> None:
         (target / "a").mkdir()
         (target / "a/file").symlink_to(tmp_path / "outside")
-        self.one_file(world)
+        self.one_file(repo)
         with pytest.raises(TargetNotEmpty, match="a/file"):
-            restored(world, target)
+            restored(repo, target)
         assert not (tmp_path / "outside").exists()
 
-    def test_nothing_is_replaced(self, world: RepositoryFixture, target: Path) -> None:
+    def test_existing_files_are_not_replaced(self, repo: RepositoryFixture, target: Path) -> None:
         (target / "a").mkdir()
         (target / "a/file").write_bytes(b"theirs")
-        self.one_file(world)
+        self.one_file(repo)
         with pytest.raises(TargetNotEmpty):
-            restored(world, target)
+            restored(repo, target)
         assert (target / "a/file").read_bytes() == b"theirs"
 
     @pytest.mark.parametrize("name", ["a", "z"])
-    def test_something_else_has_the_name(self, world: RepositoryFixture, target: Path, name: str) -> None:
+    def test_a_name_taken_by_another_file_is_refused(self, repo: RepositoryFixture, target: Path, name: str) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(target / name))
-            self.one_file(world)
+            self.one_file(repo)
             with pytest.raises(TargetNotEmpty):
-                restored(world, target)
+                restored(repo, target)
 
-    def test_folders_that_are_there_are_fine(self, world: RepositoryFixture, target: Path) -> None:
+    def test_existing_folders_are_accepted(self, repo: RepositoryFixture, target: Path) -> None:
         (target / "a").mkdir()
         (target / "lost+found").mkdir()
-        self.one_file(world)
-        restored(world, target)
+        self.one_file(repo)
+        restored(repo, target)
         assert (target / "a/file").read_bytes() == b"ours"
 
-    def test_a_target_that_is_not_there(self, world: RepositoryFixture, target: Path) -> None:
-        self.one_file(world)
+    def test_a_missing_target_is_refused(self, repo: RepositoryFixture, target: Path) -> None:
+        self.one_file(repo)
         with pytest.raises(TargetUnusable):
-            restored(world, target / "nowhere")
+            restored(repo, target / "nowhere")
 
     @pytest.mark.parametrize(
         ("number", "kind"),
         [(28, NoSpace), (122, NoSpace), (13, RunAsUserRequired), (1, RunAsUserRequired), (17, TargetNotEmpty),
          (40, TargetNotEmpty), (30, TargetUnusable), (5, TargetUnusable), (36, TargetUnusable)],
     )  # fmt: skip
-    def test_what_a_file_system_says(self, number: int, kind: type[Exception]) -> None:
+    def test_errors_of_the_file_system_are_translated(self, number: int, kind: type[Exception]) -> None:
         error = _translate(OSError(number, os.strerror(number)), "some/file")
         assert isinstance(error, kind)
         assert "some/file" in str(error)
 
     def test_a_full_disk(self) -> None:
-        """A real one: every write to /dev/full fails."""
+        """Every write to /dev/full fails with a real ENOSPC."""
         full = os.open("/dev/full", os.O_WRONLY)
         try:
             with pytest.raises(NoSpace), translate_errors("file"):
@@ -383,7 +383,7 @@ class TestTarget:
         with pytest.raises(TargetUnusable):
             sync_file_system(handle)
 
-    def test_few_descriptors_are_kept(self, target: Path) -> None:
+    def test_few_descriptors_stay_open(self, target: Path) -> None:
         root = os.open(target, os.O_RDONLY)
         with Target(root) as kept:
             for number in range(200):
@@ -394,7 +394,7 @@ class TestTarget:
 
 
 class TestDamage:
-    def world_with_files(self, world: RepositoryFixture) -> list[str]:
+    def repo_with_files(self, repo: RepositoryFixture) -> list[str]:
         def fill(writer: CheckpointWriter) -> None:
             entries = []
             for number in range(40):
@@ -402,12 +402,12 @@ class TestDamage:
                 entries.append(TreeFile(f"f{number:02}", 0o644, 1, stored))
             writer.add_tree("workspace", "Files", entries)
 
-        offer = world.checkpoint(fill, 2)
+        offer = repo.checkpoint(fill, 2)
         return ["default/coder/" + pack_key(pack.name) for pack in offer.packs]
 
-    def test_every_damaged_pack_is_named(self, world: RepositoryFixture, store: Any, tmp_path: Path) -> None:
+    def test_every_damaged_pack_is_named(self, repo: RepositoryFixture, store: Any, tmp_path: Path) -> None:
         memory = store._store
-        for key in self.world_with_files(world):
+        for key in self.repo_with_files(repo):
             whole = memory.objects[key]
             for position in range(8, len(whole), len(whole) // 13):
                 damaged = bytearray(whole)
@@ -416,40 +416,42 @@ class TestDamage:
                 folder = tmp_path / f"{key[-8:]}{position}"
                 folder.mkdir()
                 with pytest.raises(IntegrityError) as caught:
-                    restored(world, folder)
+                    restored(repo, folder)
                 assert caught.value.object_key in key
                 for path in folder.iterdir():
                     data = path.read_bytes()
                     assert data in (b"", content(str(int(path.name[1:])), len(data))) or len(data) > MIB
             memory.objects[key] = whole
 
-    def test_a_missing_or_cut_pack(self, world: RepositoryFixture, store: Any, tmp_path: Path, target: Path) -> None:
+    def test_a_missing_or_truncated_pack_is_found(
+        self, repo: RepositoryFixture, store: Any, tmp_path: Path, target: Path
+    ) -> None:
         memory = store._store
-        [key, *_] = self.world_with_files(world)
+        [key, *_] = self.repo_with_files(repo)
         whole = memory.objects.pop(key)
         with pytest.raises(ObjectMissing):
-            restored(world, target)
+            restored(repo, target)
         memory.objects[key] = whole[:-20]
         (tmp_path / "again").mkdir()
         with pytest.raises(IntegrityError):
-            restored(world, tmp_path / "again")
+            restored(repo, tmp_path / "again")
 
-    def test_packs_that_were_swapped(self, world: RepositoryFixture, store: Any, target: Path) -> None:
+    def test_packs_that_were_swapped(self, repo: RepositoryFixture, store: Any, target: Path) -> None:
         memory = store._store
         for seed in "ab":
-            world.checkpoint(lambda writer, seed=seed: writer.add_tree("w", "Files", [self.file(writer, seed)]))
+            repo.checkpoint(lambda writer, seed=seed: writer.add_tree("w", "Files", [self.file(writer, seed)]))
         one, two = [key for key in memory.objects if "/packs/" in key]
         memory.objects[one], memory.objects[two] = memory.objects[two], memory.objects[one]
         with pytest.raises(IntegrityError):
-            restored(world, target)
+            restored(repo, target)
 
     def file(self, writer: CheckpointWriter, seed: str) -> TreeFile:
         return TreeFile("f", 0o644, 1, writer.store_bytes(content(seed, 5000), "Files"))
 
-    def test_a_store_that_is_away_is_no_damage(
-        self, world: RepositoryFixture, store: FaultyStore, target: Path
+    def test_an_unavailable_store_is_not_reported_as_damage(
+        self, repo: RepositoryFixture, store: FaultyStore, target: Path
     ) -> None:
-        self.world_with_files(world)
+        self.repo_with_files(repo)
         store.script = always("get_into", Fault(StoreUnavailable("down")))
         with pytest.raises(StoreUnavailable):
-            restored(world, target)
+            restored(repo, target)

@@ -28,8 +28,8 @@ def store() -> FaultyStore:
 
 
 @pytest.fixture
-def world(store: FaultyStore) -> RepositoryFixture:
-    world = RepositoryFixture(store)
+def repo(store: FaultyStore) -> RepositoryFixture:
+    repo = RepositoryFixture(store)
 
     def fill(writer: CheckpointWriter) -> None:
         entries = [Entry(f"e{n}", "bytes", MemorySource(content(f"e{n}", 500))) for n in range(20)]
@@ -38,35 +38,35 @@ def world(store: FaultyStore) -> RepositoryFixture:
         stored = writer.store_bytes(content("f", 5000), "Files")
         writer.add_tree("files", "Files", [TreeFile("f", 0o644, 1, stored)])
 
-    world.checkpoint(fill)
-    return world
+    repo.checkpoint(fill)
+    return repo
 
 
-def test_a_whole_checkpoint_has_no_problem(world: RepositoryFixture) -> None:
-    with world.reader() as reader:
+def test_an_intact_checkpoint_has_no_problem(repo: RepositoryFixture) -> None:
+    with repo.reader() as reader:
         assert verify(reader) == []
 
 
-def test_every_flipped_bit_is_found_and_named(world: RepositoryFixture, store: Any) -> None:
+def test_every_flipped_bit_is_found_and_named(repo: RepositoryFixture, store: Any) -> None:
     memory = store._store
-    assert world.manifest is not None
-    [pack] = world.manifest.packs
+    assert repo.manifest is not None
+    [pack] = repo.manifest.packs
     key = PREFIX + pack_key(pack.name)
     whole = memory.objects[key]
     for position in range(8, len(whole), 9973):
         damaged = bytearray(whole)
         damaged[position] ^= 4
         memory.objects[key] = bytes(damaged)
-        with world.reader() as reader:
+        with repo.reader() as reader:
             problems = verify(reader)
         assert len(problems) == 1
         assert problems[0].object_key == pack_key(pack.name)
         assert problems[0].component in {"documents", "weights", "files"}
 
 
-def test_two_damaged_chunks_are_one_problem_of_each_component(world: RepositoryFixture, store: Any) -> None:
+def test_damage_is_reported_once_per_component(repo: RepositoryFixture, store: Any) -> None:
     memory = store._store
-    with world.reader() as reader:
+    with repo.reader() as reader:
         refs = [ref for component in reader.components for ref in reader.references(component)]
         chosen = [refs[3], refs[4], refs[-1]]
         key = PREFIX + pack_key(refs[0].pack)
@@ -77,29 +77,29 @@ def test_two_damaged_chunks_are_one_problem_of_each_component(world: RepositoryF
         assert [problem.component for problem in verify(reader)] == ["documents", "files"]
 
 
-def test_a_missing_pack_is_a_problem(world: RepositoryFixture, store: Any) -> None:
-    assert world.manifest is not None
-    [pack] = world.manifest.packs
-    world.repository.store.delete(pack_key(pack.name))
-    with world.reader() as reader:
+def test_a_missing_pack_is_reported(repo: RepositoryFixture, store: Any) -> None:
+    assert repo.manifest is not None
+    [pack] = repo.manifest.packs
+    repo.repository.store.delete(pack_key(pack.name))
+    with repo.reader() as reader:
         problems = verify(reader)
     assert [problem.component for problem in problems] == ["documents", "weights", "files"]
 
 
-def test_a_missing_pack_below_whole_segments(world: RepositoryFixture) -> None:
-    world.checkpoint(lambda writer: writer.add_blob("b", "Custom", MemorySource(content("b", 1 << 20))))
+def test_a_missing_pack_below_whole_segments(repo: RepositoryFixture) -> None:
+    repo.checkpoint(lambda writer: writer.add_blob("b", "Custom", MemorySource(content("b", 1 << 20))))
     more = content("b", 1 << 20) + content("more", 1 << 20)
-    offer = world.checkpoint(lambda writer: writer.add_blob("b", "Custom", MemorySource(more)))
-    assert world.manifest is not None
-    [old] = set(world.manifest.packs) - set(offer.packs)
-    world.repository.store.delete(pack_key(old.name))
-    with world.reader() as reader:
+    offer = repo.checkpoint(lambda writer: writer.add_blob("b", "Custom", MemorySource(more)))
+    assert repo.manifest is not None
+    [old] = set(repo.manifest.packs) - set(offer.packs)
+    repo.repository.store.delete(pack_key(old.name))
+    with repo.reader() as reader:
         assert [problem.object_key for problem in verify(reader)] == [pack_key(old.name)]
 
 
-def test_a_store_that_is_away_is_no_problem_of_the_checkpoint(world: RepositoryFixture, store: FaultyStore) -> None:
+def test_an_unavailable_store_is_not_a_problem_of_the_checkpoint(repo: RepositoryFixture, store: FaultyStore) -> None:
     store.script = always("get_into", Fault(StoreUnavailable("down")))
-    with world.reader() as reader, pytest.raises(StoreUnavailable):
+    with repo.reader() as reader, pytest.raises(StoreUnavailable):
         verify(reader)
 
 
@@ -114,47 +114,47 @@ class TestRuns:
     def test_neighbours_are_read_at_once(self) -> None:
         assert self.runs(self.ref(208), self.ref(8), self.ref(108)) == [("1", 8, 308, 3)]
 
-    def test_the_same_chunk_for_two(self) -> None:
+    def test_a_chunk_wanted_twice_is_read_once(self) -> None:
         assert self.runs(self.ref(8), self.ref(8)) == [("1", 8, 108, 2)]
 
-    def test_a_wide_gap_or_another_pack(self) -> None:
+    def test_a_wide_gap_or_another_pack_starts_a_run(self) -> None:
         assert self.runs(self.ref(8), self.ref(108 + (64 << 10))) == [("1", 8, 208 + (64 << 10), 2)]
         assert len(self.runs(self.ref(8), self.ref(109 + (64 << 10)))) == 2
         assert len(self.runs(self.ref(8), self.ref(108, pack="2-" + "0" * 32))) == 2
 
-    def test_a_run_is_bounded(self) -> None:
+    def test_the_length_of_a_run_is_bounded(self) -> None:
         refs = [self.ref(8 + n * (1 << 20), 1 << 20) for n in range(10)]
         found = self.runs(*refs)
         assert [count for *_, count in found] == [4, 4, 2]
         assert all(end - start <= RUN_BYTES for _, start, end, _ in found)
 
-    def test_nothing_wanted(self) -> None:
+    def test_no_chunks_need_no_run(self) -> None:
         assert self.runs() == []
 
 
 class TestReader:
-    def test_a_value_named_twice(self, world: RepositoryFixture) -> None:
+    def test_a_duplicate_entry_is_refused(self, repo: RepositoryFixture) -> None:
         def twice(writer: CheckpointWriter) -> None:
             component = writer.add_entries("documents", "Memory", [Entry("a", "bytes", MemorySource(b"1"))])
             doubled = (*component.segments, *component.segments)
             writer._components[0] = replace(component, segments=doubled, digest=component_digest(doubled), size=2)
 
-        world.checkpoint(twice)
-        with world.reader() as reader, pytest.raises(IntegrityError, match="two values"):
+        repo.checkpoint(twice)
+        with repo.reader() as reader, pytest.raises(IntegrityError, match="two values"):
             reader.read_entries(reader.components[0])
 
-    def blob_of(self, world: RepositoryFixture, change: dict[str, Any]) -> CheckpointReader:
-        world.checkpoint(lambda writer: writer.add_blob("b", "Custom", MemorySource(content("b", 3 << 20))))
-        assert world.manifest is not None
-        component = replace(world.manifest.components[0], **change)
-        return world.reader(replace(world.manifest, components=(component,)))
+    def blob_of(self, repo: RepositoryFixture, change: dict[str, Any]) -> CheckpointReader:
+        repo.checkpoint(lambda writer: writer.add_blob("b", "Custom", MemorySource(content("b", 3 << 20))))
+        assert repo.manifest is not None
+        component = replace(repo.manifest.components[0], **change)
+        return repo.reader(replace(repo.manifest, components=(component,)))
 
     @pytest.mark.parametrize("size", [0, 1 << 20, (3 << 20) - 1, (3 << 20) + 1])
-    def test_a_blob_of_another_size(self, world: RepositoryFixture, size: int) -> None:
-        with self.blob_of(world, {"size": size}) as reader, pytest.raises(IntegrityError, match="add up"):
+    def test_a_blob_with_the_wrong_size_is_refused(self, repo: RepositoryFixture, size: int) -> None:
+        with self.blob_of(repo, {"size": size}) as reader, pytest.raises(IntegrityError, match="add up"):
             reader.read_blob_into(reader.components[0], lambda _: None)
 
-    def test_a_line_with_too_many_references(self, world: RepositoryFixture) -> None:
+    def test_a_line_with_too_many_references(self, repo: RepositoryFixture) -> None:
         ref = ["ab" * 32, "1-" + "0" * 32, 8, 100, 90]
         for count in (0, 257):
             with pytest.raises(IntegrityError, match="chunk references"):

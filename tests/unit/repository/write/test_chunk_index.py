@@ -39,7 +39,7 @@ def test_memory_per_chunk() -> None:
     assert held / 20_000 < 70
 
 
-def test_what_the_parent_does_not_name_is_forgotten() -> None:
+def test_packs_that_the_parent_does_not_name_are_forgotten() -> None:
     index = committed([ref(1, "p1"), ref(2, "p2"), ref(3, "p2")])
     index.begin()
     index.mark(ref(2, "p2"))
@@ -89,7 +89,7 @@ def test_packs_of_an_abandoned_attempt_may_be_kept() -> None:
     assert index.uses() == [PackUse("put", 500, 100)]
 
 
-def test_kept_packs_go_with_the_next_attempt_that_keeps_none() -> None:
+def test_kept_packs_are_dropped_by_the_next_attempt_that_keeps_none() -> None:
     index = committed([ref(1)])
     index.begin()
     index.add(ref(2, "put"))
@@ -100,7 +100,7 @@ def test_kept_packs_go_with_the_next_attempt_that_keeps_none() -> None:
     assert index.find(ref(2).id) is None
 
 
-def test_the_first_of_two_threads_wins() -> None:
+def test_the_first_of_two_threads_decides() -> None:
     index = ChunkIndex()
     index.begin()
     assert index.add(ref(1, "p1")) == ref(1, "p1")
@@ -129,7 +129,7 @@ def test_listed_chunks_count_once() -> None:
 
 
 class TestRepacking:
-    def test_they_count_until_something_new_is_stored(self) -> None:
+    def test_they_stay_usable_until_something_new_is_stored(self) -> None:
         index = committed([ref(1, "p1"), ref(2, "p2")])
         index.begin(["p1"])
         assert index.find(ref(1).id) == ref(1, "p1")
@@ -146,7 +146,7 @@ class TestRepacking:
         assert [use.name for use in index.uses()] == ["p2", "p3"]
         assert index.find(ref(1).id) == moved
 
-    def test_a_reference_taken_before_still_counts(self) -> None:
+    def test_a_reference_from_before_repacking_stays_valid(self) -> None:
         index = committed([ref(1, "p1")])
         index.begin(["p1"])
         early = index.find(ref(1).id)
@@ -159,7 +159,7 @@ class TestRepacking:
         index.commit()
         assert index.find(ref(1).id) == moved
 
-    def test_an_abandoned_attempt_gives_them_back(self) -> None:
+    def test_an_abandoned_attempt_makes_them_usable_again(self) -> None:
         index = committed([ref(1, "p1")])
         index.begin(["p1"])
         index.start_repacking()
@@ -201,17 +201,17 @@ def test_many_threads_add_and_find() -> None:
 
 
 class TestPacksToRepack:
-    def test_full_packs_are_left(self) -> None:
+    def test_full_packs_are_kept(self) -> None:
         assert packs_to_repack([PackUse(f"p{n}", 32 * MIB, 30 * MIB) for n in range(100)]) == []
 
-    def test_poor_packs_go_poorest_first_within_the_budget(self) -> None:
+    def test_wasteful_packs_are_repacked_worst_first_within_the_budget(self) -> None:
         uses = [PackUse(f"p{n}", 32 * MIB, (9 - n) * MIB) for n in range(9)]
         retired = packs_to_repack(uses)
         assert retired == ["p8", "p7", "p6", "p5", "p4", "p3", "p2"]
         assert sum(use.live for use in uses if use.name in retired) <= 32 * MIB
 
     @pytest.mark.parametrize(("size", "live"), [(32 * MIB, 10 * MIB), (MIB, 1), (100, 1)])
-    def test_what_is_not_poor(self, size: int, live: int) -> None:
+    def test_packs_that_are_not_wasteful_are_kept(self, size: int, live: int) -> None:
         assert packs_to_repack([PackUse("p", size, live)]) == []
 
     def test_many_small_packs_are_merged(self) -> None:
@@ -222,7 +222,7 @@ class TestPacksToRepack:
         assert "p000" not in retired
         assert packs_to_repack(uses[:112]) == []
 
-    def test_the_budget_bounds_the_merge(self) -> None:
+    def test_the_budget_bounds_the_repacking(self) -> None:
         uses = [PackUse(f"p{n:03}", 4 * MIB, 4 * MIB) for n in range(128)]
         assert len(packs_to_repack(uses)) == 8
 
