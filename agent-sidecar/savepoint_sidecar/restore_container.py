@@ -22,7 +22,7 @@ from savepoint.contract.vocabulary import Reason, RestoreOutcome
 from savepoint.errors import IntegrityError, Refused, SavepointError, StoreUnavailable, Unavailable
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import Manifest
-from savepoint.repository.repository import manifest_key
+from savepoint.repository.format.object_keys import manifest_key
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
 
@@ -106,7 +106,7 @@ async def _outcome(settings: Settings, client: RestoreClient, failpoints: Failpo
 async def _restore_with_retries(attempt: "_RestoreAttempt", client: RestoreClient, ends_at: float) -> Outcome:
     """Run the attempt until it ends, and retry until the deadline while the store or the operator is unreachable.
 
-    The operator is told what delays the restore: perhaps only this pod cannot reach the store, and then no other
+    What delays the restore is reported to the operator: if only this pod cannot reach the store, no other
     process could report why the agent does not start.
     """
     while True:
@@ -183,7 +183,7 @@ class _RestoreAttempt:
         welcome, stage = self._welcome, self._settings.stage
         self._client.expect((manifest_key(parent.manifest.name),))
         loaded = parent_checkpoint.load(self._first_read_store, self._key, welcome.namespace, welcome.agent, parent)
-        self._client.expect(loaded.keys())
+        self._client.expect(loaded.pack_keys())
         changed = config_changed(welcome, loaded.manifest)
         if changed:
             log.warning(
