@@ -1,6 +1,6 @@
-"""Named places where a test may have the process killed as kill -9 would. They do nothing unless a test sets one.
+"""Named points at which a test may kill the process, as kill -9 would. They do nothing unless a test sets one.
 
-``SAVEPOINT_FAILPOINT=name`` kills at the first pass, ``name:3`` at the third.
+``SAVEPOINT_FAILPOINT=name`` kills at the first pass of the point, ``name:3`` at the third.
 """
 
 import os
@@ -30,25 +30,26 @@ NAMES: Final = (
 
 
 class Failpoints:
-    """The one failpoint that is set, counted down as it is passed."""
+    """The failpoint that is set, if any, and how often it may still be passed."""
 
     def __init__(self, setting: str = "") -> None:
+        """Parse the value of SAVEPOINT_FAILPOINT. Raise ValueError for an unknown name."""
         name, _, count = setting.partition(":")
         if name and name not in NAMES:
-            raise ValueError(f"no failpoint {name!r}; there are: {', '.join(NAMES)}")
-        self._name, self._left = name, int(count or 1)
+            raise ValueError(f"no failpoint {name!r}; known failpoints: {', '.join(NAMES)}")
+        self._name, self._remaining = name, int(count or 1)
 
     def reach(self, name: str) -> None:
         """Kill this process if ``name`` is set and its count is used up."""
         if name != self._name:
             return
-        self._left -= 1
-        if self._left <= 0:
+        self._remaining -= 1
+        if self._remaining <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 class WatchedWriter:
-    """A writer that passes the failpoint ``between-puts`` before each object."""
+    """A blob writer that reaches the failpoint ``between-puts`` before each object."""
 
     def __init__(self, writer: BlobWriter, failpoints: Failpoints) -> None:
         self._writer, self._failpoints = writer, failpoints

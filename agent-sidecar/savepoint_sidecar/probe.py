@@ -1,6 +1,6 @@
-"""The short commands that kubelet runs in the sidecar's container: is it ready, and: the pod is stopping.
+"""The short commands that kubelet runs in the sidecar's container: the readiness probe and the preStop hook.
 
-They start a Python of their own every time, so they import next to nothing.
+Each starts a Python process of its own, so this module imports next to nothing.
 """
 
 import os
@@ -12,24 +12,28 @@ from typing import Final
 from savepoint.contract import stage_layout
 from savepoint.contract.names import ENV_SOCKET, ENV_STAGE, SOCKET_PATH, STAGE_DIRECTORY
 
-TIMEOUT_SECONDS: Final = 3.0
+READY_SECONDS: Final = 3.0
+REQUEST_SECONDS: Final = 3.0
 POLL_SECONDS: Final = 0.05
 
 
-def ready(patience_seconds: float = 3.0) -> int:
-    """0 once the agent's socket is served. It waits a while for that: the agent starts when this says so, and kubelet
-    asks again only a second later."""
-    until = time.monotonic() + patience_seconds
-    while not _served():
-        if time.monotonic() > until:
+def ready(timeout_seconds: float = READY_SECONDS) -> int:
+    """Return 0 once the agent's socket is served, 1 if it is not served in time.
+
+    It waits because the agent's container starts only after a successful probe, and kubelet repeats the probe only a
+    second later.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while not _is_served():
+        if time.monotonic() > deadline:
             return 1
         time.sleep(POLL_SECONDS)
     return 0
 
 
-def _served() -> bool:
+def _is_served() -> bool:
     try:
-        answer = _ask(
+        answer = _send(
             Path(os.environ.get(ENV_SOCKET, SOCKET_PATH)), b"GET /v1/status HTTP/1.0\r\nHost: localhost\r\n\r\n"
         )
     except OSError:
@@ -38,17 +42,18 @@ def _served() -> bool:
 
 
 def prestop() -> int:
-    """Tell the running sidecar that the pod is stopping; always 0: a hook that fails only makes noise."""
+    """Tell the running sidecar that the pod is stopping. Always return 0, because a failed hook only makes noise."""
     try:
-        _ask(stage_layout.private_socket(Path(os.environ.get(ENV_STAGE, STAGE_DIRECTORY))), b"prestop\n")
+        _send(stage_layout.private_socket(Path(os.environ.get(ENV_STAGE, STAGE_DIRECTORY))), b"prestop\n")
     except OSError as error:
-        print(f"the sidecar could not be told: {error}")  # noqa: T201 - kubelet shows it in an Event
+        print(f"cannot reach the sidecar: {error}")  # noqa: T201 - kubelet shows it in an Event
     return 0
 
 
-def _ask(path: Path, request: bytes) -> bytes:
+def _send(path: Path, request: bytes) -> bytes:
+    """Send the request to a Unix socket and return the start of its answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(TIMEOUT_SECONDS)
+        connection.settimeout(REQUEST_SECONDS)
         connection.connect(str(path))
         connection.sendall(request)
         return connection.recv(4096)

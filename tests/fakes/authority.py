@@ -1,4 +1,4 @@
-"""An authority for tests: a real chain over a store in memory, moved by hand, that can be away, refuse, or say stop."""
+"""An authority for tests: a real chain over a store in memory, and orders, outages and refusals on demand."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -34,7 +34,7 @@ MASTER = MasterKey(bytes(range(32)))
 
 
 class FakeAuthority:
-    """Grants an epoch when it is made. What it was told is in its lists."""
+    """Implements ``Authority`` and grants an epoch when it is created. Its lists hold what it received."""
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class FakeAuthority:
         self.chain = Chain(self.repository.store, "demo", agent)
         self.head = lineage.grant(self.chain, self.chain.head(), pod_uid, "n1", time_text(_now()))
         self.queue: asyncio.Queue[Order | None] = asyncio.Queue()
-        self.up = asyncio.Event()
-        self.up.set()
-        self.silent = 0.0
+        self.reachable = asyncio.Event()
+        self.reachable.set()
+        self.silence = 0.0
         self.answers_requests = True
         self.refuse_requests: list[Refused] = []
         self.commit_error: SavepointError | None = None
         self.stopped_waiting = asyncio.Event()
-        self.hurried = False
+        self.retries_quickly = False
         self.before_commit: Callable[[Offer], None] = lambda offer: None
         self.offers: list[Offer] = []
         self.results: list[Result] = []
@@ -72,36 +72,36 @@ class FakeAuthority:
         self.expected: tuple[str, ...] = ()
         self.events: list[str] = []
 
-    # -- by hand ------------------------------------------------------------------------------------------------
+    # -- control by the test --------------------------------------------------------------------------------------
 
     def order(self, trigger: str = "Interval", seconds: int = 30, request: str = "") -> str:
-        """Order a checkpoint; the attempt's id."""
+        """Order a checkpoint and return the attempt's id."""
         attempt = self._random.randbytes(16).hex()
         self.queue.put_nowait(Checkpoint(attempt, trigger, seconds, request=request))
         return attempt
 
     def stop(self, reason: str = "Fenced") -> None:
-        """Say that this incarnation may do nothing more."""
+        """Order the incarnation to stop."""
         self.queue.put_nowait(Stop(reason, "another pod holds a newer epoch"))
 
-    async def ended(self, count: int = 1) -> None:
-        """Wait until so many attempts have been committed, left, or reported."""
+    async def await_attempts(self, count: int = 1) -> None:
+        """Wait until this many attempts were committed, left as pending, or reported."""
         async with asyncio.timeout(20):
             while len(self.offers) + len(self.results) + len(self.pending) < count:
                 await asyncio.sleep(0.005)
 
     def manifest(self) -> Manifest:
-        """Of the newest checkpoint."""
+        """Return the manifest of the latest checkpoint."""
         name = self.head.record.manifest
         assert name is not None
         return self.repository.read_manifest(name.name, name.size)
 
     def reader(self) -> CheckpointReader:
-        """Of the newest checkpoint; the caller closes it."""
+        """Return a reader of the latest checkpoint. The caller closes it."""
         return CheckpointReader(self.repository.store, self.repository.key, self.manifest())
 
     def objects(self, prefix: str) -> list[str]:
-        """Keys of the agent's repository."""
+        """Return the keys in the agent's repository."""
         return [info.key for info in self.repository.store.list(prefix)]
 
     # -- Authority -----------------------------------------------------------------------------------------------
@@ -112,11 +112,11 @@ class FakeAuthority:
 
     @property
     def connected(self) -> bool:
-        return self.up.is_set()
+        return self.reachable.is_set()
 
     @property
     def silent_seconds(self) -> float:
-        return self.silent
+        return self.silence
 
     async def welcome(self) -> Welcome:
         self.head = self.chain.head(self.head) or self.head
@@ -147,21 +147,21 @@ class FakeAuthority:
         self.events.append(f"progress {progress.stage}")
 
     async def commit(self, offer: Offer) -> CheckpointRef:
-        while not self.up.is_set():
+        while not self.reachable.is_set():
             if self.stopped_waiting.is_set():
-                raise Unavailable("nobody waits any longer")
+                raise Unavailable("the wait was ended by stop_waiting")
             await asyncio.sleep(0.005)
         self.before_commit(offer)
         if self.commit_error is not None:
             raise self.commit_error
         holder = self.head.record
         self.head = self.chain.head(self.head) or self.head
-        told = lineage.Offer(offer.attempt, offer.manifest.name, offer.manifest.size)
+        repository_offer = lineage.Offer(offer.attempt, offer.manifest.name, offer.manifest.size)
         self.head = lineage.commit_checkpoint(
             self.repository,
             self.chain,
             self.head,
-            told,
+            repository_offer,
             epoch=holder.epoch,
             pod_uid=self.pod_uid,
             time=time_text(_now()),
@@ -169,15 +169,15 @@ class FakeAuthority:
             completed=offer.completed,
         )
         self.offers.append(offer)
-        made = self.chain.find_attempt(offer.attempt, self.head)
-        assert made is not None
-        return checkpoint_ref(made)
+        committed = self.chain.find_attempt(offer.attempt, self.head)
+        assert committed is not None
+        return checkpoint_ref(committed)
 
     async def result(self, result: Result) -> None:
         self.results.append(result)
 
     async def request_checkpoint(self, request: RequestCheckpoint) -> None:
-        await self.up.wait()
+        await self.reachable.wait()
         self.requests.append(request)
         if self.refuse_requests:
             refused = self.refuse_requests.pop(0)
@@ -187,7 +187,7 @@ class FakeAuthority:
 
     async def leave_pending(self, attempt: str, trigger: str, completed: bool, manifest: bytes) -> None:
         if self.connected and self.commit_error is None:
-            raise Unavailable("nothing is left for an operator that is there")
+            raise Unavailable("a checkpoint is only left as pending while the operator cannot be reached")
         self.pending.append(
             lineage.Pending(attempt, self.head.record.epoch, self.pod_uid, trigger, completed, manifest)
         )
@@ -195,11 +195,11 @@ class FakeAuthority:
     def stop_waiting(self) -> None:
         self.stopped_waiting.set()
 
-    def hurry(self) -> None:
-        self.hurried = True
+    def retry_quickly(self) -> None:
+        self.retries_quickly = True
 
     async def released(self, released: Released) -> None:
-        await self.up.wait()
+        await self.reachable.wait()
         self.releases.append(released)
 
     async def close(self) -> None:

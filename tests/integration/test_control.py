@@ -49,7 +49,7 @@ from savepoint_operator.control.server import PATH, ControlServer
 from savepoint_operator.model.views import AgentRef
 from savepoint_sidecar.authority.authority import Blobs
 from savepoint_sidecar.authority.channel import Dialer
-from savepoint_sidecar.authority.control_client import ControlClient
+from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, PodIdentity
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Root
 from savepoint_sidecar.restore_container import restore
@@ -151,12 +151,8 @@ class Site:
         dialer = Dialer(self.url.replace("https:", "wss:"), self.authority.certificate.decode(), token)
         return ControlClient(
             dialer,
-            pod_uid=uid,
-            node="n1",
-            version="0.1.0",
-            monotonic=time.monotonic,
-            random_bytes=os.urandom,
-            jitter=lambda: 0.0,
+            PodIdentity(uid, "n1", "0.1.0"),
+            ConnectionClock(time.monotonic, os.urandom, lambda: 0.0),
         )
 
     def pod(self, uid: str, agent: AgentRef = CODER) -> None:

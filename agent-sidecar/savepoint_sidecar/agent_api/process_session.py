@@ -1,6 +1,6 @@
-"""The agent's process as the sidecar sees it: one session from its connect to the end of its orders stream.
+"""Sessions of the agent's processes: one session lasts from a connect to the end of its orders stream.
 
-State on the event loop only. HTTP is ``socket_server``'s; what a checkpoint does with a session is ``checkpoint``'s.
+State on the event loop only. ``socket_server`` speaks HTTP; ``checkpoint`` decides what to do with a session.
 """
 
 import asyncio
@@ -9,21 +9,22 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract.vocabulary import Reason
 from savepoint.errors import SavepointError, Unavailable
 
 from savepoint_sidecar.agent_api.quiesce import Transaction
 
-OPEN_SECONDS: Final = 10.0
-"""A session whose orders stream is not opened so soon after connect is dead."""
-PATIENCE_SECONDS: Final = 2.0
-"""How much later than its successor's connect the end of a killed process' stream may be seen."""
-REMEMBERED: Final = 8
+STREAM_OPEN_SECONDS: Final = 10.0
+"""A process that does not open its orders stream within this time after connect is considered dead."""
+STREAM_END_SECONDS: Final = 2.0
+"""How long a connect waits for the end of a killed predecessor's stream, which may be noticed late."""
+REMEMBERED_TRANSACTIONS: Final = 8
 
 
 class SessionInUse(SavepointError):
     """Another live process is connected as this agent."""
 
-    reason = "SessionInUse"
+    reason = Reason.SESSION_IN_USE
 
 
 @dataclass
@@ -31,20 +32,21 @@ class ProcessSession:
     """One process of the agent."""
 
     id: str
-    hello: wire.Connect
+    connect: wire.Connect
+    """The message with which the process connected."""
     orders: "asyncio.Queue[wire.Order | None]" = field(default_factory=asyncio.Queue)
     """None ends the stream."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     streaming: bool = False
     transaction: Transaction | None = None
-    past: dict[str, Transaction] = field(default_factory=dict)
+    recent_transactions: dict[str, Transaction] = field(default_factory=dict)
     execution: wire.Execution = field(default_factory=wire.Execution)
-    """Where the agent said it stands, at its last flush."""
+    """The position that the agent reported with its last flush."""
     finished: bool = False
 
     @property
     def alive(self) -> bool:
-        """Whether the process is there, as far as is known."""
+        """True until the process is known to have ended."""
         return not self.ended.is_set()
 
     def send(self, order: wire.Order) -> None:
@@ -52,30 +54,30 @@ class ProcessSession:
         if self.alive:
             self.orders.put_nowait(order)
 
-    def begin(self, transaction: Transaction) -> None:
-        """A transaction is under way: flushes for it are taken from now on."""
+    def begin_transaction(self, transaction: Transaction) -> None:
+        """Make this the current transaction; flushes for it are accepted from now on."""
         self.transaction = transaction
-        self.past[transaction.id] = transaction
-        while len(self.past) > REMEMBERED:
-            del self.past[next(iter(self.past))]
+        self.recent_transactions[transaction.id] = transaction
+        while len(self.recent_transactions) > REMEMBERED_TRANSACTIONS:
+            del self.recent_transactions[next(iter(self.recent_transactions))]
         if not self.alive:
             transaction.fail(Unavailable("the agent's process has ended"))
 
-    def cancel(self, transaction: Transaction, error: SavepointError) -> None:
-        """Tell the agent that nobody waits for its flush any more."""
+    def cancel_transaction(self, transaction: Transaction, error: SavepointError) -> None:
+        """Fail the transaction and tell the agent that its flush is no longer needed."""
         self.send(wire.Cancelled(transaction.id, error.reason, str(error)))
         transaction.fail(error)
 
-    def result(
+    def send_result(
         self, transaction: Transaction, outcome: str, *, checkpoint: str = "", reason: str = "", message: str = ""
     ) -> None:
-        """Tell how a transaction ended, and forget it."""
+        """Send the transaction's result to the agent and close the transaction."""
         if self.transaction is transaction:
             self.transaction = None
         self.send(wire.Result(transaction.id, outcome, transaction.request, checkpoint, reason, message))
 
     def end(self) -> None:
-        """The process is gone: whoever waits for its flush is told."""
+        """Record that the process has ended, and fail its open transaction."""
         if self.ended.is_set():
             return
         self.ended.set()
@@ -85,45 +87,49 @@ class ProcessSession:
 
 
 class ProcessSessions:
-    """At most one live session."""
+    """The sessions of one agent, of which at most one is live."""
 
     def __init__(self, random_id: Callable[[], str]) -> None:
         self._random_id = random_id
         self.current: ProcessSession | None = None
-        self.connects = 0
-        """How many processes have connected in this container's life."""
+        self.connect_count = 0
+        """Number of sessions opened since this container started."""
 
     @property
     def live(self) -> ProcessSession | None:
-        """The session of a process that is there and has not said that it is done."""
+        """The session of a process that is running and has not finished its run."""
         session = self.current
         return session if session is not None and session.alive and not session.finished else None
 
-    async def admit(self, hello: wire.Connect) -> ProcessSession:
-        """A session for this process. SessionInUse while another process is alive."""
-        before = self.current
-        if before is not None and before.alive:
-            if before.hello.instance == hello.instance or before.finished:
-                before.end()
+    async def admit(self, connect: wire.Connect) -> ProcessSession:
+        """Open a session for this process. Raise SessionInUse while another process is alive."""
+        predecessor = self.current
+        if predecessor is not None and predecessor.alive:
+            if predecessor.connect.instance == connect.instance or predecessor.finished:
+                predecessor.end()
             else:
-                try:
-                    async with asyncio.timeout(PATIENCE_SECONDS if before.streaming else OPEN_SECONDS):
-                        await before.ended.wait()
-                except TimeoutError as error:
-                    raise SessionInUse(
-                        f"another process (pid {before.hello.pid}) is connected as this agent; "
-                        "one process per agent calls connect(), the others use what it hands them"
-                    ) from error
-        if self.current is not before:
+                await self._await_end(predecessor)
+        if self.current is not predecessor:
             raise SessionInUse("another process of this agent connected at the same time; try again")
-        session = ProcessSession(self._random_id(), hello)
+        session = ProcessSession(self._random_id(), connect)
         self.current = session
-        self.connects += 1
+        self.connect_count += 1
         return session
 
     def find(self, session: str) -> ProcessSession:
-        """The live session of this id; Unavailable for one that is over."""
+        """Return the live session with this id. Raise Unavailable if it is over."""
         current = self.current
         if current is None or current.id != session or not current.alive:
             raise Unavailable("this session is over; call connect() again in a new process")
         return current
+
+    @staticmethod
+    async def _await_end(predecessor: ProcessSession) -> None:
+        try:
+            async with asyncio.timeout(STREAM_END_SECONDS if predecessor.streaming else STREAM_OPEN_SECONDS):
+                await predecessor.ended.wait()
+        except TimeoutError as error:
+            raise SessionInUse(
+                f"another process (pid {predecessor.connect.pid}) is connected as this agent; "
+                "only one process per agent calls connect(); share its state with the others"
+            ) from error

@@ -1,6 +1,6 @@
-"""One cooperative pause of an agent: ask, wait for its flush, let it go on. And how it can fail.
+"""One cooperative pause of an agent: order a flush, wait for it, resume the agent; and the ways this can fail.
 
-Values and futures on the event loop; it knows no HTTP (``socket_server``) and captures nothing (``checkpoint``).
+Values and futures on the event loop. It knows no HTTP (``socket_server``) and captures nothing (``checkpoint``).
 """
 
 import asyncio
@@ -11,9 +11,9 @@ from savepoint.contract.agent_protocol import Failed, Flush
 from savepoint.errors import QuiesceTimeout, Refused, SavepointError, StageFull, StateUnstable, Unavailable
 
 TIMEOUT_MARGIN_SECONDS: Final = 1.0
-"""The agent itself says why it cannot flush shortly before the timeout; this much later we say it without it."""
+"""Added to the quiesce timeout: the SDK reports shortly before the timeout why it cannot flush, and knows more."""
 
-_BY_REASON: Final[dict[str, type[SavepointError]]] = {
+_ERRORS_BY_REASON: Final[dict[str, type[SavepointError]]] = {
     each.reason: each for each in (QuiesceTimeout, StageFull, StateUnstable, Unavailable)
 }
 
@@ -25,57 +25,60 @@ class Transaction:
     id: str
     hold_seconds: float
     request: str | None = None
-    """The agent's own request that this answers."""
+    """Id of the agent's own checkpoint request that this transaction answers."""
     flushed: "asyncio.Future[Flush]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     resumed: "asyncio.Future[bool]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    """True: the agent may go on, all is taken. False: the transaction is over without it."""
+    """True: everything is captured and the agent may continue. False: the transaction ended without that."""
     flushed_at: float | None = None
-    """By the loop's clock."""
+    """On the event loop's clock."""
     pause_milliseconds: int | None = None
-    """As the agent saw it."""
+    """As measured by the agent."""
 
-    async def flush(self, timeout_seconds: float, at: str = "") -> Flush:
-        """The agent's flush. QuiesceTimeout if none comes in time; whatever the agent says if it cannot."""
+    async def flush(self, timeout_seconds: float, last_step: str = "") -> Flush:
+        """Return the agent's flush. Raise QuiesceTimeout if none arrives in time, or the error that the agent reports.
+
+        ``last_step`` is the last known position of the agent, for the message.
+        """
         try:
             async with asyncio.timeout(timeout_seconds + TIMEOUT_MARGIN_SECONDS):
                 return await asyncio.shield(self.flushed)
         except TimeoutError as error:
-            where = f" (last seen at {at})" if at else ""
+            where = f" (last seen at {last_step})" if last_step else ""
             raise QuiesceTimeout(
                 f"Agent did not reach a safe point within {timeout_seconds:g}s{where}; it was resumed. "
                 "Add agent.safe_point(), or raise spec.quiesce.timeoutSeconds in the policy."
             ) from error
 
-    def arrived(self, flush: Flush) -> bool:
-        """The agent has flushed; False if nobody waits for it any more."""
+    def accept_flush(self, flush: Flush) -> bool:
+        """Record the agent's flush. Return False if the transaction is already over."""
         if self.flushed.done() or self.resumed.done():
             return False
         self.flushed_at = asyncio.get_running_loop().time()
         self.flushed.set_result(flush)
         return True
 
-    def hold_ends(self) -> float:
-        """When, by the loop's clock, the agent goes on by itself."""
+    def hold_deadline(self) -> float:
+        """Return the time, on the event loop's clock, at which the agent resumes by itself."""
         assert self.flushed_at is not None
         return self.flushed_at + self.hold_seconds
 
     def resume(self) -> bool:
-        """Let the agent go on; False if it has gone on already, so that what was taken does not count."""
+        """Resume the agent. Return False if it has already resumed by itself, so that the capture is void."""
         if self.resumed.done():
             return self.resumed.result()
-        late = self.flushed_at is not None and asyncio.get_running_loop().time() >= self.hold_ends()
-        self.resumed.set_result(not late)
-        return not late
+        too_late = self.flushed_at is not None and asyncio.get_running_loop().time() >= self.hold_deadline()
+        self.resumed.set_result(not too_late)
+        return not too_late
 
     def fail(self, error: SavepointError) -> None:
-        """End it: whoever waits for the flush gets the error, whoever has flushed goes on."""
+        """End the transaction: a waiter for the flush gets the error, and an agent that has flushed is resumed."""
         if not self.flushed.done():
             self.flushed.set_exception(error)
-            self.flushed.exception()  # looked at: the waiter may be gone
+            self.flushed.exception()  # marks it as retrieved: there may be no waiter left
         if not self.resumed.done():
             self.resumed.set_result(False)
 
-    def failed(self, told: Failed) -> None:
-        """The agent says that it cannot flush."""
-        known = _BY_REASON.get(told.reason)
-        self.fail(known(told.message) if known else Refused(told.message, told.reason))
+    def agent_failed(self, failed: Failed) -> None:
+        """End the transaction with the error that the agent reports."""
+        error_class = _ERRORS_BY_REASON.get(failed.reason)
+        self.fail(error_class(failed.message) if error_class else Refused(failed.message, failed.reason))

@@ -1,6 +1,6 @@
-"""The agent's Unix socket: docs/agent-protocol.md over HTTP. It parses, answers, keeps the stream; decides nothing.
+"""The server on the agent's Unix socket: docs/agent-protocol.md over HTTP. It parses, answers and keeps the stream.
 
-What the calls mean is for a ``Host``.
+It decides nothing: an ``AgentHost`` carries out the calls.
 """
 
 import asyncio
@@ -14,37 +14,38 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract.vocabulary import Reason
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_sidecar.agent_api.process_session import OPEN_SECONDS, ProcessSession, ProcessSessions
+from savepoint_sidecar.agent_api.process_session import STREAM_OPEN_SECONDS, ProcessSession, ProcessSessions
 
 log = logging.getLogger(__name__)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_STATUS: Final = {"SessionInUse": 409, "QuiesceTimeout": 409, "StateUnstable": 409}
+_STATUS: Final[dict[str, int]] = {Reason.SESSION_IN_USE: 409, Reason.QUIESCE_TIMEOUT: 409, Reason.STATE_UNSTABLE: 409}
 
 
 class AgentHost(Protocol):
-    """Who serves the agent."""
+    """Carries out what the agent asks for."""
 
-    async def bring_back(self, session: ProcessSession) -> wire.Connected:
-        """Let documents and files stand at one cut, and say which. A SavepointError refuses the session."""
+    async def connect(self, session: ProcessSession) -> wire.Connected:
+        """Bring files and documents to one checkpoint and return the answer. A SavepointError refuses the session."""
         ...
 
-    def asked(self, session: ProcessSession, request: wire.CheckpointRequest) -> None:
-        """The agent wants a checkpoint; a result with its request follows."""
+    def request_checkpoint(self, session: ProcessSession, request: wire.CheckpointRequest) -> None:
+        """Start a checkpoint that the agent requests; a result that names the request follows on the stream."""
         ...
 
     async def finish(self, session: ProcessSession, flush: wire.Flush) -> str:
-        """Take the last checkpoint of the run and complete it; the checkpoint's name."""
+        """Take the final checkpoint of the run, complete the run, and return the checkpoint's name."""
         ...
 
-    def ended(self, session: ProcessSession) -> None:
-        """The agent's process is gone."""
+    def disconnected(self, session: ProcessSession) -> None:
+        """Handle the end of the agent's process."""
         ...
 
     def status(self) -> dict[str, Any]:
-        """What ``GET /v1/status`` answers."""
+        """Return the body of ``GET /v1/status``."""
         ...
 
 
@@ -57,8 +58,8 @@ class SocketServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen. Any process of the pod may connect: the socket's folder says which containers see it."""
-        app = web.Application(client_max_size=wire.BODY_MAX_BYTES + 1024, middlewares=[_problems])
+        """Listen. Any process in the pod may connect; the socket's folder is mounted only where it should be seen."""
+        app = web.Application(client_max_size=wire.BODY_MAX_BYTES + 1024, middlewares=[_errors_as_problems])
         app.add_routes(
             [
                 web.post(wire.PATH_CONNECT, self._connect),
@@ -88,29 +89,31 @@ class SocketServer:
             await self._runner.cleanup()
 
     async def _connect(self, request: web.Request) -> web.Response:
-        hello = wire.Connect.from_wire(await _body(request))
-        if hello.protocol != wire.PROTOCOL_VERSION:
-            raise wire.ProtocolError(f"protocol {hello.protocol} is not spoken here; use {wire.PROTOCOL_VERSION}")
-        session = await self._sessions.admit(hello)
+        connect = wire.Connect.from_wire(await _body(request))
+        if connect.protocol != wire.PROTOCOL_VERSION:
+            raise wire.ProtocolError(
+                f"protocol {connect.protocol} is not supported; use protocol {wire.PROTOCOL_VERSION}"
+            )
+        session = await self._sessions.admit(connect)
         try:
-            connected = await asyncio.shield(asyncio.ensure_future(self._host.bring_back(session)))
+            connected = await asyncio.shield(asyncio.ensure_future(self._host.connect(session)))
         except BaseException:
             self._end(session)
             raise
-        task = asyncio.ensure_future(self._watch_opening(session))
+        task = asyncio.ensure_future(self._end_unless_streaming(session))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return web.json_response(connected.to_wire())
 
-    async def _watch_opening(self, session: ProcessSession) -> None:
-        await asyncio.sleep(OPEN_SECONDS)
+    async def _end_unless_streaming(self, session: ProcessSession) -> None:
+        await asyncio.sleep(STREAM_OPEN_SECONDS)
         if not session.streaming:
             self._end(session)
 
     async def _orders(self, request: web.Request) -> web.StreamResponse:
         session = self._sessions.find(request.query.get("session", ""))
         if session.streaming:
-            raise Unavailable("the orders of this session are being read already")
+            raise Unavailable("another connection already reads the orders of this session")
         session.streaming = True
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         response.enable_chunked_encoding()
@@ -142,30 +145,30 @@ class SocketServer:
         flush = wire.Flush.from_wire(await _body(request))
         session = self._sessions.find(flush.session)
         transaction = session.transaction
-        if transaction is None or transaction.id != flush.transaction or not transaction.arrived(flush):
-            return _problem(409, "TransactionOver", "nobody waits for this flush any more; go on")
+        if transaction is None or transaction.id != flush.transaction or not transaction.accept_flush(flush):
+            return _problem(409, "TransactionOver", "this transaction is over and its flush was discarded; continue")
         session.execution = flush.execution
         if await asyncio.shield(transaction.resumed):
             return web.json_response({"resume": True})
-        return _problem(409, "TransactionOver", "the checkpoint failed; go on")
+        return _problem(409, "TransactionOver", "the checkpoint failed; continue")
 
     async def _failed(self, request: web.Request) -> web.Response:
-        told = wire.Failed.from_wire(await _body(request))
-        session = self._sessions.find(told.session)
-        if session.transaction is not None and session.transaction.id == told.transaction:
-            session.transaction.failed(told)
+        failed = wire.Failed.from_wire(await _body(request))
+        session = self._sessions.find(failed.session)
+        if session.transaction is not None and session.transaction.id == failed.transaction:
+            session.transaction.agent_failed(failed)
         return web.json_response({})
 
     async def _resumed(self, request: web.Request) -> web.Response:
-        told = wire.Resumed.from_wire(await _body(request))
-        transaction = self._sessions.find(told.session).past.get(told.transaction)
+        resumed = wire.Resumed.from_wire(await _body(request))
+        transaction = self._sessions.find(resumed.session).recent_transactions.get(resumed.transaction)
         if transaction is not None:
-            transaction.pause_milliseconds = told.pause_milliseconds
+            transaction.pause_milliseconds = resumed.pause_milliseconds
         return web.json_response({})
 
     async def _checkpoint(self, request: web.Request) -> web.Response:
-        asked = wire.CheckpointRequest.from_wire(await _body(request))
-        self._host.asked(self._sessions.find(asked.session), asked)
+        checkpoint_request = wire.CheckpointRequest.from_wire(await _body(request))
+        self._host.request_checkpoint(self._sessions.find(checkpoint_request.session), checkpoint_request)
         return web.json_response({}, status=202)
 
     async def _finish(self, request: web.Request) -> web.Response:
@@ -182,7 +185,7 @@ class SocketServer:
     def _end(self, session: ProcessSession) -> None:
         if session.alive:
             session.end()
-            self._host.ended(session)
+            self._host.disconnected(session)
 
 
 async def _body(request: web.Request) -> Any:
@@ -197,7 +200,7 @@ def _problem(status: int, reason: str, message: str) -> web.Response:
 
 
 @web.middleware
-async def _problems(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def _errors_as_problems(request: web.Request, handler: _Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except wire.ProtocolError as error:
@@ -208,5 +211,5 @@ async def _problems(request: web.Request, handler: _Handler) -> web.StreamRespon
     except web.HTTPException as error:
         return _problem(error.status, "ProtocolError", error.reason)
     except OSError as error:
-        log.exception("the call %s failed", request.path)
-        return _problem(500, "Error", f"{error.strerror or error}: see the sidecar's log")
+        log.exception("agent call %s failed", request.path)
+        return _problem(500, Reason.ERROR, f"{error.strerror or error}: see the sidecar's log")

@@ -1,6 +1,7 @@
-"""Who says what a sidecar may do: who it is, when to take a checkpoint, what exists. The protocol that its user needs.
+"""The protocol that a sidecar needs: it says who the sidecar is, when to take a checkpoint, and which ones exist.
 
-``control.ControlClient`` asks the operator, ``local.LocalAuthority`` a directory store, ``tests.fakes`` nobody.
+``control_client.ControlClient`` asks the operator, ``local.LocalAuthority`` uses a directory store, and
+``tests.fakes.authority.FakeAuthority`` is driven by a test.
 """
 
 from collections.abc import AsyncIterator
@@ -21,79 +22,89 @@ from savepoint.contract.control_protocol import (
 from savepoint.storage import BlobReader, BlobWriter
 
 Order: TypeAlias = Checkpoint | Refused | Stop | Welcome
-"""What an authority says by itself. A later Welcome tells a parent that came to be without an answer to us."""
+"""A message that an authority sends on its own. A later Welcome carries a checkpoint whose commit was not confirmed
+to this process, or a changed policy."""
 
 
 class Blobs(BlobReader, BlobWriter, Protocol):
-    """The agent's own repository, as far as a sidecar may touch it. Blocking; used from threads."""
+    """The part of the agent's repository that a sidecar may read and write. Blocking; called from threads."""
 
 
 class Authority(Protocol):
-    """Asynchronous, on one event loop. Whoever speaks of the past may be told twice."""
+    """Asynchronous, on one event loop. Reports may be repeated; each takes effect once."""
 
     @property
     def blobs(self) -> Blobs:
-        """Where packs and manifests are."""
+        """The store of packs and manifests."""
         ...
 
     @property
     def connected(self) -> bool:
-        """Whether it can be asked now."""
+        """True if the authority can be reached now."""
         ...
 
     @property
     def silent_seconds(self) -> float:
-        """How long nothing has proved that this node is not cut off from the cluster."""
+        """Seconds since something last proved that this node is not cut off from the cluster."""
         ...
 
     async def welcome(self) -> Welcome:
-        """Who we are. Waits; raises Refused or Superseded when this incarnation may not work."""
+        """Return this sidecar's identity and parent checkpoint. Wait for it.
+
+        Raise Refused or Superseded if this incarnation may not work.
+        """
         ...
 
     def orders(self) -> AsyncIterator[Order]:
-        """What is to be done, until it is closed."""
+        """Iterate over the authority's orders until it is closed."""
         ...
 
     def random_bytes(self, count: int) -> bytes:
-        """Random bytes for the writer; sixteen at a time name a pack, and may come from a reserve of allowed names."""
+        """Return random bytes for the writer. Sixteen bytes name a pack; they may come from a reserve of names."""
         ...
 
     async def prepare_reads(self, keys: tuple[str, ...]) -> None:
-        """These objects will be read soon, or must be readable when the authority is away. Never raises for absence."""
+        """Arrange for these objects to be readable, also while the authority is unreachable. Best effort."""
         ...
 
     async def progress(self, progress: Progress) -> None:
-        """How far an attempt is; may be dropped."""
+        """Report the progress of an attempt. The report may be dropped."""
         ...
 
     async def commit(self, offer: Offer) -> CheckpointRef:
-        """Make it exist; waits through outages until cancelled. Raises Superseded, Refused or IntegrityError."""
+        """Commit what is offered. Wait through outages until cancelled.
+
+        Raise Superseded, Refused or IntegrityError if the offer cannot be committed.
+        """
         ...
 
     async def result(self, result: Result) -> None:
-        """An attempt ended without an offer; told as soon as it can be."""
+        """Report an attempt that ended without an offer, as soon as the authority can be reached."""
         ...
 
     async def request_checkpoint(self, request: RequestCheckpoint) -> None:
-        """Ask for an order; it comes through ``orders``, or a Refused does. Unavailable if it cannot be asked now."""
+        """Request a checkpoint. The order, or a Refused, arrives through ``orders``.
+
+        Raise Unavailable if the request cannot be sent now.
+        """
         ...
 
     async def leave_pending(self, attempt: str, trigger: str, completed: bool, manifest: bytes) -> None:
-        """Leave a finished manifest for later. Unavailable if that is not possible either."""
+        """Store a finished manifest for a later commit. Raise Unavailable if even that is impossible."""
         ...
 
     def stop_waiting(self) -> None:
-        """Whoever waits for a commit or for access to an object is told Unavailable; what was offered may yet exist."""
+        """Fail every wait for a commit or for access to an object with Unavailable. An offer may still be committed."""
         ...
 
-    def hurry(self) -> None:
-        """The pod is about to go: from now on, try often."""
+    def retry_quickly(self) -> None:
+        """Shorten the pauses between retries from now on, because the pod is stopping."""
         ...
 
     async def released(self, released: Released) -> None:
-        """This incarnation has ended its work."""
+        """Report that this incarnation has finished its work."""
         ...
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Release every resource."""
         ...

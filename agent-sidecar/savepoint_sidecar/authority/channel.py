@@ -1,4 +1,7 @@
-"""One WebSocket to the operator: dialled with the token of the moment, messages in and out; it knows no meaning."""
+"""One WebSocket connection to the operator: dialing with the current token, and messages in both directions.
+
+It does not interpret the messages.
+"""
 
 import asyncio
 import logging
@@ -11,29 +14,31 @@ from typing import Final
 
 import aiohttp
 from savepoint.contract.control_protocol import MESSAGE_MAX_BYTES, FromPod, Message, ProtocolError, decode, encode
+from savepoint.contract.vocabulary import Reason
 from savepoint.errors import Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
 DIAL_SECONDS: Final = 10.0
-SYN_REPEATS: Final = 1
-"""An address behind which the operator was a moment ago says nothing: it is given up after 3 s. A handshake with one
-that is busy may take longer."""
-HURRIED_SECONDS: Final = 1.0
+SYN_RETRIES: Final = 1
+"""An address that the operator has just left does not answer: TCP gives up after 3 s. A TLS handshake with a busy
+operator may take longer."""
+QUICK_PAUSE_SECONDS: Final = 1.0
 SEND_SECONDS: Final = 10.0
+CLOSE_SECONDS: Final = 2.0
 CLOSE_NOT_AN_AGENT: Final = 4403
 CLOSE_VERSION: Final = 4406
-_FINAL: Final = {CLOSE_NOT_AN_AGENT: "NotAnAgent", CLOSE_VERSION: "Version"}
+_FINAL_CLOSE_CODES: Final[dict[int, str]] = {CLOSE_NOT_AN_AGENT: Reason.NOT_AN_AGENT, CLOSE_VERSION: "Version"}
 
 
 class Channel:
-    """An open connection. Unavailable says that it is gone; Refused that dialling again would not help."""
+    """An open connection. Unavailable means that it is lost, Refused that dialing again would not help."""
 
     def __init__(self, session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._session, self._socket = session, socket
 
     async def send(self, message: FromPod) -> None:
-        """Send, or raise Unavailable."""
+        """Send one message. Raise Unavailable if the connection is lost."""
         try:
             async with asyncio.timeout(SEND_SECONDS):
                 await self._socket.send_str(encode(message))
@@ -41,9 +46,9 @@ class Channel:
             raise Unavailable("the control connection to the operator is lost") from error
 
     async def receive(self, seconds: float) -> Message:
-        """The next message. Unavailable when it ends or stays silent, Refused for a close code that is final.
+        """Return the next message; skip messages of a newer protocol that cannot be decoded.
 
-        What a newer operator says in words that we do not know is passed over.
+        Raise Unavailable if the connection ends or stays silent for ``seconds``, Refused if the close code is final.
         """
         while True:
             try:
@@ -55,16 +60,16 @@ class Channel:
             try:
                 return decode(frame.data)
             except ProtocolError as error:
-                log.warning("a message of the operator was passed over: %s", error)
+                log.warning("skipped a message from the operator: %s", error)
         code = self._socket.close_code or 0
-        if code in _FINAL:
-            raise Refused(f"the operator closed the connection ({code}): {frame.extra or ''}", _FINAL[code])
+        if code in _FINAL_CLOSE_CODES:
+            raise Refused(f"the operator closed the connection ({code}): {frame.extra or ''}", _FINAL_CLOSE_CODES[code])
         raise Unavailable(f"the operator closed the connection ({code})")
 
     async def close(self) -> None:
-        """Let go of it."""
+        """Close the connection."""
         try:
-            async with asyncio.timeout(2.0):
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await self._socket.close()
         except TimeoutError:
             pass
@@ -73,7 +78,7 @@ class Channel:
 
 
 class Dialer:
-    """Knows where the operator is, by which certificate it is known, and where the token lies."""
+    """Opens connections to the operator: its URL, its certificate, and the file with this pod's token."""
 
     def __init__(self, url: str, ca_pem: str, token_path: Path) -> None:
         self._url, self._token_path = url, token_path
@@ -82,14 +87,14 @@ class Dialer:
             self._tls = ssl.create_default_context(cadata=ca_pem)
 
     async def dial(self) -> Channel:
-        """A fresh connection, with the token as it is now: kubelet renews it. Unavailable if there is none."""
+        """Return a new connection. Raise Unavailable on failure. The token is read each time, as kubelet renews it."""
         try:
             token = (await asyncio.to_thread(self._token_path.read_text)).strip()
         except OSError as error:
-            raise Unavailable(f"the token cannot be read: {error.strerror}") from error
+            raise Unavailable(f"cannot read the service account token: {error.strerror}") from error
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=1, ssl=self._tls or False, force_close=True, socket_factory=_impatient_socket
+                limit=1, ssl=self._tls or False, force_close=True, socket_factory=_fast_failing_socket
             ),
             timeout=aiohttp.ClientTimeout(total=None, connect=DIAL_SECONDS, sock_connect=DIAL_SECONDS),
         )
@@ -103,7 +108,7 @@ class Dialer:
                 )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             await session.close()
-            raise Unavailable(f"the operator cannot be reached: {_short(error)}") from error
+            raise Unavailable(f"the operator cannot be reached: {str(error) or type(error).__name__}") from error
         except BaseException:
             await session.close()
             raise
@@ -111,19 +116,19 @@ class Dialer:
 
 
 class Backoff:
-    """Pauses between dials: they grow, and differ between pods."""
+    """Exponential pauses between dials, with jitter so that pods do not dial in step."""
 
     def __init__(self, jitter: Callable[[], float], longest_seconds: float = 10.0) -> None:
         self._jitter, self._longest, self._step = jitter, longest_seconds, 0
-        self._hurried = asyncio.Event()
+        self._quick = asyncio.Event()
 
-    def hurry(self) -> None:
-        """From now on pauses stay short; one under way ends."""
-        self._longest = min(self._longest, HURRIED_SECONDS)
-        self._hurried.set()
+    def retry_quickly(self) -> None:
+        """End the current pause and keep later ones short."""
+        self._longest = min(self._longest, QUICK_PAUSE_SECONDS)
+        self._quick.set()
 
     def reset(self) -> None:
-        """A connection has held."""
+        """Start from short pauses again, because a connection succeeded."""
         self._step = 0
 
     async def pause(self) -> None:
@@ -131,19 +136,15 @@ class Backoff:
         ceiling = min(self._longest, 0.25 * 2**self._step)
         self._step = min(self._step + 1, 16)
         seconds = ceiling * (0.5 + self._jitter() / 2)
-        if self._hurried.is_set():
+        if self._quick.is_set():
             await asyncio.sleep(seconds)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._hurried.wait()
+                await self._quick.wait()
 
 
-def _impatient_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+def _fast_failing_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     made = socket.socket(*address[:3])
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, SYN_REPEATS)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, SYN_RETRIES)
     return made
-
-
-def _short(error: BaseException) -> str:
-    return str(error) or type(error).__name__

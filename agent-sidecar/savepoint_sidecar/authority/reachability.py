@@ -1,6 +1,6 @@
-"""Whether this node still reaches the cluster, when the operator is silent: any answer of the API server proves it.
+"""A check that this node still reaches the cluster while the operator is silent: the API server answers at all.
 
-It asks without credentials and expects to be refused. It reads nothing and trusts nothing of the answer.
+The request carries no credentials and is expected to be refused. Nothing in the answer is read or trusted.
 """
 
 import asyncio
@@ -9,32 +9,32 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-ASK_SECONDS: Final = 3.0
-EVERY_SECONDS: Final = 3.0
+TIMEOUT_SECONDS: Final = 3.0
+INTERVAL_SECONDS: Final = 3.0
 
 
 class Reachability:
-    """Asks while it is told that asking matters."""
+    """Probes the API server while the caller needs to know."""
 
     def __init__(self, address: tuple[str, int], monotonic: Callable[[], float]) -> None:
         self._address, self._monotonic = address, monotonic
         self.reached_at = 0.0
-        """By ``monotonic``: when it last answered."""
+        """Time of the last answer, by ``monotonic``."""
 
-    async def watch(self, wanted: Callable[[], bool]) -> None:
-        """Ask every few seconds while ``wanted``."""
+    async def watch(self, is_needed: Callable[[], bool]) -> None:
+        """Probe every few seconds while ``is_needed`` returns True."""
         while True:
-            if wanted() and await self.ask():
+            if is_needed() and await self.probe():
                 self.reached_at = self._monotonic()
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(INTERVAL_SECONDS)
 
-    async def ask(self) -> bool:
-        """Whether the API server answers at all."""
+    async def probe(self) -> bool:
+        """Return whether the API server sends any answer."""
         context = ssl.create_default_context()
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # any answer will do: a refusal is what is expected
+        context.verify_mode = ssl.CERT_NONE  # any answer proves reachability, even one from a server we cannot verify
         with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-            async with asyncio.timeout(ASK_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 reader, writer = await asyncio.open_connection(*self._address, ssl=context)
                 try:
                     host = self._address[0]

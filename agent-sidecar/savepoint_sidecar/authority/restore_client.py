@@ -1,6 +1,6 @@
-"""The init container's end of the control channel: it asks, waits, is granted, fetches URLs, reports how it ended.
+"""The init container's end of the control channel: request an epoch, fetch URLs, report progress and outcome.
 
-It restores nothing itself. Threads reach it only through ``urls``.
+It restores nothing itself. Threads use only ``urls``.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from savepoint.contract import control_protocol as wire
+from savepoint.contract.vocabulary import Reason, RestorePhase
 from savepoint.errors import Refused, Unavailable
 
 from savepoint_sidecar.authority.channel import Backoff, Channel, Dialer
@@ -21,11 +22,11 @@ log = logging.getLogger(__name__)
 SILENT_SECONDS: Final = 3600.0
 ACK_SECONDS: Final = 5.0
 LONGEST_PAUSE_SECONDS: Final = 1.0
-"""Between two dials: an agent waits for this container."""
+"""Between two dials; short, because the agent cannot start before this container has finished."""
 
 
 class RestoreClient:
-    """Started by ``grant``; closed once."""
+    """Started by ``grant``, ended by ``close``."""
 
     def __init__(
         self,
@@ -40,59 +41,61 @@ class RestoreClient:
         self._dialer, self._node, self._version = dialer, node, version
         self._backoff = Backoff(jitter, LONGEST_PAUSE_SECONDS)
         self._channel: Channel | None = None
-        self._open, self._connected = asyncio.Event(), asyncio.Event()
-        """Hello was said; an epoch is granted on this connection."""
+        self._open = asyncio.Event()
+        """Set once hello was sent on the current connection."""
+        self._connected = asyncio.Event()
+        """Set once an epoch was granted on the current connection."""
         self.urls = UrlRequests(UrlBook(monotonic), self._connected, self._send, random_id)
-        """For the store from which the checkpoint is read."""
+        """URLs for the store that holds the checkpoint."""
         self._granted: asyncio.Future[wire.Welcome] | None = None
-        self._heard: asyncio.Future[None] | None = None
+        self._outcome_acknowledged: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self.waits_for = wire.Wait("Unavailable", "the operator has not answered yet")
-        """What the operator last said that it waits for."""
+        self.waits_for = wire.Wait(Reason.UNAVAILABLE, "the operator has not answered yet")
+        """The condition that, by the operator's latest message, delays the grant."""
 
     async def grant(self) -> wire.Welcome:
-        """Ask until an epoch is granted; the caller bounds it. Refused when waiting would not help."""
+        """Request an epoch until it is granted. The caller limits the wait. Raise Refused if waiting would not help."""
         self.urls.bind()
         self._granted = asyncio.get_running_loop().create_future()
         self._task = asyncio.ensure_future(self._keep_connected())
         return await asyncio.shield(self._granted)
 
     def expect(self, keys: tuple[str, ...]) -> None:
-        """These objects will be read: their URLs are asked for together."""
+        """Announce objects that will be read, so that their URLs are requested together."""
         self.urls.book.expect(keys)
 
     async def progress(self, done: int, total: int) -> None:
-        """How far the restore is."""
+        """Report the progress of the restore, in bytes."""
         percent = min(99, done * 100 // total) if total else 0
-        await self._tell(wire.Progress("", "Restoring", percent, done, total))
+        await self._report(wire.Progress("", RestorePhase.RESTORING, percent, done, total))
 
     async def held_up(self, reason: str, message: str) -> None:
-        """Why the restore does not go on now, until it makes progress. May be told again."""
-        await self._tell(wire.Progress("", "Fetching", reason=reason, message=message))
+        """Report why the restore makes no progress. May be repeated; the next progress report clears it."""
+        await self._report(wire.Progress("", RestorePhase.FETCHING, reason=reason, message=message))
 
     async def outcome(self, outcome: wire.Outcome) -> None:
-        """Tell how it ended, and wait a moment for the answer."""
-        self._heard = asyncio.get_running_loop().create_future()
+        """Report the outcome of the restore, and wait a moment for the acknowledgement."""
+        self._outcome_acknowledged = asyncio.get_running_loop().create_future()
         with suppress(TimeoutError, Unavailable):
             async with asyncio.timeout(ACK_SECONDS):
                 await self._open.wait()
                 await self._send(outcome)
-                await self._heard
+                await self._outcome_acknowledged
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.urls.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def store_not_reached(self) -> None:
-        """It may have moved: new URLs are asked for. Without an operator the old ones are better than none."""
+        """Discard the read URLs, as the store may have moved. Keep them while no operator can sign new ones."""
         if self._connected.is_set():
             self.urls.book.forget_reads()
 
-    async def _tell(self, progress: wire.Progress) -> None:
-        """Say it where an epoch is granted; after a reconnect nothing else is heard before that."""
+    async def _report(self, progress: wire.Progress) -> None:
+        """Send the report if an epoch is granted; before that, after a reconnect, the operator would not accept it."""
         if self._connected.is_set():
             with suppress(Unavailable):
                 await self._send(progress)
@@ -108,7 +111,7 @@ class RestoreClient:
             try:
                 channel = await self._dialer.dial()
             except Unavailable as error:
-                self._waits("Unavailable", str(error))
+                self._set_wait(Reason.UNAVAILABLE, str(error))
                 await self._backoff.pause()
                 continue
             try:
@@ -118,9 +121,9 @@ class RestoreClient:
                 while True:
                     self._handle(await channel.receive(SILENT_SECONDS))
             except Refused as error:
-                self._refuse(error)
+                self._handle_refusal(error)
             except Unavailable as error:
-                log.info("%s; dialling again", error)
+                log.info("%s; dialing again", error)
             finally:
                 self._channel = None
                 self._open.clear()
@@ -137,25 +140,26 @@ class RestoreClient:
                 if self._granted is not None and not self._granted.done():
                     self._granted.set_result(message.welcome)
             case wire.Wait():
-                self._waits(message.reason, message.message)
+                self._set_wait(message.reason, message.message)
             case wire.Urls():
                 self.urls.answered(message)
-            case wire.Refused() if self.urls.waits_for(message.request):
+            case wire.Refused() if self.urls.is_open(message.request):
                 self.urls.refused(message.request, Refused(message.message, message.reason))
             case wire.Refused() | wire.Stop():
-                self._refuse(Refused(message.message, message.reason))
-            case wire.Ack(of="outcome") if self._heard is not None and not self._heard.done():
-                self._heard.set_result(None)
+                self._handle_refusal(Refused(message.message, message.reason))
+            case wire.Ack(of="outcome") if self._outcome_acknowledged is not None:
+                if not self._outcome_acknowledged.done():
+                    self._outcome_acknowledged.set_result(None)
             case _:
                 pass  # a message of a newer protocol
 
-    def _waits(self, reason: str, message: str) -> None:
+    def _set_wait(self, reason: str, message: str) -> None:
         if (reason, message) != (self.waits_for.reason, self.waits_for.message):
             log.warning("waiting: %s: %s", reason, message)
         self.waits_for = wire.Wait(reason, message)
 
-    def _refuse(self, error: Refused) -> None:
+    def _handle_refusal(self, error: Refused) -> None:
         if self._granted is not None and not self._granted.done():
             self._granted.set_exception(error)
         else:
-            log.error("the operator refuses this pod now: %s", error)
+            log.error("the operator now refuses this pod: %s: %s", error.code, error)

@@ -1,6 +1,7 @@
-"""Presigned URLs as a sidecar keeps them: for exact keys, each until its time, some kept in reserve.
+"""Presigned URLs that a sidecar holds: for exact keys, each until it expires, and a reserve for new packs.
 
-A book that threads read; whoever fills it asks the operator. It neither dials nor signs, and prints no URL.
+Threads read the book; another module fills it from the operator's answers. It opens no connection, signs nothing, and
+never prints a URL.
 """
 
 import threading
@@ -11,20 +12,20 @@ from typing import Final
 from savepoint.contract.control_protocol import URL_KEYS_MAX, Urls
 
 MARGIN_SECONDS: Final = 60.0
-"""A URL is not used any more so shortly before it ends."""
-RESERVE: Final = 8
-EXPECTED_MAX: Final = 4096
+"""A URL that expires within this time is not used any more."""
+RESERVE_SIZE: Final = 8
+EXPECTED_KEYS_MAX: Final = 4096
 
 
 @dataclass(frozen=True)
 class _Url:
     url: str = field(repr=False)
-    taken_at: float
-    ends_at: float
+    received_at: float
+    expires_at: float
 
 
 class UrlBook:
-    """URLs by key; ``monotonic`` judges them."""
+    """Presigned URLs by key. ``monotonic`` is the clock of their expiry."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -35,86 +36,86 @@ class UrlBook:
         self._expected: dict[str, None] = {}
 
     def add(self, urls: Urls) -> None:
-        """Take what the operator signed."""
+        """Add the URLs of one answer of the operator."""
         now = self._monotonic()
-        ends_at = now + urls.expires_seconds
+        expires_at = now + urls.expires_seconds
         with self._lock:
-            self._forget(now)
+            self._remove_expired(now)
             for table, fresh in ((self._put, urls.put), (self._get, urls.get)):
-                table.update({key: _Url(url, now, ends_at) for key, url in fresh.items()})
+                table.update({key: _Url(url, now, expires_at) for key, url in fresh.items()})
 
     def add_put(self, key: str, url: str, seconds: float) -> None:
-        """Take one URL that came by another way."""
+        """Add one PUT URL that came in another message and is valid for so many seconds."""
         now = self._monotonic()
         with self._lock:
             self._put[key] = _Url(url, now, now + seconds)
 
     def put_url(self, key: str) -> str | None:
-        """A URL that creates the object, if one is at hand."""
+        """Return a valid URL that creates the object, or None."""
         return self._find(self._put, key)
 
     def get_url(self, key: str) -> str | None:
-        """A URL that reads the object, if one is at hand."""
+        """Return a valid URL that reads the object, or None."""
         return self._find(self._get, key)
 
     def forget(self, key: str) -> None:
-        """The store refuses this key's URLs."""
+        """Remove this key's URLs, because the store refuses them."""
         with self._lock:
             self._put.pop(key, None)
             self._get.pop(key, None)
 
     def forget_reads(self) -> None:
-        """The store was not reached by these URLs: it may have moved."""
+        """Remove all GET URLs, because the store cannot be reached by them and may have moved."""
         with self._lock:
             self._get.clear()
 
     def expect(self, keys: Iterable[str]) -> None:
-        """These objects may be read at any time, the operator reachable or not; it replaces what was expected."""
+        """Replace the set of objects that may be read at any time, also while the operator is unreachable."""
         with self._lock:
-            self._expected = dict.fromkeys(list(keys)[:EXPECTED_MAX])
+            self._expected = dict.fromkeys(list(keys)[:EXPECTED_KEYS_MAX])
 
     def wanted_reads(self, first: str = "") -> list[str]:
-        """One message's worth of expected keys that lack a URL or whose URL is past half its life, after ``first``."""
+        """Return keys to request in one message: ``first``, then expected keys whose URL is missing or half expired."""
         now = self._monotonic()
         with self._lock:
             stale = [key for key in self._expected if key != first and self._is_stale(self._get.get(key), now)]
         return [*([first] if first else []), *stale][:URL_KEYS_MAX]
 
     def reserve(self, name: str) -> None:
-        """The pack of this name may be written later; its URL is in the book."""
+        """Add a pack name to the reserve; its PUT URL is already in the book."""
         with self._lock:
             self._reserved.append(name)
 
     def take_reserved(self) -> str | None:
-        """A pack's name whose URL is at hand, and which nobody else gets."""
+        """Remove and return a reserved pack name with a valid PUT URL, or None."""
         now = self._monotonic()
         with self._lock:
             while self._reserved:
                 name = self._reserved.pop()
                 found = self._put.get(f"packs/{name}")
-                if found is not None and found.ends_at - MARGIN_SECONDS > now:
+                if found is not None and found.expires_at - MARGIN_SECONDS > now:
                     return name
         return None
 
     def reserve_missing(self) -> int:
-        """How many names the reserve lacks; names past half their life are dropped from it."""
+        """Remove half-expired names from the reserve, and return how many names it then lacks."""
         now = self._monotonic()
         with self._lock:
             self._reserved = [
                 name for name in self._reserved if not self._is_stale(self._put.get(f"packs/{name}"), now)
             ]
-            return RESERVE - len(self._reserved)
+            return RESERVE_SIZE - len(self._reserved)
 
     def _find(self, table: dict[str, _Url], key: str) -> str | None:
         with self._lock:
             found = table.get(key)
-        return found.url if found is not None and found.ends_at - MARGIN_SECONDS > self._monotonic() else None
+        return found.url if found is not None and found.expires_at - MARGIN_SECONDS > self._monotonic() else None
 
     @staticmethod
     def _is_stale(url: _Url | None, now: float) -> bool:
-        return url is None or now > (url.taken_at + url.ends_at) / 2
+        return url is None or now > (url.received_at + url.expires_at) / 2
 
-    def _forget(self, now: float) -> None:
+    def _remove_expired(self, now: float) -> None:
         for table in (self._put, self._get):
-            for key in [key for key, url in table.items() if url.ends_at < now]:
+            for key in [key for key, url in table.items() if url.expires_at < now]:
                 del table[key]

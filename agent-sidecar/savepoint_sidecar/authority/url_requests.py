@@ -1,7 +1,7 @@
-"""URLs on demand: a thread asks for a key, the event loop asks the operator, the book remembers.
+"""Presigned URLs on demand: a thread needs a URL, the event loop requests it from the operator, the book keeps it.
 
-Sidecar and init container share it. It knows neither roles nor connections: whoever has one hands in how to send, and
-says when it is lost.
+Sidecar and init container share this module. It knows neither roles nor connections: the owner of the connection
+passes in a function that sends, and reports when the connection is lost.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from savepoint.errors import Refused, StoreUnavailable, Unavailable
 from savepoint_sidecar.authority.url_book import UrlBook
 
 WAIT_SECONDS: Final = 90.0
-"""How long a thread waits for a URL: longer than an operator takes to be restarted."""
-AGAIN_SECONDS: Final = 0.2
+"""How long a thread waits for a URL: longer than a restart of the operator takes."""
+RETRY_SECONDS: Final = 0.2
 
 
 class UrlRequests:
-    """A source of URLs for ``storage.presigned``. ``bind`` comes first, on the event loop."""
+    """A source of URLs for ``storage.presigned``. Call ``bind`` on the event loop before anything else."""
 
     def __init__(
         self,
@@ -32,95 +32,98 @@ class UrlRequests:
         """``send`` raises Unavailable when the connection is lost; ``connected`` is set while there is one."""
         self.book = book
         self._connected, self._send, self._random_id = connected, send, random_id
-        self._asks: dict[str, asyncio.Future[None]] = {}
-        self._waits: set[Future[None]] = set()
+        self._requests: dict[str, asyncio.Future[None]] = {}
+        self._thread_waits: set[Future[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     def bind(self) -> None:
-        """The running event loop is the one that asks."""
+        """Use the running event loop for all requests."""
         self._loop = asyncio.get_running_loop()
 
     def close(self) -> None:
-        """Nobody is asked any more; what waits is told."""
+        """Send no further requests, and fail the open ones."""
         self._closed = True
-        self.lost("this container ends")
+        self.lost("this container is stopping")
 
     # -- from threads -------------------------------------------------------------------------------------------------
 
     def put_url(self, key: str) -> str:
-        """A URL that creates this object. Unavailable after waiting for the operator in vain."""
+        """Return a URL that creates this object. Raise Unavailable if the operator does not answer in time."""
         return self.book.put_url(key) or self._wait(key, (key,), (), self.book.put_url)
 
     def get_url(self, key: str) -> str:
-        """A URL that reads this object, asked for together with what else is expected to be read."""
+        """Return a URL that reads this object. A request also covers other objects that are expected to be read."""
         return self.book.get_url(key) or self._wait(key, (), tuple(self.book.wanted_reads(key)), self.book.get_url)
 
     def forget(self, key: str) -> None:
-        """The next URL of this key is asked for anew."""
+        """Discard this key's URLs, so that the next call requests a new one."""
         self.book.forget(key)
 
     def _wait(self, key: str, put: tuple[str, ...], get: tuple[str, ...], find: Callable[[str], str | None]) -> str:
         if self._loop is None or self._closed:
-            raise Unavailable("the operator is not asked for URLs now")
-        asking = asyncio.run_coroutine_threadsafe(self.fetch(put, get), self._loop)
-        self._waits.add(asking)
+            raise Unavailable(f"cannot request a URL for {key}: the control connection is not in use")
+        fetch = asyncio.run_coroutine_threadsafe(self.fetch(put, get), self._loop)
+        self._thread_waits.add(fetch)
         try:
-            asking.result(WAIT_SECONDS)
+            fetch.result(WAIT_SECONDS)
         except (TimeoutError, CancelledError) as error:
-            asking.cancel()
-            raise Unavailable("the operator cannot be reached, and no URL is at hand") from error
+            fetch.cancel()
+            raise Unavailable(f"the operator cannot be reached, and no valid URL for {key} is left") from error
         finally:
-            self._waits.discard(asking)
+            self._thread_waits.discard(fetch)
         url = find(key)
         if url is None:
-            raise Unavailable(f"the operator signs no URL for {key}")
+            raise Unavailable(f"the operator did not sign a URL for {key}")
         return url
 
     # -- on the event loop --------------------------------------------------------------------------------------------
 
     async def fetch(self, put: tuple[str, ...], get: tuple[str, ...]) -> None:
-        """Have these URLs in the book; asked again when the connection is lost. Refused if they are not signed."""
+        """Bring these URLs into the book, and repeat the request when the connection is lost.
+
+        Raise Refused if the operator does not sign them.
+        """
         while not self._closed:
             await self._connected.wait()
             request = self._random_id()
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._asks[request] = future
+            self._requests[request] = future
             try:
                 await self._send(NeedUrls(request, put, get))
                 await future
                 return
             except Unavailable:
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
             finally:
-                del self._asks[request]
-        raise Unavailable("this container ends")
+                del self._requests[request]
+        raise Unavailable("this container is stopping")
 
     def stop_waiting(self) -> None:
-        """Threads that wait for a URL get none."""
-        for asking in tuple(self._waits):
-            asking.cancel()
+        """Fail the threads that wait for a URL."""
+        for fetch in tuple(self._thread_waits):
+            fetch.cancel()
 
-    def waits_for(self, request: str) -> bool:
-        """Whether somebody waits for the answer to this request."""
-        return request in self._asks
+    def is_open(self, request: str) -> bool:
+        """Return whether this request is still unanswered."""
+        return request in self._requests
 
     def answered(self, urls: Urls) -> None:
-        """URLs have come, asked for or not."""
+        """Add the URLs to the book, requested or not, and complete their request."""
         self.book.add(urls)
-        future = self._asks.get(urls.request)
+        future = self._requests.get(urls.request)
         if future is not None and not future.done():
             future.set_result(None)
 
     def refused(self, request: str, error: Refused) -> None:
-        """The operator signs none of what was asked for. What may pass is an error that is tried again."""
-        why = StoreUnavailable(str(error)) if error.code == StoreUnavailable.reason else error
-        future = self._asks.get(request)
+        """Fail the request. A transient fault becomes StoreUnavailable, which callers retry."""
+        cause = StoreUnavailable(str(error)) if error.code == StoreUnavailable.reason else error
+        future = self._requests.get(request)
         if future is not None and not future.done():
-            future.set_exception(why)
+            future.set_exception(cause)
 
-    def lost(self, why: str = "the control connection was lost") -> None:
-        """No answer will come to what was asked."""
-        for future in self._asks.values():
+    def lost(self, reason: str = "the control connection was lost") -> None:
+        """Fail every open request, because no answer will come."""
+        for future in self._requests.values():
             if not future.done():
-                future.set_exception(Unavailable(why))
+                future.set_exception(Unavailable(reason))

@@ -1,6 +1,6 @@
-"""One attempt at a checkpoint while it runs: its bound, how it is ended early, how far it is.
+"""One attempt at a checkpoint while it runs: its deadline, its interruption, its progress.
 
-Its threads ask ``check`` between files and chunks; whoever ends it calls ``interrupt``. It captures nothing itself.
+Worker threads call ``check`` between files and chunks; ``interrupt`` ends the attempt early. Nothing is captured here.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from savepoint.contract.control_protocol import Progress, Timing
+from savepoint.contract.vocabulary import Phase
 from savepoint.errors import DeadlineExceeded, SavepointError, StateUnstable
 
 from savepoint_sidecar.agent_api.quiesce import Transaction
@@ -19,21 +20,22 @@ T = TypeVar("T")
 
 @dataclass
 class CaptureAttempt:
-    """Mutable on purpose: what is known of one attempt from order to result."""
+    """The state of one attempt from its order to its result. Mutable on purpose."""
 
     id: str
     trigger: str
-    ends_at: float
-    """By ``monotonic``: when it must be over."""
+    deadline: float
+    """By ``monotonic``."""
     monotonic: Callable[[], float]
     request: str = ""
     completed: bool = False
+    """The checkpoint is the last of its run."""
     deferrable: bool = False
-    """Nothing comes after it: when the authority cannot be reached, the finished manifest is left for later."""
-    kept: bool = False
-    """It has ended well: what it captured is committed, left for later, or was there before."""
+    """No attempt follows: if the authority cannot be reached, the finished manifest is left for a later commit."""
+    succeeded: bool = False
+    """What was captured is committed, left for a later commit, or already stored."""
     defer_after_seconds: float = 5.0
-    stage: str = "Quiescing"
+    phase: Phase = Phase.QUIESCING
     transaction: Transaction | None = None
     start: str = ""
     quiesced: str | None = None
@@ -41,39 +43,39 @@ class CaptureAttempt:
     planned_bytes: int = 0
     done_bytes: int = 0
     stop_waiting: Callable[[], None] = lambda: None
-    """Ends whatever it waits for of its authority."""
-    _held_until: float | None = None
+    """Ends every wait for the authority."""
+    _hold_deadline: float | None = None
     _error: SavepointError | None = None
     _interrupted: threading.Event = field(default_factory=threading.Event)
 
     @property
-    def sealed(self) -> bool:
-        """What is captured is complete: the agent may go on, or go, and the attempt still counts."""
-        return self.stage in ("Uploading", "Committing")
+    def captured(self) -> bool:
+        """True once the capture is complete: the agent may continue or exit, and the attempt stays valid."""
+        return self.phase in (Phase.UPLOADING, Phase.COMMITTING)
 
     @property
     def interrupted(self) -> bool:
-        """Whether it was ended from outside."""
+        """True once ``interrupt`` was called."""
         return self._interrupted.is_set()
 
     @property
-    def left_seconds(self) -> float:
-        """Until its bound."""
-        return self.ends_at - self.monotonic()
+    def remaining_seconds(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - self.monotonic()
 
     @property
-    def patience_seconds(self) -> float:
-        """How long its commit may take."""
-        left = max(0.0, self.left_seconds)
-        return min(self.defer_after_seconds, left / 2) if self.deferrable else left
+    def commit_timeout_seconds(self) -> float:
+        """How long the commit may take before it is deferred or fails."""
+        remaining = max(0.0, self.remaining_seconds)
+        return min(self.defer_after_seconds, remaining / 2) if self.deferrable else remaining
 
     @property
     def pause_milliseconds(self) -> int | None:
-        """As the agent saw it."""
+        """The pause as measured by the agent."""
         return self.transaction.pause_milliseconds if self.transaction else None
 
     def interrupt(self, error: SavepointError) -> None:
-        """End it from outside with this reason, also while it waits. On the event loop."""
+        """End the attempt with this error, also while it waits. Call it on the event loop."""
         if self._error is None:
             self._error = error
         if self.transaction is not None:
@@ -82,57 +84,59 @@ class CaptureAttempt:
         self.stop_waiting()
 
     def defer(self) -> None:
-        """Nothing comes after it, as it turns out, and the authority is away. On the event loop."""
+        """Make the attempt deferrable after it began, and stop waiting for its commit. Call it on the event loop."""
         self.deferrable = True
-        if self.stage == "Committing":
+        if self.phase == Phase.COMMITTING:
             self.stop_waiting()
 
     def hold(self, seconds: float | None) -> None:
-        """The agent waits for so long from now; None: it does not wait any more."""
-        self._held_until = None if seconds is None else self.monotonic() + seconds
+        """Limit the capture to so many seconds from now, while the agent is paused. None removes the limit."""
+        self._hold_deadline = None if seconds is None else self.monotonic() + seconds
 
     def check(self) -> None:
-        """Raise what ends the attempt, if anything does. From any thread."""
+        """Raise the error that ends the attempt, if there is one. Safe to call from any thread."""
         if self._interrupted.is_set():
             assert self._error is not None
             raise self._error
         now = self.monotonic()
-        if self._held_until is not None and now >= self._held_until:
+        if self._hold_deadline is not None and now >= self._hold_deadline:
             raise StateUnstable(
-                "taking what changed lasted longer than the agent waits; it was resumed. "
+                "capturing the changes took longer than the agent may be paused; it was resumed. "
                 "Raise spec.quiesce.holdSeconds in the policy, or change less between safe points."
             )
-        if now >= self.ends_at:
-            raise DeadlineExceeded("the attempt did not end within its bound; the next one goes on from what is stored")
+        if now >= self.deadline:
+            raise DeadlineExceeded(
+                "the attempt did not finish before its deadline; the next one reuses what is already stored"
+            )
 
-    def plan(self, size: int) -> None:
-        """So many bytes more will be read."""
+    def add_planned(self, size: int) -> None:
+        """Add bytes that will be read to the expected total."""
         self.planned_bytes += size
 
-    def stored(self, done: int) -> None:
-        """Told by the writer; from any thread."""
+    def report_stored(self, done: int) -> None:
+        """Record how many bytes the writer has stored, and check the attempt. Safe to call from any thread."""
         self.done_bytes = done
         self.check()
 
     def progress(self) -> Progress:
-        """How far it is, as a message."""
+        """Return the progress as a message."""
         total = max(self.planned_bytes, self.done_bytes)
-        percent = 99 if self.stage == "Committing" else min(99, self.done_bytes * 100 // total) if total else 0
-        return Progress(self.id, self.stage, percent, self.done_bytes, total)
+        percent = 99 if self.phase == Phase.COMMITTING else min(99, self.done_bytes * 100 // total) if total else 0
+        return Progress(self.id, self.phase, percent, self.done_bytes, total)
 
     def timing(self) -> Timing:
-        """When what happened."""
+        """Return the times of the attempt as a message."""
         return Timing(self.start, self.quiesced, self.resumed, self.pause_milliseconds)
 
 
 async def in_thread(attempt: CaptureAttempt | None, function: Callable[[], T]) -> T:
-    """Run blocking work in a thread. Being cancelled interrupts the attempt and still waits for the thread's end."""
+    """Run blocking work in a thread. A cancellation interrupts the attempt and still waits for the thread to end."""
     work = asyncio.ensure_future(asyncio.to_thread(function))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         if attempt is not None:
-            attempt.interrupt(DeadlineExceeded("the attempt was ended from outside"))
+            attempt.interrupt(DeadlineExceeded("the attempt was cancelled"))
         await asyncio.wait([work])
         if not work.cancelled():
             work.exception()

@@ -1,4 +1,4 @@
-"""What an incarnation is started with: where its state is, how long it may take to end, and time and chance. Values."""
+"""Configuration of an incarnation: its folders, its grace period, and its sources of time and randomness. Values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,24 +12,25 @@ from savepoint_sidecar.files.roots import Root
 
 @dataclass(frozen=True)
 class IncarnationConfig:
-    """Of one container's life, or one run on a laptop."""
+    """The configuration of one incarnation: of a container, or of one run on a laptop."""
 
     roots: tuple[Root, ...]
     stage: Path
     socket_path: Path
     pod_uid: str
     grace_seconds: float
-    cut_sequence: int | None = None
-    """The cut that the roots hold, if no process of the agent has run since: the first connect need not look."""
+    roots_sequence: int | None = None
+    """The sequence of the checkpoint that the roots hold, if no process of the agent has run since; else None. The
+    first connect then does not compare the files."""
     features: tuple[str, ...] = (FEATURE_REATTACH,)
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Time and chance, handed in."""
+    """Sources of time and randomness."""
 
     now: Callable[[], datetime]
     monotonic: Callable[[], float]
-    clock_ns: Callable[[], int]
+    time_ns: Callable[[], int]
     random_id: Callable[[], str]
-    """32 hexadecimal digits."""
+    """Returns 32 hexadecimal digits."""

@@ -1,6 +1,6 @@
-"""Tells the agent's SDK when effects must be refused: this incarnation was stopped, or its node may be cut off.
+"""Tells the agent's SDK when it must refuse effects: this incarnation was stopped, or its node may be cut off.
 
-It stops no process and no checkpoint; a commit under an old epoch is refused by the chain itself.
+It stops no process and no checkpoint. The chain itself refuses commits under an old epoch.
 """
 
 import asyncio
@@ -12,46 +12,47 @@ from savepoint_sidecar.agent_api.process_session import ProcessSession, ProcessS
 from savepoint_sidecar.authority.authority import Authority
 
 SILENT_SECONDS: Final = 10.0
-LOOK_SECONDS: Final = 1.0
+CHECK_SECONDS: Final = 1.0
 
 
 class Fence:
-    """Down unless something says otherwise."""
+    """Lowered until something raises it."""
 
     def __init__(self, authority: Authority, sessions: ProcessSessions) -> None:
         self._authority, self._sessions = authority, sessions
-        self._why = ""
-        self._for_good = False
+        self._message = ""
+        """Why the fence is raised; empty while it is lowered."""
+        self._permanent = False
 
     async def watch(self) -> None:
-        """Look every second whether anything proves that this node is not cut off."""
+        """Check every second whether this node may be cut off. Runs until it is cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.look()
+            await asyncio.sleep(CHECK_SECONDS)
+            self.update()
 
-    def look(self) -> None:
-        """Raise or lower the fence by what has been heard."""
-        if self._for_good:
+    def update(self) -> None:
+        """Raise or lower the fence according to how long the authority has been silent."""
+        if self._permanent:
             return
         cut_off = self._authority.silent_seconds > SILENT_SECONDS
-        if cut_off and not self._why:
-            self._raise(f"neither the operator nor the cluster's API server has been heard for {SILENT_SECONDS:.0f} s")
-        elif not cut_off and self._why:
-            self._why = ""
+        if cut_off and not self._message:
+            self._raise(f"neither the operator nor the cluster's API server has answered for {SILENT_SECONDS:.0f} s")
+        elif not cut_off and self._message:
+            self._message = ""
             if self._sessions.live is not None:
                 self._sessions.live.send(wire.Unfenced())
 
-    def stop(self, message: str) -> None:
-        """Raise it for good."""
-        self._for_good = True
+    def raise_permanently(self, message: str) -> None:
+        """Raise the fence until this process ends."""
+        self._permanent = True
         self._raise(message)
 
-    def greet(self, session: ProcessSession) -> None:
-        """Tell a new session how things stand."""
-        if self._why:
-            session.send(wire.Fenced(self._why))
+    def announce(self, session: ProcessSession) -> None:
+        """Tell a new session if the fence is raised."""
+        if self._message:
+            session.send(wire.Fenced(self._message))
 
-    def _raise(self, why: str) -> None:
-        self._why = why
+    def _raise(self, message: str) -> None:
+        self._message = message
         if self._sessions.live is not None:
-            self._sessions.live.send(wire.Fenced(why))
+            self._sessions.live.send(wire.Fenced(message))

@@ -1,7 +1,7 @@
-"""What an agent that connects gets back: files and values at one cut, or the knowledge that nothing is to be brought.
+"""What a connecting agent gets back: files and values of the last checkpoint, or nothing on its first connect.
 
-It knows the last cut and whether this run's agent has the SDK. It takes no checkpoint; whoever calls holds the
-incarnation's lock.
+It also follows the parent checkpoint and the policy that the authority announces. It takes no checkpoint; the caller
+holds the incarnation's state lock.
 """
 
 import asyncio
@@ -29,127 +29,133 @@ from savepoint_sidecar.stage.small_files import create_small_file, read_small_fi
 
 log = logging.getLogger(__name__)
 
-LOAD_TRIES: Final = 20
-LOAD_AGAIN_SECONDS: Final = 3.0
-SDK_MOST_BYTES: Final = 32
+LOAD_ATTEMPTS: Final = 20
+LOAD_RETRY_SECONDS: Final = 3.0
+SDK_RUN_MAX_BYTES: Final = 32
 
 
 class Recovery:
-    """Of one incarnation."""
+    """Follows the parent checkpoint of one incarnation, and restores it."""
 
     def __init__(
         self,
         authority: Authority,
         welcome: Welcome,
-        terms: IncarnationConfig,
+        config: IncarnationConfig,
         capture: Capture,
         checkpointer: Checkpointer,
     ) -> None:
-        self._authority, self._welcome, self._terms = authority, welcome, terms
+        self._authority, self._welcome, self._config = authority, welcome, config
         self._capture, self._checkpointer = capture, checkpointer
         self._key = AgentKey(bytes.fromhex(welcome.key))
-        self._at_cut = False
+        self._roots_match_parent = False
         self._newer: Welcome | None = None
 
-    async def begin(self) -> None:
-        """Know the cut that the authority names, and what stands in the roots if they are known to be there."""
-        parent = self._welcome.parent
-        self._checkpointer.sdk = await asyncio.to_thread(self._knows_sdk)
-        if parent is None:
+    async def start(self) -> None:
+        """Load the parent checkpoint, and record the files in the roots if they are known to match it."""
+        ref = self._welcome.parent
+        self._checkpointer.has_sdk = await asyncio.to_thread(self._read_sdk_run)
+        if ref is None:
             return
-        await self._load_patiently(parent)
-        self._at_cut = parent.sequence == self._terms.cut_sequence
-        current = self._checkpointer.cut
-        if self._at_cut and current is not None:
-            with current.reader(self._authority.blobs, self._key) as reader:
+        await self._load_with_retries(ref)
+        self._roots_match_parent = ref.sequence == self._config.roots_sequence
+        parent = self._checkpointer.parent
+        if self._roots_match_parent and parent is not None:
+            with parent.reader(self._authority.blobs, self._key) as reader:
                 await in_thread(None, lambda: in_place.record_files(reader, self._capture))
 
-    def heard(self, newer: Welcome) -> None:
-        """The authority said again where the lineage stands."""
+    def welcomed(self, newer: Welcome) -> None:
+        """Remember a later welcome of the authority until ``rebase``."""
         self._newer = newer
 
     async def rebase(self) -> None:
-        """Go on from what the authority last said: its policy, and its newest checkpoint if that is not ours."""
-        newer, current = self._newer, self._checkpointer.cut
+        """Adopt the policy of the latest welcome, and its checkpoint if that is newer than ours."""
+        newer, parent = self._newer, self._checkpointer.parent
         if newer is None:
             return
         self._capture.exclude(newer.policy.exclude)
         self._checkpointer.policy = newer.policy
-        parent = newer.parent
-        if parent is not None and (current is None or parent.sequence > current.ref.sequence):
-            log.info("the lineage has come to %s without us: going on from there", parent.name)
-            await self._load(parent)
-            self._capture.tables = {root.name: FileTable() for root in self._terms.roots}
-        if self._newer is newer:  # it may have been said again meanwhile
+        ref = newer.parent
+        if ref is not None and (parent is None or ref.sequence > parent.ref.sequence):
+            log.info("continuing from checkpoint %s, whose commit was not confirmed to this process", ref.name)
+            await self._load(ref)
+            self._capture.tables = {root.name: FileTable() for root in self._config.roots}
+        if self._newer is newer:  # another welcome may have arrived meanwhile
             self._newer = None
 
-    async def is_first(self) -> bool:
-        """Whether the agent connects for the first time in its run, so that nothing of it can be brought back."""
-        known = self._checkpointer.sdk
-        await asyncio.to_thread(self._know_sdk)
-        current = self._checkpointer.cut
-        return not known and (current is None or not sdk_components(current.manifest))
+    async def is_first_connect(self) -> bool:
+        """Record that an agent with the SDK connects. Return True if it is the first in its run.
 
-    async def bring_back(self) -> tuple[wire.Restored | None, tuple[wire.Component, ...]]:
-        """Let the files stand at the last cut, and hand over its values. Raises what the store says."""
-        current = self._checkpointer.cut
-        if current is None:
-            if self._terms.roots:
-                log.warning("the agent crashed before its first checkpoint: files are as the crash left them")
+        Nothing can be restored then.
+        """
+        had_sdk = self._checkpointer.has_sdk
+        await asyncio.to_thread(self._write_sdk_run)
+        parent = self._checkpointer.parent
+        return not had_sdk and (parent is None or not sdk_components(parent.manifest))
+
+    async def restore(self) -> tuple[wire.Restored | None, tuple[wire.Component, ...]]:
+        """Bring the files to the last checkpoint, and return its values. Raise what the store raises."""
+        parent = self._checkpointer.parent
+        if parent is None:
+            if self._config.roots:
+                log.warning("the agent crashed before its first checkpoint; its files stay as the crash left them")
             return None, ()
-        at_cut, self._at_cut = self._at_cut, False
-        stage, sequence = self._terms.stage, current.ref.sequence
-        left = await asyncio.to_thread(read_index, stage, sequence) if at_cut else None
-        with current.reader(self._authority.blobs, self._key) as reader:
-            if not at_cut:
-                mended = await in_thread(None, lambda: in_place.restore_in_place(reader, self._capture))
-                log.info("files are at %s: %s", current.ref.name, mended)
-            components = left
+        roots_match, self._roots_match_parent = self._roots_match_parent, False
+        stage, sequence = self._config.stage, parent.ref.sequence
+        staged = await asyncio.to_thread(read_index, stage, sequence) if roots_match else None
+        with parent.reader(self._authority.blobs, self._key) as reader:
+            if not roots_match:
+                report = await in_thread(None, lambda: in_place.restore_in_place(reader, self._capture))
+                log.info("files restored to checkpoint %s: %s", parent.ref.name, report)
+            components = staged
             if components is None:
                 components = await in_thread(None, lambda: restore_components(reader, stage, str(sequence)))
-        return restored(current.ref, "Restarted" if left is None else "Restored"), components
+        return restored_message(parent.ref, "Restarted" if staged is None else "Restored"), components
 
-    async def expect_reads(self) -> None:
-        """Be able to read the last cut even when the authority is away: a crash in place may come at any time."""
-        current = self._checkpointer.cut
-        if current is not None:
-            await self._authority.prepare_reads((manifest_key(current.ref.manifest.name), *current.keys()))
+    async def prepare_reads(self) -> None:
+        """Keep the last checkpoint readable without the authority: the agent may crash in place at any time."""
+        parent = self._checkpointer.parent
+        if parent is not None:
+            await self._authority.prepare_reads((manifest_key(parent.ref.manifest.name), *parent.pack_keys()))
 
-    async def _load_patiently(self, parent: CheckpointRef) -> None:
-        """A store that is away for a moment must not cost the container a restart and its back-off."""
-        for _ in range(LOAD_TRIES - 1):
+    async def _load_with_retries(self, ref: CheckpointRef) -> None:
+        """Load the parent. A store that is briefly unreachable must not restart the container, with its back-off."""
+        for _ in range(LOAD_ATTEMPTS - 1):
             try:
-                return await self._load(parent)
+                return await self._load(ref)
             except (StoreUnavailable, Unavailable) as error:
-                log.warning("%s: %s; trying again", error.reason, error)
-                await asyncio.sleep(LOAD_AGAIN_SECONDS)
-        await self._load(parent)
+                log.warning(
+                    "cannot load checkpoint %s: %s: %s; retrying in %.0f s",
+                    ref.name, error.reason, error, LOAD_RETRY_SECONDS,
+                )  # fmt: skip
+                await asyncio.sleep(LOAD_RETRY_SECONDS)
+        await self._load(ref)
 
-    async def _load(self, parent: CheckpointRef) -> None:
-        await self._authority.prepare_reads((manifest_key(parent.manifest.name),))
+    async def _load(self, ref: CheckpointRef) -> None:
+        await self._authority.prepare_reads((manifest_key(ref.manifest.name),))
         blobs, welcome = self._authority.blobs, self._welcome
         loaded = await asyncio.to_thread(
-            lambda: parent_checkpoint.load(blobs, self._key, welcome.namespace, welcome.agent, parent)
+            lambda: parent_checkpoint.load(blobs, self._key, welcome.namespace, welcome.agent, ref)
         )
         self._checkpointer.rebase(loaded)
-        await self.expect_reads()
+        await self.prepare_reads()
 
-    def _knows_sdk(self) -> bool:
+    def _read_sdk_run(self) -> bool:
         try:
-            return read_small_file(self._sdk_file, SDK_MOST_BYTES) == str(self._welcome.run)
+            return read_small_file(self._sdk_run_file, SDK_RUN_MAX_BYTES) == str(self._welcome.run)
         except (OSError, ValueError):
             return False
 
-    def _know_sdk(self) -> None:
-        self._checkpointer.sdk = True
-        with create_small_file(self._sdk_file) as file:
+    def _write_sdk_run(self) -> None:
+        self._checkpointer.has_sdk = True
+        with create_small_file(self._sdk_run_file) as file:
             file.write(str(self._welcome.run).encode())
 
     @property
-    def _sdk_file(self) -> Path:
-        return stage_layout.sdk_run_file(self._terms.stage)
+    def _sdk_run_file(self) -> Path:
+        return stage_layout.sdk_run_file(self._config.stage)
 
 
-def restored(ref: CheckpointRef | None, how: str) -> wire.Restored | None:
-    """What came back, as the agent is told."""
+def restored_message(ref: CheckpointRef | None, how: str) -> wire.Restored | None:
+    """Return the part of the answer to connect that says what was restored."""
     return None if ref is None else wire.Restored(ref.name, ref.number, ref.sequence, ref.time, how)

@@ -1,4 +1,4 @@
-"""An incarnation over a fake authority, and an agent that speaks the socket protocol to it by hand."""
+"""An incarnation with a fake authority, and an agent that speaks the socket protocol to it step by step."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from tests.fakes.store import MemoryStore
 
 
 class Agent:
-    """One process of an agent, as far as the socket sees it."""
+    """One process of an agent, as seen from the socket."""
 
     def __init__(self, socket: Path, instance: str) -> None:
         self._http = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket)), base_url="http://agent")
@@ -37,7 +37,7 @@ class Agent:
         self.journal = 1
 
     async def connect(self, *, reattach: bool = False, listen: bool = True) -> wire.Connected:
-        """Connect; AssertionError with the problem if it is refused."""
+        """Connect. Raise AssertionError with the answer if the connection is refused."""
         hello = wire.Connect(1, self.instance, "test", dependencies={"dep": "1"}, reattach=reattach)
         self.connected = wire.Connected.from_wire(await self.post(wire.PATH_CONNECT, hello.to_wire()))
         self.session = self.connected.session
@@ -66,7 +66,7 @@ class Agent:
             return await response.json()
 
     async def next(self, kind: type[Any], seconds: float = 10) -> Any:
-        """The next order of this kind; others are passed over."""
+        """Return the next order of this kind; skip others."""
         async with asyncio.timeout(seconds):
             while True:
                 order = await self.orders.get()
@@ -74,7 +74,7 @@ class Agent:
                     return order
 
     def components(self, **more: wire.Component) -> tuple[wire.Component, ...]:
-        """The documents and the execution state as they are."""
+        """Return the current documents and execution state."""
         entries = tuple(
             wire.Entry(name, "json", len(json.dumps(value)), inline=json.dumps(value))
             for name, value in sorted(self.documents.items())
@@ -95,26 +95,26 @@ class Agent:
         return wire.Flush(self.session, transaction, (*self.components(), *extra), execution).to_wire()
 
     async def flush(self, *extra: wire.Component, status: int = 200) -> str:
-        """Wait for a quiesce and answer it; the transaction."""
+        """Wait for a quiesce, answer it, and return the transaction."""
         order = await self.next(wire.Quiesce | wire.Stopping)
         await self.post(wire.PATH_FLUSH, self.flush_of(order.transaction, *extra), status)
         return str(order.transaction)
 
     async def result(self) -> wire.Result:
-        found: wire.Result = await self.next(wire.Result)
-        return found
+        result: wire.Result = await self.next(wire.Result)
+        return result
 
     async def die(self) -> None:
-        """End as a killed process does: every connection is gone."""
+        """End as a killed process does: close every connection."""
         if self._reading is not None:
             self._reading.cancel()
         await self._http.close()
 
 
-class Cell:
+class Harness:
     """One incarnation with its folders."""
 
-    def __init__(self, folder: Path, store: ObjectStore, authority: FakeAuthority, **terms: Any) -> None:
+    def __init__(self, folder: Path, store: ObjectStore, authority: FakeAuthority, **config: Any) -> None:
         self.folder, self.store, self.authority = folder, store, authority
         self.files = folder / "files"
         self.files.mkdir(exist_ok=True)
@@ -129,9 +129,9 @@ class Cell:
             "pod_uid": authority.pod_uid,
             "grace_seconds": 5.0,
         }
-        edges = Clock(lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: self.random.randbytes(16).hex())
+        clock = Clock(lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: self.random.randbytes(16).hex())
         self.failpoints = Failpoints()
-        self.incarnation = Incarnation(authority, IncarnationConfig(**{**defaults, **terms}), edges, self.failpoints)
+        self.incarnation = Incarnation(authority, IncarnationConfig(**{**defaults, **config}), clock, self.failpoints)
 
     def agent(self, instance: str = "one") -> Agent:
         agent = Agent(self.folder / "agent.sock", instance)
@@ -139,15 +139,15 @@ class Cell:
         return agent
 
     async def connected(self, instance: str = "one") -> Agent:
-        """An agent that is connected."""
+        """Return an agent that is connected."""
         agent = self.agent(instance)
         await agent.connect()
         return agent
 
     async def idle(self) -> None:
-        """Until nothing is being done to the state any more."""
+        """Wait until no checkpoint or restore is running."""
         async with asyncio.timeout(10):
-            async with self.incarnation.turn.lock:
+            async with self.incarnation.state_lock.lock:
                 pass
 
     async def close(self) -> None:
@@ -156,7 +156,7 @@ class Cell:
         await self.incarnation.close()
 
     def tree(self) -> dict[str, bytes]:
-        """Files of the root, markers left out."""
+        """Return the root's files and their content, without the restore marker."""
         found = {}
         for path in sorted(self.files.rglob("*")):
             name = str(path.relative_to(self.files))
@@ -173,15 +173,15 @@ async def running(
     policy: PolicyTerms | None = None,
     pod_uid: str = "pod-1",
     shared_roots: tuple[str, ...] = (),
-    **terms: Any,
-) -> AsyncIterator[Cell]:
-    """A started incarnation."""
+    **config: Any,
+) -> AsyncIterator[Harness]:
+    """Yield a started incarnation, and close it."""
     objects = store if store is not None else MemoryStore(lambda: datetime.now(UTC))
     authority = FakeAuthority(objects, policy=policy, pod_uid=pod_uid)
     authority.shared_roots = shared_roots
-    cell = Cell(folder, objects, authority, **terms)
-    await cell.incarnation.start()
+    harness = Harness(folder, objects, authority, **config)
+    await harness.incarnation.start()
     try:
-        yield cell
+        yield harness
     finally:
-        await cell.close()
+        await harness.close()

@@ -29,7 +29,7 @@ from savepoint.errors import (
 from savepoint_operator.control import sidecar_session
 from savepoint_operator.control.server import PATH
 from savepoint_sidecar.authority.channel import Dialer
-from savepoint_sidecar.authority.control_client import ControlClient
+from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, PodIdentity
 
 from tests.fakes.control_harness import AGENT, ControlHarness, Pod, attempt, until
 
@@ -111,12 +111,8 @@ async def test_a_running_sidecar_outlives_a_failover_to_an_operator_whose_store_
     (tmp_path / "token").write_text("token-of-a")
     client = ControlClient(
         Dialer(f"ws://127.0.0.1:{cell.port}{PATH}", "", tmp_path / "token"),
-        pod_uid="a",
-        node="n1",
-        version="0.1.0",
-        monotonic=cell.clock.monotonic,
-        random_bytes=cell.random.randbytes,
-        jitter=lambda: 0.0,
+        PodIdentity("a", "n1", "0.1.0"),
+        ConnectionClock(cell.clock.monotonic, cell.random.randbytes, lambda: 0.0),
     )
     try:
         assert (await client.welcome()).epoch == 1

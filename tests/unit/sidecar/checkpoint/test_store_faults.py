@@ -9,15 +9,15 @@ from savepoint.errors import IntegrityError, SavepointError, StoreDenied, StoreU
 from savepoint.repository.read.verify import verify
 
 from tests.fakes.store import Call, Fault, FaultyStore, MemoryStore
-from tests.unit.sidecar.harness import Cell, running
+from tests.unit.sidecar.harness import Harness, running
 
 
-async def checkpoint(cell: Cell) -> wire.Result:
-    cell.authority.order()
-    agent = cell.agents[-1]
+async def checkpoint(harness: Harness) -> wire.Result:
+    harness.authority.order()
+    agent = harness.agents[-1]
     await agent.flush()
     result = await agent.result()
-    await cell.idle()
+    await harness.idle()
     return result
 
 
@@ -25,42 +25,42 @@ async def checkpoint(cell: Cell) -> wire.Result:
 @pytest.mark.parametrize("error", [StoreUnavailable("503"), StoreDenied("403")])
 async def test_every_call_of_a_checkpoint_may_fail(tmp_path: Path, error: SavepointError, applied: bool) -> None:
     store = FaultyStore(MemoryStore())
-    async with running(tmp_path, store) as cell:
-        agent = await cell.connected()
+    async with running(tmp_path, store) as harness:
+        agent = await harness.connected()
         agent.documents = {"notes": 0}
         outcomes = []
         for position in range(1, 40):
             agent.documents = {"notes": position}
-            (cell.files / "a").write_bytes(os.urandom(2000))
+            (harness.files / "a").write_bytes(os.urandom(2000))
             begin = len(store.calls)
 
             def script(call: Call, at: int = begin + position) -> Fault | None:
                 return Fault(error, applied and call.method == "put_new") if call.number == at else None
 
             store.script = script
-            result = await checkpoint(cell)
+            result = await checkpoint(harness)
             store.script = lambda call: None
             outcomes.append((result.outcome, result.reason))
             if len(store.calls) < begin + position:
                 break  # the checkpoint asks less often than that
             if result.outcome == "Failed":
                 assert result.reason == error.reason
-                cell.authority.queue.put_nowait(await cell.authority.welcome())
-            good = await checkpoint(cell)
+                harness.authority.queue.put_nowait(await harness.authority.welcome())
+            good = await checkpoint(harness)
             assert good.outcome in ("Ready", "Unchanged"), (position, good)
-            with cell.authority.reader() as reader:
+            with harness.authority.reader() as reader:
                 assert verify(reader) == []
         assert outcomes[-1] == ("Ready", "") and ("Failed", error.reason) in outcomes
 
 
-async def test_a_cut_that_cannot_be_read_refuses_the_agent(tmp_path: Path) -> None:
+async def test_an_unreadable_checkpoint_refuses_the_connect(tmp_path: Path) -> None:
     store = FaultyStore(MemoryStore())
-    async with running(tmp_path, store) as cell:
-        agent = await cell.connected()
+    async with running(tmp_path, store) as harness:
+        agent = await harness.connected()
         agent.documents = {"notes": "x" * 100}
-        await checkpoint(cell)
+        await checkpoint(harness)
         await agent.die()
-        (cell.files / "torn").write_bytes(b"t")
+        (harness.files / "torn").write_bytes(b"t")
         error: SavepointError = StoreUnavailable("the store is away")
 
         def script(call: Call) -> Fault | None:
@@ -68,10 +68,10 @@ async def test_a_cut_that_cannot_be_read_refuses_the_agent(tmp_path: Path) -> No
 
         store.script = script
         with pytest.raises(AssertionError, match=r"503.*StoreUnavailable"):
-            await cell.agent("two").connect()
+            await harness.agent("two").connect()
         error = IntegrityError("a flipped bit", "packs/x")
         with pytest.raises(AssertionError, match=r"503.*IntegrityError"):
-            await cell.agent("three").connect()
+            await harness.agent("three").connect()
         store.script = lambda call: None
-        again = await cell.connected("four")
-        assert again.documents == {"notes": "x" * 100} and cell.tree() == {}
+        again = await harness.connected("four")
+        assert again.documents == {"notes": "x" * 100} and harness.tree() == {}

@@ -10,7 +10,7 @@ from savepoint.storage.presigned import PresignedStore
 from savepoint_sidecar.authority.restore_client import RestoreClient
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Marker, Root, write_marker
-from savepoint_sidecar.lifecycle import incarnation
+from savepoint_sidecar.lifecycle import orders
 from savepoint_sidecar.restore_container import _RestoreAttempt
 from savepoint_sidecar.settings import Settings
 
@@ -59,56 +59,58 @@ async def restore(folder: Path, roots: tuple[Root, ...], authority: FakeAuthorit
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-async def test_the_init_container_leaves_it_alone_whatever_stands_there(
+async def test_the_init_container_never_touches_a_shared_root(
     tmp_path: Path, roots: tuple[Root, Root], caplog: pytest.LogCaptureFixture, fresh: bool
 ) -> None:
     own, team = roots
-    async with running(tmp_path, roots=roots) as cell:  # an earlier version: it still counted as state
-        await checkpoint(cell, agent_flushes=False)
-        await cell.idle()
-        assert {each.name for each in cell.authority.manifest().components} == {"files.own", "files.team"}
+    async with running(tmp_path, roots=roots) as harness:  # an earlier version: it still counted as state
+        await checkpoint(harness, agent_flushes=False)
+        await harness.idle()
+        assert {each.name for each in harness.authority.manifest().components} == {"files.own", "files.team"}
     (own.path / "mine").write_bytes(b"and torn")
     (team.path / "later").write_bytes(b"of yet another pod")
     for root in roots:  # what would be cleared: a restore that was cut off
         write_marker(root, Marker("demo", "coder", "pod-0", 1, 1, "restoring"))
     before = standing(team)
     with caplog.at_level("INFO"):
-        outcome = await restore(tmp_path, roots, cell.authority, fresh=fresh)
+        outcome = await restore(tmp_path, roots, harness.authority, fresh=fresh)
     assert outcome == ("Fresh" if fresh else "Restored")
     assert standing(team) == before
     assert not (own.path / "mine").exists() if fresh else (own.path / "mine").read_bytes() == b"of the agent"
     assert len([text for text in caplog.messages if text.startswith(WORDS)]) == 1
 
 
-async def test_the_sidecar_neither_reads_nor_marks_nor_mends_it(
+async def test_the_sidecar_neither_captures_nor_marks_nor_restores_a_shared_root(
     tmp_path: Path, roots: tuple[Root, Root], caplog: pytest.LogCaptureFixture
 ) -> None:
     own, team = roots
     with caplog.at_level("INFO"):
-        async with running(tmp_path, roots=roots, shared_roots=SHARED) as cell:
+        async with running(tmp_path, roots=roots, shared_roots=SHARED) as harness:
             before = standing(team)
-            agent = await cell.connected()
-            await checkpoint(cell)
-            assert {each.name for each in cell.authority.manifest().components if each.kind == "Files"} == {"files.own"}
+            agent = await harness.connected()
+            await checkpoint(harness)
+            assert {each.name for each in harness.authority.manifest().components if each.kind == "Files"} == {
+                "files.own"
+            }
             (own.path / "mine").write_bytes(b"and torn")
             await agent.die()
-            await cell.connected("two")  # the files are brought back to the cut
+            await harness.connected("two")  # the files are brought back to the cut
             assert (own.path / "mine").read_bytes() == b"of the agent"
             assert standing(team) == before
     assert len([text for text in caplog.messages if text.startswith(WORDS)]) == 1
 
 
-async def test_an_agent_that_has_nothing_else_is_told_how_it_would_be_protected(
+async def test_an_agent_with_only_a_shared_root_gets_a_remedy(
     tmp_path: Path, roots: tuple[Root, Root], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(incarnation, "START_SECONDS", 0.0)
-    async with running(tmp_path, roots=roots[1:], shared_roots=SHARED) as cell:
-        cell.authority.order()
-        await until(lambda: cell.authority.results)
-        assert "has no volume of its own" in cell.authority.results[0].message
+    monkeypatch.setattr(orders, "FIRST_CONNECT_SECONDS", 0.0)
+    async with running(tmp_path, roots=roots[1:], shared_roots=SHARED) as harness:
+        harness.authority.order()
+        await until(lambda: harness.authority.results)
+        assert "has no volume of its own" in harness.authority.results[0].message
 
 
-async def test_what_is_not_shared_is_state_as_ever(tmp_path: Path, roots: tuple[Root, Root]) -> None:
-    async with running(tmp_path, roots=roots, shared_roots=("another",)) as cell:
-        await checkpoint(cell, agent_flushes=False)
-        assert {each.name for each in cell.authority.manifest().components} == {"files.own", "files.team"}
+async def test_roots_that_are_not_shared_are_captured(tmp_path: Path, roots: tuple[Root, Root]) -> None:
+    async with running(tmp_path, roots=roots, shared_roots=("another",)) as harness:
+        await checkpoint(harness, agent_flushes=False)
+        assert {each.name for each in harness.authority.manifest().components} == {"files.own", "files.team"}

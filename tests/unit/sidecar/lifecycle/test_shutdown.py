@@ -22,7 +22,7 @@ from savepoint_sidecar.authority.url_requests import UrlRequests
 from savepoint_sidecar.stage.components import restore_components
 
 from tests.fakes.store import MemoryStore
-from tests.unit.sidecar.harness import Agent, Cell, running
+from tests.unit.sidecar.harness import Agent, Harness, running
 
 
 async def until(what: Callable[[], object], seconds: float = 10) -> None:
@@ -31,9 +31,9 @@ async def until(what: Callable[[], object], seconds: float = 10) -> None:
             await asyncio.sleep(0.005)
 
 
-def stored_notes(cell: Cell) -> list[Any]:
+def stored_notes(harness: Harness) -> list[Any]:
     """The document "notes" of everything that is committed or left for the operator."""
-    authority, repository = cell.authority, cell.authority.repository
+    authority, repository = harness.authority, harness.authority.repository
     where = (repository.key, repository.namespace, repository.agent)
     manifests = [repository.read_manifest(each.manifest.name, each.manifest.size) for each in authority.offers]
     left = [each.manifest for each in authority.pending]
@@ -41,16 +41,16 @@ def stored_notes(cell: Cell) -> list[Any]:
     found = []
     for number, manifest in enumerate(manifests):
         with CheckpointReader(repository.store, repository.key, manifest) as reader:
-            components = restore_components(reader, cell.stage, f"look-{number}")
+            components = restore_components(reader, harness.stage, f"look-{number}")
         entries = [entry for each in components if each.name == wire.COMPONENT_DOCUMENTS for entry in each.entries]
         found += [json.loads(entry.inline or "null") for entry in entries if entry.name == "notes"]
     return found
 
 
-def held(cell: Cell, point: str = "before-manifest") -> tuple[threading.Event, threading.Event]:
+def held(harness: Harness, point: str = "before-manifest") -> tuple[threading.Event, threading.Event]:
     """(reached, go on): the attempt stands at this point, complete, until it is told to go on."""
     reached, go_on = threading.Event(), threading.Event()
-    plain = cell.failpoints.reach
+    plain = harness.failpoints.reach
 
     def reach(at: str) -> None:
         if at == point and not go_on.is_set():
@@ -58,75 +58,73 @@ def held(cell: Cell, point: str = "before-manifest") -> tuple[threading.Event, t
             go_on.wait(20)
         plain(at)
 
-    cell.failpoints.reach = reach  # type: ignore[method-assign]
+    harness.failpoints.reach = reach  # type: ignore[method-assign]
     return reached, go_on
 
 
-async def sealed(cell: Cell, notes: str) -> tuple[Agent, threading.Event]:
+async def sealed(harness: Harness, notes: str) -> tuple[Agent, threading.Event]:
     """An agent whose interval checkpoint is complete, and not yet offered."""
-    agent = await cell.connected()
-    reached, go_on = held(cell)
+    agent = await harness.connected()
+    reached, go_on = held(harness)
     agent.documents = {"notes": notes}
-    cell.authority.order(seconds=1800)
+    harness.authority.order(seconds=1800)
     await agent.flush()
     await until(reached.is_set)
     return agent, go_on
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["operator there", "operator away"])
-async def test_the_pod_says_that_it_stops_after_the_agent_has_left_with_an_intervals_flush(
-    tmp_path: Path, away: bool
-) -> None:
-    async with running(tmp_path) as cell:
-        agent, go_on = await sealed(cell, "last")
+async def test_shutdown_after_the_agent_exited_stores_its_interval_flush(tmp_path: Path, away: bool) -> None:
+    async with running(tmp_path) as harness:
+        agent, go_on = await sealed(harness, "last")
         await agent.die()
         if away:
-            cell.authority.up.clear()
-        await until(lambda: cell.incarnation.sessions.live is None)
-        ending = asyncio.ensure_future(cell.incarnation.end())
+            harness.authority.reachable.clear()
+        await until(lambda: harness.incarnation.sessions.live is None)
+        ending = asyncio.ensure_future(harness.incarnation.shut_down())
         await asyncio.sleep(0.2)
         go_on.set()
         assert await ending
-        assert stored_notes(cell) == ["last"]
-        assert len(cell.authority.pending) == away
+        assert stored_notes(harness) == ["last"]
+        assert len(harness.authority.pending) == away
 
 
-async def test_an_intervals_flush_is_not_given_up_for_one_that_may_never_come(tmp_path: Path) -> None:
+async def test_an_interval_flush_is_kept_while_a_later_one_may_never_come(tmp_path: Path) -> None:
     """The operator is away, the agent is in a long step and is killed there: the older state is the best there is."""
-    async with running(tmp_path, grace_seconds=2.0) as cell:
-        agent, go_on = await sealed(cell, "interval")
-        cell.authority.up.clear()
+    async with running(tmp_path, grace_seconds=2.0) as harness:
+        agent, go_on = await sealed(harness, "interval")
+        harness.authority.reachable.clear()
         go_on.set()
-        cell.incarnation.begin_end()
+        harness.incarnation.begin_shutdown()
         await agent.next(wire.Stopping)
         await asyncio.sleep(0.5)  # twice as long as an absent operator is waited for when the last state is at hand
-        assert cell.incarnation.attempts()
+        assert harness.incarnation.attempts()
         await agent.die()
-        assert await cell.incarnation.end()
-        assert stored_notes(cell) == ["interval"]
+        assert await harness.incarnation.shut_down()
+        assert stored_notes(harness) == ["interval"]
 
 
-async def test_files_of_an_agent_that_was_killed_are_not_those_of_the_cut_under_way(tmp_path: Path) -> None:
+async def test_files_of_a_killed_agent_do_not_match_the_attempt_in_flight(tmp_path: Path) -> None:
     """It went on after what it handed over for the interval: who starts next must set its files back."""
-    async with running(tmp_path) as cell:
-        agent, go_on = await sealed(cell, "interval")
+    async with running(tmp_path) as harness:
+        agent, go_on = await sealed(harness, "interval")
         await agent.die()
-        ending = asyncio.ensure_future(cell.incarnation.end())
+        ending = asyncio.ensure_future(harness.incarnation.shut_down())
         await asyncio.sleep(0.05)
         go_on.set()
         assert await ending
-        assert stored_notes(cell) == ["interval"]
-        assert not cell.incarnation.stands_at_cut
+        assert stored_notes(harness) == ["interval"]
+        assert not harness.incarnation.roots_match_checkpoint
 
 
-async def test_an_order_that_is_about_to_be_obeyed_does_not_take_the_last_flushs_place(
+async def test_a_pending_order_does_not_replace_the_final_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(tmp_path) as cell:
-        agent = await cell.connected()
+    async with running(tmp_path) as harness:
+        agent = await harness.connected()
         agent.documents = {"notes": "last"}
         inside, go_on = asyncio.Event(), asyncio.Event()
-        plain = cell.incarnation._recovery.rebase
+        plain = harness.incarnation._recovery.rebase
 
         async def rebase() -> None:
             if not inside.is_set():
@@ -134,33 +132,31 @@ async def test_an_order_that_is_about_to_be_obeyed_does_not_take_the_last_flushs
                 await go_on.wait()  # as after a reconnect, while the newest manifest is read
             await plain()
 
-        monkeypatch.setattr(cell.incarnation._recovery, "rebase", rebase)
-        attempt = cell.authority.order()
+        monkeypatch.setattr(harness.incarnation._recovery, "rebase", rebase)
+        attempt = harness.authority.order()
         await inside.wait()
-        cell.incarnation.begin_end()
+        harness.incarnation.begin_shutdown()
         go_on.set()
         await agent.flush()
         await agent.die()
-        assert await cell.incarnation.end()
-        assert stored_notes(cell) == ["last"]
-        assert [(each.attempt, each.reason) for each in cell.authority.results] == [(attempt, "Unavailable")]
+        assert await harness.incarnation.shut_down()
+        assert stored_notes(harness) == ["last"]
+        assert [(each.attempt, each.reason) for each in harness.authority.results] == [(attempt, "Unavailable")]
 
 
-async def test_an_order_that_comes_while_the_pod_stops_is_answered(tmp_path: Path) -> None:
-    async with running(tmp_path) as cell:
-        agent = await cell.connected()
-        cell.incarnation.begin_end()
+async def test_an_order_during_shutdown_is_declined(tmp_path: Path) -> None:
+    async with running(tmp_path) as harness:
+        agent = await harness.connected()
+        harness.incarnation.begin_shutdown()
         await agent.next(wire.Stopping)
-        attempt = cell.authority.order()
-        await until(lambda: cell.authority.results)
-        assert (cell.authority.results[0].attempt, cell.authority.results[0].outcome) == (attempt, "Failed")
+        attempt = harness.authority.order()
+        await until(lambda: harness.authority.results)
+        assert (harness.authority.results[0].attempt, harness.authority.results[0].outcome) == (attempt, "Failed")
 
 
-async def test_what_is_in_the_way_of_the_last_checkpoint_may_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running(tmp_path, grace_seconds=20.0) as cell:
-        agent = await cell.connected()
+async def test_the_final_checkpoint_retries_a_transient_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, grace_seconds=20.0) as harness:
+        agent = await harness.connected()
         agent.documents = {"notes": "last"}
         plain, faults = MemoryStore.put_new, ["away for a moment"]
 
@@ -170,20 +166,18 @@ async def test_what_is_in_the_way_of_the_last_checkpoint_may_pass(
             plain(self, key, data)
 
         monkeypatch.setattr(MemoryStore, "put_new", put_new)
-        cell.incarnation.begin_end()
+        harness.incarnation.begin_shutdown()
         await agent.flush()
         await agent.die()
-        assert await cell.incarnation.end()
-        assert stored_notes(cell) == ["last"] and not faults
-        assert cell.incarnation.stands_at_cut
+        assert await harness.incarnation.shut_down()
+        assert stored_notes(harness) == ["last"] and not faults
+        assert harness.incarnation.roots_match_checkpoint
 
 
-async def test_the_wait_for_a_url_does_not_outlive_the_patience_for_the_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_wait_for_a_url_ends_with_the_commit_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator goes between the offer of packs and the manifest, and its connection looks alive for a while."""
-    async with running(tmp_path, grace_seconds=2.0) as cell:
-        agent = await cell.connected()
+    async with running(tmp_path, grace_seconds=2.0) as harness:
+        agent = await harness.connected()
         connected = asyncio.Event()
         connected.set()
         asked: list[Any] = []
@@ -204,12 +198,12 @@ async def test_the_wait_for_a_url_does_not_outlive_the_patience_for_the_commit(
             left.append(trigger)  # its URL was given with the welcome
 
         monkeypatch.setattr(MemoryStore, "put_new", put_new)
-        monkeypatch.setattr(cell.authority, "stop_waiting", asks.stop_waiting)
-        monkeypatch.setattr(cell.authority, "leave_pending", leave)
+        monkeypatch.setattr(harness.authority, "stop_waiting", asks.stop_waiting)
+        monkeypatch.setattr(harness.authority, "leave_pending", leave)
         agent.documents = {"notes": "last"}
-        cell.incarnation.begin_end()
+        harness.incarnation.begin_shutdown()
         await agent.flush()
         await agent.die()
         async with asyncio.timeout(8):
-            assert await cell.incarnation.end()
+            assert await harness.incarnation.shut_down()
         assert asked and left == ["Shutdown"]

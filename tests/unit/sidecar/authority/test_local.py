@@ -1,0 +1,40 @@
+"""The authority of a laptop: its timer orders one attempt at a time."""
+
+import asyncio
+import os
+from datetime import UTC, datetime
+
+from savepoint.contract.control_protocol import Checkpoint, Result
+from savepoint.repository.format.keys import MasterKey
+from savepoint_sidecar.authority.local import LocalAuthority, LocalClock, LocalConfig
+
+from tests.fakes.store import MemoryStore
+
+
+async def test_the_interval_waits_for_an_attempt_that_is_in_flight() -> None:
+    def now() -> datetime:
+        return datetime.now(UTC)
+
+    authority = LocalAuthority.open(
+        MemoryStore(now),
+        "coder",
+        MasterKey(bytes(32)),
+        LocalConfig(interval_seconds=0.01),
+        LocalClock(now, os.urandom),
+        incarnation="one",
+        node="here",
+    )
+    await authority.welcome()
+    try:
+        orders = authority.orders()
+        first = await anext(orders)
+        assert isinstance(first, Checkpoint)
+        waiting = asyncio.ensure_future(anext(orders))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        await authority.result(Result(first.attempt, "Unchanged"))
+        second = await asyncio.wait_for(waiting, 10)
+        assert isinstance(second, Checkpoint)
+        assert second.attempt != first.attempt
+    finally:
+        await authority.close()
