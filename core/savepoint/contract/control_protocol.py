@@ -19,8 +19,8 @@ HEARTBEAT_SECONDS: Final = 5
 
 ProtocolError = codec.ProtocolError  # so that users of this protocol import one module
 
-# Both ends are this project's, so a null stands only where a field is optional, and a negative integer is let through:
-# what a pod reports is brought within bounds where it is used. Errors name the whole path, since messages nest.
+# Both ends belong to this project, so a null is accepted only for optional fields. Negative integers are accepted here
+# and bounded where they are used. Errors name the whole path, because messages nest.
 _CODEC: Final = codec.Codec(null_is_absent=False, smallest_integer=1 - codec.INTEGER_LIMIT, full_paths=True)
 
 

@@ -1,7 +1,7 @@
-"""One session of an agent with its sidecar: orders in, cuts out, and the rule that neither ever breaks the agent.
+"""One session of an agent with its sidecar: it receives orders, flushes state, and never breaks the agent.
 
-It joins the gate (threads), the state (what a cut holds) and the link (the sidecar). It has no public API: agent.py is
-what a program sees. Without a link nothing is ever ordered, and everything else works the same.
+It connects the gate (threads), the state (what a checkpoint holds) and the link (the sidecar). It has no public API;
+programs use agent.py. Without a link no order ever arrives, and everything else works the same.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import Final
 from uuid import uuid4
 
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract.vocabulary import CheckpointOutcome, Reason, Trigger
 from savepoint.errors import DeadlineExceeded, SavepointError, Unavailable
 from savepoint.sdk.activity import Activity
 from savepoint.sdk.background import BackgroundThread
@@ -24,11 +25,10 @@ from savepoint.sdk.replay_point import ReplayPoint
 from savepoint.sdk.state import State
 
 log: Final = logging.getLogger("savepoint")
-_LATE: Final = 0.9  # of a quiesce's timeout: then we say what keeps us
+_REPORT_AFTER: Final = 0.9  # of a quiesce's timeout; then the agent reports what it is busy with
 _ORDER_SECONDS: Final = 1.0  # between SIGTERM and the sidecar's own order
-_LATE_ORDER_SECONDS: Final = 15.0  # the same where the node is so busy that the pod's hook runs late
-_LAST_ORDERS: Final = 4  # what was ordered before SIGTERM may be flushed for, or given up, before the last one comes
-_SHUTDOWN_REASON: Final = "Shutdown"
+_LATE_ORDER_SECONDS: Final = 15.0  # the same on a busy node, where the pod's preStop hook runs late
+_FINAL_ORDERS: Final = 4  # orders from before SIGTERM may be flushed or dropped before the final one arrives
 
 
 class AgentSession:
@@ -38,49 +38,51 @@ class AgentSession:
         self.connected = connected
         self.state = state
         self.link: Link | None = None
-        self.keep_alive: object = None  # what serves the link lives as long as the session
+        self.keep_alive: object = None  # the object behind the link, kept alive as long as the session
         self.required = required
         self.position = Position(state.root)
         self.activity = Activity()
         self.gate = Gate(lambda: self.activity.loops.copy().values())
-        self.clerk = BackgroundThread()
-        self.fenced: str | None = None
-        self.over: SavepointError | None = None  # why nothing works any more
-        self.exit: Callable[[], None] | None = None  # ends the process after a stopping flush, where we may
-        self.stopping = False  # SIGTERM came
-        self.ending = False  # the last flush of this process is done
-        self._asked_to_stop = False
-        self._flushed_last = False  # after SIGTERM, for an order that came after it
+        self.background = BackgroundThread()
+        self.fenced: str | None = None  # why effects are refused
+        self.end_error: SavepointError | None = None  # raised by every call once the session has ended
+        self.exit: Callable[[], None] | None = None  # ends the process after its final flush, if the SDK may do so
+        self.stopping = False  # SIGTERM was received
+        self.exiting = False  # the final flush of this process is done
+        self._shutdown_requested = False
+        self._final_flush_done = False  # a flush after SIGTERM, for an order that came after SIGTERM
 
     def attach(self, link: Link) -> None:
-        """From here on there is a sidecar."""
+        """Use this link to the sidecar from now on."""
         self.link = link
-        self.clerk.start()
+        self.background.start()
 
     @property
     def lock(self) -> threading.Condition:
-        """The agent's one lock."""
+        """The agent's only lock."""
         return self.gate.condition
 
     def effect_id(self, path: str, name: str, key: str) -> str:
-        """Stable in every incarnation of this run."""
-        who = (self.connected.namespace, self.connected.agent, self.connected.run)
-        return effect_id(who, path, name, key)
+        """Return an effect's id, which is the same in every incarnation of this run."""
+        identity = (self.connected.namespace, self.connected.agent, self.connected.run)
+        return effect_id(identity, path, name, key)
 
-    def check(self) -> None:
-        """Raises what ended the session."""
-        if self.over is not None:
-            raise self.over
+    def raise_if_ended(self) -> None:
+        """Raise the error that ended the session, if it has ended."""
+        if self.end_error is not None:
+            raise self.end_error
 
-    # -- orders --
+    # -- orders and the connection, from the reader's thread --
 
     def receive(self, order: wire.Order) -> None:
-        """One order, from the reader's thread."""
+        """Handle one order."""
         match order:
             case wire.Quiesce() | wire.Stopping():
-                pending = self.gate.order(order)
+                pending = self.gate.accept(order)
                 if pending is not None and isinstance(order, wire.Quiesce):
-                    self.clerk.do(lambda: self._say_what_keeps_us(pending), order.timeout_seconds * _LATE)
+                    self.background.submit(
+                        lambda: self._report_obstacle(pending), order.timeout_seconds * _REPORT_AFTER
+                    )
             case wire.Cancelled():
                 self.gate.drop(order.transaction)
                 with self.lock:
@@ -88,58 +90,60 @@ class AgentSession:
             case wire.Result():
                 self.gate.drop(order.transaction)
                 with self.lock:
-                    self.state.release(order.transaction, committed=order.outcome == "Ready")
-                if order.outcome == "Failed" and order.request is None:
+                    self.state.release(order.transaction, committed=order.outcome == CheckpointOutcome.READY)
+                if order.outcome == CheckpointOutcome.FAILED and order.request is None:
                     log.warning("checkpoint failed: %s: %s", order.reason, order.message)
-                self.gate.settle(order)
+                self.gate.deliver(order)
             case wire.Fenced():
                 log.warning("effects are refused: %s", order.message)
                 self.fenced = order.message or "another incarnation of this agent may be running"
             case wire.Unfenced():
                 self.fenced = None
 
-    def lost(self, error: SavepointError) -> None:
-        """The sidecar is gone: no order of it counts any more, and no result will come."""
+    def on_sidecar_lost(self, error: SavepointError) -> None:
+        """Drop the sidecar's orders and fail those who wait for its results."""
         self.gate.drop()
         with self.lock:
             self.state.release_all()
         self.gate.fail_waiters(error)
 
-    def broken(self, error: SavepointError) -> None:
-        """The session will not come back; where the agent must be managed, the next safe point raises."""
+    def on_reattach_failed(self, error: SavepointError) -> None:
+        """Make the next safe point raise ``error`` if the agent must be managed; else continue without checkpoints."""
         if self.required:
-            self.over = error
-            self.gate.alarm()
+            self.end_error = error
+            self.gate.request_attention()
 
-    def mended(self) -> None:
-        """The sidecar is back."""
-        if self.over is not None:
-            self.over = None
-            self.gate.calm()
+    def on_reattached(self) -> None:
+        """Continue normally, because the sidecar is connected again."""
+        if self.end_error is not None:
+            self.end_error = None
+            self.gate.withdraw_attention()
 
-    def forked(self, error: SavepointError) -> None:
-        """In a forked child: nothing works any more, and nothing of the parent's is touched. Locks may be held by
-        threads that do not exist here, so they are made anew."""
-        self.over = error
+    def on_forked(self, error: SavepointError) -> None:
+        """Disable the session in a forked child without touching anything of the parent's.
+
+        Threads that do not exist in the child may hold the gate's lock, so the gate is replaced.
+        """
+        self.end_error = error
         self.link = None
         self.gate = Gate(list)
-        self.gate.alarm()
+        self.gate.request_attention()
         self.state.journal.close()
 
     # -- safe points --
 
     def explicit_point(self) -> ReplayPoint | None:
-        """The program calls for a safe point. None where none runs again: outside of turns."""
-        scope = self.position.now()
-        number, scope.points = scope.points, scope.points + 1
+        """Count an explicit safe point and return it; None outside of iterations, where nothing is repeated."""
+        scope = self.position.current()
+        number, scope.safe_points = scope.safe_points, scope.safe_points + 1
         return ReplayPoint(scope.path, number=number) if "[" in scope.path else None
 
-    def point(self, at: ReplayPoint | None) -> SavepointError | None:
-        """A safe point at which something is to be done. Returns why a flush failed, if one did here."""
-        self.check()
-        if self.state.catching_up is not None:
+    def safe_point(self, at: ReplayPoint | None) -> SavepointError | None:
+        """Handle a safe point at which there is something to do. Returns why a flush failed, if one failed here."""
+        self.raise_if_ended()
+        if self.state.replay_point is not None:
             with self.lock:
-                self.state.reached(at)
+                self.state.pass_point(at)
         if self.gate.in_critical():
             return None
         failure: list[SavepointError] = []
@@ -148,55 +152,55 @@ class AgentSession:
             error = self._flush(pending, at)
             if error is not None:
                 failure.append(error)
-            elif isinstance(pending.order, wire.Stopping) or self._asked_to_stop:
-                self._flushed_last = True
+            elif isinstance(pending.order, wire.Stopping) or self._shutdown_requested:
+                self._final_flush_done = True
 
         if not self.stopping:
-            self.gate.park(self.position.now(), flush)
+            self.gate.park(self.position.current(), flush)
         if self.stopping:
-            self._flush_last(flush)
-        if self._flushed_last or self.stopping or self.ending:
-            self._stop()
-        if failure and self.required and failure[0].reason in ("NotEncodable", "StageFull"):
+            self._flush_before_exit(flush)
+        if self._final_flush_done or self.stopping or self.exiting:
+            self._exit_or_resume()
+        if failure and self.required and failure[0].reason in (Reason.NOT_ENCODABLE, Reason.STAGE_FULL):
             raise failure[0]
         return failure[0] if failure else None
 
     def checkpoint(self, reason: str, timeout: float) -> str:
-        """Ask for a checkpoint, flush for it, wait for its result."""
-        self.check()
+        """Request a checkpoint, flush for it, and return its name once it is committed."""
+        self.raise_if_ended()
         if self.link is None:
             return ""
         if self.gate.in_critical():
-            raise NotAtSafePoint("checkpoint() inside critical(): ask for it before or after the block")
+            raise NotAtSafePoint("checkpoint() was called inside critical(): call it before or after the block")
         at = self.explicit_point()
-        if self.state.catching_up is not None:
+        if self.state.replay_point is not None:
             with self.lock:
-                self.state.reached(at)
+                self.state.pass_point(at)
         request, until = uuid4().hex, monotonic() + timeout
-        waiter = self.gate.expect(request)
+        waiter = self.gate.add_waiter(request)
         try:
             self.link.request(wire.CheckpointRequest("", request, reason))
-            error = self._serve(waiter, at, until)
+            error = self._flush_until_done(waiter, at, until)
         finally:
-            self.gate.forget(request)
+            self.gate.remove_waiter(request)
         if waiter.error is not None:
             raise waiter.error
         if waiter.result is None:
-            raise error or DeadlineExceeded(f"no result of the checkpoint within {timeout:g} s; the agent goes on")
-        if waiter.result.outcome == "Failed":
+            raise error or DeadlineExceeded(f"no result of the checkpoint within {timeout:g} s; the agent continues")
+        if waiter.result.outcome == CheckpointOutcome.FAILED:
             raise error or from_reason(waiter.result.reason, waiter.result.message)
         return waiter.result.checkpoint
 
     def finish(self, timeout: float) -> str:
-        """The last cut and the end of the session."""
-        self.check()
+        """Take the final checkpoint, complete the run and return the checkpoint's name."""
+        self.raise_if_ended()
         if self.gate.in_critical():
-            raise NotAtSafePoint("finish() inside critical(): call it after the block")
+            raise NotAtSafePoint("finish() was called inside critical(): call it after the block")
         if self.link is None:
             return ""
         until = monotonic() + timeout
-        if not self.gate.stand_still(self.position.now(), until):
-            raise DeadlineExceeded("finish(): other threads still run their turns; let them end first")
+        if not self.gate.wait_until_all_parked(self.position.current(), until):
+            raise DeadlineExceeded("finish(): other threads still run loop iterations; let them end first")
         transaction = f"finish-{uuid4().hex}"
         with self.lock:
             components = self.state.capture(transaction)
@@ -209,119 +213,129 @@ class AgentSession:
             raise
 
     def close(self, error: SavepointError) -> None:
-        """Let everything go; what is called later raises ``error``."""
+        """End the session; later calls raise ``error``."""
         with self.lock:
-            if self.over is not None and self.link is None:
+            if self.end_error is not None and self.link is None:
                 return
-            self.over = error
+            self.end_error = error
             link, self.link = self.link, None
             self.gate.drop()
-            self.gate.alarm()
+            self.gate.request_attention()
             self.state.journal.close()
         self.gate.fail_waiters(error)
         if link is not None:
             link.close()
-            self.clerk.stop()
+            self.background.stop()
 
-    # -- inside --
+    # -- inside: flushes --
 
-    def _serve(self, waiter: Waiter, at: ReplayPoint | None, until: float) -> SavepointError | None:
-        """Flush whatever is ordered until the waiter has its result. Returns why a flush failed here."""
+    def _flush_until_done(self, waiter: Waiter, at: ReplayPoint | None, until: float) -> SavepointError | None:
+        """Serve orders until the waiter has its result. Returns why a flush failed, if one failed here."""
         error = None
         while not waiter.done and monotonic() < until:
             if self.gate.pending is not None:
-                error = self.point(at) or error
+                error = self.safe_point(at) or error
             with self.lock:
                 if not waiter.done and self.gate.pending is None:
                     self.lock.wait(min(max(until - monotonic(), 0.0), 1.0))
-            self.check()
+            self.raise_if_ended()
         return error
 
     def _flush(self, pending: PendingOrder, at: ReplayPoint | None) -> SavepointError | None:
-        """Capture, hand over, wait, go on. Whatever fails is said and logged, and the agent goes on."""
+        """Capture the state and send it. A failure is reported and logged, and the agent continues."""
         transaction, link = pending.order.transaction, self.link
         if link is None:
             return None
         began = monotonic()
         try:
             with self.lock:
-                components = self.state.capture(transaction, at if self.gate.alone() else None)
+                components = self.state.capture(transaction, at if self.gate.is_only_thread() else None)
                 execution = self.activity.execution(self.state.ledger)
         except SavepointError as error:
-            log.warning("no checkpoint: %s; the agent goes on", error)
+            log.warning("no checkpoint: %s; the agent continues", error)
             failed = wire.Failed("", transaction, error.reason, str(error))
-            self.clerk.do(lambda: link.failed(failed))
+            self.background.submit(lambda: link.failed(failed))
             return error
         except Exception as cause:  # the program's own save() or to_json()
-            log.exception("no checkpoint: the program's own code failed while its state was read; the agent goes on")
-            failed = wire.Failed("", transaction, "StateUnstable", f"save() or to_json() raised {cause!r}")
-            self.clerk.do(lambda: link.failed(failed))
+            log.exception("no checkpoint: the program's own code failed while its state was read; the agent continues")
+            failed = wire.Failed("", transaction, Reason.STATE_UNSTABLE, f"save() or to_json() raised {cause!r}")
+            self.background.submit(lambda: link.failed(failed))
             return None
         try:
             link.flush(wire.Flush("", transaction, components, execution), pending.hold_seconds)
         except SavepointError as error:
-            log.warning("the sidecar did not take the state: %s; the agent goes on", error)
+            log.warning("no checkpoint: sidecar did not accept the state: %s; the agent continues", error)
             return error
         finally:
             pause = round((monotonic() - began) * 1000)
-            self.clerk.do(lambda: link.resumed(wire.Resumed("", transaction, pause)))
+            self.background.submit(lambda: link.resumed(wire.Resumed("", transaction, pause)))
         return None
 
-    def _say_what_keeps_us(self, pending: PendingOrder) -> None:
+    def _report_obstacle(self, pending: PendingOrder) -> None:
+        """Drop an order that will not be served in time, and report what the agent is busy with."""
         link, order = self.link, pending.order
         if link is None or not isinstance(order, wire.Quiesce) or self.gate.pending is not pending:
             return
-        what = self.activity.obstacle(self.gate.obstacles())
-        if self.gate.drop(order.transaction):  # it is over for us, too
+        obstacle = self.activity.obstacle(self.gate.obstacles())
+        if self.gate.drop(order.transaction):
             message = (
-                f"agent did not reach a safe point within {order.timeout_seconds:g} s{what}; add agent.safe_point() "
-                f"or raise the timeout"
+                f"agent did not reach a safe point within {order.timeout_seconds:g} s{obstacle}; "
+                f"add agent.safe_point() or raise the timeout"
             )
-            link.failed(wire.Failed("", order.transaction, "QuiesceTimeout", message))
+            link.failed(wire.Failed("", order.transaction, Reason.QUIESCE_TIMEOUT, message))
 
-    def _flush_last(self, flush: Callable[[PendingOrder], None]) -> None:
-        """SIGTERM came: flush until it was for the end. For what was ordered before it, nobody may wait any more."""
-        for _ in range(_LAST_ORDERS):
-            if not self._order_to_stop():
+    # -- inside: the end of the process --
+
+    def _flush_before_exit(self, flush: Callable[[PendingOrder], None]) -> None:
+        """Flush after SIGTERM until an order for the final checkpoint is served.
+
+        The sidecar may have given up the orders that came before SIGTERM.
+        """
+        for _ in range(_FINAL_ORDERS):
+            if not self._await_final_order():
                 return
-            self.gate.park(self.position.now(), flush)
+            self.gate.park(self.position.current(), flush)
 
-    def _order_to_stop(self) -> bool:
-        """Whether there is an order to flush for: one comes by itself within a moment, else one thread asks for it."""
+    def _await_final_order(self) -> bool:
+        """Return whether there is an order to flush for. If none arrives soon, one thread requests a checkpoint."""
         link = self.link
-        if link is None or self._order_within(_ORDER_SECONDS):
+        if link is None or self._wait_for_order(_ORDER_SECONDS):
             return link is not None and self.gate.pending is not None
         with self.lock:
-            first, self._asked_to_stop = not self._asked_to_stop, True
+            first, self._shutdown_requested = not self._shutdown_requested, True
         request = uuid4().hex
         try:
             if first:
-                link.request(wire.CheckpointRequest("", request, _SHUTDOWN_REASON))
-            self._order_within(_LATE_ORDER_SECONDS)
+                link.request(wire.CheckpointRequest("", request, Trigger.SHUTDOWN))
+            self._wait_for_order(_LATE_ORDER_SECONDS)
         except SavepointError as error:
-            log.warning("no checkpoint before the end: %s", error)
+            log.warning("no final checkpoint: %s", error)
         return self.gate.pending is not None
 
-    def _order_within(self, seconds: float) -> bool:
-        """Whether, in time, there is an order, or none is needed any more. A refusal of what was asked for is no
-        answer: the order to stop, which nobody refuses, may yet come."""
+    def _wait_for_order(self, seconds: float) -> bool:
+        """Wait for an order, or until none is needed any more; returns whether that happened in time.
+
+        A refusal of the requested checkpoint does not end the wait: the order to stop, which is never refused, may
+        still arrive.
+        """
         with self.lock:
             return self.lock.wait_for(
-                lambda: self.gate.pending is not None or self._flushed_last or self.ending or self.link is None, seconds
+                lambda: self.gate.pending is not None or self._final_flush_done or self.exiting or self.link is None,
+                seconds,
             )
 
-    def _stop(self) -> None:
-        """After the last flush: every thread that comes to a safe point ends, where ending is ours."""
+    def _exit_or_resume(self) -> None:
+        """After the final flush, exit at this and every other thread's safe point, if the SDK may end the process."""
         if self.exit is not None:
-            self.ending = True
-            self.gate.alarm()
+            self.exiting = True
+            self.gate.request_attention()
             self.exit()
-        self.stopping = self._asked_to_stop = self._flushed_last = False
-        self.gate.calm()
+        self.stopping = self._shutdown_requested = self._final_flush_done = False
+        self.gate.withdraw_attention()
 
 
-def unmanaged() -> SavepointError:
-    """Why an agent that must be managed does not start."""
+def not_managed_error() -> SavepointError:
+    """Return the error for an agent that must be managed and is not."""
     return Unavailable(
         "this process is not managed by Savepoint (SAVEPOINT_SOCKET is not set) and SAVEPOINT_REQUIRED=1: "
         "label the pod template with savepoint.dev/agent, or start it with `savepoint run`"

@@ -1,6 +1,6 @@
-"""One daemon thread for what the agent must not wait for: messages without an answer, and alarms.
+"""A daemon thread for work that the agent must not wait for: messages without an answer, and timers.
 
-Handing it a job is safe in a signal handler. It knows nothing of what a job does; a job that fails is logged.
+Submitting a job is safe in a signal handler. The thread knows nothing of what a job does; a job that fails is logged.
 """
 
 import heapq
@@ -18,50 +18,51 @@ log: Final = logging.getLogger("savepoint")
 
 
 class BackgroundThread:
-    """Runs jobs in order, and later ones at their time."""
+    """Runs submitted jobs in order, and delayed jobs when they are due."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[float, Job] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin working."""
-        self._thread = threading.Thread(target=self._work, name="savepoint-clerk", daemon=True)
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._work, name="savepoint-background", daemon=True)
         self._thread.start()
 
-    def do(self, job: Job, after_seconds: float = 0.0) -> None:
-        """Hand over a job; it runs soon, or once ``after_seconds`` have passed."""
+    def submit(self, job: Job, after_seconds: float = 0.0) -> None:
+        """Run ``job`` soon, or once ``after_seconds`` have passed."""
         self._jobs.put((monotonic() + after_seconds, job))
 
     def stop(self) -> None:
-        """End after the job at hand; what was to come later is dropped."""
+        """Stop after the current job; delayed jobs are dropped."""
         self._jobs.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=5)
 
     def _work(self) -> None:
-        later: list[tuple[float, int, Job]] = []
-        count = 0
+        delayed: list[tuple[float, int, Job]] = []
+        count = 0  # breaks ties, since jobs cannot be compared
         while True:
-            wait = max(0.0, later[0][0] - monotonic()) if later else None
+            wait = max(0.0, delayed[0][0] - monotonic()) if delayed else None
             try:
                 item = self._jobs.get(timeout=wait)
             except queue.Empty:
-                _run(heapq.heappop(later)[2])
+                _run(heapq.heappop(delayed)[2])
                 continue
             if item is None:
                 return
+            due, job = item
             count += 1
-            if item[0] <= monotonic():
-                _run(item[1])
+            if due <= monotonic():
+                _run(job)
             else:
-                heapq.heappush(later, (item[0], count, item[1]))
+                heapq.heappush(delayed, (due, count, job))
 
 
 def _run(job: Job) -> None:
     try:
         job()
     except SavepointError as error:
-        log.debug("the sidecar did not take a message: %s", error)
+        log.debug("sidecar did not accept a message: %s", error)
     except Exception:
-        log.exception("a job of the SDK failed; the agent goes on")
+        log.exception("a background job of the SDK failed; the agent continues")

@@ -1,6 +1,6 @@
-"""Named values to components and back: what is small goes inline, what is not goes through files of the stage.
+"""Encode named values as components and decode them: small values go inline, large ones through files of the stage.
 
-It does not know what the values mean; the caller holds the agent's lock.
+The module does not know what the values mean; the caller holds the agent's lock.
 """
 
 import json
@@ -11,60 +11,61 @@ from typing import Any, Final
 
 from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
+from savepoint.contract.vocabulary import ComponentKind
 from savepoint.errors import FormatTooNew, SavepointError, StateUnstable
 from savepoint.sdk.encoding import encode, utf8
 from savepoint.sdk.errors import RestoreFailed
-from savepoint.sdk.stage import Stage, translated
+from savepoint.sdk.stage import Stage, stage_error
 
 VERSION: Final = 1  # of the execution and effects components
 _KINDS: Final[dict[str, wire.Kind]] = {
-    wire.COMPONENT_DOCUMENTS: "Memory",
-    wire.COMPONENT_HANDLES: "Tools",
-    wire.COMPONENT_EXECUTION: "Execution",
-    wire.COMPONENT_EFFECTS: "Tools",
+    wire.COMPONENT_DOCUMENTS: ComponentKind.MEMORY.value,
+    wire.COMPONENT_HANDLES: ComponentKind.TOOLS.value,
+    wire.COMPONENT_EXECUTION: ComponentKind.EXECUTION.value,
+    wire.COMPONENT_EFFECTS: ComponentKind.TOOLS.value,
 }
 
 
 @dataclass(frozen=True)
 class Value:
-    """An entry before it is known whether it goes inline."""
+    """The content of an entry, before it is decided whether it goes inline."""
 
     name: str
     encoding: wire.Encoding
     data: bytes = field(repr=False)
 
     @classmethod
-    def of(cls, name: str, value: Any, where: str) -> "Value":
-        """A value of the program. Raises NotEncodable naming the path below ``where``."""
+    def from_program(cls, name: str, value: Any, where: str) -> "Value":
+        """Encode a value of the program. Raises NotEncodable that names the path below ``where``."""
         if isinstance(value, bytearray):
             return cls(name, "bytes", bytes(value))
         return cls(name, "json", utf8(encode(value, where)))
 
     @classmethod
     def versioned(cls, name: str, **plain: Any) -> "Value":
-        """A value of ours."""
+        """Encode plain JSON values of the SDK itself, with their version."""
         text = json.dumps({"version": VERSION, **plain}, ensure_ascii=False, separators=(",", ":"))
         return cls(name, "json", utf8(text))
 
     @property
     def inline_bytes(self) -> int:
-        """What it takes inside a JSON string."""
+        """The size of the value inside a JSON string, where quotes and backslashes are escaped."""
         return len(self.data) + self.data.count(b'"') + self.data.count(b"\\")
 
 
-def by_name(values: Iterable[Value]) -> list[Value]:
-    """In an order that does not depend on when they were made."""
+def sorted_by_name(values: Iterable[Value]) -> list[Value]:
+    """Return the values in an order that does not depend on when they were created."""
     return sorted(values, key=lambda value: value.name)
 
 
-def placed(values: Mapping[str, list[Value]], stage: Stage | None) -> tuple[list[wire.Component], Path | None]:
-    """Components of these values, smallest inline up to the protocol's bound, and the folder of the rest."""
-    inline: set[int] = set()
-    room = wire.INLINE_MAX_BYTES
-    for value in sorted((item for group in values.values() for item in group), key=lambda item: len(item.data)):
-        if value.encoding == "json" and value.inline_bytes <= room:
-            inline.add(id(value))
-            room -= value.inline_bytes
+def build_components(
+    values: Mapping[str, list[Value]], stage: Stage | None
+) -> tuple[list[wire.Component], Path | None]:
+    """Return the components of these values, and the stage folder that holds those which are not inline, if any.
+
+    The smallest values go inline, up to the protocol's limit. Raises StageFull, StateUnstable, Unavailable.
+    """
+    inline = _chosen_for_inline(item for group in values.values() for item in group)
     folder: Path | None = None
     components = []
     try:
@@ -76,7 +77,7 @@ def placed(values: Mapping[str, list[Value]], stage: Stage | None) -> tuple[list
                     continue
                 if stage is None:
                     raise StateUnstable("there is no stage for large documents")
-                folder = folder or stage.folder("flush")
+                folder = folder or stage.new_folder("flush")
                 path = folder / f"{name}-{len(entries)}"
                 stage.write(path, (value.data,))
                 entries.append(wire.Entry(value.name, value.encoding, len(value.data), path=stage.relative(path)))
@@ -88,18 +89,32 @@ def placed(values: Mapping[str, list[Value]], stage: Stage | None) -> tuple[list
     return components, folder
 
 
-def carried(component: wire.Component, stage: Stage | None) -> wire.Component:
-    """A restored component that the program has not asked for: its files as ours, so that it is not lost."""
-    if stage is None or all(entry.path is None or _is_ours(entry.path) for entry in component.entries):
+def _chosen_for_inline(values: Iterable[Value]) -> set[int]:
+    """Return the identities of the values that go inline."""
+    chosen: set[int] = set()
+    room = wire.INLINE_MAX_BYTES
+    for value in sorted(values, key=lambda item: len(item.data)):
+        if value.encoding == "json" and value.inline_bytes <= room:
+            chosen.add(id(value))
+            room -= value.inline_bytes
+    return chosen
+
+
+def carry_over(component: wire.Component, stage: Stage | None) -> wire.Component:
+    """Return a restored component that the program has not asked for, with its files copied below ``agent/``.
+
+    A component that a flush leaves out would be lost, and a flush may name only files of the agent.
+    """
+    if stage is None or all(entry.path is None or _is_agent_file(entry.path) for entry in component.entries):
         return component
-    folder = stage.folder("carried")
+    folder = stage.new_folder("carried")
     entries = []
     try:
         for index, entry in enumerate(component.entries):
             if entry.path is None:
                 entries.append(entry)
                 continue
-            stage.adopt(stage.root / entry.path, folder / str(index))
+            stage.copy_in(stage.root / entry.path, folder / str(index))
             path = stage.relative(folder / str(index))
             entries.append(wire.Entry(entry.name, entry.encoding, entry.size, path=path, meta=entry.meta))
     except SavepointError:
@@ -108,14 +123,14 @@ def carried(component: wire.Component, stage: Stage | None) -> wire.Component:
     return wire.Component(component.name, component.kind, tuple(entries))
 
 
-def read(component: wire.Component, stage: Stage | None) -> dict[str, Value]:
-    """A restored component's values by name. Raises RestoreFailed."""
-    return {entry.name: Value(entry.name, entry.encoding, _data(entry, stage)) for entry in component.entries}
+def read_values(component: wire.Component, stage: Stage | None) -> dict[str, Value]:
+    """Return a restored component's values by name. Raises RestoreFailed."""
+    return {entry.name: Value(entry.name, entry.encoding, _read(entry, stage)) for entry in component.entries}
 
 
 def read_versioned(component: wire.Component, stage: Stage | None) -> Mapping[str, Any]:
-    """The one value of a component of ours. Raises RestoreFailed, FormatTooNew."""
-    for value in read(component, stage).values():
+    """Return the one value of a component that the SDK itself wrote. Raises RestoreFailed, FormatTooNew."""
+    for value in read_values(component, stage).values():
         try:
             plain = json.loads(value.data)
             version = int(plain["version"])
@@ -126,24 +141,24 @@ def read_versioned(component: wire.Component, stage: Stage | None) -> Mapping[st
                 f"component {component.name!r} has version {version}, this SDK reads up to {VERSION}: "
                 f"install a newer savepoint-agents"
             )
-        return plain  # type: ignore[no-any-return]  # indexed above: a dict
+        return plain  # type: ignore[no-any-return]  # indexed above, so it is a dict
     return {}
 
 
-def _data(entry: wire.Entry, stage: Stage | None) -> bytes:
+def _read(entry: wire.Entry, stage: Stage | None) -> bytes:
     if entry.inline is not None:
         return utf8(entry.inline)
     if stage is None or entry.path is None:
-        raise RestoreFailed(f"{entry.name!r} came back as a file, and there is no stage to read it from")
+        raise RestoreFailed(f"{entry.name!r} was restored to a file, and there is no stage to read it from")
     path = stage.root / entry.path
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise translated(error, path) from error
+        raise stage_error(error, path) from error
     if len(data) != entry.size:
         raise RestoreFailed(f"{entry.name!r}: the restored file is not {entry.size} bytes long")
     return data
 
 
-def _is_ours(path: str) -> bool:
+def _is_agent_file(path: str) -> bool:
     return path.startswith(f"{stage_layout.AGENT}/")

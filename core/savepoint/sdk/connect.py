@@ -1,7 +1,7 @@
-"""``savepoint.connect()``: from the environment to a connected agent, and the one place that reads the environment.
+"""``savepoint.connect()``: from the environment to a connected agent. No other module reads the environment.
 
-It keeps the rule of one session a process, follows forks, and keeps the stream of orders open: its end is how the
-sidecar knows that the process is gone. A sidecar that was restarted is attached to again, without touching any state.
+It allows one session per process, handles forks, and keeps the stream of orders open, because the sidecar takes its end
+for the end of the process. After a restart of the sidecar it reconnects without touching any state.
 """
 
 import logging
@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -21,8 +21,8 @@ from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
 from savepoint.contract.names import ENV_REQUIRED, ENV_SOCKET, ENV_STAGE
 from savepoint.errors import SavepointError, Unavailable
-from savepoint.sdk.agent import Agent, stage_of
-from savepoint.sdk.agent_session import AgentSession, unmanaged
+from savepoint.sdk.agent import Agent, open_stage
+from savepoint.sdk.agent_session import AgentSession, not_managed_error
 from savepoint.sdk.client import Client, OrderStream, SocketLink
 from savepoint.sdk.errors import SessionInUse
 from savepoint.sdk.journal import FileJournal, NoJournal
@@ -33,12 +33,13 @@ log: Final = logging.getLogger("savepoint")
 _SOCKET_WAIT_SECONDS: Final = 30.0
 _REATTACH_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 0.5
+_DEPENDENCIES_MAX: Final = 1000
 _DISTRIBUTION: Final = "savepoint-agents"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What connect() takes from the environment."""
+    """What connect() reads from the environment."""
 
     socket: str | None
     stage: str | None
@@ -46,7 +47,7 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Settings":
-        """From a process's environment."""
+        """Return the settings in a process's environment."""
         return cls(
             socket=environment.get(ENV_SOCKET) or None,
             stage=environment.get(ENV_STAGE) or None,
@@ -54,126 +55,145 @@ class Settings:
         )
 
 
-class _Sessions:
-    """The live session of this process, if there is one."""
+class _ProcessState:
+    """The live session of this process, if there is one, and the lock that guards it."""
 
-    current: "weakref.ref[_Attached] | None" = None
-    busy = threading.Lock()
+    current: "weakref.ref[_AttachedSession] | None" = None
+    lock = threading.Lock()
 
 
-class _Attached:
+class _AttachedSession:
     """A session over the socket: its stream of orders, the thread that reads it, and SIGTERM."""
 
     def __init__(self, client: Client, connect: wire.Connect, connected: wire.Connected, session: AgentSession) -> None:
         self._client = client
-        self._connect = connect
+        self._reattach_message = connect
         self._session_id = connected.session
-        self._reattaches = wire.FEATURE_REATTACH in connected.features
+        self._can_reattach = wire.FEATURE_REATTACH in connected.features
         self.session = session
         self.stream: OrderStream | None = None
-        self.termination = Termination(self._signalled, session.clerk)
+        self.termination = Termination(self._on_sigterm, session.background)
         self.link = SocketLink(client, self.id, self.close)
         self._closed = False
 
     def id(self) -> str:
-        """The session as the sidecar calls it now."""
+        """Return the sidecar's current id of the session."""
         return self._session_id
 
     def start(self) -> None:
-        """Open the stream and read it until the end."""
+        """Open the stream of orders and start the thread that reads it."""
         self.stream = self._client.orders(self._session_id)
         threading.Thread(target=self._read, name="savepoint-orders", daemon=True).start()
 
     def close(self) -> None:
-        """The session is over: the sidecar sees the stream end."""
+        """End the session: the sidecar sees the stream end."""
         self._closed = True
         if self.stream is not None:
-            self.stream.cut()
+            self.stream.end()
         self.termination.uninstall()
-        with _Sessions.busy:
-            if _Sessions.current is not None and _Sessions.current() is self:
-                _Sessions.current = None
+        with _ProcessState.lock:
+            if _ProcessState.current is not None and _ProcessState.current() is self:
+                _ProcessState.current = None
 
-    def forked(self) -> None:
-        """In a forked child: the session is the parent's."""
+    def on_forked(self) -> None:
+        """Disable the session in a forked child, because it belongs to the parent."""
         self._closed = True
         if self.stream is not None:
-            self.stream.forget()
-        self.session.forked(
+            self.stream.detach()
+        self.session.on_forked(
             SessionInUse(
                 "this is a forked child of an agent, and the session belongs to its parent: call the agent's methods "
                 "in the parent only, or start workers with the 'spawn' method"
             )
         )
 
-    def _signalled(self) -> None:
+    def _on_sigterm(self) -> None:
         self.session.stopping = True
-        self.session.gate.alarm()
+        self.session.gate.request_attention()
 
     def _read(self) -> None:
         while True:
             assert self.stream is not None
             for order in self.stream:
                 if isinstance(order, wire.Stopping):
-                    self.termination.told(order.grace_seconds)
+                    self.termination.set_grace(order.grace_seconds)
                 self.session.receive(order)
-            with self.link.finishing:  # the stream ends, too, when the sidecar takes the last checkpoint
+            with self.link.finishing:  # the stream also ends when the sidecar accepts the final checkpoint
                 if self._closed:
                     return
-            gone = Unavailable("the sidecar went away; the agent goes on, and no checkpoint is taken until it is back")
-            log.warning("%s", gone)
-            self.session.lost(gone)
+            lost = Unavailable(
+                "lost connection to the sidecar; the agent continues without checkpoints until it is back"
+            )
+            log.warning("%s", lost)
+            self.session.on_sidecar_lost(lost)
             if not self._reattach():
                 return
 
     def _reattach(self) -> bool:
-        """Find the sidecar again. False: this process will have no more checkpoints."""
-        if not self._reattaches:
-            self.session.broken(Unavailable("the sidecar went away, and its version takes no agent back that runs"))
+        """Reconnect to the restarted sidecar. Returns False if this process will get no more checkpoints."""
+        if not self._can_reattach:
+            self.session.on_reattach_failed(
+                Unavailable("lost connection to the sidecar, and its version does not let a running agent reconnect")
+            )
             return False
         until = time.monotonic() + _REATTACH_SECONDS
         warned = False
         while not self._closed:
             try:
-                connected = self._client.connect(self._connect, 0)
+                connected = self._client.connect(self._reattach_message, 0)
                 self._session_id = connected.session
                 self.stream = self._client.orders(self._session_id)
             except SessionInUse as error:
-                log.warning("another process took this agent over: %s", error)
-                self.session.broken(error)
+                log.warning("another process has taken over this agent: %s", error)
+                self.session.on_reattach_failed(error)
                 return False
             except SavepointError as error:
                 if time.monotonic() > until and not warned:
                     warned = True
-                    log.warning("the sidecar is still away: %s", error)
-                    self.session.broken(Unavailable(f"the sidecar did not come back: {error}"))
+                    log.warning("sidecar is still unreachable: %s", error)
+                    self.session.on_reattach_failed(Unavailable(f"the sidecar did not come back: {error}"))
                 time.sleep(_RETRY_SECONDS)
                 continue
-            log.info("the sidecar is back")
-            self.session.mended()
+            log.info("reconnected to the sidecar")
+            self.session.on_reattached()
             return True
         return False
 
 
 def connect(*, schema_version: str = "", sigterm: bool = True) -> Agent:
-    """Connect this process to its sidecar; the state is back when this returns.
+    """Connect this process to its sidecar and restore the agent's state.
 
-    Outside a managed pod and without ``savepoint run``: an agent that works and saves nothing, unless
-    SAVEPOINT_REQUIRED=1. ``schema_version`` names the shape of your documents and is kept with each checkpoint.
-    ``sigterm=False`` leaves SIGTERM alone. Raises SessionInUse, Unavailable, RestoreFailed and the sidecar's reasons.
+    Blocks until documents and files are restored to one consistent checkpoint. In a process that Savepoint does not
+    manage (neither in a protected pod nor under ``savepoint run``) it returns an agent that works in memory and saves
+    nothing, unless ``SAVEPOINT_REQUIRED=1``. A process has at most one session at a time.
+
+    Args:
+        schema_version: Names the shape of your documents; it is stored with each checkpoint.
+        sigterm: Whether to install a handler that, in the main thread, flushes at the next safe point after SIGTERM
+            and then exits with code 143.
+
+    Returns:
+        The connected agent. Use it as a context manager, or call ``close()`` or ``finish()`` at the end.
+
+    Raises:
+        SessionInUse: This process is connected already, or another live process is connected as this agent.
+        Unavailable: The sidecar cannot be reached, or the process is not managed and ``SAVEPOINT_REQUIRED=1``.
+        RestoreFailed: The saved state cannot be read.
+        FormatTooNew: The saved state was written by a newer SDK.
+        SavepointError: Any other reason for which the sidecar could not restore the state.
     """
     settings = Settings.read(os.environ)
     if settings.socket is None:
         if settings.required:
-            raise unmanaged()
-        log.warning("not managed by Savepoint: this run works as usual and nothing of it is saved")
-        return _local()
-    with _Sessions.busy:
-        known = _Sessions.current() if _Sessions.current is not None else None
-        if known is not None:
+            raise not_managed_error()
+        log.warning("not managed by Savepoint: this run works as usual, and nothing of it is saved")
+        return _connect_unmanaged()
+    with _ProcessState.lock:
+        current = _ProcessState.current() if _ProcessState.current is not None else None
+        if current is not None:
             raise SessionInUse("this process is connected already: use the agent that connect() returned")
         attached = _attach(settings, schema_version)
-        _Sessions.current = weakref.ref(attached)
+        _ProcessState.current = weakref.ref(attached)
     try:
         attached.start()
     except SavepointError:
@@ -184,10 +204,10 @@ def connect(*, schema_version: str = "", sigterm: bool = True) -> Agent:
     return Agent(attached.session)
 
 
-def _attach(settings: Settings, schema_version: str) -> _Attached:
+def _attach(settings: Settings, schema_version: str) -> _AttachedSession:
     assert settings.socket is not None
     client = Client(Path(settings.socket))
-    me = wire.Connect(
+    message = wire.Connect(
         pid=os.getpid(),
         instance=uuid4().hex,
         sdk=f"python {_version()}",
@@ -195,34 +215,25 @@ def _attach(settings: Settings, schema_version: str) -> _Attached:
         dependencies=_dependencies(),
         architecture=platform.machine(),
     )
-    connected = client.connect(me, _SOCKET_WAIT_SECONDS)
-    stage = stage_of(settings.stage)
+    connected = client.connect(message, _SOCKET_WAIT_SECONDS)
+    stage = open_stage(settings.stage)
     state = State(FileJournal(stage_layout.journal_folder(stage.root, connected.run)), stage)
     steps = state.restore(connected.components)
-    back = connected.restored
-    if back is not None:
-        log.info("%s from %s: %d steps on record", back.how.lower(), back.checkpoint, steps)
+    restored = connected.restored
+    if restored is not None:
+        log.info("%s from %s: recorded_steps=%d", restored.how.lower(), restored.checkpoint, steps)
     session = AgentSession(connected, state, required=settings.required)
-    attached = _Attached(client, _again(me), connected, session)
+    attached = _AttachedSession(client, replace(message, reattach=True), connected, session)
     session.attach(attached.link)
     session.keep_alive = attached
     return attached
 
 
-def _again(me: wire.Connect) -> wire.Connect:
-    return wire.Connect(
-        pid=me.pid,
-        instance=me.instance,
-        sdk=me.sdk,
-        schema_version=me.schema_version,
-        dependencies=me.dependencies,
-        architecture=me.architecture,
-        reattach=True,
-    )
+def _connect_unmanaged() -> Agent:
+    """Return an agent that works in memory.
 
-
-def _local() -> Agent:
-    """Not managed: everything works in memory. Effects' ids differ from run to run, for nothing ties the runs."""
+    Its run is a random number, so that the ids of its effects differ from those of any other run.
+    """
     connected = wire.Connected("", "local", "", 0, uuid4().int >> 65)
     return Agent(AgentSession(connected, State(NoJournal(), None), required=False))
 
@@ -230,22 +241,22 @@ def _local() -> Agent:
 def _version() -> str:
     try:
         return metadata.version(_DISTRIBUTION)
-    except metadata.PackageNotFoundError:  # run from a source tree
+    except metadata.PackageNotFoundError:  # running from a source tree
         return "0"
 
 
 def _dependencies() -> dict[str, str]:
-    """Installed distributions and versions, for whoever asks later what this state was written with."""
+    """Return installed distributions and versions, a record of the software that wrote the state."""
     found = {str(item.metadata["Name"]): item.version for item in metadata.distributions() if item.metadata["Name"]}
-    return dict(sorted(found.items())[:1000])
+    return dict(sorted(found.items())[:_DEPENDENCIES_MAX])
 
 
 def _after_fork() -> None:
-    _Sessions.busy = threading.Lock()  # whoever held it does not exist here
-    known = _Sessions.current() if _Sessions.current is not None else None
-    if known is not None:
-        _Sessions.current = None
-        known.forked()
+    _ProcessState.lock = threading.Lock()  # the thread that may hold it does not exist in the child
+    current = _ProcessState.current() if _ProcessState.current is not None else None
+    if current is not None:
+        _ProcessState.current = None
+        current.on_forked()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,7 +1,7 @@
-"""A digest of a step's arguments that is the same in the next process. It is not a serialiser: nothing comes back.
+"""A digest of a step's arguments that is the same in every process. It cannot be decoded.
 
-What has no stable content (clients, functions, open files) counts by the name of its class alone, so that it never
-raises a false alarm; ``repr`` is never used, for it holds addresses.
+Objects without stable content (clients, functions, open files) are represented by the name of their class alone, so
+that they never cause a false StepChanged; ``repr`` is not used, because it may contain addresses.
 """
 
 import datetime
@@ -13,13 +13,13 @@ from pathlib import PurePath
 from typing import Any
 from uuid import UUID
 
-from savepoint.sdk.encoding import TYPES
+from savepoint.sdk.encoding import REGISTRY
 
 _DEPTH_MAX = 50
 
 
 def digest(value: Any) -> str:
-    """32 hexadecimal digits."""
+    """Return the digest of a value: 32 hexadecimal digits."""
     sha = hashlib.sha256()
     _feed(sha.update, value, 0)
     return sha.hexdigest()[:32]
@@ -31,7 +31,7 @@ def _feed(put: Callable[[bytes], None], value: Any, depth: int) -> None:  # noqa
     elif value is None or isinstance(value, bool):
         put(f"{value!r};".encode())
     elif isinstance(value, enum.Enum):
-        put(_named(value))
+        put(_class_tag(value))
         _put(put, b"member", value.name.encode())
     elif isinstance(value, int):
         put(f"int:{value:d};".encode())
@@ -42,10 +42,10 @@ def _feed(put: Callable[[bytes], None], value: Any, depth: int) -> None:  # noqa
     elif isinstance(value, bytes | bytearray | memoryview):
         _put(put, b"bytes", bytes(value))
     elif isinstance(value, PurePath | UUID | datetime.date | datetime.time | datetime.timedelta):
-        _put(put, _named(value), str(value).encode())
+        _put(put, _class_tag(value), str(value).encode())
     elif isinstance(value, Mapping):
         put(b"{")
-        for key, item in sorted(((digest(key), item) for key, item in value.items()), key=_first):
+        for key, item in sorted(((digest(key), item) for key, item in value.items()), key=_digest_of_key):
             put(key.encode())
             _feed(put, item, depth + 1)
         put(b"}")
@@ -57,8 +57,8 @@ def _feed(put: Callable[[bytes], None], value: Any, depth: int) -> None:  # noqa
     elif isinstance(value, Set):
         put(b"<" + b"".join(sorted(digest(item).encode() for item in value)) + b">")
     else:
-        put(_named(value))
-        entry = TYPES.of(value.__class__)
+        put(_class_tag(value))
+        entry = REGISTRY.by_class(value.__class__)
         if entry is not None:
             _feed(put, entry.to_json(value), depth + 1)
         elif is_dataclass(value) and not isinstance(value, type):
@@ -68,7 +68,7 @@ def _feed(put: Callable[[bytes], None], value: Any, depth: int) -> None:  # noqa
                     _feed(put, getattr(value, item.name), depth + 1)
 
 
-def _named(value: Any) -> bytes:
+def _class_tag(value: Any) -> bytes:
     cls = value.__class__
     return f"<{cls.__module__}.{cls.__qualname__}>;".encode()
 
@@ -78,5 +78,5 @@ def _put(put: Callable[[bytes], None], tag: bytes, data: bytes) -> None:
     put(data)
 
 
-def _first(pair: tuple[str, Any]) -> str:
+def _digest_of_key(pair: tuple[str, Any]) -> str:
     return pair[0]

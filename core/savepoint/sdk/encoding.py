@@ -1,9 +1,8 @@
-"""Values to JSON text and back, exactly: what comes back equals what was saved, or the value is refused by its path.
+"""Encode values as JSON text and decode them exactly: the result equals the original, or the value is refused.
 
-Plain JSON values stand for themselves. Whatever JSON would bend or lose (bytes, tuples, NaN, dicts with the key
-``$type``, registered classes) is written as ``{"$type": name, "value": ...}``. It is not a serialiser of object
-graphs: shared references and cycles are refused, and no class is ever looked up by what the text says, only by what
-the program registered.
+Plain JSON values are written unchanged. Values that JSON would change or lose (bytes, tuples, NaN, dicts with the key
+``$type``, registered classes) are written as ``{"$type": name, "value": ...}``. Object graphs are not supported:
+shared references and cycles are refused. Decoding instantiates only classes that the program has registered.
 """
 
 import base64
@@ -31,58 +30,70 @@ class _Registered:
     from_json: Callable[[Any], Any]
 
 
-class Types:
-    """The classes a program registered, by class and by name."""
+class TypeRegistry:
+    """The classes that a program registered, by class and by name."""
 
     def __init__(self) -> None:
-        self._by_class: dict[type[Any], _Registered] = {}
-        self._by_name: dict[str, _Registered] = {}
+        self._classes: dict[type[Any], _Registered] = {}
+        self._names: dict[str, _Registered] = {}
 
     def register(self, cls: type[T], name: str, to_json: Callable[[T], Any], from_json: Callable[[Any], T]) -> None:
-        """See ``savepoint.register``."""
-        if name in _BUILT_IN or not name or (name in self._by_name and self._by_class.get(cls) != self._by_name[name]):
+        """Register a class; see ``savepoint.register``. Registering it again under its name replaces the entry."""
+        taken = name in self._names and self._classes.get(cls) != self._names[name]
+        if not name or name in _BUILT_IN or taken:
             raise ValueError(f"the type name {name!r} is taken")
         entry = _Registered(name, to_json, from_json)
-        self._by_class[cls] = self._by_name[name] = entry
+        self._classes[cls] = self._names[name] = entry
 
-    def of(self, cls: type[Any]) -> _Registered | None:
-        """How values of exactly this class are written."""
-        return self._by_class.get(cls)
+    def by_class(self, cls: type[Any]) -> _Registered | None:
+        """Return the entry for values of exactly this class; subclasses need an entry of their own."""
+        return self._classes.get(cls)
 
-    def named(self, name: object) -> _Registered | None:
-        """How values of the class of this name are read."""
-        return self._by_name.get(name) if isinstance(name, str) else None
+    def by_name(self, name: object) -> _Registered | None:
+        """Return the entry registered under a stored name."""
+        return self._names.get(name) if isinstance(name, str) else None
 
 
-TYPES: Final = Types()
+REGISTRY: Final = TypeRegistry()
 
 
 def register(cls: type[T], name: str, to_json: Callable[[T], Any], from_json: Callable[[Any], T]) -> None:
-    """Let documents, step results and effect results hold ``cls``: ``to_json`` gives a savable value,
-    ``from_json`` gives the object back. ``name`` is what is stored: keep it when the class is renamed."""
-    TYPES.register(cls, name, to_json, from_json)
+    """Let documents, step results and effect results hold instances of a class.
+
+    Register the class before the first value of it is read, in every program that reads the state.
+
+    Args:
+        cls: The class; its subclasses need a registration of their own.
+        name: The name stored with each value. Keep it when the class is renamed.
+        to_json: Returns a savable value for an instance.
+        from_json: Returns an instance for what ``to_json`` returned.
+
+    Raises:
+        ValueError: The name is empty, built in, or registered for another class.
+    """
+    REGISTRY.register(cls, name, to_json, from_json)
 
 
-def encode(value: Any, where: str = "$", types: Types = TYPES) -> str:
-    """JSON text of ``value``. Raises NotEncodable naming the path below ``where``."""
-    plain = _Encoder(types).plain(value, where, 0)
+def encode(value: Any, where: str = "$", registry: TypeRegistry = REGISTRY) -> str:
+    """Return the JSON text of ``value``. Raises NotEncodable that names the path below ``where``."""
+    plain = _Encoder(registry).plain(value, where, 0)
     try:
         return json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False)
-    except ValueError as error:  # a whole number of more digits than Python prints
+    except ValueError as error:  # an integer with more digits than Python converts to text
         raise NotEncodable(f"{where} cannot be written as JSON: {error}", where) from error
 
 
-def decode(text: str | bytes, where: str = "$", types: Types = TYPES) -> Any:
-    """The value that ``encode`` was given. Raises RestoreFailed."""
+def decode(text: str | bytes, where: str = "$", registry: TypeRegistry = REGISTRY) -> Any:
+    """Return the value that ``encode`` was given. Raises RestoreFailed."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RestoreFailed(f"{where}: the saved text is not JSON") from error
-    return _Decoder(types).value(raw, where)
+    return _Decoder(registry).value(raw, where)
 
 
 def utf8(text: str) -> bytes:
-    """UTF-8 of JSON text; a lone surrogate, which UTF-8 cannot hold, becomes an escape."""
+    """Return JSON text as UTF-8; a lone surrogate, which UTF-8 cannot represent, becomes a JSON escape."""
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -90,15 +101,15 @@ def utf8(text: str) -> bytes:
 
 
 class _Encoder:
-    """One pass over a value; ``seen`` holds the mutable things met so far, by identity."""
+    """One pass over a value. ``first_paths`` maps mutable objects, by identity, to where each first occurred."""
 
-    def __init__(self, types: Types) -> None:
-        self.types = types
-        self.seen: dict[int, str] = {}
-        self.kept: list[Any] = []  # what to_json returned: kept alive, so that no identity is given out twice
+    def __init__(self, registry: TypeRegistry) -> None:
+        self.registry = registry
+        self.first_paths: dict[int, str] = {}
+        self.kept_alive: list[Any] = []  # results of to_json: while they live, their identities are not reused
 
     def plain(self, value: Any, where: str, depth: int) -> Any:  # noqa: PLR0911 - one return per kind of value
-        """``value`` itself where JSON holds it as it is, else its marked form."""
+        """Return ``value`` itself if JSON represents it exactly, else its marked form."""
         cls = value.__class__
         if cls in _PLAIN:
             return value
@@ -107,16 +118,16 @@ class _Encoder:
         if cls is float:
             return value if math.isfinite(value) else {MARK: "float", "value": repr(value)}
         if cls is dict:
-            self._enter(value, where)
+            self._refuse_shared(value, where)
             return self._dict(value, where, depth + 1)
         if cls is list:
-            self._enter(value, where)
+            self._refuse_shared(value, where)
             return self._list(value, where, depth + 1)
-        if cls is tuple:  # immutable: the same one in two places is no sharing that anyone could see
+        if cls is tuple:  # immutable: a program cannot see that two places share one tuple
             return {MARK: "tuple", "value": list(self._list(value, where, depth + 1))}
         if cls is bytes:
             return {MARK: "bytes", "value": base64.b64encode(value).decode()}
-        entry = self.types.of(cls)
+        entry = self.registry.by_class(cls)
         if entry is None:
             raise NotEncodable(
                 f"{where} is a {cls.__module__}.{cls.__qualname__}, which cannot be saved: use plain JSON values, "
@@ -124,17 +135,17 @@ class _Encoder:
                 where,
             )
         if not _is_value(cls):
-            self._enter(value, where)
+            self._refuse_shared(value, where)
         inner = entry.to_json(value)
-        self.kept.append(inner)
+        self.kept_alive.append(inner)
         return {MARK: entry.name, "value": self.plain(inner, where, depth + 1)}
 
-    def _enter(self, value: Any, where: str) -> None:
-        first = self.seen.setdefault(id(value), where)
+    def _refuse_shared(self, value: Any, where: str) -> None:
+        first = self.first_paths.setdefault(id(value), where)
         if first is not where:
-            what = "holds itself" if where.startswith(first) else f"is the same object as {first}"
+            problem = "contains itself" if where.startswith(first) else f"is the same object as {first}"
             raise NotEncodable(
-                f"{where} {what}: a reference that stands in two places would come back as two objects; "
+                f"{where} {problem}: an object referenced from two places would be restored as two objects; "
                 f"store it once and refer to it by a key, or store a copy",
                 where,
             )
@@ -162,17 +173,19 @@ class _Encoder:
 
 
 def _is_value(cls: type[Any]) -> bool:
-    """Whether equal objects of the class are interchangeable, so that sharing one cannot be seen."""
-    own_equality = any("__eq__" in vars(base) for base in cls.__mro__[:-1])
-    return issubclass(cls, enum.Enum) or (own_equality and cls.__hash__ is not None)
+    """Return whether equal objects of the class are interchangeable, so that sharing one cannot be noticed."""
+    defines_equality = any("__eq__" in vars(base) for base in cls.__mro__[:-1])
+    return issubclass(cls, enum.Enum) or (defines_equality and cls.__hash__ is not None)
 
 
 class _Decoder:
-    def __init__(self, types: Types) -> None:
-        self.types = types
+    """Turns marked forms back into values."""
+
+    def __init__(self, registry: TypeRegistry) -> None:
+        self.registry = registry
 
     def value(self, raw: Any, where: str) -> Any:
-        """``raw`` with its marked forms turned back; plain containers are filled in place."""
+        """Return ``raw`` with its marked forms decoded; plain containers are changed in place."""
         if raw.__class__ is dict:
             if MARK in raw:
                 return self._marked(raw, where)
@@ -199,11 +212,11 @@ class _Decoder:
                 case "dict":
                     return {key: self.value(item, f"{where}.{key}") for key, item in inner.items()}
         except (TypeError, AttributeError, binascii.Error, ValueError) as error:
-            raise RestoreFailed(f"{where}: not a saved value of the type {name!r}") from error
-        entry = self.types.named(name)
+            raise RestoreFailed(f"{where}: the saved value of type {name!r} is damaged") from error
+        entry = self.registry.by_name(name)
         if entry is None:
             raise RestoreFailed(
                 f"{where} was saved as the registered type {name!r}, which this program has not registered: "
-                f"call savepoint.register before the value is read"
+                f"call savepoint.register before reading the value"
             )
         return entry.from_json(self.value(inner, where))

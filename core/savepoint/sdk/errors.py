@@ -1,6 +1,6 @@
 """The errors an agent's developer meets, as leaves of ``savepoint.SavepointError``. Standard library only.
 
-It holds no message: each is raised with what happened, to which object, and what to do next.
+The classes hold no texts: each error is raised with what happened, to which object, and what to do next.
 
 ::
 
@@ -13,25 +13,30 @@ It holds no message: each is raised with what happened, to which object, and wha
 from typing import Final
 
 from savepoint import errors
+from savepoint.contract.vocabulary import Reason
 from savepoint.errors import SavepointError
 
 
 class StepChanged(SavepointError):
-    """A recorded step, effect or loop was asked for with other arguments."""
+    """A recorded step was called with other arguments."""
 
-    reason = "StepChanged"
+    reason = Reason.STEP_CHANGED
 
 
 class LoopKeyRepeated(SavepointError):
-    """A loop's items gave the same key twice."""
+    """Two items of a loop have the same key."""
 
-    reason = "LoopKeyRepeated"
+    reason = Reason.LOOP_KEY_REPEATED
 
 
 class NotEncodable(SavepointError):
-    """A value cannot be saved. ``path`` says where it stands, for example ``$.notes[3].owner``."""
+    """A value cannot be saved.
 
-    reason = "NotEncodable"
+    Attributes:
+        path: Where the value is, for example ``notes.notes[3].owner``.
+    """
+
+    reason = Reason.NOT_ENCODABLE
 
     def __init__(self, message: str, path: str = "$") -> None:
         super().__init__(message)
@@ -39,15 +44,19 @@ class NotEncodable(SavepointError):
 
 
 class NotAtSafePoint(SavepointError):
-    """A checkpoint was asked for where none can be taken: inside ``critical()``."""
+    """``checkpoint()`` or ``finish()`` was called inside ``critical()``, where no checkpoint can be taken."""
 
-    reason = "NotAtSafePoint"
+    reason = Reason.NOT_AT_SAFE_POINT
 
 
 class EffectUncertain(SavepointError):
-    """An effect was sent before and never confirmed. ``effect_id`` is the id it was sent under."""
+    """An effect was sent before and never confirmed.
 
-    reason = "EffectUncertain"
+    Attributes:
+        effect_id: The id under which the effect was sent.
+    """
+
+    reason = Reason.EFFECT_UNCERTAIN
 
     def __init__(self, message: str, effect_id: str = "") -> None:
         super().__init__(message)
@@ -55,15 +64,15 @@ class EffectUncertain(SavepointError):
 
 
 class SessionInUse(SavepointError):
-    """Another live session holds this agent, or a forked child used its parent's."""
+    """Another live process is connected as this agent, or a forked child used its parent's session."""
 
-    reason = "SessionInUse"
+    reason = Reason.SESSION_IN_USE
 
 
 class RestoreFailed(SavepointError):
-    """The state could not be brought back, or is not what the program asks for."""
+    """The state could not be restored, or differs in type from what the program asks for."""
 
-    reason = "RestoreFailed"
+    reason = Reason.RESTORE_FAILED
 
 
 _BY_REASON: Final[dict[str, type[SavepointError]]] = {
@@ -89,6 +98,6 @@ _BY_REASON: Final[dict[str, type[SavepointError]]] = {
 
 
 def from_reason(reason: str, message: str) -> SavepointError:
-    """The error for a reason that came over the socket; ``Refused`` for one that has no class of its own."""
+    """Return the error for a reason received over the socket; ``Refused`` if the reason has no class of its own."""
     cls = _BY_REASON.get(reason)
     return errors.Refused(message or reason, reason) if cls is None else cls(message or reason)

@@ -1,7 +1,7 @@
-"""Where threads meet: orders come in, safe points stop here, one thread flushes, and all go on.
+"""Where threads meet: an order arrives, threads park at their safe points, one of them flushes, and all continue.
 
-It knows who is parked, who is inside ``critical()`` and which turns are open; what a flush contains and how it is sent
-is the caller's. Its condition's lock is the agent's one lock.
+The gate knows which threads are parked, which are inside ``critical()`` and which iterations are open; the caller
+decides what a flush contains and how it is sent. The lock of its condition is the agent's only lock.
 """
 
 import threading
@@ -15,22 +15,22 @@ from savepoint.contract.agent_protocol import Quiesce, Result, Stopping
 from savepoint.errors import SavepointError
 from savepoint.sdk.scope import Scope
 
-_POLL_SECONDS: Final = 0.05  # how soon a thread's silent end is noticed
-_REMEMBERED: Final = 8  # transactions that are over
+_POLL_SECONDS: Final = 0.05  # how soon a thread that ended without notice is detected
+_FINISHED_KEPT: Final = 8  # transactions remembered as finished
 
 
-class Iteration(Protocol):
-    """An open turn of a loop: its scope, and the thread that runs it."""
+class RunningLoop(Protocol):
+    """A loop that runs: the scope of its open iteration, if any, and the thread that runs it."""
 
     @property
-    def turn(self) -> Scope | None: ...
+    def iteration(self) -> Scope | None: ...
     @property
     def thread(self) -> int: ...
 
 
 @dataclass
 class PendingOrder:
-    """An order to flush, with the time after which it is void."""
+    """An order to flush, and the time after which it is void."""
 
     order: Quiesce | Stopping
     deadline: float  # monotonic
@@ -46,37 +46,38 @@ class PendingOrder:
 
 @dataclass
 class Waiter:
-    """A checkpoint that some thread asked for."""
+    """A thread that waits for the result of the checkpoint it requested."""
 
     result: Result | None = None
     error: SavepointError | None = field(default=None)
 
     @property
     def done(self) -> bool:
+        """True once there is a result or an error."""
         return self.result is not None or self.error is not None
 
 
 class Gate:
     """The meeting point of one agent's threads."""
 
-    def __init__(self, turns: Callable[[], Iterable[Iteration]]) -> None:
+    def __init__(self, loops: Callable[[], Iterable[RunningLoop]]) -> None:
         self.condition = threading.Condition(threading.RLock())
-        self.attention = False  # the one thing a safe point looks at when nothing is to be done
-        self.urgent = False  # something besides an order waits for a safe point
+        self.attention = False  # the only flag that a safe point reads when there is nothing to do
+        self.attention_requested = False  # something other than an order needs the next safe point
         self.pending: PendingOrder | None = None
-        self._turns = turns
+        self._loops = loops
         self._parked: dict[int, Scope] = {}
-        self._critical: dict[int, int] = {}
-        self._over: list[str] = []  # transactions that were flushed, cancelled or missed
+        self._critical: dict[int, int] = {}  # thread -> nesting depth
+        self._finished: list[str] = []  # transactions that were flushed, cancelled or missed
         self._waiters: dict[str, Waiter] = {}
 
     # -- orders, from the reader's thread --
 
-    def order(self, order: Quiesce | Stopping) -> PendingOrder | None:
-        """An order came in. None: it came twice, or is over already."""
+    def accept(self, order: Quiesce | Stopping) -> PendingOrder | None:
+        """Make an order the pending one. Returns None if it is a repeat or its transaction is finished."""
         seconds = order.timeout_seconds if isinstance(order, Quiesce) else order.grace_seconds
         with self.condition:
-            if order.transaction in self._over:
+            if order.transaction in self._finished:
                 return None
             if self.pending is not None and self.pending.order.transaction == order.transaction:
                 return None
@@ -86,18 +87,21 @@ class Gate:
             return self.pending
 
     def drop(self, transaction: str | None = None) -> bool:
-        """Do not flush for this transaction (None: whichever is pending) any more. Tells whether one was pending."""
+        """Drop the pending order of this transaction (None: of any) unless it is being flushed.
+
+        Returns whether an order was dropped. A named transaction is remembered as finished in any case.
+        """
         with self.condition:
             pending = self.pending
             if transaction is not None:
-                self._remember(transaction)
+                self._mark_finished(transaction)
             if pending is None or pending.flushing or transaction not in (None, pending.order.transaction):
                 return False
             self._clear(pending)
             return True
 
-    def settle(self, result: Result) -> None:
-        """Wake who asked for this checkpoint."""
+    def deliver(self, result: Result) -> None:
+        """Give a result to the thread that requested the checkpoint, if there is one."""
         with self.condition:
             waiter = self._waiters.get(result.request or "")
             if waiter is not None:
@@ -105,45 +109,48 @@ class Gate:
             self.condition.notify_all()
 
     def fail_waiters(self, error: SavepointError) -> None:
-        """Nobody will answer those who wait."""
+        """Wake every waiting thread with an error, because no result will arrive."""
         with self.condition:
             for waiter in self._waiters.values():
                 waiter.error = waiter.error or error
             self.condition.notify_all()
 
-    def expect(self, request: str) -> Waiter:
-        """From here on a result for this request is kept."""
+    def add_waiter(self, request: str) -> Waiter:
+        """Return a waiter that receives the result of this request."""
         with self.condition:
             waiter = self._waiters[request] = Waiter()
             return waiter
 
-    def forget(self, request: str) -> None:
-        """Nobody waits for it any more."""
+    def remove_waiter(self, request: str) -> None:
+        """Stop waiting for the result of this request."""
         with self.condition:
             self._waiters.pop(request, None)
 
-    def alarm(self) -> None:
-        """Every safe point looks up from here on. Safe in a signal handler."""
-        self.urgent = True
+    def request_attention(self) -> None:
+        """Make every safe point check the session's state from now on. Safe in a signal handler."""
+        self.attention_requested = True
         self.attention = True
 
-    def calm(self) -> None:
-        """Undo ``alarm``."""
+    def withdraw_attention(self) -> None:
+        """Undo ``request_attention``."""
         with self.condition:
-            self.urgent = False
+            self.attention_requested = False
             self.attention = self.pending is not None
 
     # -- safe points, from the agent's threads --
 
     def park(self, scope: Scope, flush: Callable[[PendingOrder], None]) -> PendingOrder | None:
-        """Stop at a safe point while an order is pending. One of the parked threads calls ``flush``, with the lock
-        released. Returns the order that was served, None if there was none or it was dropped."""
-        me = get_ident()
+        """Stop at a safe point while an order is pending.
+
+        One of the parked threads calls ``flush``, with the lock released. Returns the order that was served; None if
+        there was none or it was dropped.
+        """
+        thread = get_ident()
         with self.condition:
             pending = self.pending
-            if pending is None or self._critical.get(me):
+            if pending is None or self._critical.get(thread):
                 return None
-            self._parked[me] = scope
+            self._parked[thread] = scope
             self.condition.notify_all()
             try:
                 while self.pending is pending:
@@ -153,7 +160,7 @@ class Gate:
                     elif left <= 0:
                         self._clear(pending)
                         return None
-                    elif self._all_stand_still():
+                    elif self._all_parked():
                         pending.flushing = True
                         break
                     else:
@@ -162,7 +169,7 @@ class Gate:
                     return pending if pending.flushing else None
             finally:
                 if not pending.flushing:
-                    self._parked.pop(me, None)
+                    self._parked.pop(thread, None)
         try:
             flush(pending)
         finally:
@@ -171,77 +178,85 @@ class Gate:
                 self._clear(pending)
         return pending
 
-    def stand_still(self, scope: Scope, until: float) -> bool:
-        """Wait until nothing else moves, without an order (for the end of a run). False: time was up."""
-        me = get_ident()
+    def wait_until_all_parked(self, scope: Scope, until: float) -> bool:
+        """Wait, without an order, until no other thread is in an iteration or a critical block. False: timed out."""
+        thread = get_ident()
         with self.condition:
-            self._parked[me] = scope
+            self._parked[thread] = scope
             try:
-                while not self._all_stand_still():
+                while not self._all_parked():
                     if monotonic() >= until:
                         return False
                     self.condition.wait(_POLL_SECONDS)
                 return True
             finally:
-                self._parked.pop(me, None)
+                self._parked.pop(thread, None)
 
     def enter_critical(self) -> None:
-        """No flush from here on; one that runs is waited for."""
-        me = get_ident()
+        """Prevent flushes from now on, after waiting for one that is running."""
+        thread = get_ident()
         with self.condition:
-            if not self._critical.get(me):
+            if not self._critical.get(thread):
                 while self.pending is not None and self.pending.flushing:
                     self.condition.wait()
-            self._critical[me] = self._critical.get(me, 0) + 1
+            self._critical[thread] = self._critical.get(thread, 0) + 1
 
     def leave_critical(self) -> None:
         """Undo one ``enter_critical``."""
-        me = get_ident()
+        thread = get_ident()
         with self.condition:
-            self._critical[me] -= 1
-            if not self._critical[me]:
-                del self._critical[me]
+            self._critical[thread] -= 1
+            if not self._critical[thread]:
+                del self._critical[thread]
                 self.condition.notify_all()
 
     def in_critical(self) -> bool:
-        """Whether this thread is inside ``critical()``."""
+        """Return whether this thread is inside ``critical()``."""
         return bool(self._critical.get(get_ident()))
 
-    def alone(self) -> bool:
-        """Whether no other thread is parked and no other runs a turn: the cut is at one point of the program."""
-        me = get_ident()
+    def is_only_thread(self) -> bool:
+        """Return whether no other thread is parked or runs an iteration.
+
+        Only then is the checkpoint taken at a single point of the program.
+        """
+        thread = get_ident()
         with self.condition:
-            return set(self._parked) <= {me} and all(
-                turn.thread == me for turn in self._turns() if turn.turn is not None
+            return set(self._parked) <= {thread} and all(
+                loop.thread == thread for loop in self._loops() if loop.iteration is not None
             )
 
     def obstacles(self) -> list[int]:
-        """Threads that keep a flush from happening."""
+        """Return the threads that a flush has to wait for."""
         with self.condition:
-            return self._moving()
+            return self._unparked_threads()
 
     # -- inside; the lock is held --
 
-    def _all_stand_still(self) -> bool:
-        return not self._moving()
+    def _all_parked(self) -> bool:
+        return not self._unparked_threads()
 
-    def _moving(self) -> list[int]:
-        covered = {id(scope) for parked in self._parked.values() for scope in parked.lineage()}
+    def _unparked_threads(self) -> list[int]:
+        covered = {id(scope) for parked in self._parked.values() for scope in parked.self_and_ancestors()}
         alive = {thread.ident for thread in threading.enumerate()}
-        moving = [thread for thread in self._critical if thread in alive]
-        for open_turn in self._turns():
-            turn, thread = open_turn.turn, open_turn.thread
-            if turn is not None and id(turn) not in covered and thread not in self._parked and thread in alive:
-                moving.append(thread)
-        return moving
+        unparked = [thread for thread in self._critical if thread in alive]
+        for loop in self._loops():
+            iteration, thread = loop.iteration, loop.thread
+            if (
+                iteration is not None
+                and id(iteration) not in covered
+                and thread not in self._parked
+                and thread in alive
+            ):
+                unparked.append(thread)
+        return unparked
 
     def _clear(self, pending: PendingOrder) -> None:
-        self._remember(pending.order.transaction)
+        self._mark_finished(pending.order.transaction)
         if self.pending is pending:
             self.pending = None
-            self.attention = self.urgent
+            self.attention = self.attention_requested
         self.condition.notify_all()
 
-    def _remember(self, transaction: str) -> None:
-        if transaction not in self._over:
-            self._over = [*self._over[-_REMEMBERED:], transaction]
+    def _mark_finished(self, transaction: str) -> None:
+        if transaction not in self._finished:
+            self._finished = [*self._finished[-_FINISHED_KEPT:], transaction]

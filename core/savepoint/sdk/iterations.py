@@ -1,6 +1,6 @@
-"""What a loop asks of its session: the record of its turns, and the safe point between them.
+"""The session's side of a loop: the record of its iterations, and the safe points between them.
 
-The iterator itself is loop.py's.
+The iterator itself is in loop.py.
 """
 
 from typing import Any
@@ -17,45 +17,45 @@ class LoopIterations:
         self._session = session
 
     def loop_opened(self, loop: Loop[Any]) -> None:
-        """The loop runs; an older iterator over the same loop, left by an exception, is taken over."""
+        """Note that the loop runs; an older iterator over it, left by an exception, is superseded."""
         session = self._session
         with session.lock:
-            session.check()
+            session.raise_if_ended()
             for other in list(session.activity.loops.values()):
                 if other.record is loop.record:
-                    other.take_over()
-                    self.loop_left(other)
+                    other.supersede()
+                    self.loop_closed(other)
             if loop.record.finished:
-                loop.scope.used.take(f"loop {loop.name}")
+                loop.scope.ordinals.take(f"loop {loop.name}")
             else:
                 session.activity.loops[id(loop)] = loop
-                session.state.reached(_between_turns(loop))
+                session.state.pass_point(_boundary(loop))
 
-    def loop_left(self, loop: Loop[Any]) -> None:
-        """Nothing runs in it any more. Takes no lock: a garbage collection may call it anywhere."""
+    def loop_closed(self, loop: Loop[Any]) -> None:
+        """Note that the loop does not run any more. Takes no lock: the garbage collector may call it at any point."""
         self._session.activity.loops.pop(id(loop), None)
 
-    def turn_entered(self, loop: Loop[Any]) -> None:
-        """A turn begins."""
+    def iteration_started(self, loop: Loop[Any]) -> None:
+        """Note that an iteration begins."""
         with self._session.lock:
-            self._session.state.turn_entered()
+            self._session.state.iteration_started()
 
-    def turn_finished(self, loop: Loop[Any], key: str) -> None:
-        """The key's turn is done; what was recorded below it is dropped."""
+    def iteration_finished(self, loop: Loop[Any], key: str) -> None:
+        """Record that an iteration is finished; what was recorded below it is dropped."""
         with self._session.lock:
-            self._session.state.ledger.collapse(loop.scope.finish_turn(loop.label, key))
-            self._session.state.moved_on()
+            self._session.state.ledger.collapse(loop.scope.finish_iteration(loop.label, key))
+            self._session.state.note_progress()
 
     def loop_finished(self, loop: Loop[Any]) -> None:
-        """No key is left; the loop collapses to one mark."""
+        """Record that the loop is finished, as one mark in place of its keys."""
         with self._session.lock:
             self._session.state.ledger.collapse(loop.scope.finish_loop(loop.name, loop.label))
 
-    def turn_point(self, loop: Loop[Any]) -> None:
-        """The safe point between two turns."""
+    def iteration_boundary(self, loop: Loop[Any]) -> None:
+        """Pass the safe point between two iterations."""
         if self._session.gate.attention:
-            self._session.point(_between_turns(loop))
+            self._session.safe_point(_boundary(loop))
 
 
-def _between_turns(loop: Loop[Any]) -> ReplayPoint:
+def _boundary(loop: Loop[Any]) -> ReplayPoint:
     return ReplayPoint(loop.scope.path, loop.label)

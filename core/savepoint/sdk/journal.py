@@ -1,7 +1,7 @@
-"""The journal: an append-only log of finished steps and of effects, in files numbered by the cut they follow.
+"""The journal: an append-only log of finished steps and of effects, in files numbered by the checkpoint they follow.
 
-Record: 4 bytes big-endian length, 4 bytes CRC-32 of the body, body (JSON). It does not know what a record means, and
-it is not thread-safe: the caller holds the agent's lock.
+Record: 4 bytes big-endian length, 4 bytes CRC-32 of the body, body (JSON). The journal does not know what a record
+means. It is not thread-safe: the caller holds the agent's lock.
 """
 
 import json
@@ -25,26 +25,32 @@ log = logging.getLogger("savepoint")
 
 
 class Journal(Protocol):
-    """Where finished steps and effects go between two cuts."""
+    """Where finished steps and effects are recorded between two checkpoints."""
 
     def replay(self, number: int) -> Iterator[dict[str, Any]]:
-        """Records of file ``number`` and those after it, in order; once it is through, appending is possible."""
+        """Yield the records of file ``number`` and of those after it, in order.
+
+        Records can be appended once the iterator is exhausted.
+        """
 
     def append(self, record: Mapping[str, Any], *, durable: bool) -> None:
-        """Write one record; ``durable``: it survives the machine. Raises StageFull, NotEncodable, Unavailable."""
+        """Write one record. Raises StageFull, NotEncodable, Unavailable.
+
+        A ``durable`` record is synced to disk, so that it survives a crash of the machine.
+        """
 
     def rotate(self) -> int:
-        """The number that a cut taken now must name: what is appended from here on follows the cut."""
+        """Return the number that a checkpoint taken now must name: the file for all records appended from now on."""
 
     def forget(self, below: int) -> None:
-        """A cut that names ``below`` is committed: older files may go."""
+        """Delete the files numbered less than ``below``, because a checkpoint that names it is committed."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class NoJournal:
-    """For an agent that nothing will ever bring back."""
+    """A journal for an agent whose state is never restored: it records nothing."""
 
     def replay(self, number: int) -> Iterator[dict[str, Any]]:
         return iter(())
@@ -63,7 +69,7 @@ class NoJournal:
 
 
 class FileJournal:
-    """The journal of one run, in ``directory``. ``durable=False``: nothing needs to survive the machine."""
+    """The journal of one run, in ``directory``. With ``durable=False`` no record is ever synced to disk."""
 
     def __init__(self, directory: Path, *, durable: bool = True) -> None:
         self._directory = directory
@@ -71,17 +77,17 @@ class FileJournal:
         self._number = 0
         self._descriptor = -1
         self._end = 0
-        self._entered = False  # whether the file's name is known to be on disk
+        self._directory_synced = False  # whether the file's name is known to be on disk
 
     def replay(self, number: int) -> Iterator[dict[str, Any]]:
-        """See Journal. Files that do not follow on ``number`` without a gap are removed."""
+        """See Journal. Files that do not follow ``number`` without a gap are removed."""
         found = self._numbers()
         for item in found:
             if item < number:
                 self._path(item).unlink(missing_ok=True)
         at = number
         while at in found:
-            yield from _records(self._path(at))
+            yield from _read_records(self._path(at))
             at += 1
         for item in found:
             if item > at:
@@ -102,12 +108,12 @@ class FileJournal:
                 written += os.write(self._descriptor, data[written:])
             if durable and self._durable:
                 _sync(self._descriptor)
-                if not self._entered:
+                if not self._directory_synced:
                     _sync_directory(self._directory)
-                    self._entered = True
+                    self._directory_synced = True
         except OSError as error:
-            self._cut_back()
-            raise _translated(error, self._path(self._number)) from error
+            self._discard_partial_record()
+            raise _journal_error(error, self._path(self._number)) from error
         self._end += len(data)
 
     def rotate(self) -> int:
@@ -134,14 +140,18 @@ class FileJournal:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC
             self._descriptor = os.open(path, flags, 0o600)
         except OSError as error:
-            raise _translated(error, path) from error
-        self._number, self._end, self._entered = number, 0, False
+            raise _journal_error(error, path) from error
+        self._number, self._end, self._directory_synced = number, 0, False
 
-    def _cut_back(self) -> None:
+    def _discard_partial_record(self) -> None:
         try:
             os.ftruncate(self._descriptor, self._end)
         except OSError as error:
-            log.warning("the journal could not be cut back after a failed write: %s", error)
+            log.warning(
+                "journal %s: cannot truncate a partly written record: %s; it and what follows it will be ignored",
+                self._path(self._number).name,
+                error,
+            )
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{number}.log"
@@ -150,15 +160,15 @@ class FileJournal:
         try:
             return {int(path.stem) for path in self._directory.glob("*.log") if path.stem.isdecimal()}
         except OSError as error:
-            raise _translated(error, self._directory) from error
+            raise _journal_error(error, self._directory) from error
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole records of one file; what is behind a torn or damaged one is dropped."""
+def _read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the intact records of one file, up to the first torn or damaged one."""
     try:
         data = memoryview(path.read_bytes())
     except OSError as error:
-        raise _translated(error, path) from error
+        raise _journal_error(error, path) from error
     at = 0
     while at < len(data):
         body = data[at + _HEAD.size : at + _HEAD.size]
@@ -169,7 +179,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
                 at += _HEAD.size + length
                 yield json.loads(bytes(body))
                 continue
-        log.warning("journal %s: dropped a torn record and what follows it, %d bytes", path.name, len(data) - at)
+        log.warning("journal %s: dropped a torn record and what follows it: %d bytes", path.name, len(data) - at)
         return
 
 
@@ -181,7 +191,8 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _translated(error: OSError, path: Path) -> StageFull | Unavailable:
+def _journal_error(error: OSError, path: Path) -> StageFull | Unavailable:
+    """Return our error for a failed call on a journal file."""
     if error.errno in DISK_FULL_ERRNOS:
         return StageFull(f"no room for the journal {path.name}: make the stage volume larger")
     return Unavailable(f"journal {path.name}: {error.strerror}")

@@ -1,4 +1,4 @@
-"""Names and keys of the durable scopes, as text, and sets of keys that stay small. It knows no scope."""
+"""Names and keys of durable scopes as text, and compact sets of keys. It knows nothing of scopes themselves."""
 
 import json
 from bisect import bisect_right
@@ -8,46 +8,47 @@ from typing import Any, Final
 from savepoint.sdk.errors import NotEncodable, RestoreFailed
 
 NAME_MAX: Final = 200
-_ESCAPES: Final = str.maketrans({"%": "%25", "/": "%2F", "#": "%23", "[": "%5B"})
+_NAME_ESCAPES: Final = str.maketrans({"%": "%25", "/": "%2F", "#": "%23", "[": "%5B"})
 SEGMENT_ESCAPES: Final = str.maketrans({"%": "%25", "/": "%2F"})
 
 
 def checked_name(name: str, what: str) -> str:
-    """``name`` if it can stand in a path."""
+    """Return ``name`` if it can be part of a scope's path; else raise ValueError."""
     if not isinstance(name, str) or not name or len(name) > NAME_MAX or not name.isprintable():
-        raise ValueError(f"a {what}'s name is printable text of 1 to {NAME_MAX} characters, not {name!r:.80}")
+        raise ValueError(f"the name of a {what} must be 1 to {NAME_MAX} printable characters, not {name!r:.80}")
     return name
 
 
 def numbered(name: str, ordinal: int | str) -> str:
-    """``docs#0``: the first thing of this name in its scope. No name holds a ``#`` of its own."""
-    return f"{name.translate(_ESCAPES)}#{ordinal}"
+    """Return the label ``docs#0`` of the first thing named ``docs`` in its scope. A ``#`` in the name is escaped."""
+    return f"{name.translate(_NAME_ESCAPES)}#{ordinal}"
 
 
 def key_text(key: object, what: str) -> str:
-    """A key as canonical text: text and whole numbers, and tuples of them."""
+    """Return a key (a string, an integer or a tuple of them) as canonical text. Raises NotEncodable."""
     if key.__class__ is int:
         return str(key)
-    if key.__class__ is str or (key.__class__ is tuple and key and all(i.__class__ in (str, int) for i in _items(key))):
+    if key.__class__ is str or _is_tuple_of_keys(key):
         return json.dumps(key, ensure_ascii=False, separators=(",", ":"))
     raise NotEncodable(
-        f"{what}: a key is text, a whole number or a tuple of them, not {key.__class__.__qualname__}; "
-        f"pass key= with a function that gives one for each item"
+        f"{what}: a key must be a string, an integer or a tuple of them, not {key.__class__.__qualname__}; "
+        f"pass key= with a function that returns one for each item"
     )
 
 
-def _items(key: object) -> tuple[object, ...]:
-    assert isinstance(key, tuple)
-    return key
+def _is_tuple_of_keys(key: object) -> bool:
+    if not isinstance(key, tuple) or key.__class__ is not tuple or not key:
+        return False
+    return all(item.__class__ in (str, int) for item in key)
 
 
-def turn_segment(loop: str, key: str) -> str:
-    """``docs#0["a"]``: one turn, as a segment of a path."""
+def iteration_segment(loop: str, key: str) -> str:
+    """Return the path segment of one iteration: ``docs#0["a"]``."""
     return f"{loop}[{key.translate(SEGMENT_ESCAPES)}]"
 
 
 class KeySet:
-    """A set of key texts. Whole numbers are held as ranges: an endless count takes the room of one number."""
+    """A set of key texts. Integers are stored as ranges, so that an endless count stays as small as one number."""
 
     __slots__ = ("_ends", "_starts", "_texts")
 
@@ -60,15 +61,15 @@ class KeySet:
         return len(self._texts) + sum(self._ends) - sum(self._starts)
 
     def __contains__(self, key: str) -> bool:
-        number = _number(key)
+        number = _integer(key)
         if number is None:
             return key in self._texts
         at = bisect_right(self._starts, number) - 1
         return at >= 0 and number < self._ends[at]
 
     def add(self, key: str) -> None:
-        """Add a key; adding it twice is no error."""
-        number = _number(key)
+        """Add a key; a key that is in the set already changes nothing."""
+        number = _integer(key)
         if number is None:
             self._texts[key] = None
             return
@@ -89,16 +90,16 @@ class KeySet:
             self._ends.insert(at, number + 1)
 
     def clear(self) -> None:
-        """Forget every key."""
+        """Remove every key."""
         self._starts, self._ends, self._texts = [], [], {}
 
     def to_plain(self) -> dict[str, Any]:
-        """For the execution component."""
+        """Return the set as plain JSON values, for the execution component."""
         return {"ranges": list(zip(self._starts, self._ends, strict=True)), "texts": list(self._texts)}
 
     @classmethod
     def from_plain(cls, raw: Mapping[str, Any]) -> "KeySet":
-        """From the execution component. Raises RestoreFailed."""
+        """Return the set that ``to_plain`` described. Raises RestoreFailed."""
         keys = cls()
         try:
             for start, end in raw.get("ranges", []):
@@ -110,5 +111,5 @@ class KeySet:
         return keys
 
 
-def _number(key: str) -> int | None:
+def _integer(key: str) -> int | None:
     return int(key) if key[0] not in '"[' else None

@@ -1,6 +1,6 @@
-"""Compare and copy memory in blocks, by the C library's memcmp and memmove, which let other threads run.
+"""Compare and copy memory in blocks with the C library's memcmp and memmove, which run without the GIL.
 
-It knows addresses and sizes only; who may touch which buffer when is decided elsewhere.
+The functions know addresses and sizes only; the caller decides which buffer may be read or written when.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 BLOCK_BYTES: Final = 64 << 10
+_COPY_BYTES: Final = 16 << 20  # copied in one call
 
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -17,7 +18,7 @@ _memcmp.restype = ctypes.c_int
 
 
 class _Buffer(ctypes.Structure):
-    """``Py_buffer`` of CPython: ctypes' own ``from_buffer`` refuses what is read-only."""
+    """CPython's ``Py_buffer``; ctypes' own ``from_buffer`` refuses read-only memory."""
 
     _fields_ = (
         ("buf", ctypes.c_void_p),
@@ -44,9 +45,9 @@ _release_buffer.restype = None
 
 @contextmanager
 def address_of(buffer: Any) -> Iterator[int]:
-    """The address of a C-contiguous buffer's first byte, valid inside the block."""
+    """Yield the address of a C-contiguous buffer's first byte; it is valid inside the block."""
     view = _Buffer()
-    _get_buffer(buffer, ctypes.byref(view), 0)  # PyBUF_SIMPLE; raises BufferError by itself
+    _get_buffer(buffer, ctypes.byref(view), 0)  # PyBUF_SIMPLE; raises BufferError itself
     try:
         yield view.buf or 0
     finally:
@@ -54,20 +55,20 @@ def address_of(buffer: Any) -> Iterator[int]:
 
 
 def refresh(target: mmap.mmap, source: memoryview) -> int:
-    """Make ``target`` equal to ``source``, touching only blocks that differ. Returns the bytes copied."""
+    """Make ``target`` equal to ``source``, writing only blocks that differ. Returns the number of bytes copied."""
     size = len(source)
     copied = 0
-    with address_of(target) as to, address_of(source) as out_of:
+    with address_of(target) as destination, address_of(source) as origin:
         for offset in range(0, size, BLOCK_BYTES):
             length = min(BLOCK_BYTES, size - offset)
-            if _memcmp(to + offset, out_of + offset, length):
-                ctypes.memmove(to + offset, out_of + offset, length)
+            if _memcmp(destination + offset, origin + offset, length):
+                ctypes.memmove(destination + offset, origin + offset, length)
                 copied += length
     return copied
 
 
 def fill(target: mmap.mmap, source: memoryview) -> None:
-    """Copy all of ``source``; other threads run meanwhile."""
-    with address_of(target) as to, address_of(source) as out_of:
-        for offset in range(0, len(source), 16 << 20):
-            ctypes.memmove(to + offset, out_of + offset, min(16 << 20, len(source) - offset))
+    """Copy all of ``source``; other threads run in the meantime."""
+    with address_of(target) as destination, address_of(source) as origin:
+        for offset in range(0, len(source), _COPY_BYTES):
+            ctypes.memmove(destination + offset, origin + offset, min(_COPY_BYTES, len(source) - offset))

@@ -1,35 +1,36 @@
-"""Catching up: between the start of a turn that runs again and the point where the checkpoint was taken.
+"""Replay points: the places in a program where checkpoints are taken, and how documents are set back at one.
 
-A program starts from its first line, and turns that were open run again from theirs; what they do to documents was in
-the checkpoint already. So when the program comes to the point where the cut was taken, the documents are set back to
-what they were when the first such turn was entered. It knows documents and points; scopes and locks are the caller's.
+After a restore a program starts from its first line, and iterations that were open start again from theirs. What they
+do to documents is in the checkpoint already. So when the program reaches the point where the checkpoint was taken,
+documents are set back to what they were when the first such iteration started. This module knows documents and points;
+scopes and locks belong to the caller.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from savepoint.sdk.errors import RestoreFailed
-
-log: Final = logging.getLogger("savepoint")
 
 
 @dataclass(frozen=True)
 class ReplayPoint:
-    """Where a cut was taken: between two turns of a loop, or at the n-th explicit safe point of a scope's pass."""
+    """Where a checkpoint was taken: between two iterations of ``loop``, or at explicit safe point ``number`` of a pass.
+
+    ``scope`` is the path of the scope; explicit safe points are counted from 0 in each pass of it.
+    """
 
     scope: str
     loop: str = ""
     number: int = 0
 
     def to_plain(self) -> dict[str, Any]:
-        """For the execution component."""
+        """Return the point as plain JSON values, for the execution component."""
         return {"scope": self.scope, "loop": self.loop, "number": self.number}
 
     @classmethod
     def from_plain(cls, raw: Mapping[str, Any] | None) -> "ReplayPoint | None":
-        """From the execution component. Raises RestoreFailed."""
+        """Return the point that ``to_plain`` described. Raises RestoreFailed."""
         if raw is None:
             return None
         try:
@@ -38,9 +39,11 @@ class ReplayPoint:
             raise RestoreFailed("the saved execution state cannot be read") from error
 
 
-def become(target: Any, source: Any) -> None:
-    """Make a container equal to another of its class; containers inside keep their identity where they keep their
-    place, for the program may hold on to them."""
+def assign_in_place(target: Any, source: Any) -> None:
+    """Make a container equal to another of its class.
+
+    Inner containers keep their identity where they keep their place, because the program may hold references to them.
+    """
     if isinstance(target, dict):
         merged = {key: _merged(target.get(key), value) for key, value in source.items()}
         target.clear()
@@ -54,6 +57,6 @@ def become(target: Any, source: Any) -> None:
 
 def _merged(old: Any, new: Any) -> Any:
     if old.__class__ is new.__class__ and new.__class__ in (dict, list):
-        become(old, new)
+        assign_in_place(old, new)
         return old
     return new

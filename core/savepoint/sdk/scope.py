@@ -1,8 +1,8 @@
-"""The tree of durable scopes: what is recorded below each path, and where this process stands in it.
+"""The tree of durable scopes: what is recorded below each path, and where this process is in it.
 
-A path is segments joined by ``/``: ``docs#0["a"]`` is the turn of key "a" of the first loop "docs" of its scope,
-``reviewer#0`` a named scope, and a step ends a path: ``docs#0["a"]/summarise#0``. It does no I/O, takes no lock, and
-runs no code of the agent.
+A path consists of segments joined by ``/``: ``docs#0["a"]`` is the iteration with key "a" of the first loop named
+"docs" in its scope, ``reviewer#0`` is a named scope, and a step ends a path: ``docs#0["a"]/summarise#0``. The tree does
+no I/O, takes no lock, and runs none of the agent's code.
 """
 
 import heapq
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from savepoint.sdk.errors import RestoreFailed
-from savepoint.sdk.keys import KeySet, numbered, turn_segment
+from savepoint.sdk.keys import KeySet, iteration_segment, numbered
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """A finished step: digest of its arguments and its encoded result."""
+    """A finished step: the digest of its arguments and its encoded result."""
 
     digest: str
     text: str = field(repr=False)
@@ -24,16 +24,16 @@ class StepRecord:
 
 @dataclass(slots=True)
 class LoopRecord:
-    """A loop: the keys whose turns are finished, until all of it is."""
+    """A loop: the keys of its finished iterations, or the mark that all of it is finished."""
 
     done: KeySet = field(default_factory=KeySet)
     finished: bool = False
 
 
 class Ordinals:
-    """Numbers for things of one name within one pass: the lowest that is neither taken nor in use.
+    """Numbers for things of one name within one pass: the lowest number not in use.
 
-    What fails gives its number back, so that a second try has the same identity as the first.
+    A thing that fails gives its number back, so that a second try has the same identity as the first.
     """
 
     __slots__ = ("_free", "_next")
@@ -43,7 +43,7 @@ class Ordinals:
         self._free: dict[str, list[int]] = {}
 
     def take(self, name: str) -> int:
-        """The number of the next thing of this name."""
+        """Return the number of the next thing of this name and mark it as used."""
         free = self._free.get(name)
         if free:
             return heapq.heappop(free)
@@ -52,19 +52,30 @@ class Ordinals:
         return number
 
     def give_back(self, name: str, number: int) -> None:
-        """The thing did not come to be."""
+        """Free the number of a thing that failed."""
         heapq.heappush(self._free.setdefault(name, []), number)
 
     def peek(self, name: str) -> int:
-        """The number that ``take`` would give."""
+        """Return the number that ``take`` would return."""
         free = self._free.get(name)
         return free[0] if free else self._next.get(name, 0)
 
 
 class Scope:
-    """One node of the tree: the root, a turn of a loop, or a named scope."""
+    """One node of the tree: the root, an iteration of a loop, or a named scope."""
 
-    __slots__ = ("children", "effects", "loops", "open", "parent", "path", "pauses", "points", "steps", "used")
+    __slots__ = (
+        "children",
+        "effects",
+        "loops",
+        "open",
+        "ordinals",
+        "parent",
+        "path",
+        "safe_points",
+        "safe_points_at_step",
+        "steps",
+    )
 
     def __init__(self, path: str, parent: "Scope | None") -> None:
         self.path = path
@@ -72,57 +83,57 @@ class Scope:
         self.steps: dict[str, StepRecord] = {}
         self.loops: dict[str, LoopRecord] = {}
         self.children: dict[str, Scope] = {}
-        self.effects: dict[str, None] = {}  # ids of effects that were begun here, in order
-        self.used = Ordinals()  # of this pass: names are prefixed by their sort
-        self.open = False  # code runs in it
-        self.points = 0  # explicit safe points passed in this pass
-        self.pauses: dict[str, int] = {}  # step name -> points when it ran last
+        self.effects: dict[str, None] = {}  # ids of the effects begun here, in order
+        self.ordinals = Ordinals()  # of this pass; names are prefixed by step, loop, scope or effect
+        self.open = False  # whether code runs in it
+        self.safe_points = 0  # explicit safe points passed in this pass
+        self.safe_points_at_step: dict[str, int] = {}  # step name -> `safe_points` when it last ran
 
     def child(self, segment: str) -> "Scope":
-        """The scope below this one, made if need be."""
+        """Return the scope below this one, creating it if necessary."""
         found = self.children.get(segment)
         if found is None:
             path = f"{self.path}/{segment}" if self.path else segment
             found = self.children[segment] = Scope(path, self)
         return found
 
-    def at(self, path: str) -> "Scope":
-        """The scope of a path that was saved; only the root is asked."""
+    def descendant(self, path: str) -> "Scope":
+        """Return the scope of a saved path, creating it if necessary. Called on the root only."""
         scope = self
         for segment in path.split("/") if path else ():
             scope = scope.child(segment)
         return scope
 
     def begin_pass(self) -> None:
-        """The code of this scope runs, from its start."""
+        """Note that the code of this scope starts to run, from its beginning."""
         self.open = True
-        self.used = Ordinals()
-        self.points = 0
-        self.pauses = {}
+        self.ordinals = Ordinals()
+        self.safe_points = 0
+        self.safe_points_at_step = {}
 
-    def lineage(self) -> Iterator["Scope"]:
-        """This scope and those around it, the root last."""
+    def self_and_ancestors(self) -> Iterator["Scope"]:
+        """Yield this scope and those around it, the root last."""
         scope: Scope | None = self
         while scope is not None:
             yield scope
             scope = scope.parent
 
     def loop(self, name: str) -> tuple[str, LoopRecord]:
-        """The loop of this name that is next: one that was left unfinished goes on."""
-        label = numbered(name, self.used.peek(f"loop {name}"))
+        """Return label and record of the next loop of this name; an unfinished loop is returned again."""
+        label = numbered(name, self.ordinals.peek(f"loop {name}"))
         return label, self.loops.setdefault(label, LoopRecord())
 
-    def finish_turn(self, label: str, key: str) -> list[str]:
-        """The turn's key is done and what was recorded below it is dropped. Returns the effects begun there."""
+    def finish_iteration(self, label: str, key: str) -> list[str]:
+        """Mark an iteration as finished and drop what was recorded below it. Returns the effects begun there."""
         self.loops[label].done.add(key)
-        return self.drop(turn_segment(label, key))
+        return self.drop(iteration_segment(label, key))
 
     def finish_loop(self, name: str, label: str) -> list[str]:
-        """The loop collapses to one mark. Returns the effects begun in turns that were still held."""
+        """Replace a loop's keys by one mark. Returns the effects begun in iterations that were still recorded."""
         record = self.loops[label]
         record.finished = True
         record.done.clear()
-        self.used.take(f"loop {name}")
+        self.ordinals.take(f"loop {name}")
         return [
             effect
             for segment in [item for item in self.children if item.startswith(f"{label}[")]
@@ -130,18 +141,18 @@ class Scope:
         ]
 
     def drop(self, segment: str) -> list[str]:
-        """What is below the segment is finished. Returns the effects begun there."""
+        """Drop a finished scope. Returns the effects begun in it and below it."""
         scope = self.children.pop(segment, None)
         return [] if scope is None else list(scope.all_effects())
 
     def all_effects(self) -> Iterator[str]:
-        """Ids of the effects begun here and below."""
+        """Yield the ids of the effects begun here and below."""
         yield from self.effects
         for child in self.children.values():
             yield from child.all_effects()
 
     def to_plain(self) -> dict[str, Any]:
-        """For the execution component; what is empty is left out."""
+        """Return the tree as plain JSON values, for the execution component; empty parts are left out."""
         plain: dict[str, Any] = {}
         if self.steps:
             plain["steps"] = {label: [record.digest, record.text] for label, record in self.steps.items()}
@@ -156,7 +167,7 @@ class Scope:
         return plain
 
     def load(self, plain: Mapping[str, Any]) -> None:
-        """Take over what ``to_plain`` gave. Raises RestoreFailed."""
+        """Take over what ``to_plain`` returned. Raises RestoreFailed."""
         try:
             for label, (digest, text) in plain.get("steps", {}).items():
                 self.steps[label] = StepRecord(str(digest), str(text))

@@ -1,7 +1,7 @@
 """The agent's part of the stage volume: files that the sidecar reads after the pause.
 
-A file that a flush named stays as it is until the result of that transaction. It decides nothing about content, and it
-is not thread-safe: the caller holds the agent's lock.
+A file named in a flush does not change until the result of that transaction. The module decides nothing about content.
+It is not thread-safe: the caller holds the agent's lock.
 """
 
 import mmap
@@ -9,43 +9,41 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from savepoint.contract import stage_layout
 from savepoint.errors import DISK_FULL_ERRNOS, SavepointError, StageFull, Unavailable
 
 
-
 class Stage:
-    """``root`` is the stage volume; what a former process left below ``agent/`` is removed."""
+    """The stage volume at ``root``. Files that a former process left below ``agent/`` are removed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._own = stage_layout.agent_folder(root)
-        self._folders = 0
+        self._agent_folder = stage_layout.agent_folder(root)
+        self._folders_created = 0
         try:
-            self._own.mkdir(mode=0o755, parents=True, exist_ok=True)  # the sidecar reads here
-            for left in self._own.iterdir():  # removed, never overwritten: a reader may still hold the old files
+            self._agent_folder.mkdir(mode=0o755, parents=True, exist_ok=True)  # the sidecar reads here
+            for left in self._agent_folder.iterdir():  # removed, not overwritten: a reader may have the old files open
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         except OSError as error:
-            raise translated(error, self._own) from error
+            raise stage_error(error, self._agent_folder) from error
 
-    def folder(self, stem: str) -> Path:
-        """A new folder of our own."""
-        self._folders += 1
-        path = self._own / f"{stem}-{self._folders}"
+    def new_folder(self, stem: str) -> Path:
+        """Create a folder below ``agent/`` and return it."""
+        self._folders_created += 1
+        path = self._agent_folder / f"{stem}-{self._folders_created}"
         try:
             path.mkdir(mode=0o755)
         except OSError as error:
-            raise translated(error, path) from error
+            raise stage_error(error, path) from error
         return path
 
     def relative(self, path: Path) -> str:
-        """How the protocol names a file of ours."""
+        """Return the path by which the protocol names a file of the stage."""
         return path.relative_to(self.root).as_posix()
 
     def write(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
-        """A new file of these bytes. Raises StageFull."""
+        """Write a new file with these bytes. Raises StageFull, Unavailable."""
         try:
             with path.open("xb", buffering=0) as file:
                 for part in parts:
@@ -53,24 +51,24 @@ class Stage:
                     while data:
                         data = data[file.write(data) or 0 :]
         except OSError as error:
-            raise translated(error, path) from error
+            raise stage_error(error, path) from error
 
-    def adopt(self, source: Path, path: Path) -> None:
-        """A copy of a restored file."""
+    def copy_in(self, source: Path, path: Path) -> None:
+        """Copy a restored file. Raises StageFull, Unavailable."""
         try:
             shutil.copyfile(source, path)
         except OSError as error:
-            raise translated(error, path) from error
+            raise stage_error(error, path) from error
 
     def remove(self, folder: Path) -> None:
-        """Let a folder of ours go."""
+        """Remove a folder below ``agent/``."""
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def mapped_new(path: Path, size: int) -> mmap.mmap:
-    """A new file of ``size`` > 0 bytes, its room taken for sure, mapped for writing. Raises StageFull.
+def create_mapped(path: Path, size: int) -> mmap.mmap:
+    """Create a file of ``size`` > 0 bytes and return it mapped for writing. Raises StageFull, Unavailable.
 
-    Room is taken first: a write to a mapped page that the volume has no room for would kill the process.
+    The space is allocated first: a write to a mapped page for which the volume has no room would kill the process.
     """
     descriptor = -1
     try:
@@ -84,14 +82,14 @@ def mapped_new(path: Path, size: int) -> mmap.mmap:
         return mmap.mmap(descriptor, size, flags=flags)
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise translated(error, path) from error
+        raise stage_error(error, path) from error
     finally:
         if descriptor >= 0:
             os.close(descriptor)
 
 
-def translated(error: OSError, path: Path) -> SavepointError:
-    """The door's error for a failed call on the stage."""
+def stage_error(error: OSError, path: Path) -> SavepointError:
+    """Return our error for a failed call on a stage file."""
     if error.errno in DISK_FULL_ERRNOS:
-        return StageFull(f"the stage volume has no room for {path.name}: make it larger; the agent goes on")
+        return StageFull(f"the stage volume has no room for {path.name}: make it larger; the agent continues")
     return Unavailable(f"stage file {path.name}: {error.strerror}")

@@ -222,7 +222,7 @@ def run(agent: savepoint.Agent, life: Life) -> dict[str, Any]:
                 due()
                 agent.safe_point()
                 if program.effects:
-                    effect(agent._session.position.now().path)
+                    effect(agent._session.position.current().path)
                 log.append([here, results])
                 count["turns"] += 1
                 due()
@@ -231,7 +231,7 @@ def run(agent: savepoint.Agent, life: Life) -> dict[str, Any]:
             due()
 
     def scope() -> str:
-        return agent._session.position.now().path
+        return agent._session.position.current().path
 
     if program.searches:
         log.append(["found", search(())])

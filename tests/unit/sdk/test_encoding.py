@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.sdk.digest import digest
-from savepoint.sdk.encoding import Types, decode, encode, utf8
+from savepoint.sdk.encoding import TypeRegistry, decode, encode, utf8
 from savepoint.sdk.errors import NotEncodable, RestoreFailed
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
@@ -78,7 +78,7 @@ def test_refuses_a_shared_reference_naming_both_places() -> None:
 def test_refuses_a_cycle() -> None:
     loop: dict[str, object] = {}
     loop["self"] = {"again": loop}
-    with pytest.raises(NotEncodable, match=r"\$\.self\.again holds itself"):
+    with pytest.raises(NotEncodable, match=r"\$\.self\.again contains itself"):
         encode(loop)
 
 
@@ -101,25 +101,25 @@ class Point:
 
 
 def test_registered_classes_come_back() -> None:
-    types = Types()
+    types = TypeRegistry()
     types.register(Point, "point", lambda p: {"x": p.x, "y": p.y}, lambda raw: Point(raw["x"], raw["y"]))
     types.register(Decimal, "decimal", str, Decimal)
     one = Decimal("1.10")
-    back = decode(encode({"p": [Point(1, 2)], "d": one, "e": one}, types=types), types=types)
+    back = decode(encode({"p": [Point(1, 2)], "d": one, "e": one}, registry=types), registry=types)
     assert (back["p"][0].x, back["p"][0].y, str(back["d"])) == (1, 2, "1.10")
 
 
 def test_a_registered_entity_that_stands_twice_is_refused() -> None:
-    types = Types()
+    types = TypeRegistry()
     types.register(Point, "point", lambda p: [p.x, p.y], lambda raw: Point(*raw))
     point = Point(1, 2)
     with pytest.raises(NotEncodable, match="same object"):
-        encode([point, point], types=types)
+        encode([point, point], registry=types)
     types.register(Node := type("Node", (), {}), "node", lambda node: node.__dict__, lambda raw: None)
     node = Node()
     node.me = node
-    with pytest.raises(NotEncodable, match="holds itself"):
-        encode(node, types=types)
+    with pytest.raises(NotEncodable, match="contains itself"):
+        encode(node, registry=types)
 
 
 def test_reading_an_unregistered_class_says_what_to_do() -> None:
@@ -138,7 +138,7 @@ def test_damaged_text_is_refused(text: str) -> None:
 
 
 def test_a_taken_name_is_refused() -> None:
-    types = Types()
+    types = TypeRegistry()
     types.register(Point, "point", vars, lambda raw: Point(**raw))
     types.register(Point, "point", vars, lambda raw: Point(**raw))  # again, as a reloaded module does
     with pytest.raises(ValueError, match="taken"):

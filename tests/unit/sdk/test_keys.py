@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.sdk.errors import NotEncodable
-from savepoint.sdk.keys import KeySet, checked_name, key_text, turn_segment
+from savepoint.sdk.keys import KeySet, checked_name, iteration_segment, key_text
 from savepoint.sdk.scope import Ordinals, Scope
 
 keys = st.integers(-5, 20) | st.text(max_size=2) | st.tuples(st.integers(0, 2), st.text(max_size=1))
@@ -34,8 +34,8 @@ def test_an_endless_count_stays_small() -> None:
 
 @given(st.lists(keys, unique_by=lambda key: (type(key), key)))
 def test_key_texts_are_unique(some: list[object]) -> None:
-    assert len({turn_segment("a#0", key_text(key, "loop")) for key in some}) == len(some)
-    assert not any("/" in turn_segment("a#0", key_text(key, "loop")) for key in some)
+    assert len({iteration_segment("a#0", key_text(key, "loop")) for key in some}) == len(some)
+    assert not any("/" in iteration_segment("a#0", key_text(key, "loop")) for key in some)
 
 
 @pytest.mark.parametrize("key", [None, True, 1.5, b"x", [1], (), (1, None), object()])
@@ -61,4 +61,4 @@ def test_what_fails_gives_its_number_back() -> None:
 def test_names_with_marks_do_not_collide() -> None:
     root = Scope("", None)
     odd = root.child('a%2Fb#0["x%2Fy"]').child("c#0")
-    assert root.at(odd.path) is odd
+    assert root.descendant(odd.path) is odd

@@ -184,7 +184,7 @@ def test_a_program_that_takes_another_way_is_warned_and_goes_on(
     for _ in agent.loop("loop", [1]):
         notes.append("again")
     assert notes == ["first", "again"]
-    assert "did not come to where its checkpoint was taken" in caplog.text
+    assert "did not reach the point where its checkpoint was taken" in caplog.text
     agent.checkpoint()
     assert life.checkpoints[-1].documents["notes"] == '["first","again"]'
 
@@ -274,7 +274,7 @@ def test_a_finished_loop_collapses_and_is_skipped_without_its_items(life: testin
 
 
 def test_a_repeated_key_is_an_error(life: testing.Simulation) -> None:
-    with pytest.raises(savepoint.LoopKeyRepeated, match=r"'loop'.*\"a\" twice"):
+    with pytest.raises(savepoint.LoopKeyRepeated, match=r"'loop'.*two items with the key \"a\""):
         run_loop(life.start(), ["a", "b", "a"])
 
 

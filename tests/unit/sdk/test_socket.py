@@ -227,7 +227,7 @@ def test_a_restarted_sidecar_is_attached_to_without_touching_state(
     agent.checkpoint()
     notes.append("newer")
     sidecar.stop()
-    wait(lambda: "went away" in caplog.text)
+    wait(lambda: "lost connection to the sidecar" in caplog.text)
     agent.safe_point()
     assert agent.step("goes on", lambda: 1) == 1
     sidecar.start()
@@ -247,7 +247,7 @@ def test_a_sidecar_that_takes_nobody_back_leaves_the_agent_running(
     sidecar.features = ()
     agent = connect()
     sidecar.stop()
-    wait(lambda: "went away" in caplog.text)
+    wait(lambda: "lost connection to the sidecar" in caplog.text)
     sidecar.start()
     for _ in agent.loop("loop", range(3)):
         agent.safe_point()
@@ -262,7 +262,7 @@ def test_a_required_agent_stops_when_its_sidecar_takes_nobody_back(
     agent = connect()
     sidecar.stop()
     wait(lambda: agent._session.gate.attention)
-    with pytest.raises(savepoint.Unavailable, match="went away"):
+    with pytest.raises(savepoint.Unavailable, match="lost connection to the sidecar"):
         agent.safe_point()
 
 
@@ -650,4 +650,4 @@ def test_logs_one_line_for_what_came_back(sidecar: FakeSidecar, connect: Any, ca
     agent.close()
     with caplog.at_level(logging.INFO, "savepoint"):
         connect()
-    assert [record.getMessage() for record in caplog.records] == ["restarted from coder-1: 1 steps on record"]
+    assert [record.getMessage() for record in caplog.records] == ["restarted from coder-1: recorded_steps=1"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from savepoint import testing
 from savepoint.contract.agent_protocol import Component
 from savepoint.sdk import memory
-from savepoint.sdk.stage import Stage, mapped_new
+from savepoint.sdk.stage import Stage, create_mapped
 from savepoint.sdk.tensors import TensorSet
 
 from tests.unit.sdk.test_journal import volume_of
@@ -68,7 +68,7 @@ def test_only_what_changed_is_copied(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     array = np.zeros(64 * memory.BLOCK_BYTES, np.uint8)
     tensors = TensorSet("w", "ModelWeights", lambda: {"w": array}, stage)
-    tensors.warm()
+    tensors.fill_buffers()
     array[5 * memory.BLOCK_BYTES] = 1
     component = tensors.flush("1")
     assert tensors.copied_bytes == memory.BLOCK_BYTES
@@ -83,7 +83,7 @@ def test_a_buffer_is_not_touched_before_its_result(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     array = np.zeros(100, np.uint8)
     tensors = TensorSet("w", "ModelWeights", lambda: {"w": array}, stage)
-    tensors.warm()
+    tensors.fill_buffers()
     first = tensors.flush("1")
     array[:] = 1
     second = tensors.flush("2")
@@ -152,7 +152,7 @@ def test_a_dtype_that_buffers_do_not_know_is_taken_by_its_bytes(tmp_path: Path) 
 @given(st.binary(min_size=1, max_size=300), st.binary(min_size=1, max_size=300), st.integers(1, 70))
 def test_refresh_makes_equal(tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes, block: int) -> None:
     size = min(len(old), len(new))
-    mapped = mapped_new(tmp_path_factory.mktemp("stage") / "f", size)
+    mapped = create_mapped(tmp_path_factory.mktemp("stage") / "f", size)
     memory.fill(mapped, memoryview(old)[:size])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "BLOCK_BYTES", block)
@@ -162,5 +162,5 @@ def test_refresh_makes_equal(tmp_path_factory: pytest.TempPathFactory, old: byte
 
 
 def test_unknown_kinds_are_refused(life: testing.Simulation) -> None:
-    with pytest.raises(ValueError, match="kind is one of"):
+    with pytest.raises(ValueError, match="kind must be one of"):
         life.start().tensors("weights", dict, kind="Weights")  # type: ignore[arg-type]

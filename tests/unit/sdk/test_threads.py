@@ -175,7 +175,7 @@ def test_one_of_many_parked_threads_flushes_and_all_go_on() -> None:
     root = Scope("", None)
     flushed: list[str] = []
     for number in range(20):
-        gate.order(Quiesce(f"t{number}", 10, 10))
+        gate.accept(Quiesce(f"t{number}", 10, 10))
         threads = [thread(lambda: gate.park(root, lambda pending: flushed.append(pending.order.transaction)))
                    for _ in range(4)]  # fmt: skip
         for one in threads:
