@@ -430,7 +430,7 @@ class TestS3StoreFaults:
             store.get_into("key", 0, memoryview(bytearray(4)))
 
     def test_a_head_without_a_reason(self) -> None:
-        with self.s3(answer(404)) as store, pytest.raises(StoreMisconfigured, match="no bucket"):
+        with self.s3(answer(404)) as store, pytest.raises(StoreMisconfigured, match="does not exist; create it"):
             store.head("key")
         with self.s3(answer(403)) as store, pytest.raises(StoreDenied):
             store.head("key")

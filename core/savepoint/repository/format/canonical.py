@@ -79,11 +79,11 @@ class Fields:
         """Return whether the object has the field and it has not been taken yet."""
         return name in self._rest
 
-    def text(self, name: str, *, longest: int = 4096) -> str:
-        """Take a string."""
+    def text(self, name: str, *, max_length: int = 4096) -> str:
+        """Take a string of at most ``max_length`` characters."""
         value = self.take(name)
-        if not isinstance(value, str) or len(value) > longest:
-            self.refuse(f"has no proper string in {name!r}")
+        if not isinstance(value, str) or len(value) > max_length:
+            self.refuse(f"has no valid string in {name!r}")
         return value
 
     def text_or_none(self, name: str) -> str | None:
@@ -97,7 +97,7 @@ class Fields:
         """Take a string of ``digits`` lower-case hexadecimal digits."""
         value = self.text(name)
         if not is_hexadecimal(value, digits):
-            self.refuse(f"has no {digits} hexadecimal digits in {name!r}")
+            self.refuse(f"does not have {digits} hexadecimal digits in {name!r}")
         return value
 
     def hexadecimal_or_none(self, name: str, digits: int = 64) -> str | None:
@@ -107,18 +107,18 @@ class Fields:
             return None
         return self.hexadecimal(name, digits)
 
-    def integer(self, name: str, *, least: int = 0, most: int = _MAX_INTEGER) -> int:
-        """Take an integer within bounds."""
+    def integer(self, name: str, *, minimum: int = 0, maximum: int = _MAX_INTEGER) -> int:
+        """Take an integer from ``minimum`` to ``maximum``."""
         value = self.take(name)
-        if not is_integer(value) or not least <= value <= most:
-            self.refuse(f"has no integer between {least} and {most} in {name!r}")
+        if not is_integer(value) or not minimum <= value <= maximum:
+            self.refuse(f"has no integer between {minimum} and {maximum} in {name!r}")
         return int(value)
 
     def boolean(self, name: str) -> bool:
         """Take a boolean."""
         value = self.take(name)
         if not isinstance(value, bool):
-            self.refuse(f"has neither true nor false in {name!r}")
+            self.refuse(f"has no boolean in {name!r}")
         return value
 
     def array(self, name: str) -> list[Any]:

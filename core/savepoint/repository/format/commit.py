@@ -104,17 +104,17 @@ def decode(content: bytes, where: str) -> CommitRecord:
         kind=known,
         namespace=fields.text("namespace"),
         agent=fields.text("agent"),
-        sequence=fields.integer("sequence", least=1, most=MAX_COUNT),
-        epoch=fields.integer("epoch", least=1, most=MAX_COUNT),
+        sequence=fields.integer("sequence", minimum=1, maximum=MAX_COUNT),
+        epoch=fields.integer("epoch", minimum=1, maximum=MAX_COUNT),
         pod_uid=fields.text("podUID"),
         node=fields.text("node"),
         attempt=fields.text_or_none("attempt"),
         manifest=_manifest_of(fields.take("manifest"), where),
         previous=fields.hexadecimal_or_none("previous"),
         time=fields.time("time"),
-        number=fields.integer("number", most=MAX_COUNT),
+        number=fields.integer("number", maximum=MAX_COUNT),
         name=fields.text_or_none("name"),
-        run=fields.integer("run", least=1, most=MAX_COUNT),
+        run=fields.integer("run", minimum=1, maximum=MAX_COUNT),
         trigger=fields.text("trigger"),
     )
     fields.end()
@@ -167,18 +167,18 @@ def checkpoint(
     """Return the record of a checkpoint. By default it takes the next number and is named after it."""
     number = head.record.number + 1 if number is None else number
     name = f"{head.record.agent}-{number}" if name is None else name
-    record = _next(head, "checkpoint", attempt=attempt, manifest=manifest, time=time, trigger=trigger)
+    record = _next_record(head, "checkpoint", attempt=attempt, manifest=manifest, time=time, trigger=trigger)
     return replace(record, number=number, name=name)
 
 
 def rollback(head: Head, *, attempt: str | None, manifest: ManifestName | None, time: str) -> CommitRecord:
     """Return the record that moves the agent to an older manifest, or to nothing (a reset)."""
-    return _next(head, "rollback", attempt=attempt, manifest=manifest, time=time, trigger="")
+    return _next_record(head, "rollback", attempt=attempt, manifest=manifest, time=time, trigger="")
 
 
 def completed(head: Head, *, time: str) -> CommitRecord:
     """Return the record that ends a run: the next grant starts fresh."""
-    return _next(head, "completed", attempt=None, manifest=head.record.manifest, time=time, trigger="")
+    return _next_record(head, "completed", attempt=None, manifest=head.record.manifest, time=time, trigger="")
 
 
 def link_problem(record: CommitRecord, head: Head | None) -> str:
@@ -217,7 +217,7 @@ def _name_follows(record: CommitRecord, last: CommitRecord | None) -> bool:
     return (record.number, record.name) == (number, name)
 
 
-def _next(
+def _next_record(
     head: Head,
     kind: RecordKind,
     *,
@@ -251,6 +251,6 @@ def _manifest_of(value: Any, where: str) -> ManifestName | None:
     if value is None:
         return None
     fields = Fields(value, where)
-    manifest = ManifestName(fields.hexadecimal("name"), fields.integer("size", least=1, most=MAX_MANIFEST_BYTES))
+    manifest = ManifestName(fields.hexadecimal("name"), fields.integer("size", minimum=1, maximum=MAX_MANIFEST_BYTES))
     fields.end()
     return manifest

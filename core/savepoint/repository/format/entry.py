@@ -39,12 +39,12 @@ def line_of(record: EntryRecord) -> bytes:
 def entry_of(value: object, where: str) -> EntryRecord:
     """Parse and check the entry of a line."""
     fields = Fields(value, where)
-    encoding = fields.text("encoding", longest=16)
+    encoding = fields.text("encoding", max_length=16)
     known = next((each for each in ENCODINGS if each == encoding), None)
     if known is None:
         fields.refuse(f"has an entry of unknown encoding {encoding!r}")
     record = EntryRecord(
-        name=fields.text("name", longest=MAX_NAME_CHARACTERS),
+        name=fields.text("name", max_length=MAX_NAME_CHARACTERS),
         encoding=known,
         content=content_of(fields, where),
         meta=fields.mapping("meta"),

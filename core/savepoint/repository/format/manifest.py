@@ -212,7 +212,7 @@ def _of_wire(value: object, where: str) -> Manifest:
         namespace=fields.text("namespace"),
         agent=fields.text("agent"),
         attempt=fields.text("attempt"),
-        epoch=fields.integer("epoch", least=1),
+        epoch=fields.integer("epoch", minimum=1),
         created=fields.time("created"),
         consistency=fields.text("consistency"),
         parent=_parent_of(fields.take("parent"), where),
@@ -262,7 +262,7 @@ def _parent_of(value: object, where: str) -> Parent | None:
     if value is None:
         return None
     fields = Fields(value, where)
-    parent = Parent(sequence=fields.integer("sequence", least=1), manifest=fields.hexadecimal("manifest"))
+    parent = Parent(sequence=fields.integer("sequence", minimum=1), manifest=fields.hexadecimal("manifest"))
     fields.end()
     return parent
 
@@ -277,7 +277,7 @@ def _component_of(value: object, where: str) -> ComponentRecord:
     if len(segments) > MAX_SEGMENTS:
         fields.refuse("has a component with too many segments")
     component = ComponentRecord(
-        name=fields.text("name", longest=255),
+        name=fields.text("name", max_length=255),
         kind=kind,
         layout=known,
         digest=fields.hexadecimal("digest"),
@@ -293,7 +293,7 @@ def _component_of(value: object, where: str) -> ComponentRecord:
 
 def _pack_of(value: object, where: str) -> Pack:
     fields = Fields(value, where)
-    pack = Pack(fields.text("name"), fields.integer("size", least=len(PACK_HEADER) + 1, most=MAX_PACK_BYTES))
+    pack = Pack(fields.text("name"), fields.integer("size", minimum=len(PACK_HEADER) + 1, maximum=MAX_PACK_BYTES))
     fields.end()
     if not PACK_NAME.fullmatch(pack.name):
         fields.refuse("names a pack with an invalid name")

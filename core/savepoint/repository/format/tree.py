@@ -96,16 +96,16 @@ def line_of(entry: TreeEntry) -> bytes:
 def entry_of(value: object, where: str) -> TreeEntry:
     """Parse and check the entry of a line."""
     fields = Fields(value, where)
-    kind, path = fields.text("type", longest=16), fields.text("path")
+    kind, path = fields.text("type", max_length=16), fields.text("path")
     problem = path_problem(path)
     if problem:
         fields.refuse(f"has an entry whose path {path!r} {problem}")
-    mtime_ns = fields.integer("mtimeNs", least=-_MAX_TIME, most=_MAX_TIME)
+    mtime_ns = fields.integer("mtimeNs", minimum=-_MAX_TIME, maximum=_MAX_TIME)
     entry: TreeEntry
     if kind == "file":
-        entry = TreeFile(path, fields.integer("mode", most=MODE_BITS), mtime_ns, content_of(fields, where))
+        entry = TreeFile(path, fields.integer("mode", maximum=MODE_BITS), mtime_ns, content_of(fields, where))
     elif kind == "dir":
-        entry = TreeDirectory(path, fields.integer("mode", most=MODE_BITS), mtime_ns)
+        entry = TreeDirectory(path, fields.integer("mode", maximum=MODE_BITS), mtime_ns)
     elif kind == "symlink":
         entry = TreeSymlink(path, _target_of(fields), mtime_ns)
     else:

@@ -159,7 +159,7 @@ def pending_of(content: bytes, where: str) -> Pending:
     fields = Fields(decode_canonical(content[12 : 12 + length], where), where)
     pending = Pending(
         attempt=fields.text("attempt"),
-        epoch=fields.integer("epoch", least=1),
+        epoch=fields.integer("epoch", minimum=1),
         pod_uid=fields.text("podUID"),
         trigger=fields.text("trigger"),
         completed=fields.boolean("completed"),

@@ -195,7 +195,10 @@ class CheckpointWriter:
         execution: Execution | None = None,
         put: bool = True,
     ) -> Offer:
-        """Upload what is left and seal the manifest; store it too if ``put``. Call commit() or abort() afterwards."""
+        """Upload what is left, seal the manifest, and store it too if ``put``; return the offer to commit.
+
+        Call ``commit`` or ``abort`` afterwards. Raises StateTooLarge if the manifest exceeds 1 MiB.
+        """
         needed = {pack.name for pack in self._index.needed()}
         uploaded = self._workers.flush(needed.__contains__)
         manifest = Manifest(
