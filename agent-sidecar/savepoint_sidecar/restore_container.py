@@ -75,7 +75,7 @@ async def restore(settings: Settings, failpoints: Failpoints, termination_log: P
     log.log(logging.INFO if succeeded else logging.ERROR, "%s: %s", outcome.outcome, outcome.message)
     if termination_log is not None:
         _write_termination(termination_log, outcome)
-    await client.outcome(outcome)
+    await client.report_outcome(outcome)
     await client.close()
     return 0 if succeeded else 1
 
@@ -85,7 +85,7 @@ async def _outcome(settings: Settings, client: RestoreClient, failpoints: Failpo
         async with asyncio.timeout(ends_at - time.monotonic()):
             welcome = await client.grant()
     except TimeoutError:
-        waited = client.waits_for
+        waited = client.latest_wait
         reason = Reason.TIMEOUT if waited.reason == Unavailable.reason else waited.reason
         return Outcome(reason, f"{waited.message} (waited {DEADLINE_SECONDS:.0f} s; the container restarts)")
     except SavepointError as error:
@@ -116,9 +116,9 @@ async def _restore_with_retries(attempt: "_RestoreAttempt", client: RestoreClien
             if time.monotonic() + RETRY_SECONDS > ends_at:
                 return Outcome(error.reason, f"{error} (retried for {DEADLINE_SECONDS:.0f} s; the container restarts)")
             log.warning("%s: %s; retrying in %.0f s", error.reason, error, RETRY_SECONDS)
-            await client.held_up(error.reason, f"The restore in this pod is held up and will be retried: {error}")
+            await client.report_delay(error.reason, f"The restore in this pod is held up and will be retried: {error}")
             if isinstance(error, StoreUnavailable):
-                client.store_not_reached()
+                client.discard_read_urls()
             await asyncio.sleep(RETRY_SECONDS)
         except SavepointError as error:
             return _failed(error)
@@ -155,7 +155,7 @@ class _RestoreAttempt:
         while not work.done():
             await asyncio.wait([work], timeout=PROGRESS_SECONDS)
             if self._done and not work.done():
-                await self._client.progress(self._done, self._planned)
+                await self._client.report_progress(self._done, self._planned)
         return work.result()
 
     def _restore(self) -> Outcome:
@@ -181,9 +181,9 @@ class _RestoreAttempt:
 
     def _restore_checkpoint(self, parent: CheckpointRef) -> Outcome:
         welcome, stage = self._welcome, self._settings.stage
-        self._client.expect((manifest_key(parent.manifest.name),))
+        self._client.expect_reads((manifest_key(parent.manifest.name),))
         loaded = parent_checkpoint.load(self._first_read_store, self._key, welcome.namespace, welcome.agent, parent)
-        self._client.expect(loaded.pack_keys())
+        self._client.expect_reads(loaded.pack_keys())
         changed = config_changed(welcome, loaded.manifest)
         if changed:
             log.warning(

@@ -143,7 +143,7 @@ class FakeAuthority:
     async def prepare_reads(self, keys: tuple[str, ...]) -> None:
         self.expected = keys
 
-    async def progress(self, progress: Progress) -> None:
+    async def report_progress(self, progress: Progress) -> None:
         self.events.append(f"progress {progress.stage}")
 
     async def commit(self, offer: Offer) -> CheckpointRef:
@@ -173,7 +173,7 @@ class FakeAuthority:
         assert committed is not None
         return checkpoint_ref(committed)
 
-    async def result(self, result: Result) -> None:
+    async def report_result(self, result: Result) -> None:
         self.results.append(result)
 
     async def request_checkpoint(self, request: RequestCheckpoint) -> None:
@@ -198,7 +198,7 @@ class FakeAuthority:
     def retry_quickly(self) -> None:
         self.retries_quickly = True
 
-    async def released(self, released: Released) -> None:
+    async def report_release(self, released: Released) -> None:
         await self.reachable.wait()
         self.releases.append(released)
 

@@ -40,7 +40,7 @@ class AgentHost(Protocol):
         """Take the final checkpoint of the run, complete the run, and return the checkpoint's name."""
         ...
 
-    def disconnected(self, session: ProcessSession) -> None:
+    def handle_disconnect(self, session: ProcessSession) -> None:
         """Handle the end of the agent's process."""
         ...
 
@@ -185,7 +185,7 @@ class SocketServer:
     def _end(self, session: ProcessSession) -> None:
         if session.alive:
             session.end()
-            self._host.disconnected(session)
+            self._host.handle_disconnect(session)
 
 
 async def _body(request: web.Request) -> Any:

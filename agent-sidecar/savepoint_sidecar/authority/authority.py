@@ -67,7 +67,7 @@ class Authority(Protocol):
         """Arrange for these objects to be readable, also while the authority is unreachable. Best effort."""
         ...
 
-    async def progress(self, progress: Progress) -> None:
+    async def report_progress(self, progress: Progress) -> None:
         """Report the progress of an attempt. The report may be dropped."""
         ...
 
@@ -78,7 +78,7 @@ class Authority(Protocol):
         """
         ...
 
-    async def result(self, result: Result) -> None:
+    async def report_result(self, result: Result) -> None:
         """Report an attempt that ended without an offer, as soon as the authority can be reached."""
         ...
 
@@ -101,7 +101,7 @@ class Authority(Protocol):
         """Shorten the pauses between retries from now on, because the pod is stopping."""
         ...
 
-    async def released(self, released: Released) -> None:
+    async def report_release(self, released: Released) -> None:
         """Report that this incarnation has finished its work."""
         ...
 

@@ -138,7 +138,7 @@ class ControlClient:
         self._book.expect(keys)
         self._refill.request()
 
-    async def progress(self, progress: wire.Progress) -> None:
+    async def report_progress(self, progress: wire.Progress) -> None:
         """Send the progress; drop it while the operator is not connected."""
         await self._try_send(progress)
 
@@ -146,7 +146,7 @@ class ControlClient:
         """Send the offer, again after each reconnect, until it is answered or the caller is cancelled."""
         return await self._offers.commit(offer)
 
-    async def result(self, result: wire.Result) -> None:
+    async def report_result(self, result: wire.Result) -> None:
         """Send the result now, or after the next reconnect."""
         self._unacknowledged_results.append(result)
         await self._try_send(result)
@@ -174,7 +174,7 @@ class ControlClient:
         """Dial at once, and keep the pauses between further dials short."""
         self._backoff.retry_quickly()
 
-    async def released(self, released: wire.Released) -> None:
+    async def report_release(self, released: wire.Released) -> None:
         """Report the release, and wait for its acknowledgement."""
         self._release_acknowledged = asyncio.get_running_loop().create_future()
         await self._connected.wait()
@@ -272,14 +272,14 @@ class ControlClient:
                 if not self._release_acknowledged.done():
                     self._release_acknowledged.set_result(None)
             case wire.Urls():
-                self._urls.answered(message)
+                self._urls.handle_urls(message)
             case wire.Committed():
-                if not self._offers.committed(message) and self._welcome is not None:
+                if not self._offers.handle_committed(message) and self._welcome is not None:
                     self._orders.put_nowait(replace(self._welcome, parent=message.checkpoint))
             case wire.Refused(attempt=attempt) if attempt in self._offers:
-                self._offers.refused(message)
+                self._offers.handle_refusal(message)
             case wire.Refused(request=request) if self._urls.is_open(request):
-                self._urls.refused(request, Refused(message.message, message.reason))
+                self._urls.handle_refusal(request, Refused(message.message, message.reason))
             case wire.Checkpoint() | wire.Stop() | wire.Refused():
                 self._orders.put_nowait(message)
             case _:
@@ -295,7 +295,7 @@ class ControlClient:
     def _handle_disconnect(self) -> None:
         self._channel = None
         self._connected.clear()
-        self._urls.lost()
+        self._urls.fail_open_requests()
 
     def _connected_epoch(self) -> int | None:
         return self._welcome.epoch if self._welcome is not None and self.connected else None

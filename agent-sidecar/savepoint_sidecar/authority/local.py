@@ -148,7 +148,7 @@ class LocalAuthority:
     async def prepare_reads(self, keys: tuple[str, ...]) -> None:
         """Do nothing: every object can always be read."""
 
-    async def progress(self, progress: Progress) -> None:
+    async def report_progress(self, progress: Progress) -> None:
         """Drop the report: it has no reader."""
 
     async def commit(self, offer: Offer) -> CheckpointRef:
@@ -157,7 +157,7 @@ class LocalAuthority:
         self._in_flight.pop(offer.attempt, None)
         return committed
 
-    async def result(self, result: Result) -> None:
+    async def report_result(self, result: Result) -> None:
         """Record that the attempt has ended, so that the next one may be ordered."""
         self._in_flight.pop(result.attempt, None)
 
@@ -177,7 +177,7 @@ class LocalAuthority:
     def retry_quickly(self) -> None:
         """Do nothing: no call is retried."""
 
-    async def released(self, released: Released) -> None:
+    async def report_release(self, released: Released) -> None:
         """Record the end of the run if it is completed. The epoch ends with the process."""
         if released.completed:
             await asyncio.to_thread(self._complete)

@@ -47,7 +47,7 @@ class PendingOffers:
         finally:
             del self._open[offer.attempt]
 
-    def committed(self, message: Committed) -> bool:
+    def handle_committed(self, message: Committed) -> bool:
         """Complete the offer. Return False if no one waits for it."""
         waiting = self._open.get(message.attempt)
         if waiting is None or waiting[1].done():
@@ -55,7 +55,7 @@ class PendingOffers:
         waiting[1].set_result(message.checkpoint)
         return True
 
-    def refused(self, refusal: RefusedMessage) -> None:
+    def handle_refusal(self, refusal: RefusedMessage) -> None:
         """Fail the offer, or schedule a retry if the fault is transient."""
         offer, future = self._open[refusal.attempt]
         if refusal.reason in _RETRIED_REASONS:

@@ -50,7 +50,7 @@ class RestoreClient:
         self._granted: asyncio.Future[wire.Welcome] | None = None
         self._outcome_acknowledged: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self.waits_for = wire.Wait(Reason.UNAVAILABLE, "the operator has not answered yet")
+        self.latest_wait = wire.Wait(Reason.UNAVAILABLE, "the operator has not answered yet")
         """The condition that, by the operator's latest message, delays the grant."""
 
     async def grant(self) -> wire.Welcome:
@@ -60,20 +60,20 @@ class RestoreClient:
         self._task = asyncio.ensure_future(self._keep_connected())
         return await asyncio.shield(self._granted)
 
-    def expect(self, keys: tuple[str, ...]) -> None:
+    def expect_reads(self, keys: tuple[str, ...]) -> None:
         """Announce objects that will be read, so that their URLs are requested together."""
         self.urls.book.expect(keys)
 
-    async def progress(self, done: int, total: int) -> None:
+    async def report_progress(self, done: int, total: int) -> None:
         """Report the progress of the restore, in bytes."""
         percent = min(99, done * 100 // total) if total else 0
         await self._report(wire.Progress("", RestorePhase.RESTORING, percent, done, total))
 
-    async def held_up(self, reason: str, message: str) -> None:
+    async def report_delay(self, reason: str, message: str) -> None:
         """Report why the restore makes no progress. May be repeated; the next progress report clears it."""
         await self._report(wire.Progress("", RestorePhase.FETCHING, reason=reason, message=message))
 
-    async def outcome(self, outcome: wire.Outcome) -> None:
+    async def report_outcome(self, outcome: wire.Outcome) -> None:
         """Report the outcome of the restore, and wait a moment for the acknowledgement."""
         self._outcome_acknowledged = asyncio.get_running_loop().create_future()
         with suppress(TimeoutError, Unavailable):
@@ -89,7 +89,7 @@ class RestoreClient:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def store_not_reached(self) -> None:
+    def discard_read_urls(self) -> None:
         """Discard the read URLs, as the store may have moved. Keep them while no operator can sign new ones."""
         if self._connected.is_set():
             self.urls.book.forget_reads()
@@ -128,7 +128,7 @@ class RestoreClient:
                 self._channel = None
                 self._open.clear()
                 self._connected.clear()
-                self.urls.lost()
+                self.urls.fail_open_requests()
                 await channel.close()
             await self._backoff.pause()
 
@@ -142,9 +142,9 @@ class RestoreClient:
             case wire.Wait():
                 self._set_wait(message.reason, message.message)
             case wire.Urls():
-                self.urls.answered(message)
+                self.urls.handle_urls(message)
             case wire.Refused() if self.urls.is_open(message.request):
-                self.urls.refused(message.request, Refused(message.message, message.reason))
+                self.urls.handle_refusal(message.request, Refused(message.message, message.reason))
             case wire.Refused() | wire.Stop():
                 self._handle_refusal(Refused(message.message, message.reason))
             case wire.Ack(of="outcome") if self._outcome_acknowledged is not None:
@@ -154,9 +154,9 @@ class RestoreClient:
                 pass  # a message of a newer protocol
 
     def _set_wait(self, reason: str, message: str) -> None:
-        if (reason, message) != (self.waits_for.reason, self.waits_for.message):
+        if (reason, message) != (self.latest_wait.reason, self.latest_wait.message):
             log.warning("waiting: %s: %s", reason, message)
-        self.waits_for = wire.Wait(reason, message)
+        self.latest_wait = wire.Wait(reason, message)
 
     def _handle_refusal(self, error: Refused) -> None:
         if self._granted is not None and not self._granted.done():

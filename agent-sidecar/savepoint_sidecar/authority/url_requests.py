@@ -44,7 +44,7 @@ class UrlRequests:
     def close(self) -> None:
         """Send no further requests, and fail the open ones."""
         self._closed = True
-        self.lost("this container is stopping")
+        self.fail_open_requests("this container is stopping")
 
     # -- from threads -------------------------------------------------------------------------------------------------
 
@@ -108,21 +108,21 @@ class UrlRequests:
         """Return whether this request is still unanswered."""
         return request in self._requests
 
-    def answered(self, urls: Urls) -> None:
+    def handle_urls(self, urls: Urls) -> None:
         """Add the URLs to the book, requested or not, and complete their request."""
         self.book.add(urls)
         future = self._requests.get(urls.request)
         if future is not None and not future.done():
             future.set_result(None)
 
-    def refused(self, request: str, error: Refused) -> None:
+    def handle_refusal(self, request: str, error: Refused) -> None:
         """Fail the request. A transient fault becomes StoreUnavailable, which callers retry."""
         cause = StoreUnavailable(str(error)) if error.code == StoreUnavailable.reason else error
         future = self._requests.get(request)
         if future is not None and not future.done():
             future.set_exception(cause)
 
-    def lost(self, reason: str = "the control connection was lost") -> None:
+    def fail_open_requests(self, reason: str = "the control connection was lost") -> None:
         """Fail every open request, because no answer will come."""
         for future in self._requests.values():
             if not future.done():

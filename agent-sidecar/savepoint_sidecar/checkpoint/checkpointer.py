@@ -123,7 +123,9 @@ class Checkpointer:
             self._capture.check, self._capture.on_planned = no_check, ignore_planned
         name = self.parent.ref.name if self.parent and outcome != CheckpointOutcome.DEFERRED else ""
         if outcome == CheckpointOutcome.UNCHANGED:
-            await self._authority.result(Result(attempt.id, outcome, pause_milliseconds=attempt.pause_milliseconds))
+            await self._authority.report_result(
+                Result(attempt.id, outcome, pause_milliseconds=attempt.pause_milliseconds)
+            )
         if session is not None and attempt.transaction is not None:
             session.send_result(attempt.transaction, outcome, checkpoint=name)
         self._failpoints.reach("after-result")
@@ -141,7 +143,7 @@ class Checkpointer:
             session.send_result(attempt.transaction, failed, reason=code, message=message)
         elif session is not None and attempt.request:
             session.send(wire.Result("", failed, attempt.request, reason=code, message=message))
-        await self._authority.result(Result(attempt.id, failed, code, message, attempt.pause_milliseconds))
+        await self._authority.report_result(Result(attempt.id, failed, code, message, attempt.pause_milliseconds))
 
     async def _take(
         self, attempt: CaptureAttempt, session: ProcessSession | None, final: FinalState | None
@@ -305,7 +307,7 @@ class Checkpointer:
 
     async def _report_progress(self, attempt: CaptureAttempt) -> None:
         while True:
-            await self._authority.progress(attempt.progress())
+            await self._authority.report_progress(attempt.progress())
             await asyncio.sleep(PROGRESS_SECONDS)
 
     def _time(self) -> str:

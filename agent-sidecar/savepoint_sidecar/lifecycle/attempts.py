@@ -67,7 +67,7 @@ class AttemptRunner:
         session = self._context.sessions.live
         if session is not None and attempt.request:
             session.send(wire.Result("", failed, attempt.request, reason=reason, message=str(error)))
-        await self._context.authority.result(Result(attempt.id, failed, reason, str(error)))
+        await self._context.authority.report_result(Result(attempt.id, failed, reason, str(error)))
 
     async def take_baseline(self, session: ProcessSession) -> None:
         """Take a checkpoint before an agent with the SDK touches its files, for a crash before its own first one.

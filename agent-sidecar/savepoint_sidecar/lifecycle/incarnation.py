@@ -146,7 +146,7 @@ class Incarnation:
             message = "" if stored else "The agent's last state is in no checkpoint; its latest checkpoint is current."
             with contextlib.suppress(TimeoutError, SavepointError):
                 async with asyncio.timeout(RELEASE_SECONDS):
-                    await self._authority.released(Released(self._welcome.epoch, state.completed, message))
+                    await self._authority.report_release(Released(self._welcome.epoch, state.completed, message))
         await self.close()
         return stored
 
@@ -223,7 +223,7 @@ class Incarnation:
         parent = self.checkpointer.parent
         return parent.ref.name if parent is not None and outcome == CheckpointOutcome.READY else ""
 
-    def disconnected(self, session: ProcessSession) -> None:
+    def handle_disconnect(self, session: ProcessSession) -> None:
         """Log the end of the agent's process."""
         log.info("agent disconnected (pid %d)", session.connect.pid)
 

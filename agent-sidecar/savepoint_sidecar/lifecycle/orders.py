@@ -43,7 +43,7 @@ class OrderHandler:
                 case Checkpoint():
                     self._handle_checkpoint(order)
                 case Refused():
-                    repeatable = context.requests.refused(order)
+                    repeatable = context.requests.handle_refusal(order)
                     if repeatable is not None:
                         self._tasks.spawn(context.requests.forward(*repeatable, after=context.state_lock.lock))
                 case Stop() if context.state.stopped is None:
@@ -52,14 +52,14 @@ class OrderHandler:
                     context.state_lock.interrupt(order.message)
                     self._fence.raise_permanently(order.message)
                 case Welcome():
-                    context.recovery.welcomed(order)
+                    context.recovery.handle_welcome(order)
 
     def _handle_checkpoint(self, order: Checkpoint) -> None:
         is_repeated = order.attempt in self._seen
         self._seen[order.attempt] = None
         while len(self._seen) > REMEMBERED_ATTEMPTS:
             del self._seen[next(iter(self._seen))]
-        if not self._context.requests.ordered(order) and not is_repeated:
+        if not self._context.requests.handle_order(order) and not is_repeated:
             self._tasks.spawn(self._take(order))
 
     async def _take(self, order: Checkpoint) -> None:

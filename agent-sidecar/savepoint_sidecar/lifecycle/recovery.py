@@ -64,7 +64,7 @@ class Recovery:
             with parent.reader(self._authority.blobs, self._key) as reader:
                 await in_thread(None, lambda: in_place.record_files(reader, self._capture))
 
-    def welcomed(self, newer: Welcome) -> None:
+    def handle_welcome(self, newer: Welcome) -> None:
         """Remember a later welcome of the authority until ``rebase``."""
         self._newer = newer
 

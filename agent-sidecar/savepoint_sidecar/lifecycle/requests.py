@@ -45,7 +45,7 @@ class CheckpointRequests:
         finally:
             del self._own[request]
 
-    def ordered(self, order: Checkpoint) -> bool:
+    def handle_order(self, order: Checkpoint) -> bool:
         """Handle an order. Return True if a caller of ``request_order`` receives it and carries it out."""
         self._from_agent.pop(order.request, None)
         future = self._own.get(order.request)
@@ -54,7 +54,7 @@ class CheckpointRequests:
         future.set_result(order)
         return True
 
-    def refused(self, refusal: Refused) -> tuple[ProcessSession, RequestCheckpoint] | None:
+    def handle_refusal(self, refusal: Refused) -> tuple[ProcessSession, RequestCheckpoint] | None:
         """Handle a refusal. Return the agent's request if it may be repeated after the attempt in flight."""
         future = self._own.get(refusal.request)
         if future is not None and not future.done():

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,9 @@ from savepoint_sidecar.lifecycle.incarnation import Incarnation
 
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.store import MemoryStore
+
+QUICK = PolicyTerms(quiesce_timeout_seconds=1, hold_seconds=1)
+"""A policy with short timeouts."""
 
 
 class Agent:
@@ -185,3 +188,23 @@ async def running(
         yield harness
     finally:
         await harness.close()
+
+
+async def checkpoint(harness: Harness, agent_flushes: bool = True) -> wire.Result | None:
+    """Order a checkpoint and wait for its end. Return the agent's result, or None if no agent flushes."""
+    harness.authority.order()
+    if not agent_flushes:
+        await harness.authority.await_attempts(len(harness.authority.offers) + len(harness.authority.results) + 1)
+        return None
+    agent = harness.agents[-1]
+    await agent.flush()
+    result = await agent.result()
+    await harness.idle()
+    return result
+
+
+async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until the condition is true."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

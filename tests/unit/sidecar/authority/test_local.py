@@ -32,7 +32,7 @@ async def test_the_interval_waits_for_an_attempt_that_is_in_flight() -> None:
         waiting = asyncio.ensure_future(anext(orders))
         await asyncio.sleep(0.1)
         assert not waiting.done()
-        await authority.result(Result(first.attempt, "Unchanged"))
+        await authority.report_result(Result(first.attempt, "Unchanged"))
         second = await asyncio.wait_for(waiting, 10)
         assert isinstance(second, Checkpoint)
         assert second.attempt != first.attempt

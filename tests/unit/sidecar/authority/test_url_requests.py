@@ -18,7 +18,7 @@ async def test_a_url_that_the_store_refused_is_requested_again() -> None:
 
     async def send(request: NeedUrls) -> None:
         sent.append(request)
-        requests.answered(Urls(request.request, put={key: f"P{len(sent)}" for key in request.put}))
+        requests.handle_urls(Urls(request.request, put={key: f"P{len(sent)}" for key in request.put}))
 
     requests = UrlRequests(UrlBook(ManualClock()), connected, send, lambda: f"r{len(sent)}")
     requests.bind()
@@ -37,7 +37,7 @@ async def test_only_a_transient_refusal_becomes_store_unavailable(reason: str, e
     connected.set()
 
     async def send(request: NeedUrls) -> None:
-        requests.refused(request.request, Refused("not now", reason))
+        requests.handle_refusal(request.request, Refused("not now", reason))
 
     requests = UrlRequests(UrlBook(ManualClock()), connected, send, lambda: "r1")
     requests.bind()

@@ -1,4 +1,4 @@
-"""A store that fails at every position of a checkpoint: typed, the agent goes on, and the next checkpoint is whole."""
+"""A store that fails at every call of a checkpoint: the error is typed, the agent continues, the next one is whole."""
 
 import os
 from pathlib import Path
@@ -42,7 +42,7 @@ async def test_every_call_of_a_checkpoint_may_fail(tmp_path: Path, error: Savepo
             store.script = lambda call: None
             outcomes.append((result.outcome, result.reason))
             if len(store.calls) < begin + position:
-                break  # the checkpoint asks less often than that
+                break  # the checkpoint makes fewer calls than that
             if result.outcome == "Failed":
                 assert result.reason == error.reason
                 harness.authority.queue.put_nowait(await harness.authority.welcome())
@@ -61,7 +61,7 @@ async def test_an_unreadable_checkpoint_refuses_the_connect(tmp_path: Path) -> N
         await checkpoint(harness)
         await agent.die()
         (harness.files / "torn").write_bytes(b"t")
-        error: SavepointError = StoreUnavailable("the store is away")
+        error: SavepointError = StoreUnavailable("the store cannot be reached")
 
         def script(call: Call) -> Fault | None:
             return Fault(error) if "packs/" in call.key else None

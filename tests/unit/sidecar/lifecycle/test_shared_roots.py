@@ -1,4 +1,4 @@
-"""A root that other pods may write is neither read nor written, by the init container or by the sidecar."""
+"""A root that other pods may write is neither read nor written, neither by the init container nor by the sidecar."""
 
 import asyncio
 from dataclasses import replace
@@ -15,23 +15,22 @@ from savepoint_sidecar.restore_container import _RestoreAttempt
 from savepoint_sidecar.settings import Settings
 
 from tests.fakes.authority import FakeAuthority
-from tests.unit.sidecar.harness import running
-from tests.unit.sidecar.lifecycle.test_incarnation import checkpoint, until
+from tests.unit.sidecar.harness import checkpoint, running, until
 
 SHARED = ("team",)
-WORDS = "/team is on a ReadWriteMany claim"
+LOG_START = "/team is on a ReadWriteMany claim"
 
 
-class Client:
-    """As far as one try of the init container needs it."""
+class FakeRestoreClient:
+    """The part of a restore client that one attempt of the init container needs."""
 
-    def expect(self, keys: object) -> None:
-        """Nothing is asked for ahead."""
+    def expect_reads(self, keys: object) -> None:
+        """Do nothing: the test requests no URLs."""
 
 
 @pytest.fixture
 def roots(tmp_path: Path) -> tuple[Root, Root]:
-    """The agent's own folder, and one that others write as well."""
+    """Return the agent's own root, and one that other pods write as well."""
     own, team = (Root(name, f"/{name}", tmp_path / name, persistent=True) for name in ("own", "team"))
     for root in (own, team):
         root.path.mkdir()
@@ -40,8 +39,8 @@ def roots(tmp_path: Path) -> tuple[Root, Root]:
     return own, team
 
 
-def standing(root: Root) -> dict[str, tuple[int, bytes]]:
-    """All there is, with the times of the last changes."""
+def snapshot(root: Root) -> dict[str, tuple[int, bytes]]:
+    """Return all paths of the root with their modification times and contents."""
     return {
         str(path.relative_to(root.path)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in (root.path, *sorted(root.path.rglob("*")))
@@ -49,11 +48,11 @@ def standing(root: Root) -> dict[str, tuple[int, bytes]]:
 
 
 async def restore(folder: Path, roots: tuple[Root, ...], authority: FakeAuthority, *, fresh: bool) -> str:
-    """One try of the init container under the authority's welcome; its outcome."""
+    """Run one attempt of the init container with the authority's welcome, and return its outcome."""
     welcome = replace(await authority.welcome(), shared_roots=SHARED)
     welcome = replace(welcome, parent=None) if fresh else welcome
     settings = Settings("wss://x", "", "coder-2", "demo", "uid", "n1", 30, roots, stage=folder / "next-stage")
-    client, store = cast(RestoreClient, Client()), cast(PresignedStore, authority.blobs)
+    client, store = cast(RestoreClient, FakeRestoreClient()), cast(PresignedStore, authority.blobs)
     attempt = _RestoreAttempt(settings, client, store, welcome, Failpoints(), first_read_store=store)
     return (await asyncio.to_thread(attempt._restore)).outcome
 
@@ -63,21 +62,21 @@ async def test_the_init_container_never_touches_a_shared_root(
     tmp_path: Path, roots: tuple[Root, Root], caplog: pytest.LogCaptureFixture, fresh: bool
 ) -> None:
     own, team = roots
-    async with running(tmp_path, roots=roots) as harness:  # an earlier version: it still counted as state
+    async with running(tmp_path, roots=roots) as harness:  # as an earlier version did, which captured shared roots
         await checkpoint(harness, agent_flushes=False)
         await harness.idle()
         assert {each.name for each in harness.authority.manifest().components} == {"files.own", "files.team"}
     (own.path / "mine").write_bytes(b"and torn")
     (team.path / "later").write_bytes(b"of yet another pod")
-    for root in roots:  # what would be cleared: a restore that was cut off
+    for root in roots:  # an interrupted restore, whose roots are cleared
         write_marker(root, Marker("demo", "coder", "pod-0", 1, 1, "restoring"))
-    before = standing(team)
+    before = snapshot(team)
     with caplog.at_level("INFO"):
         outcome = await restore(tmp_path, roots, harness.authority, fresh=fresh)
     assert outcome == ("Fresh" if fresh else "Restored")
-    assert standing(team) == before
+    assert snapshot(team) == before
     assert not (own.path / "mine").exists() if fresh else (own.path / "mine").read_bytes() == b"of the agent"
-    assert len([text for text in caplog.messages if text.startswith(WORDS)]) == 1
+    assert len([text for text in caplog.messages if text.startswith(LOG_START)]) == 1
 
 
 async def test_the_sidecar_neither_captures_nor_marks_nor_restores_a_shared_root(
@@ -86,7 +85,7 @@ async def test_the_sidecar_neither_captures_nor_marks_nor_restores_a_shared_root
     own, team = roots
     with caplog.at_level("INFO"):
         async with running(tmp_path, roots=roots, shared_roots=SHARED) as harness:
-            before = standing(team)
+            before = snapshot(team)
             agent = await harness.connected()
             await checkpoint(harness)
             assert {each.name for each in harness.authority.manifest().components if each.kind == "Files"} == {
@@ -94,10 +93,10 @@ async def test_the_sidecar_neither_captures_nor_marks_nor_restores_a_shared_root
             }
             (own.path / "mine").write_bytes(b"and torn")
             await agent.die()
-            await harness.connected("two")  # the files are brought back to the cut
+            await harness.connected("two")  # the files are restored to the checkpoint
             assert (own.path / "mine").read_bytes() == b"of the agent"
-            assert standing(team) == before
-    assert len([text for text in caplog.messages if text.startswith(WORDS)]) == 1
+            assert snapshot(team) == before
+    assert len([text for text in caplog.messages if text.startswith(LOG_START)]) == 1
 
 
 async def test_an_agent_with_only_a_shared_root_gets_a_remedy(

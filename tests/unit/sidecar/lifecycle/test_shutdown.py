@@ -1,14 +1,13 @@
-"""The seconds in which state is lost: what meets what between the pod's first word of its end and the sidecar's last.
+"""The shutdown of an incarnation, where state is lost most easily: between the preStop hook and the release.
 
-Each test is one order of events that real drains have shown, or that reading has. What must hold: the agent's last
-state is committed, or left for the operator.
+Each of the later tests is one order of events that was seen in real drains or found by reading the code. In all of
+them the agent's last state must be committed, or left for the operator to commit.
 """
 
 import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,11 @@ from savepoint_sidecar.authority.url_requests import UrlRequests
 from savepoint_sidecar.stage.components import restore_components
 
 from tests.fakes.store import MemoryStore
-from tests.unit.sidecar.harness import Agent, Harness, running
-
-
-async def until(what: Callable[[], object], seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
-        while not what():
-            await asyncio.sleep(0.005)
+from tests.unit.sidecar.harness import Agent, Harness, checkpoint, running, until
 
 
 def stored_notes(harness: Harness) -> list[Any]:
-    """The document "notes" of everything that is committed or left for the operator."""
+    """Return document "notes" of every checkpoint that is committed or left for the operator."""
     authority, repository = harness.authority, harness.authority.repository
     where = (repository.key, repository.namespace, repository.agent)
     manifests = [repository.read_manifest(each.manifest.name, each.manifest.size) for each in authority.offers]
@@ -41,63 +34,160 @@ def stored_notes(harness: Harness) -> list[Any]:
     found = []
     for number, manifest in enumerate(manifests):
         with CheckpointReader(repository.store, repository.key, manifest) as reader:
-            components = restore_components(reader, harness.stage, f"look-{number}")
+            components = restore_components(reader, harness.stage, f"stored-{number}")
         entries = [entry for each in components if each.name == wire.COMPONENT_DOCUMENTS for entry in each.entries]
         found += [json.loads(entry.inline or "null") for entry in entries if entry.name == "notes"]
     return found
 
 
-def held(harness: Harness, point: str = "before-manifest") -> tuple[threading.Event, threading.Event]:
-    """(reached, go on): the attempt stands at this point, complete, until it is told to go on."""
-    reached, go_on = threading.Event(), threading.Event()
-    plain = harness.failpoints.reach
+def block_at(harness: Harness, point: str = "before-manifest") -> tuple[threading.Event, threading.Event]:
+    """Block the attempt at this failpoint. Return one event that tells that it is reached, and one that releases it."""
+    reached, release = threading.Event(), threading.Event()
+    original_reach = harness.failpoints.reach
 
-    def reach(at: str) -> None:
-        if at == point and not go_on.is_set():
+    def reach(name: str) -> None:
+        if name == point and not release.is_set():
             reached.set()
-            go_on.wait(20)
-        plain(at)
+            release.wait(20)
+        original_reach(name)
 
     harness.failpoints.reach = reach  # type: ignore[method-assign]
-    return reached, go_on
+    return reached, release
 
 
-async def sealed(harness: Harness, notes: str) -> tuple[Agent, threading.Event]:
-    """An agent whose interval checkpoint is complete, and not yet offered."""
+async def captured_attempt(harness: Harness, notes: str) -> tuple[Agent, threading.Event]:
+    """Return an agent whose interval checkpoint is captured but not yet offered, and the event that releases it."""
     agent = await harness.connected()
-    reached, go_on = held(harness)
+    reached, release = block_at(harness)
     agent.documents = {"notes": notes}
     harness.authority.order(seconds=1800)
     await agent.flush()
     await until(reached.is_set)
-    return agent, go_on
+    return agent, release
 
 
-@pytest.mark.parametrize("away", [False, True], ids=["operator there", "operator away"])
-async def test_shutdown_after_the_agent_exited_stores_its_interval_flush(tmp_path: Path, away: bool) -> None:
+async def test_shutdown_of_an_agent_with_the_sdk(tmp_path: Path) -> None:
     async with running(tmp_path) as harness:
-        agent, go_on = await sealed(harness, "last")
+        agent = await harness.connected()
+        agent.documents = {"notes": "at the end"}
+        harness.incarnation.begin_shutdown()
+        await agent.flush()
+        (harness.files / "after").write_bytes(b"written while it ended")
         await agent.die()
-        if away:
+        assert await harness.incarnation.shut_down()
+        offer = harness.authority.offers[-1]
+        assert (offer.trigger, offer.consistency) == ("Shutdown", "Application")
+        assert [each.trigger for each in harness.authority.requests][-1] == "Shutdown"
+        assert harness.authority.releases[-1].message == ""
+        with harness.authority.reader() as reader:
+            component = reader.manifest.component("files.files")
+            assert component is not None
+            assert [each.path for each in reader.tree_entries(component)] == ["after"]
+
+
+async def test_shutdown_without_a_flush_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    async with running(tmp_path) as harness:
+        agent = await harness.connected()
+        await checkpoint(harness)
+        before = len(harness.authority.offers)
+        harness.incarnation.begin_shutdown()
+        await agent.next(wire.Stopping)
+        await agent.die()
+        assert not await harness.incarnation.shut_down()
+        assert len(harness.authority.offers) == before
+        assert harness.authority.releases[-1].message != ""
+
+
+async def test_shutdown_of_an_agent_without_the_sdk(tmp_path: Path) -> None:
+    async with running(tmp_path) as harness:
+        (harness.files / "a").write_bytes(b"1")
+        harness.incarnation.begin_shutdown()
+        await harness.authority.await_attempts(1)
+        (harness.files / "a").write_bytes(b"22")
+        assert await harness.incarnation.shut_down()
+        assert [offer.trigger for offer in harness.authority.offers] == ["Shutdown", "Shutdown"]
+        with harness.authority.reader() as reader:
+            assert reader.manifest.size.logical == 2
+
+
+async def test_shutdown_without_an_operator_leaves_a_pending_checkpoint(tmp_path: Path) -> None:
+    async with running(tmp_path, grace_seconds=2.0) as harness:
+        agent = await harness.connected()
+        harness.authority.reachable.clear()
+        harness.incarnation.begin_shutdown()
+        await agent.flush()
+        await agent.die()
+        assert await harness.incarnation.shut_down()
+        (pending,) = harness.authority.pending
+        assert pending.trigger == "Shutdown" and not pending.completed and pending.manifest
+
+
+async def test_a_commit_that_waits_for_an_unreachable_operator_does_not_delay_shutdown(tmp_path: Path) -> None:
+    """Its commit could wait for minutes, and the grace period would end before the final checkpoint began."""
+    async with running(tmp_path, grace_seconds=4.0) as harness:
+        agent = await harness.connected()
+        await checkpoint(harness)
+        committed = len(harness.authority.offers)
+        agent.documents = {"notes": "in the attempt that is not committed"}
+        attempt = harness.authority.order(seconds=60)
+        harness.authority.reachable.clear()
+        await agent.flush()
+        await until(lambda: harness.incarnation.attempts() == ((attempt, "Committing"),))
+        harness.incarnation.begin_shutdown()
+        agent.documents = {"notes": "at the end"}
+        await agent.flush()
+        await agent.die()
+        assert await harness.incarnation.shut_down()
+        assert len(harness.authority.offers) == committed and harness.authority.retries_quickly
+        (pending,) = harness.authority.pending
+        assert pending.trigger == "Shutdown" and pending.attempt != attempt and pending.manifest
+
+
+async def test_shutdown_waits_for_an_attempt_that_is_being_committed(tmp_path: Path) -> None:
+    async with running(tmp_path, grace_seconds=4.0) as harness:
+        agent = await harness.connected()
+        agent.documents = {"notes": "before"}
+        attempt = harness.authority.order(seconds=60)
+        harness.authority.reachable.clear()
+        await agent.flush()
+        await until(lambda: harness.incarnation.attempts() == ((attempt, "Committing"),))
+        harness.incarnation.begin_shutdown()
+        harness.authority.reachable.set()
+        agent.documents = {"notes": "at the end"}
+        await agent.flush()
+        await agent.die()
+        assert await harness.incarnation.shut_down()
+        assert [each.trigger for each in harness.authority.offers][-2:] == ["Interval", "Shutdown"]
+        assert not harness.authority.pending
+
+
+@pytest.mark.parametrize("unreachable", [False, True], ids=["operator reachable", "operator unreachable"])
+async def test_shutdown_after_the_agent_exited_stores_its_interval_flush(tmp_path: Path, unreachable: bool) -> None:
+    async with running(tmp_path) as harness:
+        agent, release = await captured_attempt(harness, "last")
+        await agent.die()
+        if unreachable:
             harness.authority.reachable.clear()
         await until(lambda: harness.incarnation.sessions.live is None)
         ending = asyncio.ensure_future(harness.incarnation.shut_down())
         await asyncio.sleep(0.2)
-        go_on.set()
+        release.set()
         assert await ending
         assert stored_notes(harness) == ["last"]
-        assert len(harness.authority.pending) == away
+        assert len(harness.authority.pending) == unreachable
 
 
 async def test_an_interval_flush_is_kept_while_a_later_one_may_never_come(tmp_path: Path) -> None:
-    """The operator is away, the agent is in a long step and is killed there: the older state is the best there is."""
+    """The operator is unreachable, and the agent is killed in a long step: the older state is the best available."""
     async with running(tmp_path, grace_seconds=2.0) as harness:
-        agent, go_on = await sealed(harness, "interval")
+        agent, release = await captured_attempt(harness, "interval")
         harness.authority.reachable.clear()
-        go_on.set()
+        release.set()
         harness.incarnation.begin_shutdown()
         await agent.next(wire.Stopping)
-        await asyncio.sleep(0.5)  # twice as long as an absent operator is waited for when the last state is at hand
+        await asyncio.sleep(
+            0.5
+        )  # twice as long as the shutdown waits for an unreachable operator once it has the last state
         assert harness.incarnation.attempts()
         await agent.die()
         assert await harness.incarnation.shut_down()
@@ -105,13 +195,13 @@ async def test_an_interval_flush_is_kept_while_a_later_one_may_never_come(tmp_pa
 
 
 async def test_files_of_a_killed_agent_do_not_match_the_attempt_in_flight(tmp_path: Path) -> None:
-    """It went on after what it handed over for the interval: who starts next must set its files back."""
+    """It changed files after its flush for the interval checkpoint, so the next start must restore them."""
     async with running(tmp_path) as harness:
-        agent, go_on = await sealed(harness, "interval")
+        agent, release = await captured_attempt(harness, "interval")
         await agent.die()
         ending = asyncio.ensure_future(harness.incarnation.shut_down())
         await asyncio.sleep(0.05)
-        go_on.set()
+        release.set()
         assert await ending
         assert stored_notes(harness) == ["interval"]
         assert not harness.incarnation.roots_match_checkpoint
@@ -123,20 +213,20 @@ async def test_a_pending_order_does_not_replace_the_final_checkpoint(
     async with running(tmp_path) as harness:
         agent = await harness.connected()
         agent.documents = {"notes": "last"}
-        inside, go_on = asyncio.Event(), asyncio.Event()
-        plain = harness.incarnation._recovery.rebase
+        rebasing, release = asyncio.Event(), asyncio.Event()
+        original_rebase = harness.incarnation._recovery.rebase
 
         async def rebase() -> None:
-            if not inside.is_set():
-                inside.set()
-                await go_on.wait()  # as after a reconnect, while the newest manifest is read
-            await plain()
+            if not rebasing.is_set():
+                rebasing.set()
+                await release.wait()  # as after a reconnect, while the latest manifest is read
+            await original_rebase()
 
         monkeypatch.setattr(harness.incarnation._recovery, "rebase", rebase)
         attempt = harness.authority.order()
-        await inside.wait()
+        await rebasing.wait()
         harness.incarnation.begin_shutdown()
-        go_on.set()
+        release.set()
         await agent.flush()
         await agent.die()
         assert await harness.incarnation.shut_down()
@@ -158,12 +248,12 @@ async def test_the_final_checkpoint_retries_a_transient_fault(tmp_path: Path, mo
     async with running(tmp_path, grace_seconds=20.0) as harness:
         agent = await harness.connected()
         agent.documents = {"notes": "last"}
-        plain, faults = MemoryStore.put_new, ["away for a moment"]
+        original_put_new, faults = MemoryStore.put_new, ["briefly unreachable"]
 
         def put_new(self: MemoryStore, key: str, data: Any) -> None:
             if "packs/" in key and faults:
                 raise StoreUnavailable(faults.pop())
-            plain(self, key, data)
+            original_put_new(self, key, data)
 
         monkeypatch.setattr(MemoryStore, "put_new", put_new)
         harness.incarnation.begin_shutdown()
@@ -175,30 +265,30 @@ async def test_the_final_checkpoint_retries_a_transient_fault(tmp_path: Path, mo
 
 
 async def test_the_wait_for_a_url_ends_with_the_commit_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator goes between the offer of packs and the manifest, and its connection looks alive for a while."""
+    """The operator fails between the upload of packs and the manifest, and its connection looks alive for a while."""
     async with running(tmp_path, grace_seconds=2.0) as harness:
         agent = await harness.connected()
         connected = asyncio.Event()
         connected.set()
-        asked: list[Any] = []
+        sent: list[Any] = []
 
         async def send(message: Any) -> None:
-            asked.append(message)  # nobody answers
+            sent.append(message)  # never answered
 
-        asks = UrlRequests(UrlBook(time.monotonic), connected, send, lambda: f"r{len(asked)}")
-        asks.bind()
-        plain, left = MemoryStore.put_new, []
+        requests = UrlRequests(UrlBook(time.monotonic), connected, send, lambda: f"r{len(sent)}")
+        requests.bind()
+        original_put_new, left = MemoryStore.put_new, []
 
         def put_new(self: MemoryStore, key: str, data: Any) -> None:
             if "manifests/" in key:
-                asks.put_url(key)
-            plain(self, key, data)
+                requests.put_url(key)
+            original_put_new(self, key, data)
 
         async def leave(attempt: str, trigger: str, completed: bool, manifest: bytes) -> None:
-            left.append(trigger)  # its URL was given with the welcome
+            left.append(trigger)  # its URL came with the welcome
 
         monkeypatch.setattr(MemoryStore, "put_new", put_new)
-        monkeypatch.setattr(harness.authority, "stop_waiting", asks.stop_waiting)
+        monkeypatch.setattr(harness.authority, "stop_waiting", requests.stop_waiting)
         monkeypatch.setattr(harness.authority, "leave_pending", leave)
         agent.documents = {"notes": "last"}
         harness.incarnation.begin_shutdown()
@@ -206,4 +296,4 @@ async def test_the_wait_for_a_url_ends_with_the_commit_timeout(tmp_path: Path, m
         await agent.die()
         async with asyncio.timeout(8):
             assert await harness.incarnation.shut_down()
-        assert asked and left == ["Shutdown"]
+        assert sent and left == ["Shutdown"]
