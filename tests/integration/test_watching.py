@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from savepoint_operator.cluster.access import Access
 from savepoint_operator.cluster.kinds import AGENTS, PODS, Kind
-from savepoint_operator.handlers.watch import Watching
+from savepoint_operator.handlers.watch import KopfWatcher
 
 from tests.servers.apiserver import ApiServer
 from tests.servers.kubectl import Kubectl
@@ -52,7 +52,7 @@ async def test_watches_tell_and_write_nothing(apiserver: ApiServer) -> None:
 
     await create("before")
     seen = Seen()
-    watching = Watching(await Access.by_kubeconfig(apiserver.kubeconfig), seen)
+    watching = KopfWatcher(await Access.by_kubeconfig(apiserver.kubeconfig), seen)
     await watching.start()
     try:
         await seen.until(AGENTS, "before")

@@ -1,6 +1,6 @@
-"""How the operator reaches the API server: in a cluster by its account's token, else by a kubeconfig.
+"""Access to the API server: in a cluster with the service account's token, elsewhere with a kubeconfig.
 
-One description for both clients of the process, ours and kopf's; nothing here sends a request.
+The same configuration serves both clients of the process, its own and kopf's. Nothing here sends a request.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from kubernetes.aio import client, config
 from kubernetes.aio.config.incluster_config import SERVICE_CERT_FILENAME, SERVICE_TOKEN_FILENAME, InClusterConfigLoader
 
 Client = client.ApiClient
-"""The official client: who holds one hands it to a door of this package."""
+"""The official client, which the adapters of this package use."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """What another client needs to connect as we do. ``token`` is read anew each time it is asked for."""
+    """Parameters with which another client connects as this process does; ``token`` is the current one."""
 
     server: str
     ca_path: str | None
@@ -26,7 +26,7 @@ class Connection:
 
 
 class Access:
-    """A configuration of the official client, and what it says to others."""
+    """A configuration of the official client."""
 
     def __init__(self, configuration: client.Configuration) -> None:
         self.configuration = configuration
@@ -38,7 +38,7 @@ class Access:
         token: Path = Path(SERVICE_TOKEN_FILENAME),
         ca: Path = Path(SERVICE_CERT_FILENAME),
     ) -> "Access":
-        """By the account's projected token; the client reads it again every minute. Raises ConfigException."""
+        """Use the service account's projected token, which the client rereads every minute. Raises ConfigException."""
         configuration = client.Configuration()
         loader = InClusterConfigLoader(str(token), str(ca), environ=environment)  # type: ignore[no-untyped-call]
         loader.load_and_set(configuration)  # type: ignore[no-untyped-call]
@@ -46,7 +46,7 @@ class Access:
 
     @classmethod
     async def by_kubeconfig(cls, path: Path | None = None) -> "Access":
-        """By a kubeconfig file; without a path the usual places. Raises ConfigException."""
+        """Use a kubeconfig file, without a path the one in the usual place. Raises ConfigException."""
         configuration = client.Configuration()
         await config.load_kube_config(  # type: ignore[no-untyped-call]
             config_file=None if path is None else str(path), client_configuration=configuration
@@ -55,7 +55,7 @@ class Access:
 
     @classmethod
     async def discover(cls, environment: Mapping[str, str]) -> "Access":
-        """In a cluster, else by kubeconfig."""
+        """Use the service account in a cluster, else a kubeconfig. Raises ConfigException."""
         try:
             return cls.in_cluster(environment)
         except config.ConfigException:
@@ -63,11 +63,11 @@ class Access:
             return await cls.by_kubeconfig(Path(path) if path else None)
 
     def client(self) -> Client:
-        """A new client; to be closed by whoever asked."""
+        """Return a new client; the caller closes it."""
         return Client(self.configuration)
 
     async def connection(self) -> Connection:
-        """For kopf."""
+        """Return what kopf needs to connect, with the current token."""
         configuration = self.configuration
         header = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         token = None if header is None else header.partition(" ")[2] or header

@@ -1,6 +1,6 @@
-"""The door to the Kubernetes API: few verbs over plain objects, with our errors. It decides and remembers nothing.
+"""The adapter to the Kubernetes API: a few verbs over plain dicts, with Savepoint's errors. It keeps no state.
 
-The generated classes of the official client are left aside: they would parse every field of every pod.
+The generated classes of the official client are not used: they would parse every field of every pod.
 """
 
 import json
@@ -12,7 +12,7 @@ from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, Missing, Terminating
+from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, NamespaceTerminating, NotFound
 from savepoint_operator.cluster.kinds import PODS, TOKEN_REVIEWS, Kind
 
 Raw = dict[str, Any]
@@ -26,7 +26,7 @@ _ERRORS: Final[dict[int, type[SavepointError]]] = {
     400: Invalid,
     401: Denied,
     403: Denied,
-    404: Missing,
+    404: NotFound,
     405: Invalid,
     409: Conflict,
     415: Invalid,
@@ -35,20 +35,20 @@ _ERRORS: Final[dict[int, type[SavepointError]]] = {
 
 
 class Api:
-    """Raises Missing, Conflict, Invalid, Denied (or Terminating) and, for what may pass, Unavailable."""
+    """Raises NotFound, Conflict, Invalid, Denied (or NamespaceTerminating), and Unavailable for transient faults."""
 
     def __init__(self, client: ApiClient, request_seconds: float = REQUEST_SECONDS) -> None:
         self._client, self._seconds = client, request_seconds
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None:
-        """The object as the API server has it now, None when it says that there is none."""
+        """Return the object, or None if the API server says that it does not exist."""
         try:
             return await self._request("GET", kind.path(namespace, name))
-        except Missing:
+        except NotFound:
             return None
 
     async def list(self, kind: Kind, namespace: str = "", selector: str = "") -> list[Raw]:
-        """Every object, in one consistent state of the API server."""
+        """Return every object, read page by page from one consistent state of the API server."""
         items: list[Raw] = []
         query = {"limit": str(PAGE), **({"labelSelector": selector} if selector else {})}
         while True:
@@ -60,7 +60,7 @@ class Api:
             query = {**query, "continue": token}
 
     async def create(self, kind: Kind, body: Mapping[str, Any]) -> Raw:
-        """Conflict when the name is taken."""
+        """Create the object and return it. Raises Conflict if the name is taken."""
         namespace = body["metadata"].get("namespace", "")
         content = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         return await self._request("POST", kind.path(namespace), body=content)
@@ -73,30 +73,36 @@ class Api:
         body: Mapping[str, Any],
         *,
         subresource: str = "",
-        how: str = MERGE,
+        patch_type: str = MERGE,
     ) -> Raw:
-        """A merge patch; Conflict when it names a resourceVersion that is no longer the object's."""
-        return await self._request("PATCH", kind.path(namespace, name, subresource), body=body, content_type=how)
+        """Apply a merge patch and return the object.
+
+        Raises Conflict if the patch names a resourceVersion that is not the current one.
+        """
+        return await self._request("PATCH", kind.path(namespace, name, subresource), body=body, content_type=patch_type)
 
     async def replace(self, kind: Kind, body: Mapping[str, Any]) -> Raw:
-        """Conflict when the object has changed since ``metadata.resourceVersion``."""
+        """Replace the object and return it. Raises Conflict if it has changed since ``metadata.resourceVersion``."""
         metadata = body["metadata"]
         content = {"apiVersion": kind.api_version, "kind": kind.kind, **body}
         return await self._request("PUT", kind.path(metadata.get("namespace", ""), metadata["name"]), body=content)
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
-        """Exactly this object; one that is gone, or another one under its name, is left alone."""
+        """Delete exactly the object with this UID; do nothing if it does not exist or another object has its name."""
         try:
             await self._request(
                 "DELETE",
                 kind.path(namespace, name),
                 body={"preconditions": {"uid": uid}, "propagationPolicy": "Background"},
             )
-        except (Missing, Conflict):
+        except (NotFound, Conflict):
             return
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """Evict exactly this pod. Blocked while a disruption budget forbids it; one that is gone is fine."""
+        """Evict exactly the pod with this UID; do nothing if it does not exist.
+
+        Raises Blocked while a disruption budget forbids it.
+        """
         body = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",
@@ -104,12 +110,12 @@ class Api:
             "deleteOptions": {"preconditions": {"uid": uid}},
         }
         try:
-            await self._request("POST", PODS.path(namespace, name, "eviction"), body=body, busy=Blocked)
-        except (Missing, Conflict):
+            await self._request("POST", PODS.path(namespace, name, "eviction"), body=body, too_many_requests=Blocked)
+        except (NotFound, Conflict):
             return
 
     async def review(self, spec: Mapping[str, Any]) -> Raw:
-        """A TokenReview's status."""
+        """Create a TokenReview and return its status."""
         body = {"apiVersion": TOKEN_REVIEWS.api_version, "kind": TOKEN_REVIEWS.kind, "spec": dict(spec)}
         answer = await self._request("POST", TOKEN_REVIEWS.path(), body=body)
         status: Raw = answer.get("status") or {}
@@ -123,7 +129,7 @@ class Api:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
-        busy: type[SavepointError] = Unavailable,
+        too_many_requests: type[SavepointError] = Unavailable,
     ) -> Raw:
         headers = {"Accept": "application/json", "Content-Type": content_type}
         try:
@@ -144,14 +150,14 @@ class Api:
             return parsed
         message = f"the API server answered {response.status} to {method} {path}: {_message(content)}"
         if response.status == 429:
-            raise busy(message)
+            raise too_many_requests(message)
         if response.status == 403 and _has_cause(content, "NamespaceTerminating"):
-            raise Terminating(message)
+            raise NamespaceTerminating(message)
         raise _ERRORS.get(response.status, Unavailable)(message)
 
 
 def _has_cause(content: bytes, reason: str) -> bool:
-    """Whether the Status names this cause."""
+    """Return whether the Status has this cause."""
     try:
         causes = json.loads(content)["details"]["causes"]
         return any(each["reason"] == reason for each in causes)
@@ -160,7 +166,7 @@ def _has_cause(content: bytes, reason: str) -> bool:
 
 
 def _message(content: bytes) -> str:
-    """The Status' own words. What was sent is never repeated: it may be a Secret."""
+    """Return the message of the Status; never the request, which may hold a Secret."""
     try:
         return str(json.loads(content).get("message", ""))[:500]
     except (ValueError, AttributeError):

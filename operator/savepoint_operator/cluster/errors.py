@@ -1,37 +1,38 @@
-"""What the API server's refusals become. Faults that may pass are ``savepoint.errors.Unavailable``."""
+"""Errors for the API server's refusals. Transient faults are ``savepoint.errors.Unavailable``."""
 
+from savepoint.contract.vocabulary import Reason
 from savepoint.errors import SavepointError
 
 
-class Missing(SavepointError):
-    """The API server says that there is no such object."""
+class NotFound(SavepointError):
+    """The object does not exist."""
 
-    reason = "NotFound"
+    reason = Reason.NOT_FOUND
 
 
 class Conflict(SavepointError):
-    """The object exists already, or has changed since it was read."""
+    """The object already exists, or has changed since it was read."""
 
-    reason = "Conflict"
+    reason = Reason.CONFLICT
 
 
 class Invalid(SavepointError):
-    """The API server refuses the object as it is."""
+    """The API server rejects the object as invalid."""
 
-    reason = "Invalid"
+    reason = Reason.INVALID
 
 
 class Denied(SavepointError):
-    """The operator's account may not do this, or is not known."""
+    """The operator's service account is unknown or lacks a permission."""
 
-    reason = "Forbidden"
+    reason = Reason.FORBIDDEN
 
 
-class Terminating(Denied):
-    """Nothing is made any more in a namespace that is being deleted."""
+class NamespaceTerminating(Denied):
+    """The namespace is being deleted, so nothing can be created in it."""
 
 
 class Blocked(SavepointError):
     """A disruption budget forbids the eviction now."""
 
-    reason = "EvictionBlocked"
+    reason = Reason.EVICTION_BLOCKED

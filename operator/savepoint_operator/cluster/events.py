@@ -1,6 +1,6 @@
-"""Events, where users look: on pods and on our objects. The same thing said again becomes a count.
+"""Writes Kubernetes Events on pods and on the operator's own objects. A repeated Event only increments its count.
 
-What cannot be written is logged and forgotten: an Event is news, never the truth.
+An Event that cannot be written is logged and dropped: Events are news, and the truth is in status.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from savepoint.errors import SavepointError
 
 from savepoint_operator.cluster.api import Raw
-from savepoint_operator.cluster.errors import Terminating
+from savepoint_operator.cluster.errors import NamespaceTerminating
 from savepoint_operator.cluster.kinds import EVENTS, Kind
 from savepoint_operator.model.objects import Meta
 from savepoint_operator.rules.status.conditions import stamp
@@ -22,10 +22,10 @@ from savepoint_operator.rules.status.conditions import stamp
 log = logging.getLogger(__name__)
 
 COMPONENT: Final = "savepoint"
-AGAIN_SECONDS: Final = 600.0
-"""For so long the same words about the same object are one Event."""
+REPEAT_SECONDS: Final = 600.0
+"""For how long the same message about the same object increments the count of one Event."""
 REMEMBERED: Final = 4096
-MESSAGE_MOST: Final = 1024
+MAX_MESSAGE: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -39,75 +39,78 @@ class EventTarget:
 
     @classmethod
     def of(cls, kind: Kind, meta: Meta) -> "EventTarget":
+        """Return the target for an object with this metadata."""
         return cls(kind, meta.namespace, meta.name, meta.uid)
 
 
 class EventWriter(Protocol):
-    """The part of the API door that is used."""
+    """The part of ``cluster.api.Api`` that is used."""
 
     async def create(self, kind: Kind, body: Raw) -> Raw: ...
     async def patch(self, kind: Kind, namespace: str, name: str, body: Raw) -> Raw: ...
 
 
 @dataclass
-class _Said:
+class _Written:
+    """An Event that was written."""
+
     name: str
     namespace: str
-    at: datetime
+    last: datetime
     count: int = 1
 
 
 class Events:
-    """Cluster-scoped objects have their Events in namespace ``default``, as kubectl expects."""
+    """Writes Events. Those about cluster-scoped objects are in namespace ``default``, as kubectl expects."""
 
     def __init__(self, api: EventWriter, now: Callable[[], datetime], reporter: str) -> None:
         """``reporter``: the name of this operator's pod."""
         self._api, self._now, self._reporter = api, now, reporter
-        self._said: OrderedDict[str, _Said] = OrderedDict()
+        self._written: OrderedDict[str, _Written] = OrderedDict()
         self._count = 0
 
-    async def normal(self, about: EventTarget, reason: str, message: str) -> None:
-        """Good news."""
-        await self._say("Normal", about, reason, message)
+    async def normal(self, target: EventTarget, reason: str, message: str) -> None:
+        """Write an Event of type Normal."""
+        await self._write("Normal", target, reason, message)
 
-    async def warning(self, about: EventTarget, reason: str, message: str) -> None:
-        """Something to look at."""
-        await self._say("Warning", about, reason, message)
+    async def warning(self, target: EventTarget, reason: str, message: str) -> None:
+        """Write an Event of type Warning."""
+        await self._write("Warning", target, reason, message)
 
-    async def _say(self, kind: str, about: EventTarget, reason: str, message: str) -> None:
-        text = message if len(message) <= MESSAGE_MOST else message[: MESSAGE_MOST - 1] + "…"
+    async def _write(self, event_type: str, target: EventTarget, reason: str, message: str) -> None:
+        text = message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…"
         now = self._now()
-        key = hashlib.sha256("\0".join((about.uid, about.name, kind, reason, text)).encode()).hexdigest()
-        said = self._said.get(key)
+        parts = (target.uid, target.name, event_type, reason, text)
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        written = self._written.get(key)
         try:
-            if said is not None and now - said.at < timedelta(seconds=AGAIN_SECONDS):
-                said.count += 1
-                said.at = now
-                await self._api.patch(
-                    EVENTS, said.namespace, said.name, {"count": said.count, "lastTimestamp": stamp(now)}
-                )
+            if written is not None and now - written.last < timedelta(seconds=REPEAT_SECONDS):
+                written.count += 1
+                written.last = now
+                repeated = {"count": written.count, "lastTimestamp": stamp(now)}
+                await self._api.patch(EVENTS, written.namespace, written.name, repeated)
                 return
-            body = self._body(kind, about, reason, text, now)
-            self._remember(key, _Said(body["metadata"]["name"], body["metadata"]["namespace"], now))
+            body = self._body(event_type, target, reason, text, now)
+            self._remember(key, _Written(body["metadata"]["name"], body["metadata"]["namespace"], now))
             await self._api.create(EVENTS, body)
-        except Terminating:
-            self._said.pop(key, None)  # nobody looks there any more
+        except NamespaceTerminating:
+            self._written.pop(key, None)  # the Event would be deleted with its namespace
         except SavepointError as error:
-            self._said.pop(key, None)
-            log.warning("event %s on %s %s could not be written: %s", reason, about.kind.kind, about.name, error)
+            self._written.pop(key, None)
+            log.warning("%s %s: cannot write event %s: %s; dropping it", target.kind.kind, target.name, reason, error)
 
-    def _body(self, kind: str, about: EventTarget, reason: str, message: str, now: datetime) -> dict[str, Any]:
-        namespace = about.namespace or "default"
+    def _body(self, event_type: str, target: EventTarget, reason: str, message: str, now: datetime) -> dict[str, Any]:
+        namespace = target.namespace or "default"
         return {
-            "metadata": {"name": f"{about.name}.{self._unique(now)}", "namespace": namespace},
+            "metadata": {"name": f"{target.name}.{self._unique(now)}", "namespace": namespace},
             "involvedObject": {
-                "apiVersion": about.kind.api_version,
-                "kind": about.kind.kind,
-                "namespace": about.namespace,
-                "name": about.name,
-                "uid": about.uid,
+                "apiVersion": target.kind.api_version,
+                "kind": target.kind.kind,
+                "namespace": target.namespace,
+                "name": target.name,
+                "uid": target.uid,
             },
-            "type": kind,
+            "type": event_type,
             "reason": reason,
             "message": message,
             "source": {"component": COMPONENT},
@@ -122,8 +125,8 @@ class Events:
         self._count += 1
         return f"{int(now.timestamp() * 1_000_000):x}{self._count:x}"
 
-    def _remember(self, key: str, said: _Said) -> None:
-        self._said[key] = said
-        self._said.move_to_end(key)
-        while len(self._said) > REMEMBERED:
-            self._said.popitem(last=False)
+    def _remember(self, key: str, written: _Written) -> None:
+        self._written[key] = written
+        self._written.move_to_end(key)
+        while len(self._written) > REMEMBERED:
+            self._written.popitem(last=False)

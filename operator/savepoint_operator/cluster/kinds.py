@@ -1,4 +1,4 @@
-"""Which kinds of the API the operator touches, and where they are. Constants and paths; no I/O."""
+"""The API kinds that the operator uses, and their URL paths. Constants; no I/O."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from savepoint.contract.names import API_VERSION
 
-from savepoint_operator.cluster.errors import Missing
+from savepoint_operator.cluster.errors import NotFound
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,19 @@ class Kind:
 
     @property
     def group(self) -> str:
-        """Empty for the core group."""
+        """The API group; empty for the core group."""
         return self.api_version.rpartition("/")[0]
 
     @property
     def version(self) -> str:
+        """The API version without its group."""
         return self.api_version.rpartition("/")[2]
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """The URL path of an object, or of the list when there is no name. Missing for what no object can be named.
+        """Return the URL path of an object, or of the list if ``name`` is empty.
 
-        Names come from owner references and records as well, which may hold any text: none leads out of its part.
+        Names also come from owner references and from records in a bucket, which may hold any text, so each one is kept
+        within its path segment. Raises NotFound for a name that no object can have.
         """
         parts = ["", "apis" if self.group else "api", self.api_version]
         if self.namespaced and namespace:
@@ -42,7 +44,7 @@ class Kind:
 
 def _segment(name: str) -> str:
     if name in (".", "..") or "/" in name or "%" in name:
-        raise Missing(f"no object can be named {name!r:.120}")
+        raise NotFound(f"{name!r:.120} is not a valid object name")
     return quote(name, safe="")
 
 
@@ -71,5 +73,5 @@ WEBHOOKS: Final = Kind(
 OWN: Final = (STORES, POLICIES, AGENTS, CHECKPOINTS, RESTORES)
 WORKLOADS: Final = (DEPLOYMENTS, STATEFULSETS, JOBS)
 WATCHED: Final = (*OWN, PODS, NODES, *WORKLOADS)
-"""In the order in which they are listed at the start: policies and stores before the pods that use them."""
+"""Listed in this order at the start: stores and policies before the pods that use them."""
 OWNER_KINDS: Final = {each.kind: each for each in (DEPLOYMENTS, REPLICASETS, STATEFULSETS, JOBS)}

@@ -1,4 +1,4 @@
-"""Raw objects from the API server into the values of ``model.objects``. Unknown fields are ignored."""
+"""Parses objects from the API server into the values of ``model.objects``. Unknown fields are ignored."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -17,27 +17,30 @@ from savepoint_operator.model.objects import (
     Policy,
     RestoreObject,
     S3Spec,
+    StatePath,
     Store,
     Workload,
 )
+from savepoint_operator.model.selector import LabelSelector
 from savepoint_operator.model.views import AgentRef
-from savepoint_operator.rules.admission.policy import LabelSelector
 
 Raw = Mapping[str, Any]
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
-_NO_IMAGE = frozenset(
+_STAGE_MEDIA = {"Disk": "", "Memory": "Memory"}
+"""Medium of the stage in a policy to emptyDir.medium."""
+_IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
-_NO_CONTAINER = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+_CONTAINER_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 
 def time_of(text: str | None) -> datetime | None:
-    """A Kubernetes timestamp, None when there is none."""
+    """Return a Kubernetes timestamp, or None if there is none."""
     return datetime.fromisoformat(text) if text else None
 
 
 def meta_of(raw: Raw) -> Meta:
-    """Metadata of any object."""
+    """Return the metadata of any object."""
     metadata = raw["metadata"]
     return Meta(
         namespace=metadata.get("namespace") or "",
@@ -54,7 +57,7 @@ def meta_of(raw: Raw) -> Meta:
 
 
 def owner_of(raw: Raw) -> Owner | None:
-    """The controller among the owner references."""
+    """Return the controller among the owner references."""
     for reference in raw["metadata"].get("ownerReferences") or ():
         if reference.get("controller"):
             return Owner(reference["kind"], reference["name"], reference["uid"])
@@ -62,7 +65,7 @@ def owner_of(raw: Raw) -> Owner | None:
 
 
 def pod_of(raw: Raw) -> Pod:
-    """A pod."""
+    """Return the pod."""
     spec, status = raw.get("spec") or {}, raw.get("status") or {}
     return Pod(
         meta=meta_of(raw),
@@ -75,12 +78,12 @@ def pod_of(raw: Raw) -> Pod:
         blocked=next(filter(None, map(_blocked, _container_statuses(status))), ""),
         restart_policy=spec.get("restartPolicy") or "Always",
         exited=_exited(spec, status),
-        deletion_asked=_deletion_asked(raw["metadata"]),
+        deletion_requested=_deletion_requested(raw["metadata"]),
     )
 
 
 def workload_of(raw: Raw) -> Workload:
-    """A Deployment, ReplicaSet, StatefulSet or Job."""
+    """Return the Deployment, ReplicaSet, StatefulSet or Job."""
     kind, spec = raw.get("kind", ""), raw.get("spec") or {}
     template = (spec.get("template") or {}).get("metadata") or {}
     strategy = (spec.get("strategy") or {}).get("type", "RollingUpdate")
@@ -97,38 +100,47 @@ def workload_of(raw: Raw) -> Workload:
 
 
 def node_of(raw: Raw) -> Node:
-    """A node."""
+    """Return the node."""
     taints = (raw.get("spec") or {}).get("taints") or ()
     ready = _condition(raw.get("status") or {}, "Ready") == "True"
     return Node(meta_of(raw), lost=not ready or any(taint.get("key") == OUT_OF_SERVICE for taint in taints))
 
 
 def policy_of(raw: Raw) -> Policy:
-    """A policy, as the API server has validated and defaulted it."""
+    """Return the policy; the API server has validated it and filled in its defaults."""
     spec = raw.get("spec") or {}
-    quiesce = spec.get("quiesce") or {}
-    intervals = [each["interval"] for each in spec.get("triggers") or () if "interval" in each]
-    interval: Interval | None = Interval()
-    if intervals:
-        interval = Interval(intervals[0]["periodSeconds"], intervals[0].get("jitterSeconds"))
-    elif "triggers" in spec:
-        interval = None
+    stage, injection, state, quiesce = (spec.get(name) or {} for name in ("stage", "injection", "state", "quiesce"))
     return Policy(
         meta=meta_of(raw),
         selector=LabelSelector.parse(spec.get("selector") or {}),
         store_name=spec.get("storeName"),
-        exclude=tuple((spec.get("state") or {}).get("exclude") or ()),
+        exclude=tuple(state.get("exclude") or ()),
         quiesce_timeout_seconds=quiesce.get("timeoutSeconds", 10),
         hold_seconds=quiesce.get("holdSeconds", 5),
-        interval=interval,
+        interval=_interval(spec),
         keep_last=(spec.get("retention") or {}).get("keepLast", 12),
         suspend=bool(spec.get("suspend")),
+        container_name=spec.get("containerName"),
+        state_volumes=tuple(state["volumes"]) if "volumes" in state else None,
+        state_paths=tuple(StatePath(item["mountPath"], item.get("sizeLimit")) for item in state.get("paths") or ()),
+        stage_size_limit=stage.get("sizeLimit"),
+        stage_medium=_STAGE_MEDIA.get(stage.get("medium", "Disk"), ""),
+        resources=injection.get("resources"),
+        run_as_user=injection.get("runAsUser"),
         status=raw.get("status") or {},
     )
 
 
+def _interval(spec: Raw) -> Interval | None:
+    """Return the first interval trigger; the default one if no trigger is listed, None if others are."""
+    intervals = [each["interval"] for each in spec.get("triggers") or () if "interval" in each]
+    if intervals:
+        return Interval(intervals[0]["periodSeconds"], intervals[0].get("jitterSeconds"))
+    return None if "triggers" in spec else Interval()
+
+
 def store_of(raw: Raw) -> Store:
-    """A store."""
+    """Return the store."""
     spec = raw["spec"]
     s3, allowed = spec["s3"], spec.get("allowedNamespaces") or {}
     return Store(
@@ -152,7 +164,7 @@ def store_of(raw: Raw) -> Store:
 
 
 def checkpoint_of(raw: Raw) -> CheckpointObject:
-    """An AgentCheckpoint."""
+    """Return the AgentCheckpoint."""
     meta, spec, status = meta_of(raw), raw["spec"], raw.get("status") or {}
     return CheckpointObject(
         meta=meta,
@@ -169,7 +181,7 @@ def checkpoint_of(raw: Raw) -> CheckpointObject:
 
 
 def restore_of(raw: Raw) -> RestoreObject:
-    """An AgentRestore."""
+    """Return the AgentRestore."""
     spec, status = raw["spec"], raw.get("status") or {}
     source, targets = spec.get("source") or {}, status.get("targets") or [{}]
     succeeded = _condition(status, "Succeeded")
@@ -188,7 +200,7 @@ def restore_of(raw: Raw) -> RestoreObject:
 
 
 def agent_of(raw: Raw) -> AgentObject:
-    """A ProtectedAgent."""
+    """Return the ProtectedAgent."""
     status = raw.get("status") or {}
     head = status.get("head") or {}
     pin = (head["sequence"], head["recordDigest"]) if head.get("sequence") and head.get("recordDigest") else None
@@ -198,6 +210,7 @@ def agent_of(raw: Raw) -> AgentObject:
 
 
 def _disruption(status: Raw) -> str:
+    """Return the reason of condition DisruptionTarget; empty if it does not hold."""
     for condition in status.get("conditions") or ():
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
             return str(condition.get("reason", ""))
@@ -205,15 +218,17 @@ def _disruption(status: Raw) -> str:
 
 
 def _exited(spec: Raw, status: Raw) -> datetime | None:
+    """Return when the last regular container ended; None while the status lacks the time of one."""
     terminated = [(each.get("state") or {}).get("terminated") or {} for each in status.get("containerStatuses") or ()]
     times = [time_of(each.get("finishedAt")) for each in terminated]
-    told = [time for time in times if time is not None]
-    return max(told) if told and len(told) == len(spec.get("containers") or ()) else None
+    known = [time for time in times if time is not None]
+    return max(known) if known and len(known) == len(spec.get("containers") or ()) else None
 
 
-def _deletion_asked(metadata: Raw) -> datetime | None:
-    shown = time_of(metadata.get("deletionTimestamp"))
-    return None if shown is None else shown - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
+def _deletion_requested(metadata: Raw) -> datetime | None:
+    """Return when the deletion was requested: deletionTimestamp is later by the grace period."""
+    deadline = time_of(metadata.get("deletionTimestamp"))
+    return None if deadline is None else deadline - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
 
 
 def _container_statuses(status: Raw) -> Iterator[Raw]:
@@ -222,21 +237,25 @@ def _container_statuses(status: Raw) -> Iterator[Raw]:
 
 
 def _blocked(container: Raw) -> str:
-    """The kubelet's reason changes to and fro between two words while it tries again: they are told as one."""
+    """Return why the container cannot start, and the remedy; empty if it is not blocked.
+
+    The kubelet alternates between two reasons while it retries; both give the same text.
+    """
     waiting = (container.get("state") or {}).get("waiting") or {}
     reason, name = waiting.get("reason") or "", container.get("name")
-    if reason in _NO_IMAGE:
+    if reason in _IMAGE_REASONS:
         return (
-            f"Container {name} cannot start, since its image {container.get('image')} cannot be pulled. Correct the "
-            "image, make it available to the node, or name the pull secret that it needs."
+            f"Container {name} cannot start: image {container.get('image')} cannot be pulled. Correct the image name, "
+            "make the image available to the node, or name the pull secret that it needs."
         )
-    if reason in _NO_CONTAINER:
-        said = waiting.get("message") or "the kubelet does not say why"
-        return f"Container {name} cannot start ({reason}): {said}. Correct the pod's specification."
+    if reason in _CONTAINER_REASONS:
+        cause = waiting.get("message") or "the kubelet gives no cause"
+        return f"Container {name} cannot start ({reason}): {cause}. Correct the pod's specification."
     return ""
 
 
 def _condition(status: Raw, kind: str) -> str:
+    """Return the condition's status; empty if there is no such condition."""
     for condition in status.get("conditions") or ():
         if condition.get("type") == kind:
             return str(condition.get("status"))

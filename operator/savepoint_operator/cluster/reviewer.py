@@ -1,4 +1,4 @@
-"""TokenReview: which pod a projected token proves its bearer to be. It never keeps or logs a token."""
+"""Reviews projected tokens: a TokenReview proves which pod sent one. Tokens are neither kept nor logged."""
 
 from typing import Final, Protocol
 
@@ -14,10 +14,10 @@ _ACCOUNT: Final = "system:serviceaccount:"
 
 
 class Reviews(Protocol):
-    """The part of the API door that is used."""
+    """The part of ``cluster.api.Api`` that is used."""
 
     async def review(self, spec: Raw) -> Raw:
-        """A TokenReview's status."""
+        """Create a TokenReview and return its status."""
         ...
 
 
@@ -28,11 +28,14 @@ class Reviewer:
         self._api = api
 
     async def review(self, token: str) -> PodIdentity | None:
-        """The pod; None for a token of another audience, of no pod, or that is no token."""
+        """Return the pod that the token proves; None if it is invalid, for another audience, or not bound to a pod.
+
+        Raises Unavailable.
+        """
         try:
             status = await self._api.review({"token": token, "audiences": [AUDIENCE]})
         except Denied as error:
-            raise Unavailable(f"tokens cannot be reviewed: {error}") from error
+            raise Unavailable(f"the operator's service account cannot review tokens: {error}") from error
         if status.get("authenticated") is not True or AUDIENCE not in (status.get("audiences") or ()):
             return None
         user = status.get("user") or {}
@@ -45,5 +48,5 @@ class Reviewer:
 
 
 def _one(values: object) -> str:
-    """Exactly one value, or none."""
+    """Return the only value; empty if there is none or more than one."""
     return str(values[0]) if isinstance(values, list) and len(values) == 1 else ""

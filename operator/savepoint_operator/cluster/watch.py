@@ -1,6 +1,6 @@
-"""List, then watch, one kind of the API server's, for as long as the process lives.
+"""Lists and then watches one kind for as long as the process runs; the webhook's index is built from this.
 
-It never gives up: an index that is some seconds old is better than a refused pod. It knows nothing of what it carries.
+It never gives up: an index that is some seconds old is better than a refused pod. It does not interpret the objects.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 LIST_SECONDS: Final = 30.0
 WATCH_SECONDS: Final = 120
-"""A watch is begun again so often, so that one whose connection died in silence is noticed."""
+"""Each watch ends after this time, so that a connection that died without an error is replaced."""
 WATCH_SLACK_SECONDS: Final = 10.0
 PAUSE_SECONDS: Final = 0.2
 RETRY_MIN_SECONDS: Final = 0.5
@@ -30,31 +30,39 @@ RETRY_MAX_SECONDS: Final = 30.0
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
 
 Lister = Callable[..., Awaitable[Any]]
-"""A list method of the client, …_without_preload_content, bound to its kind."""
+"""A list method of the client (…_without_preload_content) for one kind."""
 
 
 class Sink(Protocol):
-    """What is told of the objects."""
+    """Receives the objects."""
 
-    def replace(self, objects: Iterable[Mapping[str, Any]]) -> None: ...
-    def put(self, item: Mapping[str, Any]) -> None: ...
-    def remove(self, item: Mapping[str, Any]) -> None: ...
+    def replace(self, objects: Iterable[Mapping[str, Any]]) -> None:
+        """Replace all objects by those of a listing."""
+        ...
+
+    def put(self, item: Mapping[str, Any]) -> None:
+        """Add or update an object."""
+        ...
+
+    def remove(self, item: Mapping[str, Any]) -> None:
+        """Remove a deleted object."""
+        ...
 
 
 class Expired(Exception):
-    """The API server no longer knows the version from which to watch: list again."""
+    """The API server no longer has the version to watch from, so the objects must be listed again."""
 
 
 class Watch:
-    """``synced`` once the first list has arrived."""
+    """Keeps a sink up to date; ``synced`` is True once the first list has arrived."""
 
-    def __init__(self, what: str, lister: Lister, sink: Sink, jitter: Callable[[], float]) -> None:
-        """``jitter`` gives numbers from 0 to 1."""
-        self._what, self._lister, self._sink, self._jitter = what, lister, sink, jitter
+    def __init__(self, kind: str, lister: Lister, sink: Sink, jitter: Callable[[], float]) -> None:
+        """``kind`` names the objects in the log; ``jitter`` returns numbers from 0 to 1."""
+        self._kind, self._lister, self._sink, self._jitter = kind, lister, sink, jitter
         self.synced = False
 
     async def run(self) -> None:
-        """For ever; only cancellation ends it."""
+        """Run until cancelled."""
         delay = RETRY_MIN_SECONDS
         while True:
             try:
@@ -64,10 +72,11 @@ class Watch:
                     delay = RETRY_MIN_SECONDS
                     await asyncio.sleep(PAUSE_SECONDS)
             except Expired:
-                log.info("%s: the watch has expired; listing again", self._what)
+                log.info("%s: watch expired; listing again", self._kind)
             except (ApiException, aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                log.warning("%s: %s; trying again", self._what, _words(error))
-                await asyncio.sleep(delay * (0.5 + self._jitter()))
+                pause = delay * (0.5 + self._jitter())
+                log.warning("%s: watch failed: %s; retrying in %.1f s", self._kind, _described(error), pause)
+                await asyncio.sleep(pause)
                 delay = min(delay * 2, RETRY_MAX_SECONDS)
 
     async def _list(self) -> str:
@@ -79,7 +88,7 @@ class Watch:
         return version
 
     async def _watch(self, version: str) -> str:
-        """Follow from ``version`` until the server ends the watch; the version reached."""
+        """Watch from ``version`` until the server ends the watch; return the last version."""
         response = await self._lister(
             watch=True,
             resource_version=version,
@@ -108,13 +117,16 @@ class Watch:
 
 
 def policies(api: Client) -> Lister:
-    """AgentCheckpointPolicies of every namespace."""
+    """Return a lister of the AgentCheckpointPolicies of every namespace."""
     method = client.CustomObjectsApi(api).list_custom_object_for_all_namespaces_without_preload_content
     return partial(method, GROUP, VERSION, "agentcheckpointpolicies")
 
 
 def namespaces(api: Client) -> Lister:
-    """Names and labels are enough. The API server wants another word for a list than for the objects of a watch."""
+    """Return a lister of the namespaces' metadata.
+
+    The API server names the metadata-only format differently for a list and for the objects of a watch.
+    """
     method = client.CoreV1Api(api).list_namespace_without_preload_content
 
     def lister(*, watch: bool = False, **arguments: Any) -> Any:
@@ -124,7 +136,7 @@ def namespaces(api: Client) -> Lister:
 
 
 async def _body(response: Any) -> dict[str, Any]:
-    """The JSON of an answer; Expired or ValueError for one that is not 200."""
+    """Return the JSON of an answer. Raises Expired or ValueError if its status is not 200."""
     text = await response.read()
     if response.status == 410:
         raise Expired
@@ -134,5 +146,5 @@ async def _body(response: Any) -> dict[str, Any]:
     return body
 
 
-def _words(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__} {error}".strip()[:300]

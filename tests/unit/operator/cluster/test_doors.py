@@ -14,7 +14,7 @@ from savepoint.errors import SavepointError, Unavailable
 from savepoint_operator.certificates import make_ca, make_serving
 from savepoint_operator.cluster.access import Access
 from savepoint_operator.cluster.api import Api
-from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, Missing, Terminating
+from savepoint_operator.cluster.errors import Blocked, Conflict, Denied, Invalid, NamespaceTerminating, NotFound
 from savepoint_operator.cluster.events import Events, EventTarget
 from savepoint_operator.cluster.kinds import CHECKPOINTS, DEPLOYMENTS, EVENTS, NODES, PODS, SECRETS
 from savepoint_operator.cluster.reviewer import Reviewer
@@ -117,7 +117,7 @@ async def test_refusals_become_our_errors(api: Api, server: Server, status: int,
 @pytest.mark.parametrize(
     ("details", "error"),
     [
-        ({"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}, Terminating),
+        ({"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}, NamespaceTerminating),
         ({"causes": [{"reason": "Another"}]}, Denied),
         ({"causes": None}, Denied),
         (None, Denied),
@@ -144,7 +144,7 @@ async def test_only_a_404_is_none(api: Api, server: Server) -> None:
     assert await api.get(PODS, "demo", "a") is None
     with pytest.raises(Unavailable):
         await api.get(PODS, "demo", "a")
-    with pytest.raises(Missing):
+    with pytest.raises(NotFound):
         await api.patch(PODS, "demo", "a", {})
 
 
@@ -294,7 +294,7 @@ def test_the_ca_signs_what_it_serves() -> None:
 async def test_a_name_that_somebody_else_wrote_leads_nowhere_else(api: Api, server: Server, name: str) -> None:
     """Owner references hold any text, and so do records in a bucket: the operator may read more than they."""
     assert await api.get(DEPLOYMENTS, "demo", name) is None
-    with pytest.raises(Missing):
+    with pytest.raises(NotFound):
         await api.patch(PODS, "demo", name, {})
     assert server.asked == []
 

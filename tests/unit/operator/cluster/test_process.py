@@ -8,11 +8,13 @@ import ssl
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from savepoint_operator.certificates import Certificates, Pair, make_ca, make_serving, wants_renewal
+from savepoint.contract.environment import SettingsError
+from savepoint_operator.certificates import CertificateConfig, Certificates, Pair, make_ca, make_serving, wants_renewal
 from savepoint_operator.cluster.kinds import LEASES, PODS, SECRETS, WATCHED, WEBHOOKS
 from savepoint_operator.handlers.watch import settings as kopf_settings
-from savepoint_operator.leadership import Leadership
-from savepoint_operator.settings import Settings, SettingsError
+from savepoint_operator.leadership import Leadership, LeaseConfig
+from savepoint_operator.model.clocks import Clocks
+from savepoint_operator.settings import Settings
 
 from tests.fakes.cluster import FakeCluster
 
@@ -70,13 +72,8 @@ class Candidate:
         self.seconds = 1000.0
         self.leadership = Leadership(
             cluster,
-            "savepoint-system",
-            "lease",
-            name,
-            lease_seconds=15,
-            now=lambda: NOW + timedelta(days=365),  # a clock that is wrong must not matter
-            monotonic=lambda: self.seconds,
-            retry_seconds=0,
+            LeaseConfig("savepoint-system", "lease", name, lease_seconds=15, retry_seconds=0),
+            Clocks(lambda: NOW + timedelta(days=365), lambda: self.seconds),  # a wrong wall clock must not matter
         )
 
     async def tries(self) -> bool:
@@ -153,15 +150,8 @@ async def test_leadership_ends_when_it_cannot_be_renewed() -> None:
 
 
 def certificates(cluster: FakeCluster, now: datetime = NOW) -> Certificates:
-    return Certificates(
-        cluster,
-        "savepoint-system",
-        tls_secret="tls",
-        ca_secret="ca",
-        services=("savepoint-operator", "savepoint-webhook"),
-        webhook_configuration="savepoint",
-        now=lambda: now,
-    )
+    services = ("savepoint-operator", "savepoint-webhook")
+    return Certificates(cluster, CertificateConfig("savepoint-system", "tls", "ca", services, "savepoint"), lambda: now)
 
 
 def secret(cluster: FakeCluster, name: str) -> dict[str, bytes]:
@@ -229,13 +219,7 @@ async def test_a_broken_or_foreign_pair_is_replaced() -> None:
 async def test_a_renewed_pair_goes_into_the_living_context() -> None:
     cluster, now = FakeCluster(), [NOW]
     made = Certificates(
-        cluster,
-        "savepoint-system",
-        tls_secret="tls",
-        ca_secret="ca",
-        services=("savepoint-operator",),
-        webhook_configuration="",
-        now=lambda: now[0],
+        cluster, CertificateConfig("savepoint-system", "tls", "ca", ("savepoint-operator",), ""), lambda: now[0]
     )
     await made.ensure()
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=made.context)
