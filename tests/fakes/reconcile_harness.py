@@ -1,12 +1,13 @@
-"""The whole of reconcile over an API server in memory and a store in a folder; pods and time move as the test says.
+"""A harness for all of reconcile, over a fake API server and a store in a folder; the test moves pods and time.
 
-What the control side would do is scripted: the chain is written by the same functions, the recorder is told the same.
+The control side is scripted: it writes the chain with the same functions and makes the same calls to the recorder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ from savepoint_operator.cluster.kinds import (
 )
 from savepoint_operator.lineage.open_repository import OpenRepository
 from savepoint_operator.metrics import Metrics
+from savepoint_operator.model.clocks import Clocks
 from savepoint_operator.model.views import AgentRef, CheckpointName, Incarnation, PodIdentity, Refusal, SessionView
 from savepoint_operator.reconcile.assembly import ReconcileParts, assemble
+from savepoint_operator.reconcile.dependencies import ReconcileDependencies
 from savepoint_operator.reconcile.keyring import MASTER_KEY_FIELD, fields
 
 from tests.fakes.cluster import FakeCluster
@@ -48,8 +51,8 @@ CODER = AgentRef(NAMESPACE, "coder")
 STORE = "default"
 
 
-class Time:
-    """Monotonic seconds and times of day, together; they pass only when told to."""
+class ManualClock:
+    """A monotonic clock and a wall clock that advance together, and only when the test says so."""
 
     def __init__(self) -> None:
         self.seconds = 10_000.0
@@ -62,16 +65,16 @@ class Time:
 
 
 class ScriptedOrders:
-    """Implements ``Orders`` over the real chain; what was ordered stays until the test answers it."""
+    """Implements ``Orders`` over the real chain; an ordered checkpoint stays in flight until the test ends it."""
 
-    def __init__(self, bench: ReconcileHarness) -> None:
-        self._bench = bench
+    def __init__(self, harness: ReconcileHarness) -> None:
+        self._harness = harness
         self.sessions: dict[AgentRef, SessionView] = {}
         self.ordered: list[tuple[AgentRef, str, str]] = []
         self.in_flight: dict[AgentRef, str] = {}
         self.collected: list[tuple[AgentRef, frozenset[int]]] = []
         self.rolled_back: list[tuple[AgentRef, int | None]] = []
-        self.store_is_away = False
+        self.store_unavailable = False
 
     def session(self, agent: AgentRef) -> SessionView | None:
         return self.sessions.get(agent)
@@ -87,22 +90,22 @@ class ScriptedOrders:
         self.ordered.append((agent, attempt, trigger))
 
     async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
-        await self._bench.now_leading.stores.open(store)
+        await self._harness.leader.stores.open(store)
         self.rolled_back.append((agent, to_sequence))
-        chain, head = self._bench.chain(agent), self._bench.head(agent)
+        chain, head = self._harness.chain(agent), self._harness.head(agent)
         assert head is not None
         manifest = None if to_sequence is None else chain.record(to_sequence).manifest
-        return lineage.rollback(chain, head, manifest, time_text(self._bench.time.now()), attempt)
+        return lineage.rollback(chain, head, manifest, time_text(self._harness.clock.now()), attempt)
 
     async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
-        head = self._bench.head(agent)
-        if self.store_is_away or agent in self.sessions:
+        head = self._harness.head(agent)
+        if self.store_unavailable or agent in self.sessions:
             raise Unavailable("not now")
         if head is None or head.record.pod_uid != pod_uid or head.record.kind in ("completed", "rollback"):
             return head
-        time = time_text(self._bench.time.now())
-        ended = lineage.complete(self._bench.chain(agent), head, head.record.epoch, pod_uid, time)
-        await self._bench.now_leading.recorder.committed(agent, None, ended, store)
+        time = time_text(self._harness.clock.now())
+        ended = lineage.complete(self._harness.chain(agent), head, head.record.epoch, pod_uid, time)
+        await self._harness.leader.recorder.committed(agent, None, ended, store)
         return ended
 
     async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> int:
@@ -110,26 +113,26 @@ class ScriptedOrders:
         return 0
 
     async def head(self, agent: AgentRef, store: str) -> Head | None:
-        parts = self._bench.now_leading
-        opened = OpenRepository(await parts.stores.open(store), agent, self._bench.random.randbytes)
-        opened.open(self._bench.time.now())
-        return opened.head(None, await parts.directory.pinned(agent))
+        parts = self._harness.leader
+        opened = OpenRepository(await parts.stores.open(store), agent, self._harness.random.randbytes)
+        opened.open(self._harness.clock.now())
+        return opened.head(None, await parts.pod_resolver.pinned(agent))
 
 
 class ReconcileHarness:
-    """``lead`` begins a new leader over the same cluster and store."""
+    """``new_leader`` starts another leader over the same cluster and store."""
 
-    def __init__(self, room: Path) -> None:
-        self.time = Time()
-        self.cluster = FakeCluster(self.time.now)
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self.cluster = FakeCluster(self.clock.now)
         self.random = random.Random(7)
-        self.objects = DirectoryStore(room, create=True)
+        self.objects = DirectoryStore(folder, create=True)
         self.orders = ScriptedOrders(self)
         self.parts: ReconcileParts | None = None
-        self.numbers = 0
+        self.pod_count = 0
 
     async def prepare(self) -> None:
-        """A cluster with a store, and a leader that has looked at everything."""
+        """Create a cluster with a store, and a leader that has reconciled everything."""
         self.cluster.put(NAMESPACES, "kube-system", metadata={"uid": "the-cluster"})
         self.cluster.put(NAMESPACES, NAMESPACE)
         keys = {"accessKey": "YWNjZXNz", "secretKey": "c2VjcmV0"}
@@ -138,25 +141,26 @@ class ReconcileHarness:
         self.cluster.put(STORES, STORE, spec={"s3": s3, "default": True})
         for name in ("n1", "n2"):
             self.node(name)
-        await self.lead()
+        await self.new_leader()
 
-    async def lead(self, **more: Any) -> ReconcileParts:
-        terms: dict[str, Any] = {"not_running_seconds": 60.0, "build_store": lambda _: self.objects, **more}
-        self.parts = parts = assemble(
-            self.cluster,
-            Events(self.cluster, self.time.now, "operator-0"),
-            Metrics(),
-            owner="the-cluster",
-            namespace="savepoint-system",
-            master_key_secret="savepoint-master-key",
-            now=self.time.now,
-            monotonic=self.time.monotonic,
+    async def new_leader(self, **changes: Any) -> ReconcileParts:
+        """Start a leader; ``changes`` replace its dependencies."""
+        dependencies = ReconcileDependencies(
+            cluster=self.cluster,
+            events=Events(self.cluster, self.clock.now, "operator-0"),
+            metrics=Metrics(),
+            clocks=Clocks(self.clock.now, self.clock.monotonic),
             random_bytes=self.random.randbytes,
             random_part=lambda: 0.5,
-            **terms,
+            cluster_id="the-cluster",
+            namespace="savepoint-system",
+            master_key_secret="savepoint-master-key",
+            not_running_seconds=60.0,
+            build_store=lambda _: self.objects,
         )
-        self.cluster.watcher = lambda kind, gone, raw: (
-            parts.reconciler.observe(kind, gone, raw) if kind in WATCHED else None
+        self.parts = parts = assemble(replace(dependencies, **changes))
+        self.cluster.watcher = lambda kind, deleted, raw: (
+            parts.reconciler.observe(kind, deleted, raw) if kind in WATCHED else None
         )
         self.orders = ScriptedOrders(self)
         await parts.reconciler.list_all()
@@ -164,26 +168,27 @@ class ReconcileHarness:
         return parts
 
     @property
-    def now_leading(self) -> ReconcileParts:
+    def leader(self) -> ReconcileParts:
+        """The parts of the present leader."""
         assert self.parts is not None
         return self.parts
 
     # -- time -----------------------------------------------------------------------------------------------------
 
     async def settle(self) -> None:
-        """Until nothing is due."""
-        parts = self.now_leading
+        """Reconcile until nothing is due."""
+        parts = self.leader
         for _ in range(1000):
             if not parts.queue.due:
                 return
             await parts.reconciler.work_one(self.orders)
-        raise AssertionError("it never comes to rest")
+        raise AssertionError("reconcile never settles: after 1000 keys more are due")
 
-    async def pass_time(self, seconds: float, step: float = 1.0) -> None:
-        """In steps, and what is due is done."""
-        end = self.time.seconds + seconds
-        while self.time.seconds < end:
-            self.time.seconds = min(self.time.seconds + step, end)
+    async def advance(self, seconds: float, step: float = 1.0) -> None:
+        """Advance the clocks in steps, and reconcile what is due after each step."""
+        end = self.clock.seconds + seconds
+        while self.clock.seconds < end:
+            self.clock.seconds = min(self.clock.seconds + step, end)
             await self.settle()
 
     # -- the cluster ----------------------------------------------------------------------------------------------
@@ -201,9 +206,9 @@ class ReconcileHarness:
         restart_policy: str = "Always",
         **metadata: Any,
     ) -> PodIdentity:
-        """A pod on node n1."""
-        self.numbers += 1
-        name = f"{agent}-pod-{self.numbers}"
+        """Create a pod on node n1."""
+        self.pod_count += 1
+        name = f"{agent}-pod-{self.pod_count}"
         metadata["labels"] = {LABEL_AGENT: agent, **metadata.get("labels", {})}
         spec: dict[str, Any] = {"nodeName": "n1", "containers": [{"name": "agent"}], "restartPolicy": restart_policy}
         if injected:
@@ -211,29 +216,29 @@ class ReconcileHarness:
         raw = self.cluster.put(PODS, name, NAMESPACE, metadata=metadata, spec=spec, status={"phase": phase})
         return PodIdentity(NAMESPACE, name, raw["metadata"]["uid"])
 
-    def ask(self, name: str = "asked-1", agent: str = "coder", **spec: Any) -> str:
-        """A user's AgentCheckpoint; its attempt id."""
+    def request(self, name: str = "manual-1", agent: str = "coder", **spec: Any) -> str:
+        """Create an AgentCheckpoint as a user does; return its attempt id."""
         raw = self.cluster.put(CHECKPOINTS, name, NAMESPACE, spec={"agent": agent, **spec})
         return str(raw["metadata"]["uid"].replace("-", ""))
 
     def checkpoint(self, name: str) -> dict[str, Any]:
-        """status of an AgentCheckpoint."""
+        """Return the status of an AgentCheckpoint."""
         status: dict[str, Any] = self.cluster.object(CHECKPOINTS, name, NAMESPACE).get("status", {})
         return status
 
     def checkpoints(self) -> dict[str, str]:
-        """Name → reason."""
+        """Return the reason of every AgentCheckpoint by name."""
         return {
             raw["metadata"]["name"]: raw.get("status", {}).get("reason", "") for raw in self.cluster.every(CHECKPOINTS)
         }
 
     def agent(self, name: str = "coder") -> dict[str, Any]:
-        """status of a ProtectedAgent."""
+        """Return the status of a ProtectedAgent."""
         status: dict[str, Any] = self.cluster.object(AGENTS, name, NAMESPACE).get("status", {})
         return status
 
     def restores(self) -> list[dict[str, Any]]:
-        """Statuses of all AgentRestores, oldest first."""
+        """Return the statuses of all AgentRestores, oldest first."""
         return [raw.get("status", {}) for raw in self.cluster.every(RESTORES)]
 
     # -- the chain ------------------------------------------------------------------------------------------------
@@ -245,7 +250,7 @@ class ReconcileHarness:
 
     def repository(self, agent: AgentRef = CODER) -> Repository:
         return Repository.open_or_create(
-            self.objects, *agent, self.master(), now=self.time.now(), random_bytes=self.random.randbytes
+            self.objects, *agent, self.master(), now=self.clock.now(), random_bytes=self.random.randbytes
         )
 
     def chain(self, agent: AgentRef = CODER) -> Chain:
@@ -254,65 +259,72 @@ class ReconcileHarness:
     def head(self, agent: AgentRef = CODER) -> Head | None:
         return self.chain(agent).head(None)
 
-    # -- what the control side does -------------------------------------------------------------------------------
+    # -- the control side -----------------------------------------------------------------------------------------
 
-    async def who(self, pod: PodIdentity) -> Incarnation:
-        found = await self.now_leading.directory.incarnation(pod)
+    async def resolve(self, pod: PodIdentity) -> Incarnation:
+        """Return the agent's incarnation that the pod is."""
+        found = await self.leader.pod_resolver.incarnation(pod)
         assert not isinstance(found, Refusal), found
         return found
 
     async def start(self, pod: PodIdentity, outcome: str = "", **more: Any) -> Incarnation:
-        """Granted, restored, connected."""
-        who, recorder = await self.who(pod), self.now_leading.recorder
-        head = self.chain(who.agent).append(
+        """Start the pod: it is granted its epoch, restores and connects."""
+        incarnation, recorder = await self.resolve(pod), self.leader.recorder
+        head = self.chain(incarnation.agent).append(
             records.grant(
-                self.head(who.agent), *who.agent, pod_uid=pod.uid, node=who.node, time=time_text(self.time.now())
+                self.head(incarnation.agent),
+                *incarnation.agent,
+                pod_uid=pod.uid,
+                node=incarnation.node,
+                time=time_text(self.clock.now()),
             )
         )
-        restores = self._restores(who.agent, head)
-        await recorder.granted(who, head, restores)
+        restores = self._restores(incarnation.agent, head)
+        await recorder.granted(incarnation, head, restores)
         await self.settle()
-        told = outcome or ("Restored" if restores else "Fresh")
-        await recorder.restored(who, Outcome(told, milliseconds=3100, **more))
-        await self.connect(who)
-        return who
+        reported = outcome or ("Restored" if restores else "Fresh")
+        await recorder.restored(incarnation, Outcome(reported, milliseconds=3100, **more))
+        await self.connect(incarnation)
+        return incarnation
 
     def _restores(self, agent: AgentRef, head: Head) -> str | None:
         target = head.record.manifest
         if target is None:
             return None
-        made = (each for each in self.chain(agent).back(head, 100) if each.record.kind == "checkpoint")
-        return next(each.record.name for each in made if each.record.manifest == target)
+        checkpoints = (each for each in self.chain(agent).back(head, 100) if each.record.kind == "checkpoint")
+        return next(each.record.name for each in checkpoints if each.record.manifest == target)
 
-    async def connect(self, who: Incarnation) -> None:
-        head = self.head(who.agent)
+    async def connect(self, incarnation: Incarnation) -> None:
+        head = self.head(incarnation.agent)
         epoch = head.record.epoch if head else 0
-        view = SessionView(who.agent, who.pod, who.node, epoch, self.time.now(), True, "", "0.1.0", None)
-        self.orders.sessions[who.agent] = view
-        await self.now_leading.recorder.connected(view, who)
+        view = SessionView(
+            incarnation.agent, incarnation.pod, incarnation.node, epoch, self.clock.now(), True, "", "0.1.0", None
+        )
+        self.orders.sessions[incarnation.agent] = view
+        await self.leader.recorder.connected(view, incarnation)
         await self.settle()
 
-    async def disconnect(self, who: Incarnation, *, released: bool = False, completed: bool = False) -> None:
-        recorder = self.now_leading.recorder
+    async def disconnect(self, incarnation: Incarnation, *, released: bool = False, completed: bool = False) -> None:
+        recorder = self.leader.recorder
         if released:
-            await recorder.released(who.agent, who.pod, completed, "")
-        self.orders.sessions.pop(who.agent, None)
-        await recorder.disconnected(who.agent, who.pod)
+            await recorder.released(incarnation.agent, incarnation.pod, completed, "")
+        self.orders.sessions.pop(incarnation.agent, None)
+        await recorder.disconnected(incarnation.agent, incarnation.pod)
         await self.settle()
 
-    def offer(self, who: Incarnation, attempt: str, trigger: str) -> Offer:
-        """Something stored, as a sidecar does."""
-        repository, head = self.repository(who.agent), self.head(who.agent)
+    def offer(self, incarnation: Incarnation, attempt: str, trigger: str) -> Offer:
+        """Store a checkpoint as a sidecar does, and return its offer."""
+        repository, head = self.repository(incarnation.agent), self.head(incarnation.agent)
         assert head is not None
         content = b"SVPNTPK1" + self.random.randbytes(100)
         pack = Pack(f"{head.record.epoch}-{hashlib.sha256(content).hexdigest()[:32]}", len(content))
         repository.store.put_new(f"packs/{pack.name}", content)
         manifest = Manifest(
-            namespace=who.agent.namespace,
-            agent=who.agent.name,
+            namespace=incarnation.agent.namespace,
+            agent=incarnation.agent.name,
             attempt=attempt,
             epoch=head.record.epoch,
-            created=time_text(self.time.now()),
+            created=time_text(self.clock.now()),
             consistency="Application",
             components=(ComponentRecord("workspace", "Files", "tree", component_digest(()), 410 << 20, ()),),
             packs=(pack,),
@@ -330,43 +342,45 @@ class ReconcileHarness:
             logical_bytes=410 << 20,
             stored_bytes=200 << 20,
             uploaded_bytes=3 << 20,
-            timing=Timing(time_text(self.time.now()), pause_milliseconds=38),
+            timing=Timing(time_text(self.clock.now()), pause_milliseconds=38),
             components=(ComponentSummary("workspace", "Files", component_digest(()), 410 << 20),),
             step="docs 42 of 90",
         )
 
-    async def commit(self, who: Incarnation, *, tell: bool = True, attempt: str = "", trigger: str = "") -> Head:
-        """The sidecar offers what it was last ordered, and it is committed. tell=False: the operator dies first."""
+    async def commit(
+        self, incarnation: Incarnation, *, report: bool = True, attempt: str = "", trigger: str = ""
+    ) -> Head:
+        """Offer and commit the checkpoint that was ordered last. ``report=False``: the operator dies right after."""
         if not attempt:
-            _, attempt, trigger = next(each for each in reversed(self.orders.ordered) if each[0] == who.agent)
-        offer, head = self.offer(who, attempt, trigger), self.head(who.agent)
+            _, attempt, trigger = next(each for each in reversed(self.orders.ordered) if each[0] == incarnation.agent)
+        offer, head = self.offer(incarnation, attempt, trigger), self.head(incarnation.agent)
         assert head is not None
-        name: CheckpointName = await self.now_leading.recorder.name_for(who.agent, offer, head)
+        name: CheckpointName = await self.leader.recorder.name_for(incarnation.agent, offer, head)
         new = lineage.commit_checkpoint(
-            self.repository(who.agent),
-            self.chain(who.agent),
+            self.repository(incarnation.agent),
+            self.chain(incarnation.agent),
             head,
             lineage.Offer(offer.attempt, offer.manifest.name, offer.manifest.size),
             epoch=head.record.epoch,
-            pod_uid=who.pod.uid,
-            time=time_text(self.time.now()),
+            pod_uid=incarnation.pod.uid,
+            time=time_text(self.clock.now()),
             trigger=trigger,
             number=name.number,
             name=name.name,
         )
-        self.orders.in_flight.pop(who.agent, None)
-        if tell:
-            await self.now_leading.recorder.committed(who.agent, offer, new, STORE)
+        self.orders.in_flight.pop(incarnation.agent, None)
+        if report:
+            await self.leader.recorder.committed(incarnation.agent, offer, new, STORE)
             await self.settle()
         return new
 
-    async def end(self, who: Incarnation, outcome: str, reason: str = "", message: str = "") -> None:
-        """The sidecar ends what it was last ordered without an offer."""
-        attempt = self.orders.in_flight.pop(who.agent)
+    async def end_attempt(self, incarnation: Incarnation, outcome: str, reason: str = "", message: str = "") -> None:
+        """End the attempt that was ordered last without an offer."""
+        attempt = self.orders.in_flight.pop(incarnation.agent)
         result = Result(attempt, outcome, reason, message, 12)
-        recorder = self.now_leading.recorder
+        recorder = self.leader.recorder
         if outcome == "Unchanged":
-            await recorder.unchanged(who.agent, result, self.head(who.agent))
+            await recorder.unchanged(incarnation.agent, result, self.head(incarnation.agent))
         else:
-            await recorder.failed(who.agent, result)
+            await recorder.failed(incarnation.agent, result)
         await self.settle()

@@ -1,7 +1,7 @@
-"""What the leader remembers of one agent between two looks: attempts in flight, the restore under way, the last word.
+"""The leader's memory of one agent between two reconciles: attempts, restores, its session and its newest record.
 
-Memory only. All of it is either repaired from the chain and the objects, or told again by the pods after a change of
-leader; it decides nothing.
+Memory only; it decides nothing. After a change of leader everything here is either rebuilt from the chain and the
+objects, or reported again by the pods. Fields whose names end in ``_at`` are monotonic seconds; other times are dates.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from savepoint.contract.control_protocol import Offer, Outcome, Progress, Result, Wait
+from savepoint.contract.vocabulary import CheckpointOutcome, Reason
 from savepoint.repository.format.commit import Head
 
 from savepoint_operator.model.views import AgentRef, Contents, Incarnation, SessionView
@@ -16,73 +17,74 @@ from savepoint_operator.model.views import AgentRef, Contents, Incarnation, Sess
 
 @dataclass
 class AttemptRecord:
-    """One attempt, from its order to the status that tells its end."""
+    """One checkpoint attempt, from its order until its outcome is written to its AgentCheckpoint."""
 
     id: str
     trigger: str
     started: datetime
     started_at: float
-    """Monotonic seconds."""
     requested_by: str = ""
-    why: str = ""
-    stage: str = "Pending"
+    trigger_reason: str = ""
+    phase: str = Reason.PENDING
     progress: Progress | None = None
-    delay: str = ""
-    """Why its commit is tried again."""
+    delay_cause: str = ""
+    """The reason for which its commit is being retried."""
     name: str = ""
-    """Of its AgentCheckpoint, once there is one."""
+    """The name of its AgentCheckpoint, once there is one."""
     number: int = 0
     offer: Offer | None = None
     contents: Contents | None = None
-    """What its manifest says, where no offer was heard."""
+    """The contents according to its manifest, if this leader did not receive the offer."""
     head: Head | None = None
     store: str = ""
     parent: str = ""
-    """Name of the checkpoint before it."""
+    """The name of the checkpoint before it."""
     result: Result | None = None
     pod: tuple[str, str, str] = ("", "", "")
-    """Name, uid and node of the pod."""
+    """Name, UID and node of the pod."""
     ended: datetime | None = None
-    written_at: float | None = None
-    """Monotonic seconds of the last write of its progress."""
+    progress_written_at: float | None = None
 
     @property
-    def over(self) -> bool:
-        """Committed, unchanged or failed."""
+    def finished(self) -> bool:
+        """True if the attempt is committed, unchanged or failed."""
         return self.ended is not None
 
     @property
     def committed(self) -> bool:
+        """True if its commit record exists."""
         return self.head is not None
 
     @property
     def unchanged(self) -> bool:
-        return self.head is None and self.result is not None and self.result.outcome == "Unchanged"
+        """True if it found nothing to commit."""
+        return self.head is None and self.result is not None and self.result.outcome == CheckpointOutcome.UNCHANGED
 
 
 @dataclass
 class RestoreRecord:
     """The start of one pod."""
 
-    who: Incarnation
+    incarnation: Incarnation
     started: datetime
     epoch: int = 0
-    """0 while it waits."""
+    """0 while the pod waits for its epoch."""
     restores: str | None = None
+    """The name of the checkpoint that it restores, None if it starts fresh."""
     head: Head | None = None
     wait: Wait | None = None
     progress: Progress | None = None
     outcome: Outcome | None = None
-    said: set[tuple[str, str]] = field(default_factory=set)
-    """Reasons and messages of waits that Events have told."""
+    reported_waits: set[tuple[str, str]] = field(default_factory=set)
+    """Reasons and messages of waits that Events have reported."""
     discarded_since: datetime | None = None
     discarded_seconds: float | None = None
-    """How long the predecessor was at work after the checkpoint that is restored."""
+    """Time that the predecessor worked after the checkpoint that is restored."""
     ended: datetime | None = None
 
     @property
     def waits_for(self) -> Wait | None:
-        """What is in its way: as the operator says it, or, once an epoch is granted, as the pod does."""
+        """The cause that blocks the start, according to the operator or, once an epoch is granted, to the pod."""
         if self.wait is None and self.progress is not None and self.progress.reason:
             return Wait(self.progress.reason, self.progress.message)
         return self.wait
@@ -90,22 +92,22 @@ class RestoreRecord:
 
 @dataclass
 class LastFailure:
-    """The last thing that went wrong."""
+    """The agent's last failure."""
 
     reason: str
     message: str
     time: datetime
     of_chain: bool = False
-    """Its chain of records is damaged: over as soon as it can be read."""
+    """The agent's chain is damaged; the failure ends as soon as the chain can be read."""
 
 
 @dataclass(frozen=True)
 class CheckpointRequest:
-    """A checkpoint that a pod asked for."""
+    """A checkpoint that a pod requested."""
 
     attempt: str
     trigger: str
-    why: str
+    trigger_reason: str
 
 
 @dataclass
@@ -113,66 +115,64 @@ class AgentRecord:
     """One agent."""
 
     agent: AgentRef
-    who: Incarnation | None = None
+    incarnation: Incarnation | None = None
+    """The pod that last held the agent's epoch."""
     session: SessionView | None = None
     connected_at: float | None = None
-    """Monotonic seconds."""
     disconnected_at: float | None = None
-    last_heard: datetime | None = None
-    """When the predecessor's connection ended."""
+    disconnected: datetime | None = None
+    """Time at which the sidecar's last connection ended."""
     head: Head | None = None
     latest: Head | None = None
-    """The record of the checkpoint that a restart now would restore, where this leader has seen it."""
+    """The record of the checkpoint that a restart would restore now, if this leader has seen it."""
     latest_step: str = ""
-    """Where that checkpoint stands, if it has no object to say so."""
+    """The step of that checkpoint, if it has no object that shows it."""
     recovery_point: datetime | None = None
     failure: LastFailure | None = None
-    failures_in_row: int = 0
-    last_start: float | None = None
-    """Monotonic seconds at which the last attempt began."""
+    last_attempt_at: float | None = None
     random_part: float = 0.5
     attempts: dict[str, AttemptRecord] = field(default_factory=dict)
     restores: dict[str, RestoreRecord] = field(default_factory=dict)
-    """By pod uid."""
+    """Records of starts by pod UID."""
     completed: bool = False
     ended_pods: set[str] = field(default_factory=set)
-    """Uids of pods that were seen to end their run by exiting with 0; they may be deleted before that is recorded."""
+    """UIDs of pods that ended their run by exiting with 0; they may be deleted before that is recorded."""
     released_pod: str = ""
-    """Uid of the pod that has ended its work in good order."""
+    """UID of the pod that ended its work and released the epoch."""
     stored_bytes: int | None = None
-    uncertain: tuple[str, ...] | None = None
+    uncertain_operations: tuple[str, ...] | None = None
     chain_read: bool = False
     """This leader has compared the objects with the chain."""
     collected_at: float | None = None
     requests: dict[str, CheckpointRequest] = field(default_factory=dict)
-    """What pods have asked for, by the request's id: it may come twice, and may never be begun."""
+    """Pods' requests by id: a request may be repeated, and may never be started."""
 
-    def learn(self, head: Head) -> None:
-        """A record was seen: the head only moves up."""
+    def advance_head(self, head: Head) -> None:
+        """Remember the record if it is newer than the known head."""
         if self.head is None or head.record.sequence > self.head.record.sequence:
             self.head = head
 
 
 class AgentRecords:
-    """Every agent's line, made when it is first spoken of."""
+    """The records of all agents, each created on first access."""
 
     def __init__(self, random_part: Callable[[], float]) -> None:
-        self._random, self._agent_records = random_part, dict[AgentRef, AgentRecord]()
+        self._random_part, self._records = random_part, dict[AgentRef, AgentRecord]()
 
     def __getitem__(self, agent: AgentRef) -> AgentRecord:
-        agent_record = self._agent_records.get(agent)
-        if agent_record is None:
-            agent_record = self._agent_records[agent] = AgentRecord(agent, random_part=self._random())
-        return agent_record
+        record = self._records.get(agent)
+        if record is None:
+            record = self._records[agent] = AgentRecord(agent, random_part=self._random_part())
+        return record
 
     def get(self, agent: AgentRef) -> AgentRecord | None:
-        """The line, if the agent was spoken of."""
-        return self._agent_records.get(agent)
+        """Return the agent's record, or None if it has none."""
+        return self._records.get(agent)
 
     def all(self) -> list[AgentRecord]:
-        """Every line."""
-        return list(self._agent_records.values())
+        """Return every record."""
+        return list(self._records.values())
 
     def drop(self, agent: AgentRef) -> None:
         """Forget the agent."""
-        self._agent_records.pop(agent, None)
+        self._records.pop(agent, None)

@@ -1,17 +1,13 @@
-"""Puts the parts of reconcile together. The process gives the door, clocks and randomness; nothing here decides."""
+"""Assembles reconcile from the dependencies that the process supplies. It decides nothing."""
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 from savepoint.errors import SavepointError
-from savepoint.storage.s3 import S3Store
 
-from savepoint_operator.cluster.events import Events
-from savepoint_operator.metrics import Metrics
+from savepoint_operator.cluster.kinds import Kind
 from savepoint_operator.reconcile.agent.agents import Agents
 from savepoint_operator.reconcile.agent.attempts import Attempts
 from savepoint_operator.reconcile.agent.chain_repair import ChainRepair
@@ -21,138 +17,95 @@ from savepoint_operator.reconcile.agent.retention import Retention
 from savepoint_operator.reconcile.agent_record import AgentRecords
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.cluster_cache import ClusterCache
-from savepoint_operator.reconcile.cluster_client import ClusterClient
+from savepoint_operator.reconcile.cluster_client import Raw
+from savepoint_operator.reconcile.dependencies import ReconcileDependencies, StepDependencies
 from savepoint_operator.reconcile.keyring import Keyring
 from savepoint_operator.reconcile.pod_resolver import ClusterPodResolver
 from savepoint_operator.reconcile.policies import Policies
-from savepoint_operator.reconcile.reconciler import Reconciler
+from savepoint_operator.reconcile.reconciler import Reconciler, Reconcilers
 from savepoint_operator.reconcile.recorder import QueueingRecorder
 from savepoint_operator.reconcile.rollbacks import Rollbacks
-from savepoint_operator.reconcile.stores import Builder, StoreRegistry
+from savepoint_operator.reconcile.status_writer import StatusWriter
+from savepoint_operator.reconcile.stores import StoreRegistry
 from savepoint_operator.reconcile.work_items import Work
 from savepoint_operator.reconcile.work_queue import KeyedQueue
 
 log = logging.getLogger(__name__)
 
-SETTLE_SECONDS: Final = 5.0
+FLUSH_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
 class ReconcileParts:
-    """What the process needs of it."""
+    """The parts of reconcile that the process uses."""
 
     cache: ClusterCache
     agent_records: AgentRecords
     queue: KeyedQueue[Work]
-    directory: ClusterPodResolver
+    pod_resolver: ClusterPodResolver
     recorder: QueueingRecorder
     stores: StoreRegistry
     agents: Agents
     reconciler: Reconciler
 
-    async def settle(self) -> None:
-        """Before leadership ends: write what was told and is not written yet, within a bound."""
+    async def flush(self) -> None:
+        """Write what was reported and is not written yet, for at most FLUSH_SECONDS; called before leadership ends."""
         try:
-            async with asyncio.timeout(SETTLE_SECONDS):
+            async with asyncio.timeout(FLUSH_SECONDS):
                 for agent_record in self.agent_records.all():
                     if agent_record.attempts or agent_record.restores or agent_record.released_pod:
                         try:
-                            await self.agents.tell(agent_record.agent)
+                            await self.agents.write_status(agent_record.agent)
                         except SavepointError as error:
-                            log.warning("agent %s: its status was not written: %s", agent_record.agent, error)
+                            log.warning(
+                                "agent %s: cannot write its status: %s; the next leader repairs it from the chain",
+                                agent_record.agent,
+                                error,
+                            )
         except TimeoutError:
-            log.warning("not every status could be written; the next leader repairs them from the chain")
+            log.warning("cannot write every status in time; the next leader repairs them from the chain")
 
 
-def assemble(
-    cluster: ClusterClient,
-    events: Events,
-    metrics: Metrics,
-    *,
-    owner: str,
-    namespace: str,
-    master_key_secret: str,
-    not_running_seconds: float,
-    now: Callable[[], datetime],
-    monotonic: Callable[[], float],
-    random_bytes: Callable[[int], bytes],
-    random_part: Callable[[], float],
-    build_store: Builder = S3Store,
-) -> ReconcileParts:
-    """``owner``: the cluster's identity. ``random_part`` gives numbers from 0 to 1."""
-    started = monotonic()
+def assemble(dependencies: ReconcileDependencies) -> ReconcileParts:
+    """Return the parts of reconcile for one period of leadership, which begins now."""
 
-    def leader_since() -> float:
-        return started
+    def observe_deletion(kind: Kind, raw: Raw) -> None:
+        reconciler.observe(kind, True, raw)
 
-    cache, agent_records = ClusterCache(), AgentRecords(random_part)
-    queue: KeyedQueue[Work] = KeyedQueue(monotonic, random_part)
-    keyring = Keyring(cluster, namespace, master_key_secret, random_bytes)
-    stores = StoreRegistry(
-        cluster,
-        cache,
-        keyring,
-        owner,
-        events,
-        now=now,
-        monotonic=monotonic,
+    clocks, random_bytes = dependencies.clocks, dependencies.random_bytes
+    cache, agent_records = ClusterCache(), AgentRecords(dependencies.random_part)
+    queue: KeyedQueue[Work] = KeyedQueue(clocks.monotonic, dependencies.random_part)
+    steps = StepDependencies(
+        cluster=dependencies.cluster,
+        cache=cache,
+        events=dependencies.events,
+        metrics=dependencies.metrics,
+        status_writer=StatusWriter(dependencies.cluster, cache, clocks.now, observe_deletion),
+        clocks=clocks,
         random_bytes=random_bytes,
-        build=build_store,
+        leader_since=clocks.monotonic(),
     )
-    objects = CheckpointObjects(cluster, cache, now)
-    recorder = QueueingRecorder(
-        agent_records, queue, objects, metrics, now=now, monotonic=monotonic, random_bytes=random_bytes
-    )
+    keyring = Keyring(steps.cluster, dependencies.namespace, dependencies.master_key_secret, random_bytes)
+    stores = StoreRegistry(steps, keyring, dependencies.cluster_id, dependencies.build_store)
+    objects = CheckpointObjects(steps.cluster, cache, steps.status_writer)
+    recorder = QueueingRecorder(agent_records, queue, objects, steps.metrics, clocks=clocks, random_bytes=random_bytes)
     agents = Agents(
         cache,
         agent_records,
-        chronicle=ChainRepair(cache, stores, objects, recorder),
-        attempts=Attempts(
-            cluster,
-            cache,
-            objects,
-            recorder,
-            events,
-            now=now,
-            monotonic=monotonic,
-            random_bytes=random_bytes,
-            leader_since=leader_since,
-            not_running_seconds=not_running_seconds,
-        ),
-        restores=Restores(cluster, cache, objects, events, now),
-        retention=Retention(cluster, objects, metrics, collected=stores.collected, monotonic=monotonic),
-        protected=ProtectedAgents(
-            cluster, cache, objects, events, now=now, monotonic=monotonic, leader_since=leader_since
-        ),
+        chain_repair=ChainRepair(cache, stores, objects, recorder),
+        attempts=Attempts(steps, objects, recorder, not_running_seconds=dependencies.not_running_seconds),
+        restores=Restores(steps, objects),
+        retention=Retention(steps, objects, stores.record_collection),
+        protected=ProtectedAgents(steps, objects),
     )
-    reconciler = Reconciler(
-        cluster,
-        cache,
-        agent_records,
-        queue,
-        metrics,
-        stores=stores,
-        agents=agents,
-        rollbacks=Rollbacks(
-            cluster,
-            cache,
-            agent_records,
-            queue,
-            objects=objects,
-            recorder=recorder,
-            events=events,
-            now=now,
-            monotonic=monotonic,
-            leader_since=leader_since,
-        ),
-        surroundings=Policies(cluster, cache, events, now),
-        now=now,
-    )
+    rollbacks = Rollbacks(steps, agent_records, queue, objects=objects, recorder=recorder)
+    reconcilers = Reconcilers(stores, agents, rollbacks, Policies(steps))
+    reconciler = Reconciler(steps, agent_records, queue, reconcilers)
     return ReconcileParts(
         cache=cache,
         agent_records=agent_records,
         queue=queue,
-        directory=ClusterPodResolver(cluster, cache, agent_records, events, monotonic),
+        pod_resolver=ClusterPodResolver(steps.cluster, cache, agent_records, steps.events, clocks.monotonic),
         recorder=recorder,
         stores=stores,
         agents=agents,

@@ -1,7 +1,7 @@
-"""What the cluster holds, in memory: the objects of the watched kinds, as values, with the look-ups that steps need.
+"""The objects of the watched kinds in memory, as values, with the look-ups that the steps need.
 
-Watches put and remove single objects; a listing replaces a kind whole, so that nothing which a watch missed stays. It
-is a cache: what decides a grant is read afresh elsewhere, and every write is judged by the API server.
+Watches put and remove single objects; a listing replaces a whole kind, so that changes which a watch missed are
+corrected. It is only a cache: what decides a grant is read from the API server, which also judges every write.
 """
 
 from collections import OrderedDict
@@ -23,9 +23,10 @@ from savepoint_operator.model.objects import (
     Workload,
 )
 from savepoint_operator.model.views import AgentRef
-from savepoint_operator.rules.identity import agent_of, selecting
+from savepoint_operator.rules.identity import agent_of
+from savepoint_operator.rules.policy import matching_policies
 
-FORGOTTEN: Final = 4096
+DELETED_UIDS_KEPT: Final = 4096
 
 
 class _HasMeta(Protocol):
@@ -37,39 +38,42 @@ V = TypeVar("V", bound=_HasMeta)
 
 
 class KindCache(Generic[V]):
-    """The objects of one kind, also by agent where they have one."""
+    """The objects of one kind, indexed by name and, if they belong to an agent, by agent."""
 
     def __init__(self, parse_one: Callable[[Mapping[str, Any]], V], agent: Callable[[V], AgentRef | None]) -> None:
         self._parse, self._agent = parse_one, agent
         self._by_key: dict[ObjectKey, V] = {}
         self._by_agent: dict[AgentRef, set[ObjectKey]] = {}
-        self._gone: OrderedDict[str, None] = OrderedDict()
+        self._deleted_uids: OrderedDict[str, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[V]:
         return iter(list(self._by_key.values()))
 
     def get(self, key: ObjectKey) -> V | None:
-        """The object of this name."""
+        """Return the object with this name."""
         return self._by_key.get(key)
 
     def of(self, agent: AgentRef) -> list[V]:
-        """The agent's objects, oldest first."""
+        """Return the agent's objects, oldest first."""
         found = [self._by_key[key] for key in self._by_agent.get(agent, ())]
         return sorted(found, key=lambda each: (each.meta.created, each.meta.name))
 
     def agents(self) -> list[AgentRef]:
-        """Every agent that has an object here."""
+        """Return every agent that has an object of this kind."""
         return list(self._by_agent)
 
     def put(self, raw: Mapping[str, Any]) -> tuple[V | None, V | None]:
-        """(before, now). What is older than what is known, or known to be gone, changes nothing."""
+        """Store the object unless the cache has a newer version of it or knows that it was deleted.
+
+        Return the cached object (before, after).
+        """
         item = self._parse(raw)
         before = self._by_key.get(item.meta.key)
-        if item.meta.uid in self._gone:
+        if item.meta.uid in self._deleted_uids:
             return before, before
         if before is not None and before.meta.uid == item.meta.uid and item.meta.version < before.meta.version:
             return before, before
-        self._forget(before)
+        self._discard(before)
         self._by_key[item.meta.key] = item
         agent = self._agent(item)
         if agent is not None:
@@ -77,37 +81,37 @@ class KindCache(Generic[V]):
         return before, item
 
     def remove(self, raw: Mapping[str, Any]) -> V | None:
-        """The object that was there."""
+        """Remove the object, of which only the metadata is read; return it as it was cached, None if it was not."""
         meta = parse.meta_of(raw)
-        self._gone[meta.uid] = None
-        while len(self._gone) > FORGOTTEN:
-            self._gone.popitem(last=False)
+        self._deleted_uids[meta.uid] = None
+        while len(self._deleted_uids) > DELETED_UIDS_KEPT:
+            self._deleted_uids.popitem(last=False)
         before = self._by_key.get(meta.key)
         if before is None or before.meta.uid != meta.uid:
             return None
-        self._forget(before)
+        self._discard(before)
         return before
 
-    def lacks(self, raw: Mapping[str, Any]) -> bool:
-        """Whether what is known is older than this."""
+    def is_behind(self, raw: Mapping[str, Any]) -> bool:
+        """Return whether the cache lacks the object or has an older version of it."""
         meta = parse.meta_of(raw)
         known = self._by_key.get(meta.key)
         if known is None or known.meta.uid != meta.uid:
-            return meta.uid not in self._gone and known is None
+            return meta.uid not in self._deleted_uids and known is None
         return known.meta.version < meta.version
 
     def replace(self, raws: Iterable[Mapping[str, Any]]) -> list[V]:
-        """Everything there is now. Those that had been known and are there no more."""
+        """Replace everything by a listing; return the cached objects that are not in it."""
         listed = list(raws)
         uids = {raw["metadata"].get("uid") for raw in listed}
         lost = [item for item in self._by_key.values() if item.meta.uid not in uids]
         for item in lost:
-            self._forget(item)
+            self._discard(item)
         for raw in listed:
             self.put(raw)
         return lost
 
-    def _forget(self, item: V | None) -> None:
+    def _discard(self, item: V | None) -> None:
         if item is None:
             return
         self._by_key.pop(item.meta.key, None)
@@ -119,7 +123,7 @@ class KindCache(Generic[V]):
                 self._by_agent.pop(agent, None)
 
 
-def _nobody(_: object) -> None:
+def _no_agent(_: object) -> None:
     return None
 
 
@@ -133,23 +137,20 @@ def _agent_of_restore(restore: RestoreObject) -> AgentRef | None:
 
 
 class ClusterCache:
-    """All shelves. Everything runs on the operator's event loop."""
+    """The caches of all watched kinds. Runs on the operator's event loop."""
 
     def __init__(self) -> None:
-        self.stores: KindCache[Store] = KindCache(parse.store_of, _nobody)
-        self.policies: KindCache[Policy] = KindCache(parse.policy_of, _nobody)
+        self.stores: KindCache[Store] = KindCache(parse.store_of, _no_agent)
+        self.policies: KindCache[Policy] = KindCache(parse.policy_of, _no_agent)
         self.agents: KindCache[AgentObject] = KindCache(parse.agent_of, lambda each: each.agent)
         self.checkpoints: KindCache[CheckpointObject] = KindCache(parse.checkpoint_of, lambda each: each.agent)
         self.restores: KindCache[RestoreObject] = KindCache(parse.restore_of, _agent_of_restore)
         self.pods: KindCache[Pod] = KindCache(parse.pod_of, _agent_of_pod)
-        self.nodes: KindCache[Node] = KindCache(parse.node_of, _nobody)
+        self.nodes: KindCache[Node] = KindCache(parse.node_of, _no_agent)
         self.workloads: dict[str, KindCache[Workload]] = {
-            kind.kind: KindCache(parse.workload_of, _nobody) for kind in kinds.WORKLOADS
+            kind.kind: KindCache(parse.workload_of, _no_agent) for kind in kinds.WORKLOADS
         }
-
-    def shelf(self, kind: Kind) -> KindCache[Any]:
-        """The shelf of a watched kind."""
-        named: dict[str, KindCache[Any]] = {
+        self._by_kind: dict[str, KindCache[Any]] = {
             kinds.STORES.kind: self.stores,
             kinds.POLICIES.kind: self.policies,
             kinds.AGENTS.kind: self.agents,
@@ -159,17 +160,22 @@ class ClusterCache:
             kinds.NODES.kind: self.nodes,
             **self.workloads,
         }
-        return named[kind.kind]
+
+    def of_kind(self, kind: Kind) -> KindCache[Any]:
+        """Return the cache of a watched kind."""
+        return self._by_kind[kind.kind]
 
     def policies_for(self, pod: Pod) -> list[Policy]:
-        """Those of the pod's namespace that select it; the first one counts."""
-        return selecting((each for each in self.policies if each.meta.namespace == pod.meta.namespace), pod)
+        """Return the policies in the pod's namespace that select it; the first one applies."""
+        return matching_policies(
+            (each for each in self.policies if each.meta.namespace == pod.meta.namespace), pod.meta.labels
+        )
 
     def pod_by_uid(self, agent: AgentRef, uid: str) -> Pod | None:
-        """A pod of the agent by its uid."""
+        """Return the agent's pod with this UID."""
         return next((each for each in self.pods.of(agent) if each.meta.uid == uid), None)
 
-    def every_agent(self) -> set[AgentRef]:
-        """Every agent that some object or pod speaks of."""
-        shelves: tuple[KindCache[Any], ...] = (self.agents, self.checkpoints, self.restores, self.pods)
-        return {agent for shelf in shelves for agent in shelf.agents()}
+    def all_agents(self) -> set[AgentRef]:
+        """Return every agent that has an object or a pod."""
+        caches: tuple[KindCache[Any], ...] = (self.agents, self.checkpoints, self.restores, self.pods)
+        return {agent for cache in caches for agent in cache.agents()}

@@ -1,4 +1,4 @@
-"""The Secrets of the operator's own namespace: master key, credentials and CAs of stores. It logs none of them."""
+"""The Secrets in the operator's own namespace: the master key, and the stores' credentials and CAs. None is logged."""
 
 import base64
 import binascii
@@ -13,11 +13,11 @@ from savepoint_operator.cluster.kinds import SECRETS
 from savepoint_operator.reconcile.cluster_client import ClusterClient, Raw
 
 MASTER_KEY_FIELD: Final = "master.key"
-MANAGED: Final = {"app.kubernetes.io/name": "savepoint", "app.kubernetes.io/managed-by": "savepoint-operator"}
+LABELS: Final = {"app.kubernetes.io/name": "savepoint", "app.kubernetes.io/managed-by": "savepoint-operator"}
 
 
 class Keyring:
-    """Reads Secrets by name; makes the master key once."""
+    """Reads Secrets by name, and creates the master key once."""
 
     def __init__(
         self, cluster: ClusterClient, namespace: str, master_secret: str, random_bytes: Callable[[int], bytes]
@@ -26,20 +26,23 @@ class Keyring:
         self._random_bytes = random_bytes
 
     async def master(self) -> MasterKey:
-        """The master key; made if there is no Secret yet, never made again. KeyMismatch when the Secret holds none."""
+        """Return the master key; create its Secret if there is none, and never replace an existing one.
+
+        Raises KeyMismatch if the Secret does not hold a master key.
+        """
         raw = await self._cluster.get(SECRETS, self._namespace, self._master_secret)
         if raw is None:
-            raw = await self._make()
+            raw = await self._create_master()
         key = fields(raw).get(MASTER_KEY_FIELD, b"")
         if len(key) != KEY_BYTES:
             raise KeyMismatch(
-                f"Secret {self._namespace}/{self._master_secret} holds no master key of {KEY_BYTES} bytes in field "
-                f"{MASTER_KEY_FIELD}: put back the Secret that was exported after the installation"
+                f"Secret {self._namespace}/{self._master_secret} does not hold a master key of {KEY_BYTES} bytes in "
+                f"field {MASTER_KEY_FIELD}: restore the Secret that was exported after the installation"
             )
         return MasterKey(key)
 
     async def credentials(self, name: str) -> tuple[str, str]:
-        """(access key, secret key) of a store."""
+        """Return a store's (access key, secret key). Raises StoreMisconfigured."""
         found = await self._read(name, "credentialsSecretName")
         access, secret = (
             found.get(field, b"").decode(errors="replace").strip() for field in ("accessKey", "secretKey")
@@ -49,7 +52,7 @@ class Keyring:
         return access, secret
 
     async def ca(self, name: str) -> str:
-        """PEM of a store's CA."""
+        """Return a store's CA certificates as PEM. Raises StoreMisconfigured."""
         pem = (await self._read(name, "caSecretName")).get("ca.crt", b"").decode(errors="replace")
         if "BEGIN CERTIFICATE" not in pem:
             raise StoreMisconfigured(f"Secret {self._namespace}/{name} needs the field ca.crt with PEM certificates")
@@ -59,14 +62,14 @@ class Keyring:
         raw = await self._cluster.get(SECRETS, self._namespace, name)
         if raw is None:
             raise StoreMisconfigured(
-                f"Secret {self._namespace}/{name} does not exist: create it, or mend spec.s3.{field} of the store"
+                f"Secret {self._namespace}/{name} does not exist: create it, or correct spec.s3.{field} of the store"
             )
         return fields(raw)
 
-    async def _make(self) -> Raw:
+    async def _create_master(self) -> Raw:
         key = base64.b64encode(self._random_bytes(KEY_BYTES)).decode()
         body = {
-            "metadata": {"namespace": self._namespace, "name": self._master_secret, "labels": MANAGED},
+            "metadata": {"namespace": self._namespace, "name": self._master_secret, "labels": LABELS},
             "type": "Opaque",
             "data": {MASTER_KEY_FIELD: key},
         }
@@ -77,7 +80,7 @@ class Keyring:
 
 
 def fields(secret: Raw) -> dict[str, bytes]:
-    """The decoded fields of a Secret; what is no base64 is left out."""
+    """Return the decoded fields of a Secret, without those that are not valid base64."""
     decoded: dict[str, bytes] = {}
     for name, text in (secret.get("data") or {}).items():
         try:

@@ -1,6 +1,7 @@
-"""Who a pod is, and how an earlier one stands: ``Directory`` over the API server.
+"""Resolves which agent a pod is, and the state of a predecessor, over the API server: implements ``PodResolver``.
 
-Pods, nodes and owners are read afresh, since answers decide grants; policies and stores come from memory.
+Pods, nodes and owners are read from the API server, since the answers decide grants; policies and stores come from the
+cache.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Final
 
 from savepoint.contract.control_protocol import PolicyTerms
 from savepoint.contract.names import ANNOTATION_CONFIG_HASH, LABEL_AGENT
+from savepoint.contract.vocabulary import Reason
 from savepoint.errors import Unavailable
 
 from savepoint_operator.cluster import parse
@@ -20,11 +22,11 @@ from savepoint_operator.model.views import (
     AgentRef,
     ClaimedRoot,
     Incarnation,
-    NodeStanding,
+    NodeState,
     PodIdentity,
-    PodStanding,
+    PodState,
+    PredecessorState,
     Refusal,
-    Standing,
 )
 from savepoint_operator.reconcile.agent_record import AgentRecords
 from savepoint_operator.reconcile.cluster_cache import ClusterCache
@@ -34,12 +36,13 @@ from savepoint_operator.rules.admission.config_hash import noted_hash
 from savepoint_operator.rules.completion import ends_run
 
 REMEMBER_SECONDS: Final = 5.0
-"""A pod that waits asks every second; who it is does not change so fast."""
+"""Time that an answer is reused: a waiting pod asks every second, and its identity does not change that fast."""
+MAX_OWNERS: Final = 3
 TERMINAL: Final = ("Succeeded", "Failed")
 
 
 class ClusterPodResolver:
-    """Implements ``Directory``."""
+    """Implements ``PodResolver``."""
 
     def __init__(
         self,
@@ -51,50 +54,49 @@ class ClusterPodResolver:
     ) -> None:
         self._cluster, self._cache, self._agent_records, self._events = cluster, cache, agent_records, events
         self._monotonic = monotonic
-        self._known: dict[str, tuple[float, Incarnation]] = {}
+        self._remembered: dict[str, tuple[float, Incarnation]] = {}
+        """(Monotonic seconds until which it is valid, incarnation) by pod UID."""
 
     async def incarnation(self, pod: PodIdentity) -> Incarnation | Refusal:
-        """Who the pod is. Raises Unavailable."""
-        known = self._known.get(pod.uid)
-        if known is not None and self._monotonic() < known[0]:
-            return known[1]
+        """See ``PodResolver``. A final refusal is also written as an Event on the pod."""
+        remembered = self._remembered.get(pod.uid)
+        if remembered is not None and self._monotonic() < remembered[0]:
+            return remembered[1]
         try:
-            found = await self._look(pod)
+            found = await self._resolve(pod)
         except Denied as error:
-            raise Unavailable(f"the operator may not read what it needs: {error}") from error
+            raise Unavailable(f"the operator's service account lacks a permission: {error}") from error
         if isinstance(found, Incarnation):
             self._remember(found)
         elif not found.retry:
             await self._events.warning(EventTarget(PODS, pod.namespace, pod.name, pod.uid), found.reason, found.message)
         return found
 
-    async def standing(self, agent: AgentRef, pod_uid: str, node: str) -> Standing:
-        """The pod of this uid and its node, as the API server has them now. Raises Unavailable."""
-        pod = await self._pod_of(agent, pod_uid)
-        if pod is None:
-            standing = PodStanding.GONE
-        else:
-            standing = PodStanding.TERMINAL if pod.phase in TERMINAL else PodStanding.RUNNING
+    async def predecessor_state(self, agent: AgentRef, pod_uid: str, node: str) -> PredecessorState:
+        """See ``PodResolver``. Raises Unavailable."""
+        pod = await self._pod_with_uid(agent, pod_uid)
+        state = PodState.GONE
+        if pod is not None:
+            state = PodState.TERMINAL if pod.phase in TERMINAL else PodState.RUNNING
         agent_record = self._agent_records.get(agent)
         ended = (agent_record is not None and pod_uid in agent_record.ended_pods) or (pod is not None and ends_run(pod))
-        return Standing(standing, await self._node(node or (pod.node if pod else "")), ended)
+        return PredecessorState(state, await self._node_state(node or (pod.node if pod else "")), ended)
 
     async def released(self, agent: AgentRef, pod_uid: str) -> bool:
-        """What this leader was told, or what the ProtectedAgent says that an earlier one was told."""
+        """See ``PodResolver``. A release that an earlier leader received is read from the ProtectedAgent."""
         agent_record = self._agent_records.get(agent)
-        if agent_record is not None and agent_record.who is not None:
+        if agent_record is not None and agent_record.incarnation is not None:
             return agent_record.released_pod == pod_uid
-        item = self._cache.agents.get(ObjectKey(*agent))
-        reference = (item.status.get("podRef") or {}) if item is not None else {}
+        reference = self._written_pod(agent)
         return reference.get("uid") == pod_uid and reference.get("released") is True
 
-    async def going(self, pod: PodIdentity) -> bool:
-        """Whether the pod is being deleted and still there."""
+    async def terminating(self, pod: PodIdentity) -> bool:
+        """See ``PodResolver``."""
         item = self._cache.pods.get(ObjectKey(pod.namespace, pod.name))
         return item is not None and item.meta.uid == pod.uid and item.meta.deleting
 
     async def pinned(self, agent: AgentRef) -> tuple[int, str] | None:
-        """What the ProtectedAgent pins, or what this leader has seen since and not written yet."""
+        """See ``PodResolver``. A newer record that this leader has seen counts before it is written."""
         item = self._cache.agents.get(ObjectKey(*agent))
         agent_record = self._agent_records.get(agent)
         seen = (
@@ -105,13 +107,13 @@ class ClusterPodResolver:
         written = item.pin if item is not None else None
         return max((pin for pin in (seen, written) if pin is not None), key=lambda pin: pin[0], default=None)
 
-    # -- who ------------------------------------------------------------------------------------------------------
+    # -- which agent a pod is -------------------------------------------------------------------------------------
 
-    async def _look(self, who: PodIdentity) -> Incarnation | Refusal:
-        raw = await self._cluster.get(PODS, who.namespace, who.name)
-        if raw is None or raw["metadata"].get("uid") != who.uid:
-            what = f"Pod {who.namespace}/{who.name} with uid {who.uid} is gone"
-            return Refusal("PodGone", f"{what}: if another one has its name, that one is served.")
+    async def _resolve(self, identified: PodIdentity) -> Incarnation | Refusal:
+        raw = await self._cluster.get(PODS, identified.namespace, identified.name)
+        if raw is None or raw["metadata"].get("uid") != identified.uid:
+            gone = f"Pod {identified.namespace}/{identified.name} with uid {identified.uid} no longer exists."
+            return Refusal(Reason.POD_GONE, f"{gone} If another pod now has its name, that one is served instead.")
         pod = parse.pod_of(raw)
         agent = identity.agent_of(pod)
         if isinstance(agent, Refusal):
@@ -120,27 +122,26 @@ class ClusterPodResolver:
         policy = next(iter(self._cache.policies_for(pod)), None)
         found = Incarnation(
             agent=agent,
-            pod=who,
+            pod=identified,
             node=pod.node,
             config_hash=noted_hash(pod.meta.annotations.get(ANNOTATION_CONFIG_HASH, "")),
             policy=terms(policy),
             policy_name=policy.meta.name if policy else None,
             store_name="",
         )
-        refusal = identity.refuse_kind(pod) or await self._ambiguous(agent, pod, owners)
+        refusal = identity.refuse_kind(pod) or await self._refuse_ambiguous(agent, pod, owners)
         store = refusal or await usable_store(
             self._cluster, self._cache, pod.meta.namespace, policy.store_name if policy else None
         )
         if isinstance(store, Refusal):
-            return replace(store, who=found)
+            return replace(store, incarnation=found)
         found = replace(found, store_name=store.meta.name)
-        shared = await self._shared(raw)
-        return replace(shared, who=found) if isinstance(shared, Refusal) else replace(found, shared=shared)
+        shared = await self._shared_roots(raw)
+        return replace(shared, incarnation=found) if isinstance(shared, Refusal) else replace(found, shared=shared)
 
-    async def _ambiguous(self, agent: AgentRef, pod: Pod, owners: list[Workload]) -> Refusal | None:
-        """The pod that holds the agent's epoch is it, whatever came later."""
-        item = self._cache.agents.get(ObjectKey(*agent))
-        if item is not None and (item.status.get("podRef") or {}).get("uid") == pod.meta.uid:
+    async def _refuse_ambiguous(self, agent: AgentRef, pod: Pod, owners: list[Workload]) -> Refusal | None:
+        """Return why the pod cannot be the agent next to others; None for the pod that holds the agent's epoch."""
+        if self._written_pod(agent).get("uid") == pod.meta.uid:
             return None
         refusal = identity.refuse_owner(agent, owners)
         if refusal is not None:
@@ -152,10 +153,10 @@ class ClusterPodResolver:
         return identity.refuse_peers(agent, pod, identity.root_of(pod, owners), rooted)
 
     async def _owners(self, pod: Pod) -> list[Workload]:
-        """From the pod's own controller upwards, as far as the operator knows the kinds."""
+        """Return the chain of controllers from the pod upwards, as far as the operator knows their kinds."""
         owners: list[Workload] = []
         owner = pod.owner
-        while owner is not None and owner.kind in OWNER_KINDS and len(owners) < 3:
+        while owner is not None and owner.kind in OWNER_KINDS and len(owners) < MAX_OWNERS:
             kind = OWNER_KINDS[owner.kind]
             raw = await self._cluster.get(kind, pod.meta.namespace, owner.name)
             if raw is None or raw["metadata"].get("uid") != owner.uid:
@@ -165,30 +166,35 @@ class ClusterPodResolver:
             owner = workload.owner
         return owners
 
-    async def _shared(self, pod: Raw) -> tuple[ClaimedRoot, ...] | Refusal:
-        """What other pods may write too. Where that cannot be known the pod waits: to clear what may be others' would
-        destroy it, and to leave out what may be the agent's own would start it on a part of its state."""
+    async def _shared_roots(self, pod: Raw) -> tuple[ClaimedRoot, ...] | Refusal:
+        """Return the state roots that other pods may write too.
+
+        The pod waits if a claim cannot be read: clearing a root that others share would destroy their files, and
+        leaving out a root of the agent's own would start it with a part of its state.
+        """
         found: list[ClaimedRoot] = []
         for root in shared_volumes.claimed_roots(pod):
             try:
                 claim = await self._cluster.get(CLAIMS, pod["metadata"]["namespace"], root.claim)
             except Denied as error:
-                return Refusal("ClaimUnreadable", shared_volumes.unreadable(root, str(error)), retry=True)
+                message = shared_volumes.unreadable_message(root, str(error))
+                return Refusal(Reason.CLAIM_UNREADABLE, message, retry=True)
             if claim is None:
-                return Refusal("ClaimUnreadable", shared_volumes.unreadable(root, "it does not exist"), retry=True)
+                message = shared_volumes.unreadable_message(root, "it does not exist")
+                return Refusal(Reason.CLAIM_UNREADABLE, message, retry=True)
             if shared_volumes.is_shared(claim):
                 found.append(root)
         return tuple(found)
 
-    def _remember(self, who: Incarnation) -> None:
+    def _remember(self, found: Incarnation) -> None:
         now = self._monotonic()
-        self._known = {uid: known for uid, known in self._known.items() if known[0] > now}
-        self._known[who.pod.uid] = (now + REMEMBER_SECONDS, who)
+        self._remembered = {uid: each for uid, each in self._remembered.items() if each[0] > now}
+        self._remembered[found.pod.uid] = (now + REMEMBER_SECONDS, found)
 
-    # -- how it stands --------------------------------------------------------------------------------------------
+    # -- the state of a predecessor -------------------------------------------------------------------------------
 
-    async def _pod_of(self, agent: AgentRef, uid: str) -> Pod | None:
-        """By the name that is known; without one among all pods of the namespace, labelled or not."""
+    async def _pod_with_uid(self, agent: AgentRef, uid: str) -> Pod | None:
+        """Read the pod by its name if that is known, else find it among all pods of the namespace, labelled or not."""
         name = self._name_of(agent, uid)
         if name:
             raw = await self._cluster.get(PODS, agent.namespace, name)
@@ -200,20 +206,24 @@ class ClusterPodResolver:
         pod = self._cache.pod_by_uid(agent, uid)
         if pod is not None:
             return pod.meta.name
-        item = self._cache.agents.get(ObjectKey(*agent))
-        reference = (item.status.get("podRef") or {}) if item is not None else {}
+        reference = self._written_pod(agent)
         return str(reference["name"]) if reference.get("uid") == uid and reference.get("name") else ""
 
-    async def _node(self, name: str) -> NodeStanding:
-        """A pod that never came to a node has none that could be lost."""
+    def _written_pod(self, agent: AgentRef) -> Raw:
+        """Return ``status.podRef`` of the ProtectedAgent: the pod that holds the agent's epoch."""
+        item = self._cache.agents.get(ObjectKey(*agent))
+        return (item.status.get("podRef") or {}) if item is not None else {}
+
+    async def _node_state(self, name: str) -> NodeState:
+        """Return the node's state; READY for a pod that was never scheduled, which has no node to lose."""
         if not name:
-            return NodeStanding.READY
+            return NodeState.READY
         raw = await self._cluster.get(NODES, "", name)
-        return NodeStanding.LOST if raw is None or parse.node_of(raw).lost else NodeStanding.READY
+        return NodeState.LOST if raw is None or parse.node_of(raw).lost else NodeState.READY
 
 
 def terms(policy: Policy | None) -> PolicyTerms:
-    """What the sidecar is told."""
+    """Return the part of the policy that is sent to the sidecar."""
     if policy is None:
         return PolicyTerms()
     return PolicyTerms(
@@ -226,9 +236,10 @@ def terms(policy: Policy | None) -> PolicyTerms:
 async def usable_store(
     cluster: ClusterClient, cache: ClusterCache, namespace: str, name: str | None
 ) -> Store | Refusal:
-    """The store for a namespace's agents whose policy names this one, None: the default one; why they have none.
+    """Return the store with this name (None: the default store) if agents of the namespace may use it, or why not.
 
-    The namespace's labels are read afresh where the store asks for some. Raises Unavailable, Denied.
+    The namespace's labels are read from the API server if the store selects namespaces by label. Raises Unavailable,
+    Denied.
     """
     store = identity.store_for(name, cache.stores)
     if isinstance(store, Refusal):

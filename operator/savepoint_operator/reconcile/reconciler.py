@@ -1,20 +1,20 @@
-"""The loop: keys from the queue to looks, a few at a time; listings that mend what watches missed; the numbers.
+"""The main loop: takes keys from the queue and reconciles them, lists every kind again now and then, updates metrics.
 
-It is the only place of reconcile that catches faults: a look that failed comes again, later each time.
+It is the only place in reconcile that catches faults: a key that failed is queued again with backoff.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any, Final
 
 from savepoint.contract.names import LABEL_AGENT
+from savepoint.contract.vocabulary import RestoreMode
 from savepoint.errors import SavepointError
 
-from savepoint_operator.cluster.errors import Terminating
+from savepoint_operator.cluster.errors import NamespaceTerminating
 from savepoint_operator.cluster.kinds import PODS, WATCHED, WORKLOADS, Kind
-from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.objects import (
     AgentObject,
     CheckpointObject,
@@ -29,8 +29,7 @@ from savepoint_operator.model.ports import Orders
 from savepoint_operator.model.views import AgentRef
 from savepoint_operator.reconcile.agent.agents import Agents
 from savepoint_operator.reconcile.agent_record import AgentRecords
-from savepoint_operator.reconcile.cluster_cache import ClusterCache
-from savepoint_operator.reconcile.cluster_client import ClusterClient
+from savepoint_operator.reconcile.dependencies import StepDependencies
 from savepoint_operator.reconcile.policies import Policies
 from savepoint_operator.reconcile.rollbacks import Rollbacks
 from savepoint_operator.reconcile.stores import StoreRegistry
@@ -52,88 +51,88 @@ log = logging.getLogger(__name__)
 
 WORKERS: Final = 8
 LIST_SECONDS: Final = 300.0
-BEHIND_SECONDS: Final = 10.0
-NUMBERS_SECONDS: Final = 15.0
+WATCH_LAG_SECONDS: Final = 10.0
+"""Time that a watch may lag behind a listing before a change counts as missed."""
+METRICS_SECONDS: Final = 15.0
 SELECTORS: Final = {kind.kind: LABEL_AGENT for kind in (PODS, *WORKLOADS)}
-"""Which of the foreign kinds' objects are of interest."""
+"""The label selector of kinds that are not our own."""
+
+
+@dataclass(frozen=True)
+class Reconcilers:
+    """The parts that reconcile each kind of key."""
+
+    stores: StoreRegistry
+    agents: Agents
+    rollbacks: Rollbacks
+    policies: Policies
 
 
 class Reconciler:
-    """Everything runs on the operator's event loop."""
+    """Runs on the operator's event loop."""
 
     def __init__(
         self,
-        cluster: ClusterClient,
-        cache: ClusterCache,
+        dependencies: StepDependencies,
         agent_records: AgentRecords,
         queue: KeyedQueue[Work],
-        metrics: Metrics,
-        *,
-        stores: StoreRegistry,
-        agents: Agents,
-        rollbacks: Rollbacks,
-        surroundings: Policies,
-        now: Callable[[], datetime],
+        reconcilers: Reconcilers,
     ) -> None:
-        self._cluster, self._cache, self._agent_records, self._queue, self._metrics = (
-            cluster,
-            cache,
-            agent_records,
-            queue,
-            metrics,
-        )
-        self._stores, self._agents, self._rollbacks, self._surroundings = stores, agents, rollbacks, surroundings
-        self._now = now
-        self._rewatch: Callable[[], Awaitable[None]] = _nothing
+        self._cluster, self._cache, self._metrics = dependencies.cluster, dependencies.cache, dependencies.metrics
+        self._now = dependencies.clocks.now
+        self._agent_records, self._queue = agent_records, queue
+        self._stores, self._agents = reconcilers.stores, reconcilers.agents
+        self._rollbacks, self._policies = reconcilers.rollbacks, reconcilers.policies
+        self._restart_watches: Callable[[], Awaitable[None]] = _no_watches
 
-    # -- what comes in --------------------------------------------------------------------------------------------
+    # -- observed objects -----------------------------------------------------------------------------------------
 
     def observe(self, kind: Kind, deleted: bool, raw: dict[str, Any]) -> None:
-        """One object was seen, or seen to be gone."""
-        shelf = self._cache.shelf(kind)
+        """Update the cache from a watch and queue what the change affects."""
+        cache = self._cache.of_kind(kind)
         if deleted:
-            before, now = shelf.remove(raw), None
+            before, after = cache.remove(raw), None
         else:
-            before, now = shelf.put(raw)
-        if before is now or (isinstance(before, Node) and isinstance(now, Node) and before.lost == now.lost):
+            before, after = cache.put(raw)
+        if before is after or (isinstance(before, Node) and isinstance(after, Node) and before.lost == after.lost):
             return
-        for item in (before, now):
+        for item in (before, after):
             if item is not None:
-                self._add_for(item, gone=now is None)
+                self._enqueue_for(item, deleted=after is None)
 
-    async def list_all(self, behind_seconds: float = 0.0) -> int:
-        """Replace what is known by what there is, and look at everything. Raises Unavailable, Denied.
+    async def list_all(self, watch_lag_seconds: float = 0.0) -> int:
+        """Replace the cache by a listing of every kind and queue everything. Raises Unavailable, Denied.
 
-        Watches are given ``behind_seconds`` to tell by themselves what the listings say; how much they did not tell.
+        Returns the number of changes that the watches did not report within ``watch_lag_seconds`` of the listing.
         """
         listed = {kind: await self._cluster.list(kind, selector=SELECTORS.get(kind.kind, "")) for kind in WATCHED}
-        await asyncio.sleep(behind_seconds)
+        await asyncio.sleep(watch_lag_seconds)
         missed = 0
         for kind, raws in listed.items():
-            shelf = self._cache.shelf(kind)
-            missed += sum(shelf.lacks(raw) for raw in raws)
-            lost = shelf.replace([{"kind": kind.kind, **raw} for raw in raws])
+            cache = self._cache.of_kind(kind)
+            missed += sum(cache.is_behind(raw) for raw in raws)
+            lost = cache.replace([{"kind": kind.kind, **raw} for raw in raws])
             for item in lost:
-                self._add_for(item, gone=True)
-            for item in shelf:
-                self._add_for(item, gone=False)
+                self._enqueue_for(item, deleted=True)
+            for item in cache:
+                self._enqueue_for(item, deleted=False)
         return missed
 
-    async def look_at_stores(self, seconds: float) -> None:
-        """Each store once, all together, for at most so long: pods can be served only by stores that were looked at.
+    async def reconcile_stores(self, seconds: float) -> None:
+        """Reconcile all stores concurrently, for at most ``seconds``: only a reconciled store can serve pods.
 
-        What failed, or takes longer, comes from the queue.
+        Stores that fail or take longer are left to the queue.
         """
-        looks = [asyncio.create_task(self._look_at_store(store.meta.name)) for store in self._cache.stores]
+        tasks = [asyncio.create_task(self._reconcile_store(store.meta.name)) for store in self._cache.stores]
         try:
-            if looks:
-                await asyncio.wait(looks, timeout=seconds)
+            if tasks:
+                await asyncio.wait(tasks, timeout=seconds)
         finally:
-            for each in looks:
-                each.cancel()
-            await asyncio.gather(*looks, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _add_for(self, item: object, *, gone: bool) -> None:  # noqa: PLR0912 - one branch per kind
+    def _enqueue_for(self, item: object, *, deleted: bool) -> None:  # noqa: PLR0912 - one branch per kind
         add = self._queue.add
         match item:
             case Store():
@@ -163,107 +162,106 @@ class Reconciler:
             case Workload():
                 add(WorkloadWork(item.kind, item.meta.key))
             case AgentObject():
-                if gone:
-                    self._forget(item.agent)
+                if deleted:
+                    self._forget_pin(item.agent)
                 add(AgentWork(item.agent))
             case CheckpointObject():
                 add(AgentWork(item.agent))
-            case RestoreObject() if item.mode == "Resume":
+            case RestoreObject() if item.mode == RestoreMode.RESUME:
                 if item.agent_name:
                     add(AgentWork(AgentRef(item.meta.namespace, item.agent_name)))
             case RestoreObject():
                 add(RollbackWork(item.meta.key))
 
-    def _forget(self, agent: AgentRef) -> None:
-        """Whoever deletes a ProtectedAgent accepts what the store holds: what memory pins goes with it."""
+    def _forget_pin(self, agent: AgentRef) -> None:
+        """Forget the newest record: deleting the ProtectedAgent is how a user accepts whatever the store holds."""
         agent_record = self._agent_records.get(agent)
         if agent_record is not None:
             agent_record.head, agent_record.latest, agent_record.recovery_point = None, None, None
 
-    # -- what goes on ---------------------------------------------------------------------------------------------
+    # -- the loop -------------------------------------------------------------------------------------------------
 
-    async def run(self, orders: Orders, rewatch: Callable[[], Awaitable[None]]) -> None:
-        """Until cancelled. ``rewatch`` begins the watches anew."""
-        self._rewatch = rewatch
+    async def run(self, orders: Orders, restart_watches: Callable[[], Awaitable[None]]) -> None:
+        """Run until cancelled. ``restart_watches`` is called when watches have missed changes."""
+        self._restart_watches = restart_watches
         async with asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
                 group.create_task(self._work(orders))
             group.create_task(self._every(LIST_SECONDS, self._list_again))
-            group.create_task(self._every(NUMBERS_SECONDS, self._count))
+            group.create_task(self._every(METRICS_SECONDS, self._update_metrics))
 
     async def _work(self, orders: Orders) -> None:
         while True:
             await self.work_one(orders)
 
     async def work_one(self, orders: Orders) -> None:
-        """Wait for a key that is due, and look at it."""
+        """Wait for a key that is due, and reconcile it."""
         key = await self._queue.take()
         try:
-            again = await self._look(key, orders)
-        except Terminating as error:
+            requeue_seconds = await self._reconcile(key, orders)
+        except NamespaceTerminating as error:
             pause = self._queue.failed(key)
             level = logging.INFO if self._queue.failures(key) == 1 else logging.DEBUG
-            log.log(level, "%s: its namespace is being deleted, nothing is made in it any more: %s", key, error)
+            log.log(level, "%s: its namespace is being deleted, nothing can be created in it: %s", key, error)
         except SavepointError as error:
             pause = self._queue.failed(key)
             self._metrics.fault(error.reason)
-            log.warning("%s: %s: %s; again in %.1f s", key, error.reason, error, pause)
+            log.warning("%s: reconcile failed: %s: %s; retrying in %.1f s", key, error.reason, error, pause)
         except Exception as error:
             pause = self._queue.failed(key)
             self._metrics.fault(type(error).__name__)
-            log.exception("%s: a fault of the operator's own; again in %.1f s", key, pause)
+            log.exception("%s: reconcile failed: internal error; retrying in %.1f s", key, pause)
         else:
-            self._queue.done(key, again_seconds=again)
+            self._queue.done(key, requeue_seconds=requeue_seconds)
 
-    async def _look(self, key: Work, orders: Orders) -> float | None:
+    async def _reconcile(self, key: Work, orders: Orders) -> float | None:
         match key:
             case AgentWork(agent):
                 return await self._agents.reconcile(agent, orders)
             case StoreWork(name):
-                return await self._look_at_store(name)
+                return await self._reconcile_store(name)
             case PolicyWork(name):
-                await self._surroundings.policy(name)
+                await self._policies.reconcile_policy(name)
             case PodWork(name):
-                await self._surroundings.pod(name)
+                await self._policies.reconcile_pod(name)
             case WorkloadWork(kind, name):
-                await self._surroundings.workload(kind, name)
+                await self._policies.reconcile_workload(kind, name)
             case RollbackWork(name):
                 return await self._rollbacks.reconcile(name, orders)
         return None
 
-    async def _look_at_store(self, name: str) -> float:
-        was = self._stores.ready(name)
-        again = await self._stores.reconcile(name)
+    async def _reconcile_store(self, name: str) -> float:
+        was_ready = self._stores.ready(name)
+        requeue_seconds = await self._stores.reconcile(name)
         ready = self._stores.ready(name)
         self._metrics.store(name, ready)
-        if ready and not was:
-            for agent in self._cache.every_agent():
+        if ready and not was_ready:
+            for agent in self._cache.all_agents():
                 self._queue.add(AgentWork(agent))
-        return again
+        return requeue_seconds
 
     async def _list_again(self) -> None:
         try:
-            missed = await self.list_all(BEHIND_SECONDS)
+            missed = await self.list_all(WATCH_LAG_SECONDS)
         except SavepointError as error:
-            log.warning("the listing failed: %s", error)
+            log.warning("cannot list all objects: %s; listing again in %.0f s", error, LIST_SECONDS)
             return
         if missed:
-            log.error("watches have missed %d changes: they are begun anew", missed)
+            log.error("watches missed %d changes; restarting them", missed)
             self._metrics.missed(missed)
-            await self._rewatch()
+            await self._restart_watches()
         for agent_record in self._agent_records.all():
-            agent_record.chain_read = (
-                agent_record.chain_read and agent_record.session is not None
-            )  # without a session only the chain tells
+            if agent_record.session is None:  # without a session, new records are only visible in the chain
+                agent_record.chain_read = False
 
-    async def _count(self) -> None:
+    async def _update_metrics(self) -> None:
         now = self._now()
         ages = []
         for item in self._cache.agents:
             point = parsed_time(item.status.get("recoveryPointTime"))
             if point is not None:
                 ages.append((item.meta.namespace, item.meta.name, max((now - point).total_seconds(), 0.0)))
-        self._metrics.standing(ages, [item.reason for item in self._cache.agents], len(self._queue))
+        self._metrics.set_gauges(ages, [item.reason for item in self._cache.agents], len(self._queue))
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -271,5 +269,5 @@ class Reconciler:
             await work()
 
 
-async def _nothing() -> None:
+async def _no_watches() -> None:
     return

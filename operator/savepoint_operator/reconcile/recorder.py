@@ -1,7 +1,7 @@
-"""What the control side tells, written down in memory and handed to the queue: implements ``Recorder``.
+"""Keeps what the control side reports in memory and queues the agent: implements ``Recorder``.
 
-It answers at once and writes no object, but for the name of a checkpoint that is about to be committed: that name is
-taken from the API server, where two cannot have it.
+It returns at once and writes no object, with one exception: the name of a checkpoint that is about to be committed is
+reserved by creating its AgentCheckpoint, since the API server gives a name only once.
 """
 
 from collections.abc import Callable
@@ -9,10 +9,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from savepoint.contract.control_protocol import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
+from savepoint.contract.vocabulary import CheckpointOutcome, Phase
 from savepoint.errors import SavepointError, Unavailable
 from savepoint.repository.format.commit import Head
 
 from savepoint_operator.metrics import Metrics
+from savepoint_operator.model.clocks import Clocks
 from savepoint_operator.model.views import (
     AgentRef,
     CheckpointName,
@@ -37,12 +39,12 @@ from savepoint_operator.rules.status.conditions import parsed_time
 from savepoint_operator.rules.status.texts import with_next_step
 
 REQUESTS_KEPT: Final = 64
-CUT_MOST: Final = timedelta(days=1)
-"""No attempt lasts so long: a cut that is said to be older was not told by a right clock."""
+MAX_CAPTURE_AGE: Final = timedelta(days=1)
+"""No attempt lasts this long: an older capture time comes from a wrong clock."""
 
 
 class QueueingRecorder:
-    """Everything runs on the operator's event loop."""
+    """Runs on the operator's event loop."""
 
     def __init__(
         self,
@@ -51,237 +53,250 @@ class QueueingRecorder:
         objects: CheckpointObjects,
         metrics: Metrics,
         *,
-        now: Callable[[], datetime],
-        monotonic: Callable[[], float],
+        clocks: Clocks,
         random_bytes: Callable[[int], bytes],
     ) -> None:
         self._agent_records, self._queue, self._objects, self._metrics = agent_records, queue, objects, metrics
-        self.now, self._monotonic, self._random_bytes = now, monotonic, random_bytes
+        self.now, self._monotonic, self._random_bytes = clocks.now, clocks.monotonic, random_bytes
 
     # -- starts ---------------------------------------------------------------------------------------------------
 
-    async def waiting(self, who: Incarnation, wait: Wait) -> None:
+    async def waiting(self, incarnation: Incarnation, wait: Wait) -> None:
         """See ``Recorder``."""
-        note = self._restore(who)
-        note.wait = wait
-        self._look(who.agent)
+        restore = self._restore_record(incarnation)
+        restore.wait = wait
+        self._enqueue(incarnation.agent)
 
-    async def granted(self, who: Incarnation, head: Head, restores: str | None) -> None:
+    async def granted(self, incarnation: Incarnation, head: Head, restores: str | None) -> None:
         """See ``Recorder``."""
-        agent_record = self._agent_records[who.agent]
-        agent_record.learn(head)
-        note = self._restore(who, head.record.epoch)
-        if note.discarded_seconds is None and restores is not None and agent_record.who is not None:
-            note.discarded_since, note.discarded_seconds = self._discarded(agent_record, who)
-        agent_record.who, agent_record.released_pod = who, ""
+        agent_record = self._agent_records[incarnation.agent]
+        agent_record.advance_head(head)
+        restore = self._restore_record(incarnation, head.record.epoch)
+        if restore.discarded_seconds is None and restores is not None and agent_record.incarnation is not None:
+            restore.discarded_since, restore.discarded_seconds = _discarded(agent_record, incarnation)
+        agent_record.incarnation, agent_record.released_pod = incarnation, ""
         agent_record.completed = False
-        note.epoch, note.head, note.restores, note.wait = head.record.epoch, head, restores, None
-        self._look(who.agent)
+        restore.epoch, restore.head, restore.restores, restore.wait = head.record.epoch, head, restores, None
+        self._enqueue(incarnation.agent)
 
-    async def restore_progress(self, who: Incarnation, progress: Progress) -> None:
+    async def restore_progress(self, incarnation: Incarnation, progress: Progress) -> None:
         """See ``Recorder``."""
-        note = self._agent_records[who.agent].restores.get(who.pod.uid)
-        if note is not None and note.outcome is None and note.progress != progress:
-            note.progress = progress
-            self._look(who.agent)
+        restore = self._agent_records[incarnation.agent].restores.get(incarnation.pod.uid)
+        if restore is not None and restore.outcome is None and restore.progress != progress:
+            restore.progress = progress
+            self._enqueue(incarnation.agent)
 
-    async def restored(self, who: Incarnation, outcome: Outcome) -> None:
+    async def restored(self, incarnation: Incarnation, outcome: Outcome) -> None:
         """See ``Recorder``."""
-        note = self._restore(who)
-        if note.outcome == outcome:
+        restore = self._restore_record(incarnation)
+        if restore.outcome == outcome:
             return
-        note.outcome, note.ended = outcome, self.now()
+        restore.outcome, restore.ended = outcome, self.now()
         self._metrics.restored(outcome.outcome, outcome.milliseconds)
-        self._look(who.agent)
+        self._enqueue(incarnation.agent)
 
-    def _restore(self, who: Incarnation, epoch: int = 0) -> RestoreRecord:
-        """The note of this pod's start: a new one when its earlier start has ended, or was under another epoch."""
-        restores = self._agent_records[who.agent].restores
-        note = restores.get(who.pod.uid)
-        if note is None or (epoch and (note.outcome is not None or note.epoch not in (0, epoch))):
-            note = restores[who.pod.uid] = RestoreRecord(who, self.now(), epoch=epoch)
-        return note
+    def _restore_record(self, incarnation: Incarnation, epoch: int = 0) -> RestoreRecord:
+        """Return the record of the pod's start; a new one if its earlier start has ended or had another epoch."""
+        restores, uid = self._agent_records[incarnation.agent].restores, incarnation.pod.uid
+        restore = restores.get(uid)
+        if restore is None or (epoch and (restore.outcome is not None or restore.epoch not in (0, epoch))):
+            restore = restores[uid] = RestoreRecord(incarnation, self.now(), epoch=epoch)
+        return restore
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
-    async def connected(self, session: SessionView, who: Incarnation) -> None:
+    async def connected(self, session: SessionView, incarnation: Incarnation) -> None:
         """See ``Recorder``."""
-        agent_record = self._agent_records[who.agent]
-        agent_record.who, agent_record.session, agent_record.connected_at, agent_record.disconnected_at = (
-            who,
-            session,
-            self._monotonic(),
-            None,
-        )
+        agent_record = self._agent_records[incarnation.agent]
+        agent_record.incarnation, agent_record.session = incarnation, session
+        agent_record.connected_at, agent_record.disconnected_at = self._monotonic(), None
         agent_record.released_pod = ""
-        self._look(who.agent)
+        self._enqueue(incarnation.agent)
 
     async def disconnected(self, agent: AgentRef, pod: PodIdentity) -> None:
         """See ``Recorder``."""
         agent_record = self._agent_records[agent]
-        agent_record.session, agent_record.disconnected_at, agent_record.last_heard = (
-            None,
-            self._monotonic(),
-            self.now(),
-        )
-        self._look(agent)
+        agent_record.session = None
+        agent_record.disconnected_at, agent_record.disconnected = self._monotonic(), self.now()
+        self._enqueue(agent)
 
     async def released(self, agent: AgentRef, pod: PodIdentity, completed: bool, message: str) -> None:
         """See ``Recorder``."""
         agent_record = self._agent_records[agent]
         agent_record.released_pod = pod.uid
         agent_record.completed = agent_record.completed or completed
-        self._look(agent)
+        self._enqueue(agent)
 
     # -- attempts -------------------------------------------------------------------------------------------------
 
     async def requested(self, agent: AgentRef, request: RequestCheckpoint) -> str | Refusal:
         """See ``Recorder``."""
-        agent_record = self._agent_records[agent]
-        known = agent_record.requests.get(request.request)
+        requests = self._agent_records[agent].requests
+        known = requests.get(request.request)
         if known is None:
             known = CheckpointRequest(self._random_bytes(16).hex(), request.trigger, request.reason)
-            agent_record.requests[request.request] = known
-            while len(agent_record.requests) > REQUESTS_KEPT:
-                del agent_record.requests[next(iter(agent_record.requests))]
+            requests[request.request] = known
+            while len(requests) > REQUESTS_KEPT:
+                del requests[next(iter(requests))]
         return known.attempt
 
     async def progressed(self, agent: AgentRef, progress: Progress) -> None:
         """See ``Recorder``."""
-        note = self.note(self._agent_records[agent], progress.attempt)
-        if note.over:
+        attempt = self.attempt_record(self._agent_records[agent], progress.attempt)
+        if attempt.finished:
             return
-        note.progress, note.stage = progress, progress.stage or note.stage
-        self._look(agent)
+        attempt.progress, attempt.phase = progress, progress.stage or attempt.phase
+        self._enqueue(agent)
 
-    async def delayed(self, agent: AgentRef, attempt: str, why: str) -> None:
+    async def delayed(self, agent: AgentRef, attempt: str, cause: str) -> None:
         """See ``Recorder``."""
-        note = self._agent_records[agent].attempts.get(attempt)
-        if note is not None and not note.over:
-            note.stage, note.delay = "Committing", why
-            self._look(agent)
+        record = self._agent_records[agent].attempts.get(attempt)
+        if record is not None and not record.finished:
+            record.phase, record.delay_cause = Phase.COMMITTING, cause
+            self._enqueue(agent)
 
     async def name_for(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
         """See ``Recorder``. Raises Unavailable."""
         agent_record = self._agent_records[agent]
-        agent_record.learn(head)
-        note = self.note(agent_record, offer.attempt, offer.trigger)
-        note.offer, note.stage = offer, "Committing"
+        agent_record.advance_head(head)
+        attempt = self.attempt_record(agent_record, offer.attempt, offer.trigger)
+        attempt.offer, attempt.phase = offer, Phase.COMMITTING
         try:
-            item = await self._objects.ensure(agent_record, note, head.record.number)
-        except SavepointError as error:  # an object that cannot be written is no reason to lose a checkpoint
-            raise Unavailable(f"the API server gave no name: {error}") from error
-        return CheckpointName(await self._objects.number(note, item, head.record.number), item.meta.name)
+            item = await self._objects.ensure(agent_record, attempt, head.record.number)
+        except SavepointError as error:  # any fault is transient here: it must not cost the checkpoint
+            raise Unavailable(f"cannot create the AgentCheckpoint: {error}") from error
+        number = await self._objects.assign_number(attempt, item, head.record.number)
+        return CheckpointName(number, item.meta.name)
 
     async def committed(
         self, agent: AgentRef, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
     ) -> None:
         """See ``Recorder``."""
         agent_record, record = self._agent_records[agent], head.record
-        agent_record.learn(head)
+        agent_record.advance_head(head)
         if record.kind == "completed":
             agent_record.completed = agent_record.head is head or agent_record.head == head
-            self._look(agent)
+            self._enqueue(agent)
             return
         if record.attempt is None or self._is_old(agent_record, head):
             return
-        note = self.note(agent_record, record.attempt, record.trigger)
-        first = not note.committed
-        note.head, note.store, note.offer = head, store, offer or note.offer
-        note.contents = contents or note.contents
-        note.name, note.number = note.name or record.name or "", record.number
-        note.result, note.ended = None, note.ended or self.now()
-        note.parent = note.parent or self._objects.latest_name(agent_record)
+        attempt = self.attempt_record(agent_record, record.attempt, record.trigger)
+        first = not attempt.committed
+        attempt.head, attempt.store, attempt.offer = head, store, offer or attempt.offer
+        attempt.contents = contents or attempt.contents
+        attempt.name, attempt.number = attempt.name or record.name or "", record.number
+        attempt.result, attempt.ended = None, attempt.ended or self.now()
+        attempt.parent = attempt.parent or self._objects.latest_name(agent_record)
         if agent_record.latest is None or record.sequence > agent_record.latest.record.sequence:
-            agent_record.latest = head
-            agent_record.failure, agent_record.failures_in_row = None, 0
-            self._advance(agent_record, note, record.time)
-            told = note.offer or note.contents
-            if told is not None:
-                agent_record.stored_bytes, agent_record.uncertain = told.stored_bytes, told.uncertain_operations
+            self._advance_latest(agent_record, attempt, head)
         if first:
-            seconds = (self.now() - note.started).total_seconds() if offer is not None else None
-            self._metrics.checkpoint("Ready", note.trigger, seconds)
-            if offer is not None:
-                self._metrics.moved(offer.uploaded_bytes, offer.logical_bytes)
-                self._metrics.paused(offer.timing.pause_milliseconds)
-        self._look(agent)
+            self._count_commit(attempt, offer)
+        self._enqueue(agent)
 
     async def failed(self, agent: AgentRef, result: Result) -> None:
         """See ``Recorder``."""
         agent_record = self._agent_records[agent]
-        note = self.note(agent_record, result.attempt)
-        if note.over:
+        attempt = self.attempt_record(agent_record, result.attempt)
+        if attempt.finished:
             return
-        policy = agent_record.who.policy_name if agent_record.who else None
+        policy = agent_record.incarnation.policy_name if agent_record.incarnation else None
+        reason = result.reason or CheckpointOutcome.FAILED
         message = with_next_step(result.reason, result.message, policy)
-        note.result = Result(result.attempt, "Failed", result.reason or "Failed", message, result.pause_milliseconds)
-        note.ended = self.now()
-        agent_record.failure = LastFailure(note.result.reason, message, note.ended)
-        agent_record.failures_in_row += 1
-        self._metrics.checkpoint(note.result.reason, note.trigger)
+        attempt.result = Result(result.attempt, CheckpointOutcome.FAILED, reason, message, result.pause_milliseconds)
+        attempt.ended = self.now()
+        agent_record.failure = LastFailure(reason, message, attempt.ended)
+        self._metrics.checkpoint(reason, attempt.trigger)
         self._metrics.paused(result.pause_milliseconds)
-        self._look(agent)
+        self._enqueue(agent)
 
     async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
         """See ``Recorder``."""
         agent_record = self._agent_records[agent]
         if head is not None:
-            agent_record.learn(head)
-        note = self.note(agent_record, result.attempt)
-        if note.over:
+            agent_record.advance_head(head)
+        attempt = self.attempt_record(agent_record, result.attempt)
+        if attempt.finished:
             return
-        note.result, note.ended = result, self.now()
-        agent_record.failure, agent_record.failures_in_row = None, 0
-        agent_record.recovery_point = note.started
-        self._metrics.checkpoint("Unchanged", note.trigger)
+        attempt.result, attempt.ended = result, self.now()
+        agent_record.failure = None
+        agent_record.recovery_point = attempt.started
+        self._metrics.checkpoint(CheckpointOutcome.UNCHANGED, attempt.trigger)
         self._metrics.paused(result.pause_milliseconds)
-        self._look(agent)
+        self._enqueue(agent)
 
-    def note(self, agent_record: AgentRecord, attempt: str, trigger: str = "") -> AttemptRecord:
-        """The note of an attempt, made when it is first heard of. Not of the port: reconcile notes what it orders."""
-        note = agent_record.attempts.get(attempt)
-        if note is None:
-            known = self._objects.find(agent_record.agent, attempt)
-            asked = next((each for each in agent_record.requests.values() if each.attempt == attempt), None)
-            note = AttemptRecord(attempt, trigger or (known.trigger if known else ""), self.now(), self._monotonic())
-            if asked is not None:
-                note.trigger, note.why = asked.trigger, asked.why
-            if known is not None:
-                note.name, note.number = known.meta.name, known.number
-            agent_record.attempts[attempt] = note
-            agent_record.last_start = self._monotonic()
-        if trigger and not note.trigger:
-            note.trigger = trigger
-        if not note.pod[0] and agent_record.who is not None:
-            note.pod = (agent_record.who.pod.name, agent_record.who.pod.uid, agent_record.who.node)
-        return note
+    def attempt_record(self, agent_record: AgentRecord, attempt_id: str, trigger: str = "") -> AttemptRecord:
+        """Return the record of an attempt, created when the attempt is first mentioned.
 
-    def _discarded(self, agent_record: AgentRecord, who: Incarnation) -> tuple[datetime | None, float | None]:
-        """Nothing where the predecessor released its epoch, or where it is the same pod."""
-        assert agent_record.who is not None
-        if agent_record.who.pod.uid in (agent_record.released_pod, who.pod.uid):
-            return None, 0.0
-        if agent_record.recovery_point is None or agent_record.last_heard is None:
-            return None, None
-        return agent_record.recovery_point, max(
-            (agent_record.last_heard - agent_record.recovery_point).total_seconds(), 0.0
-        )
+        Not part of ``Recorder``: reconcile records the attempts that it orders.
+        """
+        attempt = agent_record.attempts.get(attempt_id)
+        if attempt is None:
+            item = self._objects.find(agent_record.agent, attempt_id)
+            request = next((each for each in agent_record.requests.values() if each.attempt == attempt_id), None)
+            trigger_known = trigger or (item.trigger if item else "")
+            attempt = AttemptRecord(attempt_id, trigger_known, self.now(), self._monotonic())
+            if request is not None:
+                attempt.trigger, attempt.trigger_reason = request.trigger, request.trigger_reason
+            if item is not None:
+                attempt.name, attempt.number = item.meta.name, item.number
+            agent_record.attempts[attempt_id] = attempt
+            agent_record.last_attempt_at = self._monotonic()
+        if trigger and not attempt.trigger:
+            attempt.trigger = trigger
+        if not attempt.pod[0] and agent_record.incarnation is not None:
+            pod = agent_record.incarnation.pod
+            attempt.pod = (pod.name, pod.uid, agent_record.incarnation.node)
+        return attempt
 
-    def _advance(self, agent_record: AgentRecord, note: AttemptRecord, committed_at: str) -> None:
-        """The recovery point is when the state was cut; where nobody says that, or a clock is wrong, the commit."""
-        timing = note.offer.timing if note.offer else None
-        commit = parsed_time(committed_at) or self.now()
-        told = (timing.quiesced or timing.start) if timing else (note.contents.cut if note.contents else None)
-        cut = parsed_time(told)
-        agent_record.recovery_point = cut if cut is not None and commit - CUT_MOST < cut < commit else commit
+    # -- internals ------------------------------------------------------------------------------------------------
+
+    def _advance_latest(self, agent_record: AgentRecord, attempt: AttemptRecord, head: Head) -> None:
+        """Make the committed checkpoint the agent's latest one."""
+        agent_record.latest, agent_record.failure = head, None
+        agent_record.recovery_point = self._captured(attempt, head.record.time)
+        contents = attempt.offer or attempt.contents
+        if contents is not None:
+            agent_record.stored_bytes = contents.stored_bytes
+            agent_record.uncertain_operations = contents.uncertain_operations
+
+    def _captured(self, attempt: AttemptRecord, committed: str) -> datetime:
+        """Return when the state was captured; the commit's time if that is unknown or comes from a wrong clock."""
+        commit_time = parsed_time(committed) or self.now()
+        if attempt.offer is not None:
+            timing = attempt.offer.timing
+            captured = parsed_time(timing.quiesced or timing.start)
+        else:
+            captured = parsed_time(attempt.contents.taken_at) if attempt.contents is not None else None
+        plausible = captured is not None and commit_time - MAX_CAPTURE_AGE < captured < commit_time
+        return captured if captured is not None and plausible else commit_time
+
+    def _count_commit(self, attempt: AttemptRecord, offer: Offer | None) -> None:
+        seconds = (self.now() - attempt.started).total_seconds() if offer is not None else None
+        self._metrics.checkpoint(CheckpointOutcome.READY, attempt.trigger, seconds)
+        if offer is not None:
+            self._metrics.committed_bytes(offer.uploaded_bytes, offer.logical_bytes)
+            self._metrics.paused(offer.timing.pause_milliseconds)
 
     def _is_old(self, agent_record: AgentRecord, head: Head) -> bool:
-        """A record that is reflected already: its object may have been deleted since, and does not come back."""
-        attempt = head.record.attempt or ""
-        if attempt in agent_record.attempts or self._objects.find(agent_record.agent, attempt) is not None:
+        """Return whether the record had its object before: if that was deleted since, it is not created again."""
+        attempt_id = head.record.attempt or ""
+        if attempt_id in agent_record.attempts or self._objects.find(agent_record.agent, attempt_id) is not None:
             return False
         return head.record.sequence <= self._objects.latest_sequence(agent_record)
 
-    def _look(self, agent: AgentRef) -> None:
+    def _enqueue(self, agent: AgentRef) -> None:
         self._queue.add(AgentWork(agent))
+
+
+def _discarded(agent_record: AgentRecord, successor: Incarnation) -> tuple[datetime | None, float | None]:
+    """Return since when, and for how many seconds, the predecessor's work is lost; None where that is unknown.
+
+    Nothing is lost if the predecessor released its epoch or is the same pod.
+    """
+    assert agent_record.incarnation is not None
+    if agent_record.incarnation.pod.uid in (agent_record.released_pod, successor.pod.uid):
+        return None, 0.0
+    since, until = agent_record.recovery_point, agent_record.disconnected
+    if since is None or until is None:
+        return None, None
+    return since, max((until - since).total_seconds(), 0.0)

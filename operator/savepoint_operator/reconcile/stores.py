@@ -1,17 +1,18 @@
-"""Opening stores, and saying in their status whether they can be used. Implements ``Stores``.
+"""Opens stores and writes in their status whether they can be used: implements ``Stores``.
 
-A store is open only after a probe has shown that it honours conditional writes, and after ``savepoint.json`` has been
-claimed for this cluster under this master key. One opened store object lasts until its spec or its Secrets change.
+A store can be opened once a probe has shown that it supports conditional writes and once ``savepoint.json`` is claimed
+for this cluster under this master key. An open store is kept until its spec or its Secrets change.
 """
 
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, cast
 
+from savepoint.contract.vocabulary import Reason
 from savepoint.errors import (
     KeyMismatch,
     NotAdopted,
@@ -19,81 +20,72 @@ from savepoint.errors import (
     StoreMisconfigured,
     StoreUnavailable,
 )
+from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.repository import STORE_KEY, open_store
 from savepoint.storage import ObjectStore
 from savepoint.storage.probe import probe
 from savepoint.storage.retry import Retry
-from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import Presigner, S3Config
 from savepoint.storage.wrapper import Retrying
 
-from savepoint_operator.cluster.errors import Conflict, Missing
-from savepoint_operator.cluster.events import Events, EventTarget
+from savepoint_operator.cluster.errors import Conflict
+from savepoint_operator.cluster.events import EventTarget
 from savepoint_operator.cluster.kinds import STORES
 from savepoint_operator.cluster.parse import store_of
 from savepoint_operator.model.objects import ObjectKey, Store
 from savepoint_operator.model.ports import OpenStore
-from savepoint_operator.reconcile.cluster_cache import ClusterCache
-from savepoint_operator.reconcile.cluster_client import ClusterClient
+from savepoint_operator.reconcile.dependencies import StepDependencies, StoreBuilder
 from savepoint_operator.reconcile.keyring import Keyring
-from savepoint_operator.rules.status.conditions import Condition, changed, merged, stamp
+from savepoint_operator.rules.status.conditions import Condition, changed, stamp
 from savepoint_operator.rules.status.texts import size_text
 
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS: Final = 15 * 60.0
-"""How long a good probe counts while spec and Secrets stay the same."""
-LOOK_SECONDS: Final = 60.0
-"""How often Secrets are read again."""
+"""Time that a successful probe is valid while spec and Secrets stay the same."""
+RESYNC_SECONDS: Final = 60.0
+"""Interval at which the Secrets are read again."""
 RETRY_SECONDS: Final = 15.0
 RETRY: Final = Retry(attempts=4, total_seconds=12.0)
 DEFAULT_LABEL: Final = {"savepoint.dev/from": "installation"}
-NEXT_STEP: Final = {
-    "StoreDenied": "Check the Secret named in spec.s3.credentialsSecretName and the rights of its user below the "
-    "prefix; both are looked at again by themselves.",
-    "StoreUnavailable": "Earlier checkpoints are safe, and it is tried again every 15 s. If it lasts, check "
-    "spec.s3.endpoint and whether the operator's pod reaches it.",
+NEXT_STEP: Final[Mapping[str, str]] = {
+    Reason.STORE_DENIED: "Check the Secret named in spec.s3.credentialsSecretName and its user's permissions below the "
+    "prefix; the operator checks both again automatically.",
+    Reason.STORE_UNAVAILABLE: "Earlier checkpoints are safe, and the operator retries every 15 s. If this lasts, check "
+    "spec.s3.endpoint and whether the operator's pod can reach it.",
 }
-"""Of the reasons whose messages do not say what to do."""
-
-Builder = Callable[[S3Config], ObjectStore]
+"""The remedy for reasons whose messages do not include one."""
 
 
 @dataclass
-class _Kept:
-    """What is kept of one store between looks."""
+class _KnownStore:
+    """A store as it is kept between two reconciles."""
 
     fingerprint: str
+    """Hash of the spec and the Secrets that the store was opened with."""
     opened: OpenStore
     plain: ObjectStore
+    """The store without retries."""
     probed_at: float | None = None
+    """Monotonic seconds of the last successful probe."""
     probed: datetime | None = None
-    error: SavepointError | None = field(default=None)
+    error: SavepointError | None = None
 
 
 class StoreRegistry:
-    """All stores by name."""
+    """All stores, by name."""
 
     def __init__(
-        self,
-        cluster: ClusterClient,
-        cache: ClusterCache,
-        keyring: Keyring,
-        owner: str,
-        events: Events,
-        *,
-        now: Callable[[], datetime],
-        monotonic: Callable[[], float],
-        random_bytes: Callable[[int], bytes],
-        build: Builder = S3Store,
+        self, dependencies: StepDependencies, keyring: Keyring, cluster_id: str, build_store: StoreBuilder
     ) -> None:
-        """``owner``: the cluster's identity, the UID of namespace kube-system."""
-        self._cluster, self._cache, self._keyring, self._owner = cluster, cache, keyring, owner
-        self._events, self._now, self._monotonic = events, now, monotonic
-        self._random_bytes, self._build = random_bytes, build
-        self._kept: dict[str, _Kept] = {}
+        """``cluster_id``: UID of namespace kube-system, the owner that is recorded in each store."""
+        self._cluster, self._cache, self._events = dependencies.cluster, dependencies.cache, dependencies.events
+        self._status_writer, self._random_bytes = dependencies.status_writer, dependencies.random_bytes
+        self._now, self._monotonic = dependencies.clocks.now, dependencies.clocks.monotonic
+        self._keyring, self._cluster_id, self._build_store = keyring, cluster_id, build_store
+        self._known: dict[str, _KnownStore] = {}
         self._failed: dict[str, SavepointError] = {}
-        """How the last look ended, of stores that could not be used."""
+        """The error of the last reconcile, of stores that cannot be used."""
         self._collected: dict[str, datetime] = {}
 
     # -- Stores ---------------------------------------------------------------------------------------------------
@@ -102,80 +94,91 @@ class StoreRegistry:
         """See ``Stores``."""
         if self._cache.stores.get(ObjectKey("", name)) is None:
             raise StoreMisconfigured(f"AgentCheckpointStore {name} does not exist: create it")
-        kept = self._kept.get(name)
-        if kept is not None and kept.error is None and kept.probed_at is not None:
-            return kept.opened
-        error = (kept.error if kept is not None else None) or self._failed.get(name)
+        known = self._known.get(name)
+        if known is not None and known.error is None and known.probed_at is not None:
+            return known.opened
+        error = (known.error if known is not None else None) or self._failed.get(name)
         if error is not None:
             raise type(error)(f"AgentCheckpointStore {name}: {error}") from error
-        raise StoreUnavailable(f"AgentCheckpointStore {name} is being looked at; it was not ready yet")
+        raise StoreUnavailable(f"AgentCheckpointStore {name} has not been probed yet; the operator is checking it")
 
     def ready(self, name: str) -> bool:
-        """Whether ``open`` would succeed."""
-        kept = self._kept.get(name)
-        return kept is not None and kept.error is None and kept.probed_at is not None
+        """Return whether ``open`` would succeed."""
+        known = self._known.get(name)
+        return known is not None and known.error is None and known.probed_at is not None
 
-    def collected(self, name: str) -> None:
-        """Something of the store was collected just now."""
+    def record_collection(self, name: str) -> None:
+        """Remember that objects of the store were collected just now."""
         self._collected[name] = self._now()
 
     # -- reconcile ------------------------------------------------------------------------------------------------
 
     async def reconcile(self, name: str) -> float:
-        """Look at one store and write its status; seconds until the next look."""
+        """Check one store and write its status; return the seconds until the next check."""
         store = self._cache.stores.get(ObjectKey("", name))
         if store is None:
-            self._kept.pop(name, None)
+            self._known.pop(name, None)
             self._failed.pop(name, None)
-            return LOOK_SECONDS
+            return RESYNC_SECONDS
         error: SavepointError | None = None
         try:
-            kept = await self._prepare(store)
-            await self._check(name, kept)
+            known = await self._prepare(store)
+            await self._check(name, known)
         except SavepointError as failure:
             error = failure
-            kept_before = self._kept.get(name)
-            if kept_before is not None and not isinstance(failure, StoreUnavailable):
-                kept_before.error = failure
+            known_before = self._known.get(name)
+            if known_before is not None and not isinstance(failure, StoreUnavailable):
+                known_before.error = failure
             self._failed[name] = failure
-            log.warning("store %s cannot be used: %s: %s", name, failure.reason, failure)
+            log.warning(
+                "store %s: cannot be used: %s: %s; retrying in %.0f s", name, failure.reason, failure, RETRY_SECONDS
+            )
         else:
             self._failed.pop(name, None)
-        await self._tell(store, error)
-        return RETRY_SECONDS if error is not None else LOOK_SECONDS
+        await self._write_status(store, error)
+        return RETRY_SECONDS if error is not None else RESYNC_SECONDS
 
     async def make_default(self, name: str, spec: dict[str, Any]) -> None:
-        """The store of the installation's values. Whoever removes its label takes it over: it is then left alone."""
+        """Create or update the store of the chart's values; a user takes it over by removing its label."""
         raw = await self._cluster.get(STORES, "", name)
         if raw is None:
             body = {"metadata": {"name": name, "labels": DEFAULT_LABEL}, "spec": spec}
             try:
                 await self._cluster.create(STORES, body)
             except Conflict:
-                log.info("store %s exists already", name)
+                log.info("store %s: already exists; leaving it unchanged", name)
             return
         existing = store_of(raw)
         difference = changed(existing.spec, spec)
         if difference and existing.meta.labels.items() >= DEFAULT_LABEL.items():
             await self._cluster.patch(STORES, "", name, {"spec": difference})
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- opening --------------------------------------------------------------------------------------------------
 
-    async def _prepare(self, store: Store) -> _Kept:
+    async def _prepare(self, store: Store) -> _KnownStore:
+        """Return the store as it was opened with its present spec and Secrets; open it if they have changed."""
         s3 = store.s3
         if not s3.credentials_secret:
             raise StoreMisconfigured(
-                f"AgentCheckpointStore {store.meta.name} names no spec.s3.credentialsSecretName: create a Secret with "
-                "accessKey and secretKey in the operator's namespace and name it there"
+                f"AgentCheckpointStore {store.meta.name} does not name a spec.s3.credentialsSecretName: create a "
+                "Secret with accessKey and secretKey in the operator's namespace and name it there"
             )
-        access, secret = await self._keyring.credentials(s3.credentials_secret)
+        credentials = await self._keyring.credentials(s3.credentials_secret)
         ca = await self._keyring.ca(s3.ca_secret) if s3.ca_secret else None
         master = await self._keyring.master()
-        fingerprint = hashlib.sha256(repr((store.meta.uid, s3, access, secret, ca, master.check)).encode()).hexdigest()
-        kept = self._kept.get(store.meta.name)
-        if kept is not None and kept.fingerprint == fingerprint:
-            return kept
-        addressing = cast(Literal["path", "virtual"], s3.addressing.lower())
+        identity = (store.meta.uid, s3, *credentials, ca, master.check)
+        fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()
+        known = self._known.get(store.meta.name)
+        if known is not None and known.fingerprint == fingerprint:
+            return known
+        known = self._open(store, credentials, ca, master, fingerprint)
+        self._known[store.meta.name] = known
+        return known
+
+    def _open(
+        self, store: Store, credentials: tuple[str, str], ca: str | None, master: MasterKey, fingerprint: str
+    ) -> _KnownStore:
+        s3 = store.s3
         prefix = f"{s3.prefix.strip('/')}/" if s3.prefix.strip("/") else ""
 
         def config(endpoint: str) -> S3Config:
@@ -183,17 +186,17 @@ class StoreRegistry:
                 return S3Config(
                     endpoint=endpoint,
                     bucket=s3.bucket,
-                    access_key=access,
-                    secret_key=secret,
+                    access_key=credentials[0],
+                    secret_key=credentials[1],
                     prefix=prefix,
                     region=s3.region,
-                    addressing=addressing,
+                    addressing=cast(Literal["path", "virtual"], s3.addressing.lower()),
                     ca_pem=ca,
                 )
             except ValueError as error:
                 raise StoreMisconfigured(f"AgentCheckpointStore {store.meta.name}: {error}") from error
 
-        plain = self._build(config(s3.endpoint))
+        plain = self._build_store(config(s3.endpoint))
         opened = OpenStore(
             name=store.meta.name,
             objects=Retrying(plain, RETRY),
@@ -201,92 +204,79 @@ class StoreRegistry:
             master=master,
             pod_ca_pem=ca or "",
         )
-        fresh = _Kept(fingerprint, opened, plain)
-        self._kept[store.meta.name] = fresh
-        return fresh
+        return _KnownStore(fingerprint, opened, plain)
 
-    async def _check(self, name: str, kept: _Kept) -> None:
-        """Probe and claim, where the last good look is too long ago or went wrong; else only see that it answers."""
+    async def _check(self, name: str, known: _KnownStore) -> None:
+        """Probe and claim the store; if that succeeded recently, only check that the store answers."""
         now = self._monotonic()
-        recent = kept.error is None and kept.probed_at is not None and now - kept.probed_at < PROBE_SECONDS
-        if recent and await asyncio.to_thread(kept.plain.head, STORE_KEY) is not None:
+        recent = known.error is None and known.probed_at is not None and now - known.probed_at < PROBE_SECONDS
+        if recent and await asyncio.to_thread(known.plain.head, STORE_KEY) is not None:
             return
         random_hex = self._random_bytes(16).hex()
         try:
-            await asyncio.to_thread(probe, kept.plain, random_hex)
-        except SavepointError as error:  # the same fault has the same words each time: what is new becomes an Event
+            await asyncio.to_thread(probe, known.plain, random_hex)
+        except SavepointError as error:
+            # The same fault must have the same text each time: every new text becomes an Event.
             raise type(error)(str(error).replace(random_hex, "…")) from error
-        await asyncio.to_thread(open_store, kept.opened.objects, self._owner, kept.opened.master)
-        kept.probed_at, kept.probed, kept.error = now, self._now(), None
-        log.info("store %s is ready", name)
+        await asyncio.to_thread(open_store, known.opened.objects, self._cluster_id, known.opened.master)
+        known.probed_at, known.probed, known.error = now, self._now(), None
+        log.info("store %s: ready", name)
 
-    async def _tell(self, store: Store, error: SavepointError | None) -> None:
-        now = self._now()
+    # -- status ---------------------------------------------------------------------------------------------------
+
+    async def _write_status(self, store: Store, error: SavepointError | None) -> None:
         wanted = conditions(error)
         agents = [item for item in self._cache.agents if item.status.get("storeName") == store.meta.name]
         stored = sum(int(item.status.get("storedSize") or 0) for item in agents)
-        kept = self._kept.get(store.meta.name)
-        patch: dict[str, Any] = {
-            "observedGeneration": store.meta.generation,
-            "reason": wanted[-1].reason,
-            "repositories": len(agents),
-            "conditions": merged(store.status.get("conditions") or (), wanted, store.meta.generation, now),
-        }
+        known = self._known.get(store.meta.name)
+        patch: dict[str, Any] = {"reason": wanted[-1].reason, "repositories": len(agents)}
         if stored:
             patch |= {"storedSize": stored, "summary": {"size": size_text(stored)}}
-        if error is None and kept is not None and kept.probed is not None:
-            patch["lastProbeTime"] = stamp(kept.probed)
+        if error is None and known is not None and known.probed is not None:
+            patch["lastProbeTime"] = stamp(known.probed)
         if store.meta.name in self._collected:
             patch["lastCollectionTime"] = stamp(self._collected[store.meta.name])
-        difference = changed(store.status, patch)
-        if not difference:
-            return
-        try:
-            raw = await self._cluster.patch(STORES, "", store.meta.name, {"status": difference}, subresource="status")
-        except Missing:
-            return
-        self._cache.stores.put(raw)
-        await self._say(store, wanted[-1])
+        if await self._status_writer.write(STORES, store, patch, *wanted) is not None:
+            await self._report(store, wanted[-1])
 
-    async def _say(self, store: Store, ready: Condition) -> None:
-        """What is new since the status that was there before."""
+    async def _report(self, store: Store, ready: Condition) -> None:
+        """Write an Event if condition Ready has changed since the previous status."""
         before: dict[str, Any] = next(
             (each for each in store.status.get("conditions") or () if each.get("type") == "Ready"), {}
         )
         if (before.get("status"), before.get("reason")) == (ready.status, ready.reason):
             return
-        about = EventTarget.of(STORES, store.meta)
+        target = EventTarget.of(STORES, store.meta)
         if ready.status == "True":
-            await self._events.normal(about, "StoreReady", ready.message)
+            await self._events.normal(target, Reason.STORE_READY, ready.message)
         else:
-            await self._events.warning(about, ready.reason, ready.message)
+            await self._events.warning(target, ready.reason, ready.message)
 
 
 def conditions(error: SavepointError | None) -> tuple[Condition, ...]:
-    """Available, ConditionalWrites and Ready, the last one in every case."""
+    """Return Available, ConditionalWrites if it is known, and Ready, which is always the last one."""
+    available = Condition.of("Available", True, Reason.REACHABLE, "The store answers.")
     if error is None:
+        supported = "Conditional writes (If-None-Match) are supported."
         return (
-            Condition.of("Available", True, "Reachable", "The store answers."),
-            Condition.of("ConditionalWrites", True, "Supported", "Of concurrent creations of one object one wins."),
-            Condition.of("Ready", True, "Ready", "Checkpoints can be stored."),
+            available,
+            Condition.of("ConditionalWrites", True, Reason.SUPPORTED, supported),
+            Condition.of("Ready", True, Reason.READY, "The store accepts checkpoints."),
         )
-    message = _with_step(error)
+    message = _with_next_step(error)
     ready = Condition.of("Ready", False, error.reason, message)
     if isinstance(error, KeyMismatch | NotAdopted):
-        return Condition.of("Available", True, "Reachable", "The store answers."), ready
+        return available, ready
     if isinstance(error, StoreMisconfigured) and "If-None-Match" in message:
-        return (
-            Condition.of("Available", True, "Reachable", "The store answers."),
-            Condition.of("ConditionalWrites", False, "Ignored", message),
-            ready,
-        )
+        return available, Condition.of("ConditionalWrites", False, Reason.IGNORED, message), ready
+    not_probed = "The store could not be probed. See condition Ready."
     return (
         Condition.of("Available", False, error.reason, message),
-        Condition.of("ConditionalWrites", None, "NotProbed", "The store could not be probed."),
+        Condition.of("ConditionalWrites", None, Reason.NOT_PROBED, not_probed),
         ready,
     )
 
 
-def _with_step(error: SavepointError) -> str:
+def _with_next_step(error: SavepointError) -> str:
     message, step = str(error), NEXT_STEP.get(error.reason)
     return f"{message}. {step}" if step else message

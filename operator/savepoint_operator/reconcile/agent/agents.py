@@ -1,7 +1,9 @@
-"""One look at one agent: an ordered list of steps, each of which looks at what *is*.
+"""The reconcile of one agent: an ordered list of steps, each of which looks at the present state.
 
-It is called for every reason alike: an object or pod that changed, something the control side told, or time.
+It runs for every cause alike: an object or pod changed, the control side reported something, or time has passed.
 """
+
+from typing import Final
 
 from savepoint_operator.model.objects import ObjectKey, Pod, Policy
 from savepoint_operator.model.ports import Orders
@@ -16,65 +18,66 @@ from savepoint_operator.reconcile.agent_record import AgentRecord, AgentRecords
 from savepoint_operator.reconcile.cluster_cache import ClusterCache
 from savepoint_operator.rules import identity
 
-LOOK_SECONDS = 60.0
-"""So often a live agent is looked at anyway: its recovery point grows old without any event."""
+RESYNC_SECONDS: Final = 60.0
+"""Interval at which an agent with a live pod is reconciled without an event: its recovery point ages without one."""
 
 
 class Agents:
-    """Holds nothing but its steps."""
+    """Runs the steps; it holds no state of its own."""
 
     def __init__(
         self,
         cache: ClusterCache,
         agent_records: AgentRecords,
         *,
-        chronicle: ChainRepair,
+        chain_repair: ChainRepair,
         attempts: Attempts,
         restores: Restores,
         retention: Retention,
         protected: ProtectedAgents,
     ) -> None:
         self._cache, self._agent_records = cache, agent_records
-        self._chronicle, self._attempts, self._restores = chronicle, attempts, restores
+        self._chain_repair, self._attempts, self._restores = chain_repair, attempts, restores
         self._retention, self._protected = retention, protected
 
     async def reconcile(self, agent: AgentRef, orders: Orders) -> float | None:
-        """Seconds until the next look, None when only an event can bring news."""
-        if not self._spoken_of(agent):
+        """Run every step. Return the seconds until the next reconcile, None if only an event can change anything."""
+        if not self._exists(agent):
             self._agent_records.drop(agent)
             return None
         agent_record = self._agent_records[agent]
-        pod = self._newest(agent)
+        pod = self._newest_pod(agent)
         policy = self._policy(pod)
         store = self._store(agent_record, policy)
         await self._protected.ensure(agent_record)
-        again = [await self._chronicle.repair(agent_record, store, orders)]
-        again.append(await run_end.end_run(agent_record, store, orders))
+        delays = [await self._chain_repair.repair(agent_record, store, orders)]
+        delays.append(await run_end.end_run(agent_record, store, orders))
         await self._attempts.follow_annotation(agent_record, pod)
-        again.append(await self._attempts.write_notes(agent_record))
-        again.append(await self._attempts.order_requests(agent_record, policy, orders))
+        delays.append(await self._attempts.write_status(agent_record))
+        delays.append(await self._attempts.order_requested(agent_record, policy, orders))
         if agent_record.chain_read:
-            again.append(await self._attempts.take_due(agent_record, policy, orders))
-        again.append(await self._restores.end_lost(agent_record))
-        await self._restores.write_notes(agent_record)
+            delays.append(await self._attempts.order_scheduled(agent_record, policy, orders))
+        delays.append(await self._restores.end_lost(agent_record))
+        await self._restores.write_status(agent_record)
         await self._restores.expire(agent_record)
         await self._retention.expire(agent_record, policy)
-        await self._protected.write(agent_record, policy, store)
-        again.append(await self._retention.collect(agent_record, store, orders))
+        await self._protected.write_status(agent_record, policy, store)
+        delays.append(await self._retention.collect(agent_record, store, orders))
         if pod is not None and pod.live:
-            again.append(LOOK_SECONDS)
-        return min((each for each in again if each is not None), default=None)
+            delays.append(RESYNC_SECONDS)
+        return min((delay for delay in delays if delay is not None), default=None)
 
-    async def tell(self, agent: AgentRef) -> None:
-        """Only write what was told: nothing is ordered, expired or collected."""
+    async def write_status(self, agent: AgentRef) -> None:
+        """Write what was reported, and nothing else: no checkpoint is ordered, expired or collected."""
         agent_record = self._agent_records[agent]
-        policy = self._policy(self._newest(agent))
-        await self._attempts.write_notes(agent_record)
-        await self._restores.write_notes(agent_record)
-        await self._protected.write(agent_record, policy, self._store(agent_record, policy))
+        policy = self._policy(self._newest_pod(agent))
+        await self._attempts.write_status(agent_record)
+        await self._restores.write_status(agent_record)
+        await self._protected.write_status(agent_record, policy, self._store(agent_record, policy))
 
-    def _spoken_of(self, agent: AgentRef) -> bool:
-        """Once its objects, its pods and its session are gone, as with a namespace, what was noted has no place."""
+    def _exists(self, agent: AgentRef) -> bool:
+        """Return whether the agent has a session, an object or a pod; without any, as in a deleted namespace, what is
+        remembered of it can be written nowhere."""
         agent_record, cache = self._agent_records.get(agent), self._cache
         return bool(
             (agent_record is not None and agent_record.session)
@@ -84,7 +87,8 @@ class Agents:
             or cache.restores.of(agent)
         )
 
-    def _newest(self, agent: AgentRef) -> Pod | None:
+    def _newest_pod(self, agent: AgentRef) -> Pod | None:
+        """Return the newest live pod; if none is live, the newest one."""
         pods = self._cache.pods.of(agent)
         return next((pod for pod in reversed(pods) if pod.live), pods[-1] if pods else None)
 
@@ -92,9 +96,10 @@ class Agents:
         return next(iter(self._cache.policies_for(pod)), None) if pod is not None else None
 
     def _store(self, agent_record: AgentRecord, policy: Policy | None) -> str:
-        """Where the agent's chain is: as its pod was told, as was written, or as it would be told now."""
-        if agent_record.who is not None:
-            return agent_record.who.store_name
+        """Return the store of the agent's chain: the one its pod was given, else the one in its status, else the one
+        that a new pod would be given."""
+        if agent_record.incarnation is not None:
+            return agent_record.incarnation.store_name
         item = self._cache.agents.get(ObjectKey(*agent_record.agent))
         if item is not None and item.status.get("storeName"):
             return str(item.status["storeName"])

@@ -1,8 +1,8 @@
-"""Repairing objects from the chain: what was committed while nobody could write status becomes visible.
+"""The step that repairs objects from the chain: commits that could not be written to status become visible.
 
-The pin in ProtectedAgent is written after the objects, so everything up to it is reflected: only newer records
-are read. A ProtectedAgent without a pin is new: records older than it were reflected in an earlier life of its name, as
-before its namespace was deleted, and their objects do not come back.
+The pin in ProtectedAgent is written after all other objects, so every record up to the pin already has its objects, and
+only newer records are read. A ProtectedAgent without a pin is new. Records that are older than it belong to an earlier
+agent of the same name, for instance before its namespace was deleted; their objects are not created again.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from savepoint_operator.rules.status.conditions import parsed_time
 
 log = logging.getLogger(__name__)
 
-DEPTH: Final = 512
-MANIFESTS_MOST: Final = 64
-"""How many of the newest records are told with what they hold: retention keeps a few only."""
+MAX_RECORDS: Final = 512
+MAX_MANIFESTS: Final = 64
+"""For how many of the newest records the manifest is read too: retention keeps only a few."""
 RETRY_SECONDS: Final = 15.0
 
 
 class ChainRepair:
-    """The step of an agent's look that reads its chain, once per leader and again after each listing."""
+    """Reads an agent's chain once per leader, and again after each listing."""
 
     def __init__(
         self, cache: ClusterCache, stores: Stores, objects: CheckpointObjects, recorder: QueueingRecorder
@@ -42,86 +42,88 @@ class ChainRepair:
         self._cache, self._stores, self._objects, self._recorder = cache, stores, objects, recorder
 
     async def repair(self, agent_record: AgentRecord, store_name: str, orders: Orders) -> float | None:
-        """Tell the recorder what it has missed. Seconds until another try when the store could not be read."""
+        """Report to the recorder what it missed. Return the seconds until the next try if the store cannot be read."""
         if agent_record.chain_read:
             return None
         item = self._cache.agents.get(ObjectKey(*agent_record.agent))
         if item is None or not store_name:
-            agent_record.chain_read = True  # nothing is known of it: its first grant tells
+            agent_record.chain_read = True  # nothing was written for this agent; its first grant will be recorded
             return None
         try:
             store = await self._stores.open(store_name)
             head = await orders.head(agent_record.agent, store_name)
             missed = await asyncio.to_thread(
-                self._since, store, agent_record.agent, head, item.pin[0] if item.pin else 0
+                self._records_above, store, agent_record.agent, head, item.pin[0] if item.pin else 0
             )
-            begin: Head | None = None
+            inherited: Head | None = None
             if item.pin is None:
-                own = [each for each in missed if self._is_of(item, each)]
-                begin = _beginning(head, [each for each in missed if each not in own])
+                own = [each for each in missed if self._belongs_to(item, each)]
+                inherited = _restorable(head, [each for each in missed if each not in own])
                 missed = own
-            read = missed[-MANIFESTS_MOST:] + ([begin] if begin is not None else [])
+            read = missed[-MAX_MANIFESTS:] + ([inherited] if inherited is not None else [])
             contents = await asyncio.to_thread(self._contents, store, agent_record.agent, read)
         except IntegrityError as error:
             known = agent_record.failure
             if known is None or not known.of_chain or known.reason != error.reason:
                 agent_record.failure = LastFailure(error.reason, str(error), self._recorder.now(), of_chain=True)
-            log.error("agent %s: %s", agent_record.agent, error)
+            log.error("agent %s: its chain is damaged: %s", agent_record.agent, error)
             return RETRY_SECONDS * 4
         except SavepointError as error:
-            log.info("agent %s: its chain cannot be read now: %s", agent_record.agent, error)
+            log.info(
+                "agent %s: cannot read its chain: %s; retrying in %.0f s", agent_record.agent, error, RETRY_SECONDS
+            )
             return RETRY_SECONDS
         if agent_record.failure is not None and agent_record.failure.of_chain:
             agent_record.failure = None
-        if begin is not None and agent_record.latest is None:
-            _begin_at(agent_record, begin, contents.get(begin.record.sequence))
+        if inherited is not None and agent_record.latest is None:
+            _inherit(agent_record, inherited, contents.get(inherited.record.sequence))
         for each in missed:
             await self._recorder.committed(
                 agent_record.agent, None, each, store_name, contents.get(each.record.sequence)
             )
         if head is not None:
-            agent_record.learn(head)
+            agent_record.advance_head(head)
             agent_record.completed = head.record.kind == "completed"
         agent_record.chain_read = True
         return None
 
-    def _is_of(self, item: AgentObject, head: Head) -> bool:
-        """Whether the record belongs to this life of the name: it is younger, or an object waits for its end."""
+    def _belongs_to(self, item: AgentObject, head: Head) -> bool:
+        """Return whether the record is of this ProtectedAgent and not of an earlier one of the same name: it is newer
+        than the object, or an AgentCheckpoint waits for its attempt."""
         record = head.record
-        made = parsed_time(record.time)
-        if made is not None and made >= item.meta.created:
+        time = parsed_time(record.time)
+        if time is not None and time >= item.meta.created:
             return True
         return record.attempt is not None and self._objects.find(item.agent, record.attempt) is not None
 
-    def _since(self, store: OpenStore, agent: AgentRef, head: Head | None, pinned: int) -> list[Head]:
-        """Checkpoints and ends above the pin, oldest first. Blocking."""
+    def _records_above(self, store: OpenStore, agent: AgentRef, head: Head | None, pinned: int) -> list[Head]:
+        """Return the checkpoint and completed records above the pin, oldest first. Blocks."""
         if head is None or head.record.sequence <= pinned:
             return []
         chain = Chain(Prefixed(store.objects, f"{agent.namespace}/{agent.name}/"), *agent)
-        depth = min(head.record.sequence - pinned, DEPTH)
+        depth = min(head.record.sequence - pinned, MAX_RECORDS)
         return [each for each in chain.back(head, depth) if each.record.kind in ("checkpoint", "completed")][::-1]
 
     def _contents(self, store: OpenStore, agent: AgentRef, heads: list[Head]) -> dict[int, Contents | None]:
-        """What they hold, by sequence. Blocking."""
+        """Return the checkpoints' contents by sequence. Blocks."""
         if not heads:
             return {}
         repository = Repository.open_or_create(store.objects, *agent, store.master, now=self._recorder.now())
         return {each.record.sequence: contents_of(repository, each) for each in heads}
 
 
-def _beginning(head: Head | None, records: list[Head]) -> Head | None:
-    """The checkpoint of an earlier life of the name that a restart now would restore."""
+def _restorable(head: Head | None, records: list[Head]) -> Head | None:
+    """Return the checkpoint among the records that a restart would restore now."""
     target = head.record.manifest if head is not None else None
-    made = (each for each in reversed(records) if target is not None and each.record.manifest == target)
-    return next((each for each in made if each.record.kind == "checkpoint"), None)
+    matching = (each for each in reversed(records) if target is not None and each.record.manifest == target)
+    return next((each for each in matching if each.record.kind == "checkpoint"), None)
 
 
-def _begin_at(agent_record: AgentRecord, begin: Head, contents: Contents | None) -> None:
-    """It has no object, and is the new life's latest checkpoint all the same."""
-    agent_record.latest, agent_record.recovery_point = (
-        begin,
-        parsed_time(contents.cut if contents else begin.record.time),
-    )
+def _inherit(agent_record: AgentRecord, checkpoint: Head, contents: Contents | None) -> None:
+    """Make a checkpoint of an earlier agent of this name the latest one, although it has no object."""
+    agent_record.latest = checkpoint
+    agent_record.recovery_point = parsed_time(contents.taken_at if contents else checkpoint.record.time)
     if contents is not None:
-        agent_record.stored_bytes, agent_record.uncertain = contents.stored_bytes, contents.uncertain_operations
+        agent_record.stored_bytes = contents.stored_bytes
+        agent_record.uncertain_operations = contents.uncertain_operations
         agent_record.latest_step = contents.step or ""

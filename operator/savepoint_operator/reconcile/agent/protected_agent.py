@@ -1,43 +1,39 @@
-"""The ProtectedAgent: one agent's line of life, and the pin of its chain. Written last, after the other objects."""
+"""The step for the ProtectedAgent: the agent's protection state and the pin of its chain.
 
-from collections.abc import Callable
-from datetime import datetime
+It runs after the steps that write the other objects, so that the pin never claims more than those show.
+"""
+
 from typing import Any
 
 from savepoint.contract.names import LABEL_AGENT
+from savepoint.contract.vocabulary import ProtectionState
 
-from savepoint_operator.cluster.errors import Conflict, Missing
-from savepoint_operator.cluster.events import Events, EventTarget
+from savepoint_operator.cluster.errors import Conflict
+from savepoint_operator.cluster.events import EventTarget
 from savepoint_operator.cluster.kinds import AGENTS
 from savepoint_operator.model.objects import AgentObject, Interval, ObjectKey, Pod, Policy
 from savepoint_operator.reconcile.agent_record import AgentRecord
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.cluster_cache import ClusterCache
-from savepoint_operator.reconcile.cluster_client import ClusterClient
+from savepoint_operator.reconcile.dependencies import StepDependencies
 from savepoint_operator.rules.protection import Facts, Protection, judge
-from savepoint_operator.rules.status.conditions import Condition, changed, merged, parsed_time, stamp
+from savepoint_operator.rules.status.conditions import Condition, parsed_time, stamp
 from savepoint_operator.rules.status.texts import size_text
+
+_SAFE = (ProtectionState.PROTECTED, ProtectionState.COMPLETED)
+_UNSAFE = (ProtectionState.AT_RISK, ProtectionState.UNPROTECTED)
 
 
 class ProtectedAgents:
-    """The last step of an agent's look."""
+    """Steps of one agent's reconcile: the first one creates the object, the last one but collection writes it."""
 
-    def __init__(
-        self,
-        cluster: ClusterClient,
-        cache: ClusterCache,
-        objects: CheckpointObjects,
-        events: Events,
-        *,
-        now: Callable[[], datetime],
-        monotonic: Callable[[], float],
-        leader_since: Callable[[], float],
-    ) -> None:
-        self._cluster, self._cache, self._objects, self._events = cluster, cache, objects, events
-        self._now, self._monotonic, self._leader_since = now, monotonic, leader_since
+    def __init__(self, dependencies: StepDependencies, objects: CheckpointObjects) -> None:
+        self._cluster, self._cache, self._events = dependencies.cluster, dependencies.cache, dependencies.events
+        self._status_writer, self._leader_since = dependencies.status_writer, dependencies.leader_since
+        self._now, self._monotonic = dependencies.clocks.now, dependencies.clocks.monotonic
+        self._objects = objects
 
     async def ensure(self, agent_record: AgentRecord) -> AgentObject | None:
-        """The object; made when a pod or a record speaks of the agent and there is none."""
+        """Return the agent's object; create it if there is none and a pod or a record proves that the agent exists."""
         item = self._cache.agents.get(ObjectKey(*agent_record.agent))
         if item is not None:
             return item
@@ -53,32 +49,24 @@ class ProtectedAgents:
             self._cache.agents.put(raw)
         return self._cache.agents.get(ObjectKey(*agent_record.agent))
 
-    async def write(self, agent_record: AgentRecord, policy: Policy | None, store_name: str) -> None:
-        """Bring the status in line with what is known."""
+    async def write_status(self, agent_record: AgentRecord, policy: Policy | None, store_name: str) -> None:
+        """Write the status, and an Event if the agent is no longer protected."""
         item = await self.ensure(agent_record)
         if item is None or item.meta.deleting:
             return
         protection = self._judge(agent_record, item, policy)
+        condition = Condition.of("Protected", protection.holds, protection.reason, protection.message)
         patch = self._status(agent_record, item, policy, store_name, protection)
-        difference = changed(item.status, patch)
-        if not difference:
-            return
-        try:
-            raw = await self._cluster.patch(
-                AGENTS, item.meta.namespace, item.meta.name, {"status": difference}, subresource="status"
-            )
-        except Missing:
-            return
-        self._cache.agents.put(raw)
-        if item.reason in ("Protected", "Completed") and protection.reason in ("AtRisk", "Unprotected"):
+        written = await self._status_writer.write(AGENTS, item, patch, condition)
+        if written is not None and item.reason in _SAFE and protection.reason in _UNSAFE:
             await self._events.warning(EventTarget.of(AGENTS, item.meta), protection.reason, protection.message)
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- protection -----------------------------------------------------------------------------------------------
 
     def _judge(self, agent_record: AgentRecord, item: AgentObject, policy: Policy | None) -> Protection:
         pods = tuple(self._cache.pods.of(agent_record.agent))
-        node = next((pod.node for pod in reversed(pods) if pod.live and pod.node), "")
-        known = self._cache.nodes.get(ObjectKey("", node)) if node else None
+        node_name = next((pod.node for pod in reversed(pods) if pod.live and pod.node), "")
+        node = self._cache.nodes.get(ObjectKey("", node_name)) if node_name else None
         interval = policy.interval if policy is not None else Interval()
         failure = (agent_record.failure.reason, agent_record.failure.message) if agent_record.failure else None
         return judge(
@@ -86,48 +74,54 @@ class ProtectedAgents:
                 pods=pods,
                 connected=agent_record.session is not None,
                 restoring=self._restoring(agent_record),
-                refused=self._refused(agent_record, pods),
+                start_failure=self._start_failure(agent_record, pods),
                 completed=agent_record.completed,
                 latest_name=self._objects.latest_name(agent_record),
                 recovery_point=agent_record.recovery_point or parsed_time(item.status.get("recoveryPointTime")),
                 failure=failure,
-                lost_node=node if known is not None and known.lost else "",
+                lost_node=node_name if node is not None and node.lost else "",
                 interval=None if policy is not None and policy.suspend else interval,
-                silent_seconds=self._silent(agent_record, pods),
+                disconnected_seconds=self._disconnected_seconds(agent_record, pods),
                 now=self._now(),
             )
         )
 
-    def _silent(self, agent_record: AgentRecord, pods: tuple[Pod, ...]) -> float:
-        """A new leader, a new pod and a sidecar that has just gone are all given time."""
+    def _disconnected_seconds(self, agent_record: AgentRecord, pods: tuple[Pod, ...]) -> float:
+        """Return for how long a sidecar could have connected and has not.
+
+        The shortest of three spans, so that a new leader, a new pod and a lost connection are each given time.
+        """
         youngest = max((pod.meta.created for pod in pods if pod.live), default=self._now())
-        spans = [self._monotonic() - self._leader_since(), (self._now() - youngest).total_seconds()]
+        spans = [self._monotonic() - self._leader_since, (self._now() - youngest).total_seconds()]
         if agent_record.disconnected_at is not None:
             spans.append(self._monotonic() - agent_record.disconnected_at)
         return max(min(spans), 0.0)
 
     def _restoring(self, agent_record: AgentRecord) -> str:
-        note = next((each for each in agent_record.restores.values() if each.outcome is None), None)
-        if note is None:
+        """Return what a pod that is starting waits for or restores; empty if none is starting."""
+        restore = next((each for each in agent_record.restores.values() if each.outcome is None), None)
+        if restore is None:
             return ""
-        wait = note.waits_for
+        pod, wait = restore.incarnation.pod.name, restore.waits_for
         if wait is not None:
-            return f"Pod {note.who.pod.name} waits: {wait.message}"
-        return f"Pod {note.who.pod.name} restores {note.restores or 'nothing: it starts fresh'}."
+            return f"Pod {pod} waits: {wait.message}"
+        return f"Pod {pod} restores {restore.restores}." if restore.restores else f"Pod {pod} starts fresh."
 
-    def _refused(self, agent_record: AgentRecord, pods: tuple[Pod, ...]) -> str:
-        """What the newest AgentRestore of the newest pod says, if that start has failed."""
+    def _start_failure(self, agent_record: AgentRecord, pods: tuple[Pod, ...]) -> str:
+        """Return the message of the newest pod's newest AgentRestore if that start has failed, else an empty text."""
         pod = next((each for each in reversed(pods) if each.live), None)
         if pod is None:
             return ""
-        every = [each for each in self._cache.restores.of(agent_record.agent) if each.pod_uid == pod.meta.uid]
-        last = max(every, key=lambda each: (each.meta.created, each.epoch), default=None)
+        starts = [each for each in self._cache.restores.of(agent_record.agent) if each.pod_uid == pod.meta.uid]
+        last = max(starts, key=lambda each: (each.meta.created, each.epoch), default=None)
         if last is None or not last.finished or last.succeeded:
             return ""
-        told: dict[str, Any] = next(
+        condition: dict[str, Any] = next(
             (each for each in last.status.get("conditions") or () if each.get("type") == "Succeeded"), {}
         )
-        return f"Pod {pod.meta.name} cannot start: {last.reason}: {told.get('message', '')}"
+        return f"Pod {pod.meta.name} cannot start: {last.reason}: {condition.get('message', '')}"
+
+    # -- status ---------------------------------------------------------------------------------------------------
 
     def _status(
         self,
@@ -137,23 +131,19 @@ class ProtectedAgents:
         store_name: str,
         protection: Protection,
     ) -> dict[str, Any]:
-        condition = Condition.of("Protected", protection.holds, protection.reason, protection.message)
-        generation = item.meta.generation
         patch: dict[str, Any] = {
-            "observedGeneration": generation,
             "reason": protection.reason,
             "policyName": policy.meta.name if policy is not None else None,
-            "conditions": merged(item.status.get("conditions") or (), (condition,), generation, self._now()),
         }
         if store_name:
             patch["storeName"] = store_name
-        if agent_record.who is not None:
-            pod = agent_record.who.pod
+        if agent_record.incarnation is not None:
+            pod = agent_record.incarnation.pod
             patch["podRef"] = {"name": pod.name, "uid": pod.uid, "released": agent_record.released_pod == pod.uid}
-            patch["nodeName"] = agent_record.who.node
+            patch["nodeName"] = agent_record.incarnation.node
         if agent_record.session is not None:
             patch["sidecarVersion"] = agent_record.session.sidecar_version
-        self._tell_chain(agent_record, item, patch)
+        self._add_chain(agent_record, item, patch)
         if agent_record.recovery_point is not None:
             patch["recoveryPointTime"] = stamp(agent_record.recovery_point)
         if agent_record.failure is not None:
@@ -166,11 +156,12 @@ class ProtectedAgents:
         if agent_record.stored_bytes is not None:
             patch["storedSize"] = agent_record.stored_bytes
             patch["summary"] = {"size": size_text(agent_record.stored_bytes)}
-        if agent_record.uncertain is not None:
-            patch["uncertainOperations"] = list(agent_record.uncertain) or None
+        if agent_record.uncertain_operations is not None:
+            patch["uncertainOperations"] = list(agent_record.uncertain_operations) or None
         return patch
 
-    def _tell_chain(self, agent_record: AgentRecord, item: AgentObject, patch: dict[str, Any]) -> None:
+    def _add_chain(self, agent_record: AgentRecord, item: AgentObject, patch: dict[str, Any]) -> None:
+        """Add the newest record, unless the pin is newer: the pin only moves forward."""
         if agent_record.head is None or (item.pin is not None and agent_record.head.record.sequence < item.pin[0]):
             return
         head = agent_record.head.record
@@ -179,5 +170,4 @@ class ProtectedAgents:
             "run": head.run,
             "head": {"sequence": head.sequence, "recordDigest": agent_record.head.digest},
         }
-        latest = dict(self._objects.latest(agent_record))
-        patch["latest"] = latest or None
+        patch["latest"] = dict(self._objects.latest(agent_record)) or None

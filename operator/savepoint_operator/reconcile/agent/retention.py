@@ -1,4 +1,4 @@
-"""Deleting checkpoints that the policy no longer keeps, and collecting what nothing needs in the store."""
+"""The step that deletes checkpoints beyond the policy's retention and collects unneeded objects in the store."""
 
 import logging
 from collections.abc import Callable
@@ -8,14 +8,13 @@ from savepoint.errors import Refused, SavepointError
 
 from savepoint_operator.cluster import parse
 from savepoint_operator.cluster.kinds import CHECKPOINTS
-from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.objects import Policy
 from savepoint_operator.model.ports import Orders
 from savepoint_operator.reconcile.agent_record import AgentRecord
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
-from savepoint_operator.reconcile.cluster_client import ClusterClient
+from savepoint_operator.reconcile.dependencies import StepDependencies
 from savepoint_operator.rules.retention import expired, kept_sequences
-from savepoint_operator.rules.status.checkpoint_status import open_ended
+from savepoint_operator.rules.status.checkpoint_status import in_progress
 
 log = logging.getLogger(__name__)
 
@@ -25,41 +24,44 @@ RETRY_SECONDS: Final = 300.0
 
 
 class Retention:
-    """The step of an agent's look that is about what goes."""
+    """Applies retention to one agent at a time."""
 
     def __init__(
-        self,
-        cluster: ClusterClient,
-        objects: CheckpointObjects,
-        metrics: Metrics,
-        *,
-        collected: Callable[[str], None],
-        monotonic: Callable[[], float],
+        self, dependencies: StepDependencies, objects: CheckpointObjects, record_collection: Callable[[str], None]
     ) -> None:
-        """``collected`` is told the name of a store from which something was removed."""
-        self._collected = collected
-        self._cluster, self._objects, self._metrics, self._monotonic = cluster, objects, metrics, monotonic
+        """``record_collection`` is called with the name of a store from which objects were removed."""
+        self._cluster, self._metrics = dependencies.cluster, dependencies.metrics
+        self._monotonic = dependencies.clocks.monotonic
+        self._objects, self._record_collection = objects, record_collection
 
     async def expire(self, agent_record: AgentRecord, policy: Policy | None) -> None:
-        """Delete the objects beyond the policy's number."""
-        every = self._objects.of(agent_record.agent)
+        """Delete the AgentCheckpoints that the policy does not keep."""
+        checkpoints = self._objects.of(agent_record.agent)
         failed = frozenset(
-            each.meta.name for each in every if not each.ready and not open_ended(each.reason) and not each.sequence
+            each.meta.name
+            for each in checkpoints
+            if not each.ready and not in_progress(each.reason) and not each.sequence
         )
         keep = policy.keep_last if policy is not None else DEFAULT_KEEP
-        for item in expired(every, keep, self._objects.latest_name(agent_record), failed):
-            log.info("agent %s: checkpoint %s is beyond the last %d", agent_record.agent, item.meta.name, keep)
+        for item in expired(checkpoints, keep, self._objects.latest_name(agent_record), failed):
+            log.info(
+                "agent %s: deleting checkpoint %s: it is not among the last %d",
+                agent_record.agent,
+                item.meta.name,
+                keep,
+            )
             await self._objects.delete(item)
 
     async def collect(self, agent_record: AgentRecord, store_name: str, orders: Orders) -> float | None:
-        """Every few hours; what is kept comes from a fresh listing, never from memory."""
+        """Collect every few hours; return the seconds until the next collection.
+
+        What must be kept is taken from a fresh listing, never from the cache.
+        """
         if not store_name or not agent_record.chain_read:
             return None
         now = self._monotonic()
-        if agent_record.collected_at is None:
-            agent_record.collected_at = (
-                now - COLLECT_SECONDS * agent_record.random_part
-            )  # spread over the first hours of a leader
+        if agent_record.collected_at is None:  # spread the agents' first collections under a new leader
+            agent_record.collected_at = now - COLLECT_SECONDS * agent_record.random_part
         left = agent_record.collected_at + COLLECT_SECONDS - now
         if left > 0:
             return left
@@ -72,10 +74,16 @@ class Retention:
         except Refused:
             return RETRY_SECONDS
         except SavepointError as error:
-            log.warning("agent %s: nothing is collected: %s", agent_record.agent, error)
+            log.warning(
+                "agent %s: cannot collect in store %s: %s; retrying in %.0f s",
+                agent_record.agent,
+                store_name,
+                error,
+                RETRY_SECONDS,
+            )
             return RETRY_SECONDS
         agent_record.collected_at = now
         self._metrics.collected(freed)
         if freed:
-            self._collected(store_name)
+            self._record_collection(store_name)
         return COLLECT_SECONDS

@@ -1,7 +1,7 @@
-"""The end of a run by its pod's exit with 0: a step of an agent's look. What counts as one is ``rules.completion``'s.
+"""The step that ends a run whose pod exited with 0. What counts as such an exit is decided by ``rules.completion``.
 
-``finish()`` needs none of it: the sidecar says so itself. A successor that asks before this step has come to it is no
-later for that: the grant looks, too.
+It is not needed for ``finish()``, which the sidecar reports itself. A successor that asks for its epoch before this
+step has run is not delayed: the grant checks the pod too.
 """
 
 import logging
@@ -14,15 +14,18 @@ from savepoint_operator.reconcile.agent_record import AgentRecord
 
 log = logging.getLogger(__name__)
 
-ENDED_KEPT: Final = 64
-"""While the chain cannot be read it is not known which of them counts; the grant looks at the pod itself, too."""
-AGAIN_SECONDS: Final = 2.0
-"""Its sidecar's last words may still be under way."""
+ENDED_PODS_KEPT: Final = 64
+"""Limit on remembered pods: while the chain cannot be read, it is unknown which of them holds the newest epoch."""
+RETRY_SECONDS: Final = 2.0
+"""The sidecar's last messages may still be in transit."""
 
 
 async def end_run(agent_record: AgentRecord, store: str, orders: Orders) -> float | None:
-    """Have the end recorded if the pod that holds the newest epoch has exited. Seconds until another try."""
-    while len(agent_record.ended_pods) > ENDED_KEPT:
+    """Order the run's end if the pod that holds the newest epoch has exited with 0.
+
+    Return the seconds until the next try, or None if there is nothing to retry.
+    """
+    while len(agent_record.ended_pods) > ENDED_PODS_KEPT:
         agent_record.ended_pods.pop()
     if not agent_record.chain_read or agent_record.head is None or not store:
         return None
@@ -33,8 +36,14 @@ async def end_run(agent_record: AgentRecord, store: str, orders: Orders) -> floa
     try:
         head = await orders.end_run(agent_record.agent, record.pod_uid, store)
     except SavepointError as error:
-        log.info("agent %s: the end of its run is not recorded yet: %s: %s", agent_record.agent, error.reason, error)
-        return AGAIN_SECONDS
+        log.info(
+            "agent %s: cannot record the end of its run: %s: %s; retrying in %.0f s",
+            agent_record.agent,
+            error.reason,
+            error,
+            RETRY_SECONDS,
+        )
+        return RETRY_SECONDS
     if head is not None:
-        agent_record.learn(head)
+        agent_record.advance_head(head)
     return None

@@ -1,4 +1,4 @@
-"""A bench that leads."""
+"""A harness that leads."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.fakes.reconcile_harness import ReconcileHarness
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> ReconcileHarness:
-    bench = ReconcileHarness(tmp_path)
-    await bench.prepare()
-    return bench
+async def harness(tmp_path: Path) -> ReconcileHarness:
+    harness = ReconcileHarness(tmp_path)
+    await harness.prepare()
+    return harness

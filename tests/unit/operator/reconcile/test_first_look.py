@@ -9,41 +9,41 @@ from tests.fakes.reconcile_harness import ReconcileHarness
 SECOND = "second"
 
 
-def another_store(bench: ReconcileHarness, secret: str = "s3-keys") -> None:
+def another_store(harness: ReconcileHarness, secret: str = "s3-keys") -> None:
     """One that nobody has looked at yet."""
     s3 = {"endpoint": "https://s3.test", "bucket": "agents", "credentialsSecretName": secret}
-    bench.cluster.put(STORES, SECOND, spec={"s3": s3})
+    harness.cluster.put(STORES, SECOND, spec={"s3": s3})
 
 
-async def test_a_store_that_was_looked_at_can_be_opened(bench: ReconcileHarness) -> None:
-    another_store(bench)
-    parts = bench.now_leading
-    with pytest.raises(StoreUnavailable, match="is being looked at"):
+async def test_a_store_that_was_looked_at_can_be_opened(harness: ReconcileHarness) -> None:
+    another_store(harness)
+    parts = harness.leader
+    with pytest.raises(StoreUnavailable, match="has not been probed yet"):
         await parts.stores.open(SECOND)
-    await parts.reconciler.look_at_stores(30)
+    await parts.reconciler.reconcile_stores(30)
     assert (await parts.stores.open(SECOND)).name == SECOND
-    assert bench.cluster.object(STORES, SECOND)["status"]["reason"] == "Ready"
+    assert harness.cluster.object(STORES, SECOND)["status"]["reason"] == "Ready"
 
 
-async def test_a_store_that_takes_longer_comes_from_the_queue(bench: ReconcileHarness) -> None:
-    another_store(bench)
-    parts = bench.now_leading
-    await parts.reconciler.look_at_stores(0)
-    with pytest.raises(StoreUnavailable, match="is being looked at"):
+async def test_a_store_that_takes_longer_comes_from_the_queue(harness: ReconcileHarness) -> None:
+    another_store(harness)
+    parts = harness.leader
+    await parts.reconciler.reconcile_stores(0)
+    with pytest.raises(StoreUnavailable, match="has not been probed yet"):
         await parts.stores.open(SECOND)
-    await bench.settle()
+    await harness.settle()
     assert (await parts.stores.open(SECOND)).name == SECOND
 
 
-async def test_a_store_that_cannot_be_used_says_why_and_holds_up_nobody(bench: ReconcileHarness) -> None:
-    another_store(bench, "no-such-secret")
-    parts = bench.now_leading
-    await parts.reconciler.look_at_stores(30)
+async def test_a_store_that_cannot_be_used_says_why_and_holds_up_nobody(harness: ReconcileHarness) -> None:
+    another_store(harness, "no-such-secret")
+    parts = harness.leader
+    await parts.reconciler.reconcile_stores(30)
     with pytest.raises(StoreMisconfigured, match="no-such-secret does not exist"):
         await parts.stores.open(SECOND)
 
 
-async def test_without_a_store_there_is_nothing_to_wait_for(bench: ReconcileHarness) -> None:
-    for name in [store.meta.name for store in bench.now_leading.reconciler._cache.stores]:
-        bench.cluster.remove(STORES, name)
-    await bench.now_leading.reconciler.look_at_stores(30)
+async def test_without_a_store_there_is_nothing_to_wait_for(harness: ReconcileHarness) -> None:
+    for name in [store.meta.name for store in harness.leader.reconciler._cache.stores]:
+        harness.cluster.remove(STORES, name)
+    await harness.leader.reconciler.reconcile_stores(30)

@@ -10,135 +10,137 @@ from savepoint_operator.model.views import Incarnation
 from tests.fakes.reconcile_harness import CODER, NAMESPACE, ReconcileHarness
 
 
-async def used(bench: ReconcileHarness) -> Incarnation:
+async def used(harness: ReconcileHarness) -> Incarnation:
     """An agent with three checkpoints."""
-    who = await bench.start(bench.pod())
+    incarnation = await harness.start(harness.pod())
     for number in (1, 2, 3):
-        bench.ask(f"coder-{number}")
-        await bench.pass_time(3)
-        await bench.commit(who)
-    assert set(bench.checkpoints().values()) == {"Ready"}
-    return who
+        harness.request(f"coder-{number}")
+        await harness.advance(3)
+        await harness.commit(incarnation)
+    assert set(harness.checkpoints().values()) == {"Ready"}
+    return incarnation
 
 
-def empty(bench: ReconcileHarness) -> None:
+def empty(harness: ReconcileHarness) -> None:
     """What the namespace controller does."""
     for kind in (CHECKPOINTS, RESTORES, AGENTS, EVENTS, PODS):
-        for raw in bench.cluster.every(kind):
-            bench.cluster.remove(kind, raw["metadata"]["name"], NAMESPACE)
+        for raw in harness.cluster.every(kind):
+            harness.cluster.remove(kind, raw["metadata"]["name"], NAMESPACE)
 
 
-async def delete(bench: ReconcileHarness, who: Incarnation) -> None:
+async def delete(harness: ReconcileHarness, incarnation: Incarnation) -> None:
     """Its pod ends, then its objects go."""
-    bench.cluster.terminating.add(NAMESPACE)
-    await bench.disconnect(who, released=True)
-    empty(bench)
-    await bench.pass_time(20)
-    bench.cluster.terminating.clear()
+    harness.cluster.terminating.add(NAMESPACE)
+    await harness.disconnect(incarnation, released=True)
+    empty(harness)
+    await harness.advance(20)
+    harness.cluster.terminating.clear()
 
 
 @pytest.mark.parametrize("another_leader", [False, True])
 async def test_old_checkpoints_stay_in_the_store_and_numbers_go_on(
-    bench: ReconcileHarness, another_leader: bool
+    harness: ReconcileHarness, another_leader: bool
 ) -> None:
-    await delete(bench, await used(bench))
+    await delete(harness, await used(harness))
     if another_leader:
-        await bench.lead()
-    who = await bench.start(bench.pod())
-    assert bench.restores()[-1]["reason"] == "Restored"
-    assert bench.restores()[-1]["resolved"]["checkpointName"] == "coder-3"
-    assert bench.cluster.events("Restored", "Pod") == ["Agent coder resumed at step docs 42 of 90 from coder-3, 3.1s."]
-    assert bench.checkpoints() == {}
-    assert bench.agent()["latest"]["checkpointName"] == "coder-3"
-    assert bench.agent()["storedSize"] == 200 << 20
-    await bench.pass_time(331)
-    await bench.commit(who)
-    assert bench.checkpoints() == {"coder-4": "Ready"}
-    assert bench.checkpoint("coder-4")["parentName"] == "coder-3"
-    await bench.lead()
-    await bench.pass_time(400, step=20)
-    assert bench.checkpoints() == {"coder-4": "Ready"}
+        await harness.new_leader()
+    incarnation = await harness.start(harness.pod())
+    assert harness.restores()[-1]["reason"] == "Restored"
+    assert harness.restores()[-1]["resolved"]["checkpointName"] == "coder-3"
+    assert harness.cluster.events("Restored", "Pod") == [
+        "Agent coder resumed at step docs 42 of 90 from coder-3, 3.1s."
+    ]
+    assert harness.checkpoints() == {}
+    assert harness.agent()["latest"]["checkpointName"] == "coder-3"
+    assert harness.agent()["storedSize"] == 200 << 20
+    await harness.advance(331)
+    await harness.commit(incarnation)
+    assert harness.checkpoints() == {"coder-4": "Ready"}
+    assert harness.checkpoint("coder-4")["parentName"] == "coder-3"
+    await harness.new_leader()
+    await harness.advance(400, step=20)
+    assert harness.checkpoints() == {"coder-4": "Ready"}
 
 
-async def test_a_leader_that_comes_between_brings_nothing_back_either(bench: ReconcileHarness) -> None:
-    await delete(bench, await used(bench))
-    bench.pod()
-    await bench.lead()
-    await bench.pass_time(5)
-    assert bench.checkpoints() == {}
-    assert "head" in bench.agent()
+async def test_a_leader_that_comes_between_brings_nothing_back_either(harness: ReconcileHarness) -> None:
+    await delete(harness, await used(harness))
+    harness.pod()
+    await harness.new_leader()
+    await harness.advance(5)
+    assert harness.checkpoints() == {}
+    assert "head" in harness.agent()
 
 
-async def test_an_agent_that_does_not_return_stays_until_its_objects_are_deleted(bench: ReconcileHarness) -> None:
+async def test_an_agent_that_does_not_return_stays_until_its_objects_are_deleted(harness: ReconcileHarness) -> None:
     """As the guide on sizing says: by label first, the ProtectedAgent last, in a namespace that stays."""
-    who = await used(bench)
-    await bench.disconnect(who, released=True)
-    bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
-    await bench.pass_time(3 * 3600, step=300)
-    assert len(bench.checkpoints()) == 3
+    incarnation = await used(harness)
+    await harness.disconnect(incarnation, released=True)
+    harness.cluster.remove(PODS, incarnation.pod.name, NAMESPACE)
+    await harness.advance(3 * 3600, step=300)
+    assert len(harness.checkpoints()) == 3
     for kind in (CHECKPOINTS, RESTORES):
-        for raw in bench.cluster.every(kind):
+        for raw in harness.cluster.every(kind):
             assert raw["metadata"]["labels"] == {LABEL_AGENT: "coder"}
-            bench.cluster.remove(kind, raw["metadata"]["name"], NAMESPACE)
-            await bench.settle()
-    bench.cluster.remove(AGENTS, "coder", NAMESPACE)
-    await bench.pass_time(600, step=20)
-    await bench.lead()
-    await bench.pass_time(600, step=20)
-    assert (bench.checkpoints(), bench.restores(), bench.cluster.every(AGENTS)) == ({}, [], [])
+            harness.cluster.remove(kind, raw["metadata"]["name"], NAMESPACE)
+            await harness.settle()
+    harness.cluster.remove(AGENTS, "coder", NAMESPACE)
+    await harness.advance(600, step=20)
+    await harness.new_leader()
+    await harness.advance(600, step=20)
+    assert (harness.checkpoints(), harness.restores(), harness.cluster.every(AGENTS)) == ({}, [], [])
 
 
-async def test_what_was_committed_before_the_first_pin_is_told(bench: ReconcileHarness) -> None:
+async def test_what_was_committed_before_the_first_pin_is_told(harness: ReconcileHarness) -> None:
     """The ProtectedAgent is new and has no pin, yet the record is of its own life."""
-    who = await bench.start(bench.pod())
-    bench.ask()
-    await bench.settle()
-    await bench.commit(who, tell=False)
-    item = bench.cluster.object(AGENTS, "coder", NAMESPACE)
-    bench.cluster.put(AGENTS, "coder", NAMESPACE, status={}, metadata=item["metadata"])
-    await bench.lead()
-    assert bench.checkpoints() == {"asked-1": "Ready"}
+    incarnation = await harness.start(harness.pod())
+    harness.request()
+    await harness.settle()
+    await harness.commit(incarnation, report=False)
+    item = harness.cluster.object(AGENTS, "coder", NAMESPACE)
+    harness.cluster.put(AGENTS, "coder", NAMESPACE, status={}, metadata=item["metadata"])
+    await harness.new_leader()
+    assert harness.checkpoints() == {"manual-1": "Ready"}
 
 
-async def test_the_notes_of_the_deleted_namespace_go_with_it(bench: ReconcileHarness) -> None:
-    who = await used(bench)
-    bench.ask("last")
-    await bench.settle()
-    await bench.commit(who, tell=False)
-    bench.cluster.terminating.add(NAMESPACE)
-    head = bench.head()
+async def test_the_notes_of_the_deleted_namespace_go_with_it(harness: ReconcileHarness) -> None:
+    incarnation = await used(harness)
+    harness.request("last")
+    await harness.settle()
+    await harness.commit(incarnation, report=False)
+    harness.cluster.terminating.add(NAMESPACE)
+    head = harness.head()
     assert head is not None
-    await bench.now_leading.recorder.committed(CODER, None, head, "default")
-    await bench.disconnect(who, released=True)
-    empty(bench)
-    await bench.pass_time(90)
-    assert bench.now_leading.agent_records.get(CODER) is None
-    assert not bench.now_leading.queue.due
-    bench.cluster.terminating.clear()
-    await bench.start(bench.pod())
-    line = bench.now_leading.agent_records.get(CODER)
+    await harness.leader.recorder.committed(CODER, None, head, "default")
+    await harness.disconnect(incarnation, released=True)
+    empty(harness)
+    await harness.advance(90)
+    assert harness.leader.agent_records.get(CODER) is None
+    assert not harness.leader.queue.due
+    harness.cluster.terminating.clear()
+    await harness.start(harness.pod())
+    line = harness.leader.agent_records.get(CODER)
     assert line is not None
     assert (line.attempts, line.requests, line.failure) == ({}, {}, None)
-    assert bench.checkpoints() == {}
+    assert harness.checkpoints() == {}
 
 
 async def test_writes_into_a_terminating_namespace_are_one_line(
-    bench: ReconcileHarness, caplog: pytest.LogCaptureFixture
+    harness: ReconcileHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its objects went first; its pod has long to end."""
-    who = await used(bench)
-    bench.cluster.terminating.add(NAMESPACE)
+    incarnation = await used(harness)
+    harness.cluster.terminating.add(NAMESPACE)
     for kind in (CHECKPOINTS, RESTORES, AGENTS):
-        for raw in bench.cluster.every(kind):
-            bench.cluster.remove(kind, raw["metadata"]["name"], NAMESPACE)
+        for raw in harness.cluster.every(kind):
+            harness.cluster.remove(kind, raw["metadata"]["name"], NAMESPACE)
     caplog.set_level(logging.INFO, "savepoint_operator")
-    calls = len(bench.cluster.calls)
-    await bench.pass_time(600)
+    calls = len(harness.cluster.calls)
+    await harness.advance(600)
     lines = [each for each in caplog.records if "is being deleted" in each.message]
     assert len(lines) == 1
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
-    assert len(bench.cluster.calls) - calls < 60
-    bench.cluster.remove(PODS, who.pod.name, NAMESPACE)
-    await bench.disconnect(who, released=True)
-    await bench.pass_time(120)
-    assert bench.now_leading.agent_records.get(CODER) is None
+    assert len(harness.cluster.calls) - calls < 60
+    harness.cluster.remove(PODS, incarnation.pod.name, NAMESPACE)
+    await harness.disconnect(incarnation, released=True)
+    await harness.advance(120)
+    assert harness.leader.agent_records.get(CODER) is None

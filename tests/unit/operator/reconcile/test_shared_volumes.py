@@ -15,10 +15,10 @@ from tests.fakes.reconcile_harness import NAMESPACE, ReconcileHarness
 SHARED = ClaimedRoot("team", "files", "team-files")
 
 
-def claimed_pod(bench: ReconcileHarness, *, chosen: bool = False) -> PodIdentity:
+def claimed_pod(harness: ReconcileHarness, *, chosen: bool = False) -> PodIdentity:
     """A pod whose folder /team lies on a claim."""
-    pod = bench.pod()
-    spec: dict[str, Any] = bench.cluster.object(PODS, pod.name, NAMESPACE)["spec"]
+    pod = harness.pod()
+    spec: dict[str, Any] = harness.cluster.object(PODS, pod.name, NAMESPACE)["spec"]
     roots = [{"name": "team", "mountPath": "/team", "path": "/savepoint/state/team", "persistent": True}]
     restore = {
         "name": CONTAINER_RESTORE,
@@ -27,20 +27,20 @@ def claimed_pod(bench: ReconcileHarness, *, chosen: bool = False) -> PodIdentity
     }
     spec["initContainers"] = [restore, {"name": CONTAINER_SIDECAR}]
     spec["volumes"] = [{"name": "files", "persistentVolumeClaim": {"claimName": "team-files"}}]
-    bench.cluster.put(PODS, pod.name, NAMESPACE, spec=spec)
+    harness.cluster.put(PODS, pod.name, NAMESPACE, spec=spec)
     return pod
 
 
-def claim(bench: ReconcileHarness, *modes: str) -> None:
-    bench.cluster.put(CLAIMS, "team-files", NAMESPACE, spec={"accessModes": list(modes)})
+def claim(harness: ReconcileHarness, *modes: str) -> None:
+    harness.cluster.put(CLAIMS, "team-files", NAMESPACE, spec={"accessModes": list(modes)})
 
 
-async def test_a_claim_of_many_writers_is_told_to_the_pod_and_once_in_an_event(bench: ReconcileHarness) -> None:
-    claim(bench, "ReadWriteMany")
-    who = await bench.start(claimed_pod(bench))
-    assert who.shared == (SHARED,)
-    await bench.pass_time(60)
-    (event,) = [each for each in bench.cluster.every(EVENTS) if each["reason"] == "SharedVolumeLeftOut"]
+async def test_a_claim_of_many_writers_is_told_to_the_pod_and_once_in_an_event(harness: ReconcileHarness) -> None:
+    claim(harness, "ReadWriteMany")
+    incarnation = await harness.start(claimed_pod(harness))
+    assert incarnation.shared == (SHARED,)
+    await harness.advance(60)
+    (event,) = [each for each in harness.cluster.every(EVENTS) if each["reason"] == "SharedVolumeLeftOut"]
     assert (event["type"], event["involvedObject"]["kind"], event["count"]) == ("Normal", "Pod", 1)
     assert "volume files (claim team-files)" in event["message"]
     assert "spec.state.volumes" in event["message"]
@@ -48,26 +48,26 @@ async def test_a_claim_of_many_writers_is_told_to_the_pod_and_once_in_an_event(b
 
 @pytest.mark.parametrize(("modes", "chosen"), [(["ReadWriteOnce"], False), (["ReadWriteMany"], True)])
 async def test_what_one_pod_writes_or_the_policy_names_is_state(
-    bench: ReconcileHarness, modes: list[str], chosen: bool
+    harness: ReconcileHarness, modes: list[str], chosen: bool
 ) -> None:
-    claim(bench, *modes)
-    who = await bench.start(claimed_pod(bench, chosen=chosen))
-    assert who.shared == ()
-    await bench.pass_time(10)
-    assert bench.cluster.events("SharedVolumeLeftOut") == []
+    claim(harness, *modes)
+    incarnation = await harness.start(claimed_pod(harness, chosen=chosen))
+    assert incarnation.shared == ()
+    await harness.advance(10)
+    assert harness.cluster.events("SharedVolumeLeftOut") == []
 
 
 @pytest.mark.parametrize("why", ["missing", "denied"])
-async def test_a_pod_whose_claim_cannot_be_read_waits(bench: ReconcileHarness, why: str) -> None:
+async def test_a_pod_whose_claim_cannot_be_read_waits(harness: ReconcileHarness, why: str) -> None:
     if why == "denied":
-        claim(bench, "ReadWriteMany")
-        bench.cluster.fail["get", "PersistentVolumeClaim"] = Denied("persistentvolumeclaims is forbidden")
-    pod, directory = claimed_pod(bench), bench.now_leading.directory
-    refused = await directory.incarnation(pod)
+        claim(harness, "ReadWriteMany")
+        harness.cluster.fail["get", "PersistentVolumeClaim"] = Denied("persistentvolumeclaims is forbidden")
+    pod, pod_resolver = claimed_pod(harness), harness.leader.pod_resolver
+    refused = await pod_resolver.incarnation(pod)
     assert isinstance(refused, Refusal)
     assert (refused.reason, refused.retry) == ("ClaimUnreadable", True)
     assert "team-files of volume files cannot be read" in refused.message
-    assert refused.who is not None and refused.who.agent.name == "coder"
-    claim(bench, "ReadWriteMany")
-    await bench.pass_time(REMEMBER_SECONDS)
-    assert (await bench.who(pod)).shared == (SHARED,)
+    assert refused.incarnation is not None and refused.incarnation.agent.name == "coder"
+    claim(harness, "ReadWriteMany")
+    await harness.advance(REMEMBER_SECONDS)
+    assert (await harness.resolve(pod)).shared == (SHARED,)

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from savepoint_operator.reconcile.work_queue import MOST_SECONDS, KeyedQueue
+from savepoint_operator.reconcile.work_queue import MAX_BACKOFF_SECONDS, KeyedQueue
 
 
 class Watch:
@@ -55,7 +55,7 @@ async def test_the_earlier_of_two_wishes_counts(queue: KeyedQueue[str], watch: W
 async def test_a_look_may_ask_for_the_next(queue: KeyedQueue[str], watch: Watch) -> None:
     queue.add("a")
     await queue.take()
-    queue.done("a", again_seconds=30)
+    queue.done("a", requeue_seconds=30)
     assert not queue.due
     watch.seconds += 30
     assert queue.due
@@ -71,7 +71,7 @@ async def test_failures_come_again_later_each_time_and_success_forgets_them(
         await queue.take()
         pauses.append(queue.failed("a"))
     assert pauses[:4] == [0.5, 1.0, 2.0, 4.0]
-    assert pauses[-1] == MOST_SECONDS
+    assert pauses[-1] == MAX_BACKOFF_SECONDS
     watch.seconds += 1000
     await queue.take()
     queue.done("a")
@@ -102,6 +102,6 @@ async def test_many_keys_are_handed_out_fast(queue: KeyedQueue[str], watch: Watc
     watch.seconds += 10
     for _ in range(20_000):
         key = await queue.take()
-        queue.done(key, again_seconds=60)
+        queue.done(key, requeue_seconds=60)
     assert not queue.due
     assert len(queue) == 20_000
