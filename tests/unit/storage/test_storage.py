@@ -79,7 +79,7 @@ class TestDirectory:
 
     def test_a_missing_root_is_not_reported_as_a_missing_object(self, tmp_path: Path) -> None:
         store = DirectoryStore(tmp_path / "unmounted")
-        for ask in (
+        for call in (
             lambda: store.head("a"),
             lambda: store.get("a", max_bytes=1),
             lambda: store.get_into("a", 0, memoryview(bytearray(1))),
@@ -88,7 +88,7 @@ class TestDirectory:
             lambda: store.delete("a"),
         ):
             with pytest.raises(StoreMisconfigured, match="unmounted"):
-                ask()
+                call()
 
     def test_a_file_in_place_of_a_folder_is_refused(self, store: DirectoryStore) -> None:
         store.put_new("a", b"object")
@@ -246,40 +246,40 @@ class TestProbe:
         assert store.objects == {}
 
     def test_a_store_that_ignores_the_condition(self) -> None:
-        class Careless(MemoryStore):
+        class Unconditional(MemoryStore):
             def put_new(self, key: str, data: Any) -> None:
                 self.objects[key] = bytes(data)
 
-        store = Careless()
+        store = Unconditional()
         with pytest.raises(StoreMisconfigured, match="If-None-Match"):
             probe(store, "f" * 32)
         assert store.objects == {}
 
     def test_a_store_that_ignores_the_condition_only_later(self) -> None:
-        class Forgetful(MemoryStore):
+        class SecondPutAccepted(MemoryStore):
             def put_new(self, key: str, data: Any) -> None:
                 if data == b"again":
                     return
                 super().put_new(key, data)
 
         with pytest.raises(StoreMisconfigured, match="twice"):
-            probe(Forgetful(), "f" * 32)
+            probe(SecondPutAccepted(), "f" * 32)
 
     def test_a_store_that_confirms_but_does_not_store(self) -> None:
-        class Liar(MemoryStore):
+        class Discarding(MemoryStore):
             def put_new(self, key: str, data: Any) -> None:
                 pass
 
         with pytest.raises(StoreMisconfigured, match="did not have it"):
-            probe(Liar(), "f" * 32)
+            probe(Discarding(), "f" * 32)
 
     def test_a_store_that_keeps_other_bytes_than_the_winners(self) -> None:
-        class Swapper(MemoryStore):
+        class OtherBytes(MemoryStore):
             def get(self, key: str, *, max_bytes: int) -> bytes:
                 return b"neither"
 
         with pytest.raises(StoreMisconfigured):
-            probe(Swapper(), "f" * 32)
+            probe(OtherBytes(), "f" * 32)
 
     def test_an_unavailable_store_is_reported(self) -> None:
         with pytest.raises(StoreUnavailable, match="none of"):

@@ -147,7 +147,7 @@ def open_manifest(content: bytes, key: AgentKey, namespace: str, agent: str, nam
     if not _OVERHEAD_BYTES < len(content) <= MAX_MANIFEST_BYTES or not content.startswith(_MAGIC):
         raise IntegrityError(f"{where} is not a manifest", where)
     if manifest_name(content) != name:
-        raise IntegrityError(f"{where}: the content is not what the name says", where)
+        raise IntegrityError(f"{where}: the content does not match its name", where)
     nonce = content[len(_MAGIC) : _OVERHEAD_BYTES - TAG_BYTES]
     plain = bytearray(len(content) - _OVERHEAD_BYTES)
     sealed = memoryview(content)[_OVERHEAD_BYTES - TAG_BYTES :]

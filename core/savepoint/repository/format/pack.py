@@ -88,7 +88,7 @@ class ChunkOpener:
             else:
                 raise IntegrityError(f"{where}: the chunk has an unknown codec", where)
         if chunk_id(target) != ref.id:
-            raise IntegrityError(f"{where}: the chunk's content is not what its id says", where)
+            raise IntegrityError(f"{where}: the chunk's content does not match its id", where)
 
     def _seal(self, pack: str) -> Seal:
         seal = self._seals.get(pack)

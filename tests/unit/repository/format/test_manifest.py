@@ -98,7 +98,7 @@ def test_every_changed_bit_is_found() -> None:
 
 
 def test_a_manifest_under_another_name_is_refused() -> None:
-    with pytest.raises(IntegrityError, match="not what the name says") as caught:
+    with pytest.raises(IntegrityError, match="not match its name") as caught:
         open_manifest(sealed(), KEY, "default", "coder", "ab" * 32)
     assert caught.value.object_key == "manifests/" + "ab" * 32
 

@@ -77,7 +77,7 @@ def test_a_reference_that_does_not_match_its_chunk_is_refused(change: dict[str, 
 def test_sealed_but_invalid_content_is_refused() -> None:
     with pytest.raises(IntegrityError, match="codec"):
         opened(*written(b"\2content"))
-    with pytest.raises(IntegrityError, match="id says"):
+    with pytest.raises(IntegrityError, match="not match its id"):
         opened(*written(b"\0content", identity=bytes(32)))
     with pytest.raises(IntegrityError, match="not have 3 bytes"):
         opened(*written(b"\0content", length=3))

@@ -79,7 +79,7 @@ def test_packs_of_an_abandoned_attempt_may_be_kept() -> None:
     index.abandon(keep_stored=True)
     assert index.find(ref(2).id) == ref(2, "put")
     assert index.find(ref(3).id) is None
-    assert index.uses() == [PackUse("p1", 1000, 100)], "only the parent's packs can be retired"
+    assert index.uses() == [PackUse("p1", 1000, 100)], "only the parent's packs can be repacked"
     index.begin()
     index.abandon(keep_stored=True)
     index.begin()
@@ -206,9 +206,9 @@ class TestPacksToRepack:
 
     def test_wasteful_packs_are_repacked_worst_first_within_the_budget(self) -> None:
         uses = [PackUse(f"p{n}", 32 * MIB, (9 - n) * MIB) for n in range(9)]
-        retired = packs_to_repack(uses)
-        assert retired == ["p8", "p7", "p6", "p5", "p4", "p3", "p2"]
-        assert sum(use.live for use in uses if use.name in retired) <= 32 * MIB
+        chosen = packs_to_repack(uses)
+        assert chosen == ["p8", "p7", "p6", "p5", "p4", "p3", "p2"]
+        assert sum(use.live for use in uses if use.name in chosen) <= 32 * MIB
 
     @pytest.mark.parametrize(("size", "live"), [(32 * MIB, 10 * MIB), (MIB, 1), (100, 1)])
     def test_packs_that_are_not_wasteful_are_kept(self, size: int, live: int) -> None:
@@ -216,10 +216,10 @@ class TestPacksToRepack:
 
     def test_many_small_packs_are_merged(self) -> None:
         uses = [PackUse(f"p{n:03}", 100_000, 100_000 - n) for n in range(120)]
-        retired = packs_to_repack(uses)
-        assert len(uses) - len(retired) == 64
-        assert "p119" in retired, "the least used go first"
-        assert "p000" not in retired
+        chosen = packs_to_repack(uses)
+        assert len(uses) - len(chosen) == 64
+        assert "p119" in chosen, "the least used go first"
+        assert "p000" not in chosen
         assert packs_to_repack(uses[:112]) == []
 
     def test_the_budget_bounds_the_repacking(self) -> None:
