@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from savepoint.contract import stage_layout
+from savepoint.contract.environment import SettingsError
 from savepoint.contract.vocabulary import Reason
 from savepoint.errors import SavepointError
 
 from savepoint_sidecar import restore_container, settings
 from savepoint_sidecar.authority.channel import Dialer
-from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, PodIdentity
+from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, SidecarIdentity
 from savepoint_sidecar.authority.reachability import Reachability
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig
@@ -60,7 +61,7 @@ def _configure() -> Settings:
     )
     try:
         return settings.from_environment()
-    except settings.SettingsError as error:
+    except SettingsError as error:
         sys.stderr.write(f"savepoint: {error}\n")
         sys.exit(EXIT_USAGE)
 
@@ -112,7 +113,7 @@ async def _run_incarnation(configured: Settings, failpoints: Failpoints, termina
 def _make_incarnation(configured: Settings, failpoints: Failpoints) -> Incarnation:
     client = ControlClient(
         Dialer(configured.control_url, configured.control_ca, configured.token_path),
-        PodIdentity(configured.pod_uid, configured.node, configured.version),
+        SidecarIdentity(configured.pod_uid, configured.node, configured.version),
         ConnectionClock(time.monotonic, secrets.token_bytes, random.random),
         Reachability(configured.api_server, time.monotonic) if configured.api_server else None,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from savepoint.contract import names
+from savepoint.contract.environment import SettingsError, parse_integer, required
 
 from savepoint_sidecar.files.roots import Root
 
@@ -19,10 +20,7 @@ DEFAULT_GRACE_SECONDS: Final = 30
 ENV_FAILPOINT: Final = "SAVEPOINT_FAILPOINT"
 ENV_LOG_LEVEL: Final = "SAVEPOINT_LOG_LEVEL"
 TERMINATION_LOG: Final = Path("/dev/termination-log")
-
-
-class SettingsError(ValueError):
-    """A variable of the environment is missing or invalid; the message names it."""
+SET_BY_WEBHOOK: Final = "the webhook sets it in this container"
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,15 @@ class Settings:
 def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the environment that the webhook writes. SettingsError if a variable is missing or invalid."""
     return Settings(
-        control_url=_required(environment, names.ENV_CONTROL_URL),
-        control_ca=_required(environment, names.ENV_CONTROL_CA),
+        control_url=required(environment, names.ENV_CONTROL_URL, SET_BY_WEBHOOK),
+        control_ca=required(environment, names.ENV_CONTROL_CA, SET_BY_WEBHOOK),
         pod_name=environment.get(names.ENV_POD_NAME, ""),
         pod_namespace=environment.get(names.ENV_POD_NAMESPACE, ""),
-        pod_uid=_required(environment, names.ENV_POD_UID),
+        pod_uid=required(environment, names.ENV_POD_UID, SET_BY_WEBHOOK),
         node=environment.get(names.ENV_NODE_NAME, ""),
-        grace_seconds=_seconds(environment),
+        grace_seconds=parse_integer(
+            names.ENV_GRACE_SECONDS, environment.get(names.ENV_GRACE_SECONDS, str(DEFAULT_GRACE_SECONDS))
+        ),
         roots=_roots(environment.get(names.ENV_ROOTS, "[]")),
         token_path=Path(environment.get("SAVEPOINT_TOKEN", names.TOKEN_PATH)),
         socket_path=Path(environment.get(names.ENV_SOCKET, names.SOCKET_PATH)),
@@ -77,20 +77,6 @@ def failpoint_of(environment: Mapping[str, str] = os.environ) -> str:
 def log_level_of(default: str = "INFO", environment: Mapping[str, str] = os.environ) -> str:
     """Return the configured log level."""
     return environment.get(ENV_LOG_LEVEL, default)
-
-
-def _required(environment: Mapping[str, str], name: str) -> str:
-    value = environment.get(name, "")
-    if not value:
-        raise SettingsError(f"{name} is not set; the webhook sets it in this container")
-    return value
-
-
-def _seconds(environment: Mapping[str, str]) -> int:
-    text = environment.get(names.ENV_GRACE_SECONDS, str(DEFAULT_GRACE_SECONDS))
-    if not text.isascii() or not text.isdigit():
-        raise SettingsError(f"{names.ENV_GRACE_SECONDS} is {text!r}, not a whole number of seconds")
-    return int(text)
 
 
 def _api_server(environment: Mapping[str, str]) -> tuple[str, int] | None:

@@ -1,21 +1,19 @@
-"""The webhook process's configuration, read from the environment once. Nothing else of the process reads it."""
+"""The configuration of the webhook process, read from the environment once. No other module reads the environment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from savepoint.contract.environment import SettingsError, choice, integer, required, text
 from savepoint.contract.names import HEALTH_PORT, WEBHOOK_PORT
 
+MAX_PORT = 65535
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
-
-
-class SettingsError(ValueError):
-    """A variable is missing or wrong; the message names it and says what it should be."""
 
 
 @dataclass(frozen=True)
 class WebhookSettings:
-    """tls_directory holds tls.crt, tls.key and ca.crt, as a mounted Secret does."""
+    """The webhook's settings. ``tls_directory`` holds tls.crt, tls.key and ca.crt, as a mounted Secret does."""
 
     sidecar_image: str
     control_url: str
@@ -26,37 +24,20 @@ class WebhookSettings:
     log_level: str = "INFO"
     certificate_poll_seconds: float = 5.0
     drain_seconds: float = 5.0
-    """How long requests are still answered after SIGTERM, while the Service forgets this pod."""
+    """How long requests are still answered after SIGTERM, until the Service no longer routes to this pod."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "WebhookSettings":
-        """Raises SettingsError."""
-        url = _required(environment, "SAVEPOINT_CONTROL_URL", "the operator's control URL, wss://…")
+        """Return the settings in the environment. Raises SettingsError."""
+        url = required(environment, "SAVEPOINT_CONTROL_URL", "the operator's control URL, wss://…")
         if not url.startswith("wss://"):
             raise SettingsError(f"SAVEPOINT_CONTROL_URL must begin with wss://, not {url!r}")
-        pull_policy = environment.get("SAVEPOINT_SIDECAR_PULL_POLICY") or "IfNotPresent"
-        if pull_policy not in PULL_POLICIES:
-            raise SettingsError(f"SAVEPOINT_SIDECAR_PULL_POLICY must be one of {', '.join(PULL_POLICIES)}")
         return cls(
-            sidecar_image=_required(environment, "SAVEPOINT_SIDECAR_IMAGE", "the sidecar's image"),
+            sidecar_image=required(environment, "SAVEPOINT_SIDECAR_IMAGE", "the sidecar's image"),
             control_url=url,
-            tls_directory=Path(_required(environment, "SAVEPOINT_TLS_DIRECTORY", "the folder of the TLS Secret")),
-            pull_policy=pull_policy,
-            port=_port(environment, "SAVEPOINT_WEBHOOK_PORT", WEBHOOK_PORT),
-            health_port=_port(environment, "SAVEPOINT_HEALTH_PORT", HEALTH_PORT),
-            log_level=environment.get("SAVEPOINT_LOG_LEVEL") or "INFO",
+            tls_directory=Path(required(environment, "SAVEPOINT_TLS_DIRECTORY", "the directory of the TLS Secret")),
+            pull_policy=choice(environment, "SAVEPOINT_SIDECAR_PULL_POLICY", "IfNotPresent", PULL_POLICIES),
+            port=integer(environment, "SAVEPOINT_WEBHOOK_PORT", WEBHOOK_PORT, minimum=1, maximum=MAX_PORT),
+            health_port=integer(environment, "SAVEPOINT_HEALTH_PORT", HEALTH_PORT, minimum=1, maximum=MAX_PORT),
+            log_level=text(environment, "SAVEPOINT_LOG_LEVEL", "INFO"),
         )
-
-
-def _port(environment: Mapping[str, str], name: str, default: int) -> int:
-    text = environment.get(name) or str(default)
-    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
-        raise SettingsError(f"{name} must be a port number, not {text!r}")
-    return int(text)
-
-
-def _required(environment: Mapping[str, str], name: str, what: str) -> str:
-    value = environment.get(name, "")
-    if not value:
-        raise SettingsError(f"{name} is not set: {what}")
-    return value

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from savepoint.contract import names
+from savepoint.contract.environment import SettingsError
 from savepoint_sidecar import settings
 from savepoint_sidecar.files.roots import Root
 
@@ -31,5 +32,5 @@ def test_settings_are_read_from_what_the_webhook_writes() -> None:
     ],
 )
 def test_an_invalid_variable_is_named(change: Mapping[str, str], named: str) -> None:
-    with pytest.raises(settings.SettingsError, match=named):
+    with pytest.raises(SettingsError, match=named):
         settings.from_environment({**ENVIRONMENT, **change})

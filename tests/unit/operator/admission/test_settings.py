@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from savepoint_operator.admission.settings import SettingsError, WebhookSettings
+from savepoint.contract.environment import SettingsError
+from savepoint_operator.admission.settings import WebhookSettings
 
 GIVEN = {
     "SAVEPOINT_SIDECAR_IMAGE": "savepoint-sidecar:1",
