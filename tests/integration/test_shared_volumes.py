@@ -19,6 +19,7 @@ from savepoint_operator.model.views import ClaimedRoot, NodeState, PodState, Pre
 from savepoint_operator.rules.admission.injection import Injected, InjectionConfig, inject
 
 from tests.fakes.operator_ports import incarnation
+from tests.fakes.policy import policy
 from tests.integration.test_sidecar import AGENT, Pod, Site, site_over
 from tests.servers.apiserver import ApiServer
 from tests.servers.operator_rig import Rig, make_rig, soon
@@ -110,7 +111,7 @@ async def test_a_pod_whose_claim_is_not_there_waits_for_it(rig: Rig, session: ai
     await asyncio.to_thread(claim, rig, "late-files", MANY)
     grant = await socket.expect(Grant)
     assert grant.welcome.shared_roots == ("late",)
-    await socket.ask(Outcome("Fresh"), Ack)
+    await socket.request(Outcome("Fresh"), Ack)
     await socket.close()
 
 
@@ -131,7 +132,7 @@ def team_folder(site: Site) -> Path:
 
 def team_pod(site: Site, uid: str) -> TeamPod:
     who = replace(incarnation(AGENT, uid), shared=(TEAM,))
-    site.reviewer.pods[uid], site.directory.incarnations[uid] = who.pod, who
+    site.reviewer.pods[uid], site.pod_resolver.incarnations[uid] = who.pod, who
     pod = TeamPod(site, uid, site.folder / uid)
     site.pods.append(pod)
     return pod
@@ -146,17 +147,17 @@ async def test_what_other_pods_write_outlives_a_rollback(site: Site) -> None:
     pod.agent()
     await pod.turns(3)
     first = await site.checkpoint()
-    (chosen,) = (head.record.sequence for head in site.recorder.of("committed") if head.record.name == first)
+    (chosen,) = (head.record.sequence for head in site.recorder.calls_of("committed") if head.record.name == first)
     (team / "after").write_bytes(b"of yet another pod")
     await pod.turns(3)
     assert await site.checkpoint() != first
     await site.server.orders.rollback(AGENT, secrets.token_hex(16), chosen, "default")
     pod.kill()
-    site.directory.standings["a"] = PredecessorState(PodState.GONE, NodeState.READY)
+    site.pod_resolver.predecessors["a"] = PredecessorState(PodState.GONE, NodeState.READY)
 
     successor = team_pod(site, "b")
     assert await successor.restore() == 0, successor.log()
-    assert site.recorder.of("restored")[-1].outcome == "Restored"
+    assert site.recorder.calls_of("restored")[-1].outcome == "Restored"
     assert (successor.folder / "state" / "log").exists()
     assert {path.name: path.read_bytes() for path in team.iterdir()} == {
         "before": b"of another pod",

@@ -1,7 +1,7 @@
-"""The serving certificate from a mounted Secret, taken up while the server runs.
+"""The serving certificate from a mounted Secret, reloaded while the server runs.
 
-A renewed pair goes into the living TLS context: no port is closed, no admission fails. It makes no certificate and
-writes no file; the operator's leader does.
+A renewed pair is loaded into the live TLS context, so no port is closed and no admission fails. It creates no
+certificate and writes no file; the operator's leader does.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ FILES = ("tls.crt", "tls.key", "ca.crt")
 
 
 class ServingCertificate:
-    """``context`` is for the server; ``ca_pem`` is what pods are told to trust, empty until the first load."""
+    """The certificate in use: ``context`` serves it; ``ca_pem`` is the CA that pods trust, empty until loaded."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -26,33 +26,34 @@ class ServingCertificate:
 
     @property
     def loaded(self) -> bool:
+        """True once a usable pair has been loaded."""
         return bool(self.ca_pem)
 
     def reload(self) -> bool:
-        """Take up the files if they changed. False: nothing new, or not usable (then the earlier pair stays)."""
+        """Load the files if they changed, and return whether it did; an unusable pair leaves the earlier one in use."""
         try:
             contents = [(self._directory / name).read_bytes() for name in FILES]
         except OSError as error:
-            log.info("serving certificate: %s is not there yet", error.filename)
+            log.info("serving certificate not found: %s does not exist yet", error.filename)
             return False
         digest = hashlib.sha256(b"\0".join(contents)).digest()
         if digest == self._digest:
             return False
         chain, key = self._directory / FILES[0], self._directory / FILES[1]
         try:
-            _server_context().load_cert_chain(chain, key)  # a broken pair must not reach the living context
+            _server_context().load_cert_chain(chain, key)  # a broken pair must not reach the live context
             self.context.load_cert_chain(chain, key)
             ca_pem = contents[2].decode("ascii")
             ssl.create_default_context(cadata=ca_pem)
         except (ssl.SSLError, ValueError) as error:
-            log.error("serving certificate: %s holds no usable pair: %s", self._directory, error)
+            log.error("serving certificate in %s is unusable: %s; keeping the earlier one", self._directory, error)
             return False
         self._digest, self.ca_pem = digest, ca_pem
-        log.info("serving certificate: loaded from %s", self._directory)
+        log.info("loaded the serving certificate from %s", self._directory)
         return True
 
     async def keep_fresh(self, poll_seconds: float) -> None:
-        """Look at the files for ever. A mounted Secret changes without a file event that can be relied on."""
+        """Reload forever, by polling: a mounted Secret changes without a reliable file event."""
         while True:
             await asyncio.to_thread(self.reload)
             await asyncio.sleep(poll_seconds)

@@ -1,12 +1,13 @@
-"""What the webhook knows of the cluster: policies, and each namespace's Pod Security level, in memory.
+"""The webhook's in-memory index of the cluster: policies, and each namespace's Pod Security level.
 
-It holds parsed values only, and no pod, Secret or store. How it is filled is ``watch``'s.
+It holds parsed values only, and no pod, Secret or store. The watches of ``cluster.watch`` fill it.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from savepoint_operator.rules.admission.policy import AdmissionPolicy
+from savepoint_operator.cluster.parse import policy_of
+from savepoint_operator.model.objects import Policy
 
 ENFORCED_LEVEL: Final = "pod-security.kubernetes.io/enforce"
 
@@ -15,25 +16,25 @@ class PolicyIndex:
     """The policies of every namespace."""
 
     def __init__(self) -> None:
-        self._by_namespace: dict[str, dict[str, AdmissionPolicy]] = {}
+        self._by_namespace: dict[str, dict[str, Policy]] = {}
 
-    def of(self, namespace: str) -> tuple[AdmissionPolicy, ...]:
-        """The policies of one namespace."""
+    def of(self, namespace: str) -> tuple[Policy, ...]:
+        """Return the policies of one namespace."""
         return tuple(self._by_namespace.get(namespace, {}).values())
 
     def replace(self, objects: Iterable[Mapping[str, Any]]) -> None:
-        """Everything there is."""
+        """Replace the whole index."""
         self._by_namespace = {}
         for item in objects:
             self.put(item)
 
     def put(self, item: Mapping[str, Any]) -> None:
-        """A policy that is new or has changed."""
-        policy = AdmissionPolicy.parse(item)
+        """Add or update a policy."""
+        policy = policy_of(item)
         self._by_namespace.setdefault(item["metadata"]["namespace"], {})[policy.name] = policy
 
     def remove(self, item: Mapping[str, Any]) -> None:
-        """A policy that is gone."""
+        """Remove a deleted policy."""
         metadata = item["metadata"]
         policies = self._by_namespace.get(metadata["namespace"], {})
         policies.pop(metadata["name"], None)
@@ -44,25 +45,25 @@ class PolicyIndex:
 class NamespaceIndex:
     """The Pod Security level that each namespace enforces by its label.
 
-    A namespace that is not known yet counts as one that enforces nothing: the API server itself still enforces, only
-    its message says less.
+    A namespace that is not known yet counts as enforcing nothing: the API server enforces its level anyway, only with a
+    less helpful message.
     """
 
     def __init__(self) -> None:
         self._levels: dict[str, str] = {}
 
     def level(self, namespace: str) -> str:
-        """privileged, baseline or restricted; empty where the namespace says nothing."""
+        """Return privileged, baseline or restricted; empty if the namespace has no label."""
         return self._levels.get(namespace, "")
 
     def replace(self, objects: Iterable[Mapping[str, Any]]) -> None:
-        """Everything there is."""
+        """Replace the whole index."""
         self._levels = {}
         for item in objects:
             self.put(item)
 
     def put(self, item: Mapping[str, Any]) -> None:
-        """A namespace that is new or has changed."""
+        """Add or update a namespace."""
         metadata = item["metadata"]
         level = (metadata.get("labels") or {}).get(ENFORCED_LEVEL)
         if level:
@@ -71,5 +72,5 @@ class NamespaceIndex:
             self._levels.pop(metadata["name"], None)
 
     def remove(self, item: Mapping[str, Any]) -> None:
-        """A namespace that is gone."""
+        """Remove a deleted namespace."""
         self._levels.pop(item["metadata"]["name"], None)

@@ -1,7 +1,7 @@
-"""AdmissionReview in, AdmissionReview out: the wire around ``rules.injection``. Pure.
+"""AdmissionReview in, AdmissionReview out: the wire format around ``rules.admission.injection``. Pure.
 
-An answer carries whole lists (volumes, containers), each replaced at once: the pod is small, and a patch by index would
-depend on what others do to the same lists.
+The patch replaces whole lists (volumes, containers): pods are small, and a patch by index would depend on what other
+webhooks do to the same lists.
 """
 
 import base64
@@ -13,7 +13,7 @@ from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.admission.injection import Injected
 
 API_VERSION: Final = "admission.k8s.io/v1"
-WARNING_MAX_CHARACTERS: Final = 256  # the API server cuts longer ones
+WARNING_MAX_CHARACTERS: Final = 256  # the API server truncates longer ones
 _PATCHED: Final = (
     ("metadata", "annotations"),
     ("spec", "initContainers"),
@@ -23,15 +23,15 @@ _PATCHED: Final = (
 )
 
 Decide = Callable[[Mapping[str, Any], str], Injected | Refusal]
-"""(pod, namespace) → what becomes of it."""
+"""(pod, namespace) → the injected pod or its refusal."""
 
 
 class ReviewError(ValueError):
-    """Not an AdmissionReview for a pod."""
+    """The request is not an AdmissionReview of a pod's creation."""
 
 
 def answer(review: Any, decide: Decide) -> dict[str, Any]:
-    """The AdmissionReview to send back. Raises ReviewError."""
+    """Return the AdmissionReview to send back. Raises ReviewError."""
     try:
         if review["apiVersion"] != API_VERSION or review["kind"] != "AdmissionReview":
             raise ReviewError(f"expected an AdmissionReview of {API_VERSION}")
@@ -62,7 +62,7 @@ def _response(pod: Mapping[str, Any], result: Injected | Refusal) -> dict[str, A
 
 
 def _patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """JSON Patch: "add" on a member of an object also replaces it."""
+    """Return the JSON Patch; "add" also replaces an existing member of an object."""
     return [
         {"op": "add", "path": f"/{section}/{field}", "value": after[section][field]}
         for section, field in _PATCHED

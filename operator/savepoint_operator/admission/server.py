@@ -24,7 +24,7 @@ _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0
 
 
 class AdmissionMetrics:
-    """What /metrics tells."""
+    """The metrics that /metrics exposes."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -37,16 +37,16 @@ class AdmissionMetrics:
 
 
 def review_application(decide: Decide, unready: Callable[[], str], metrics: AdmissionMetrics) -> web.Application:
-    """``unready`` says what is missing before reviews can be answered, or nothing."""
+    """Return the application that answers reviews. ``unready`` returns what is missing before it can, or nothing."""
 
-    def judge(pod: Mapping[str, Any], namespace: str) -> Injected | Refusal:
+    def decide_and_record(pod: Mapping[str, Any], namespace: str) -> Injected | Refusal:
         result = decide(pod, namespace)
         outcome = result.reason if isinstance(result, Refusal) else "Injected"
         metrics.reviews.labels(outcome).inc()
         metadata = pod["metadata"]
-        who = metadata.get("name") or f"{metadata.get('generateName', '')}…"
+        name = metadata.get("name") or f"{metadata.get('generateName', '')}…"
         agent = (metadata.get("labels") or {}).get(LABEL_AGENT, "")
-        log.info("pod %s/%s agent %r: %s", namespace, who, agent[:80], outcome)
+        log.info("reviewed pod %s/%s: %s (agent=%r)", namespace, name, outcome, agent[:80])
         return result
 
     async def mutate(request: web.Request) -> web.Response:
@@ -56,8 +56,8 @@ def review_application(decide: Decide, unready: Callable[[], str], metrics: Admi
         started = time.perf_counter()
         try:
             review = await request.json()
-            response = answer(review, judge)
-        except (ValueError, RecursionError) as error:  # ReviewError, and JSON that is none or too deep
+            response = answer(review, decide_and_record)
+        except (ValueError, RecursionError) as error:  # ReviewError, or a body that is malformed or nested too deeply
             return web.Response(status=400, text=f"{error if isinstance(error, ReviewError) else 'not JSON'}\n")
         metrics.seconds.observe(time.perf_counter() - started)
         return web.json_response(response)
@@ -68,7 +68,7 @@ def review_application(decide: Decide, unready: Callable[[], str], metrics: Admi
 
 
 def health_application(unready: Callable[[], str], metrics: AdmissionMetrics) -> web.Application:
-    """/healthz, /readyz and /metrics."""
+    """Return the application that serves /healthz, /readyz and /metrics."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")

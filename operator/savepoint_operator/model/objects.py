@@ -1,30 +1,15 @@
 """Kubernetes objects as the operator sees them: frozen values, parsed once in ``cluster.parse``. No I/O, no decisions.
 
-Only what some rule or step reads is here; the rest of an object never leaves the door.
+They hold only the fields that a rule or step reads; the rest of an object never leaves ``cluster``.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from savepoint_operator.model.selector import LabelSelector
 from savepoint_operator.model.views import AgentRef
-
-
-class Selector(Protocol):
-    """A label selector."""
-
-    def selects(self, labels: Mapping[str, str]) -> bool:
-        """Whether the labels satisfy it."""
-        ...
-
-
-class Everything:
-    """The empty selector."""
-
-    def selects(self, labels: Mapping[str, str]) -> bool:
-        """Always."""
-        return True
 
 
 class ObjectKey(NamedTuple):
@@ -39,23 +24,24 @@ class ObjectKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Meta:
-    """Metadata of any object."""
+    """The metadata of any object."""
 
     namespace: str
     name: str
     uid: str
     version: int
-    """resourceVersion, comparable within one kind (Kubernetes 1.35 and newer promise the order)."""
+    """resourceVersion, comparable within one kind (Kubernetes 1.35 and newer guarantee the order)."""
     generation: int
     created: datetime
     deleting: bool
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     generated: bool = False
-    """The API server chose its name: nobody makes it anew under the same one."""
+    """The API server generated its name, so no owner recreates it under the same one."""
 
     @property
     def key(self) -> ObjectKey:
+        """The object's namespace and name."""
         return ObjectKey(self.namespace, self.name)
 
 
@@ -70,7 +56,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod that carries our label."""
+    """A pod that carries the agent label."""
 
     meta: Meta
     node: str
@@ -80,31 +66,31 @@ class Pod:
     """The webhook has added its containers."""
     ready: bool = False
     disruption: str = ""
-    """Why something outside ends it: the reason of its condition DisruptionTarget."""
+    """Why something outside the pod ends it: the reason of its condition DisruptionTarget."""
     blocked: str = ""
-    """Why one of its containers cannot start, and what to do about it; empty when none is stuck."""
+    """Why one of its containers cannot start, and the remedy; empty if none is blocked."""
     restart_policy: str = "Always"
     exited: datetime | None = None
-    """When the last of its containers ended, init containers and sidecars aside; None where one has not said so."""
-    deletion_asked: datetime | None = None
-    """When somebody asked for its deletion; the time that Kubernetes shows is later by the grace period."""
+    """When the last of its regular containers ended; None while one of them has no exit time."""
+    deletion_requested: datetime | None = None
+    """When its deletion was requested; deletionTimestamp is later by the grace period."""
 
     @property
     def live(self) -> bool:
-        """Neither ended nor about to end."""
+        """True if it has neither ended nor is being deleted."""
         return self.phase not in ("Succeeded", "Failed") and not self.meta.deleting
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What makes pods: Deployment, ReplicaSet, StatefulSet or Job."""
+    """A controller of pods: Deployment, ReplicaSet, StatefulSet or Job."""
 
     meta: Meta
     kind: str
     replicas: int
-    """Desired; of a Job its parallelism."""
+    """Desired replicas; for a Job its parallelism."""
     indexed: bool
-    """Each of its pods is an agent of its own (StatefulSet, indexed Job)."""
+    """Each of its pods is a separate agent (StatefulSet, indexed Job)."""
     rolling: bool
     """A Deployment that starts the successor before the predecessor ends."""
     owner: Owner | None
@@ -121,32 +107,55 @@ class Node:
 
 @dataclass(frozen=True)
 class Interval:
-    """Seconds; jitter lengthens each period by a random part of it, None: a tenth of the period."""
+    """The interval trigger, in seconds."""
 
     period_seconds: int = 300
     jitter_seconds: int | None = None
+    """Each period is lengthened by a random part of this; None: of a tenth of the period."""
+
+
+@dataclass(frozen=True)
+class StatePath:
+    """A path in the agent's container that is state but not a volume."""
+
+    mount_path: str
+    size_limit: str | int | None = None
 
 
 @dataclass(frozen=True)
 class Policy:
-    """An AgentCheckpointPolicy, as far as the operator acts on it."""
+    """An AgentCheckpointPolicy. The webhook reads what shapes a pod, the operator the rest."""
 
     meta: Meta
-    selector: Selector = field(default_factory=Everything)
+    selector: LabelSelector = field(default_factory=LabelSelector)
     store_name: str | None = None
     exclude: tuple[str, ...] = ()
     quiesce_timeout_seconds: int = 10
     hold_seconds: int = 5
     interval: Interval | None = field(default_factory=Interval)
-    """None: no checkpoints by time."""
+    """None: no scheduled checkpoints."""
     keep_last: int = 12
     suspend: bool = False
+    container_name: str | None = None
+    state_volumes: tuple[str, ...] | None = None
+    """Volumes that are state; None: every writable one."""
+    state_paths: tuple[StatePath, ...] = ()
+    stage_size_limit: str | int | None = None
+    stage_medium: str = ""
+    """As emptyDir.medium."""
+    resources: Mapping[str, Any] | None = None
+    run_as_user: int | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The policy's name, which is unique in its namespace."""
+        return self.meta.name
 
 
 @dataclass(frozen=True)
 class S3Spec:
-    """Where a store is; Secrets are in the operator's namespace."""
+    """The location of a store; its Secrets are in the operator's namespace."""
 
     endpoint: str
     bucket: str
@@ -160,20 +169,20 @@ class S3Spec:
 
 @dataclass(frozen=True)
 class Store:
-    """An AgentCheckpointStore. ``allowed_names`` and ``allowed_selector`` None: every namespace."""
+    """An AgentCheckpointStore. With ``allowed_names`` and ``allowed_selector`` None every namespace may use it."""
 
     meta: Meta
     s3: S3Spec
     default: bool = False
     allowed_names: frozenset[str] | None = None
-    allowed_selector: Selector | None = None
+    allowed_selector: LabelSelector | None = None
     spec: Mapping[str, Any] = field(default_factory=dict)
     status: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CheckpointObject:
-    """An AgentCheckpoint. ``agent`` is in the object's namespace."""
+    """An AgentCheckpoint; its agent is in the same namespace."""
 
     meta: Meta
     agent: AgentRef
@@ -188,13 +197,13 @@ class CheckpointObject:
 
     @property
     def own_attempt(self) -> str:
-        """The attempt id of a checkpoint that a user asks for: 32 hexadecimal digits that never change."""
+        """The attempt id of a user-created checkpoint: its UID as 32 hexadecimal digits, which never changes."""
         return self.meta.uid.replace("-", "")
 
 
 @dataclass(frozen=True)
 class RestoreObject:
-    """An AgentRestore. ``agent`` is None for a rollback whose checkpoint has not been looked up yet."""
+    """An AgentRestore. ``agent_name`` is empty for a rollback whose checkpoint has not been looked up yet."""
 
     meta: Meta
     mode: str
@@ -225,4 +234,5 @@ class AgentObject:
 
     @property
     def agent(self) -> AgentRef:
+        """The agent that it describes."""
         return AgentRef(self.meta.namespace, self.meta.name)

@@ -1,8 +1,8 @@
-"""The seams inside the operator, each a Protocol declared for its consumer. No implementation here.
+"""The ports between the operator's packages, each a Protocol declared for its consumer. No implementations.
 
-``control`` (connections, grants, commits) knows the cluster only through ``Directory``, ``Stores`` and
-``TokenReviewer``, and tells what happened through ``Recorder``. ``reconcile`` orders work through ``Orders``. All
-methods run on the operator's one event loop; blocking store calls are made in threads by whoever makes them.
+``control`` (connections, grants, commits) reaches the cluster only through ``PodResolver``, ``Stores`` and
+``TokenReviewer``, and reports events through ``Recorder``. ``reconcile`` orders work through ``Orders``. All methods
+run on the operator's one event loop; the implementation runs blocking store calls in threads.
 """
 
 from dataclasses import dataclass
@@ -20,30 +20,35 @@ from .views import (
     Contents,
     Incarnation,
     PodIdentity,
+    PredecessorState,
     Refusal,
     SessionView,
-    Standing,
 )
 
 
 class TokenReviewer(Protocol):
-    """Door to TokenReview (cluster)."""
+    """Reviews bearer tokens with the API server (``cluster``)."""
 
     async def review(self, token: str) -> PodIdentity | None:
-        """The pod a projected token with our audience proves, None when it proves nothing. Raises Unavailable."""
+        """Return the pod that a projected token with our audience proves, or None. Raises Unavailable."""
         ...
 
 
 class UrlSigner(Protocol):
-    """Presigns for the address that pods reach (savepoint.storage.presign.Presigner)."""
+    """Presigns URLs for the address at which pods reach the store (``savepoint.storage.signature.Presigner``)."""
 
-    def presign_put(self, key: str, expires_seconds: int) -> str: ...
-    def presign_get(self, key: str, expires_seconds: int) -> str: ...
+    def presign_put(self, key: str, expires_seconds: int) -> str:
+        """Return a URL that writes the key."""
+        ...
+
+    def presign_get(self, key: str, expires_seconds: int) -> str:
+        """Return a URL that reads the key."""
+        ...
 
 
 @dataclass(frozen=True)
 class OpenStore:
-    """A Ready store, opened by the operator: keys are relative to the store's prefix."""
+    """A Ready store that the operator has opened; keys are relative to the store's prefix."""
 
     name: str
     objects: ObjectStore
@@ -53,132 +58,174 @@ class OpenStore:
 
 
 class Stores(Protocol):
-    """Opens stores by AgentCheckpointStore name (reconcile)."""
+    """Opens stores by the name of their AgentCheckpointStore (``reconcile``)."""
 
     async def open(self, name: str) -> OpenStore:
-        """Raises StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch or NotAdopted when it is not Ready."""
+        """Return the open store; the same object until its configuration or credentials change.
+
+        Raises StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch or NotAdopted when it is not Ready.
+        """
         ...
 
 
 class PodResolver(Protocol):
-    """What the cluster says of pods and agents (cluster + rules/identity)."""
+    """Answers what the cluster knows of pods and agents (``cluster`` and ``rules.identity``)."""
 
     async def incarnation(self, pod: PodIdentity) -> Incarnation | Refusal:
-        """Who the pod is. Refusal: not opted in, ambiguous (two pods or more replicas for one name), no such store…"""
+        """Return which agent the pod is, or why it is refused: not opted in, ambiguous, without a store, …
+
+        Raises Unavailable.
+        """
         ...
 
-    async def standing(self, agent: AgentRef, pod_uid: str, node: str) -> Standing:
-        """The pod and node of an earlier incarnation, freshly read where that decides a grant."""
+    async def predecessor_state(self, agent: AgentRef, pod_uid: str, node: str) -> PredecessorState:
+        """Return the state of an earlier pod and its node, freshly read since a grant depends on it."""
         ...
 
     async def released(self, agent: AgentRef, pod_uid: str) -> bool:
-        """Whether the pod told this leader, or one before it, that it has ended in good order."""
+        """Return whether the pod reported to this or an earlier leader that it ended in good order."""
         ...
 
-    async def going(self, pod: PodIdentity) -> bool:
-        """Whether the pod has been told to end and has not ended yet, as far as it was watched."""
+    async def terminating(self, pod: PodIdentity) -> bool:
+        """Return whether the pod is being deleted and still exists, as far as the watch knows."""
         ...
 
     async def pinned(self, agent: AgentRef) -> tuple[int, str] | None:
-        """(sequence, record digest) pinned in ProtectedAgent.status, None when there is no object."""
+        """Return the (sequence, record digest) pinned in ProtectedAgent.status, or None if there is no object."""
         ...
 
 
 class Liveness(Protocol):
-    """What this leader hears of pods (control/presence)."""
+    """Tells which pods are connected to this leader (``control.liveness``)."""
 
     @property
     def leader_since(self) -> float:
-        """Monotonic seconds at which this leader began to listen."""
+        """Monotonic seconds at which this leader began to accept connections."""
         ...
 
     def contact(self, pod_uid: str) -> Contact:
-        """The pod's connections."""
+        """Return what is known of the pod's connections."""
         ...
 
-    def returned(self, pod: PodIdentity) -> None:
-        """The pod holds the newest epoch and works again: an earlier release counts no more."""
+    def reactivated(self, pod: PodIdentity) -> None:
+        """Note that the pod holds the newest epoch and works again: discard its earlier release."""
         ...
 
 
 class Recorder(Protocol):
-    """Told what happened; writes objects, status, Events and metrics (reconcile). Must not raise for API trouble:
-    it retries by itself, since the store already holds the truth."""
+    """Records events as objects, status, Events and metrics (``reconcile``).
 
-    async def waiting(self, who: Incarnation, wait: Wait) -> None: ...
-    async def granted(self, who: Incarnation, head: Head, restores: str | None) -> None:
-        """The pod holds the epoch of ``head``; ``restores`` is the checkpoint's name it will restore, None: fresh.
+    No method raises for trouble with the API server: the recorder retries on its own, since the store already holds
+    the truth.
+    """
 
-        Told again when the same pod asks again (same epoch, maybe a newer head): idempotent by pod UID and epoch.
+    async def waiting(self, incarnation: Incarnation, wait: Wait) -> None:
+        """Record that the pod waits for its epoch, and why."""
+        ...
+
+    async def granted(self, incarnation: Incarnation, head: Head, restores: str | None) -> None:
+        """Record that the pod holds the epoch of ``head`` and restores the named checkpoint (None: starts fresh).
+
+        Called again when the same pod asks again (same epoch, possibly a newer head): idempotent by pod UID and epoch.
         """
         ...
 
-    async def restored(self, who: Incarnation, outcome: Outcome) -> None: ...
-    async def restore_progress(self, who: Incarnation, progress: Progress) -> None: ...
-    async def connected(self, session: SessionView, who: Incarnation) -> None: ...
-    async def disconnected(self, agent: AgentRef, pod: PodIdentity) -> None: ...
-    async def requested(self, agent: AgentRef, request: RequestCheckpoint) -> str | Refusal:
-        """The pod asks for a checkpoint: the attempt id (32 hex) to use, or why not."""
+    async def restored(self, incarnation: Incarnation, outcome: Outcome) -> None:
+        """Record how the pod's restore ended."""
         ...
 
-    async def progressed(self, agent: AgentRef, progress: Progress) -> None: ...
-    async def delayed(self, agent: AgentRef, attempt: str, why: str) -> None:
-        """All of the attempt is stored, and its commit is tried again until its deadline. May be told many times."""
+    async def restore_progress(self, incarnation: Incarnation, progress: Progress) -> None:
+        """Record how far the pod's restore has got."""
+        ...
+
+    async def connected(self, session: SessionView, incarnation: Incarnation) -> None:
+        """Record that the agent's sidecar is connected and holds its epoch."""
+        ...
+
+    async def disconnected(self, agent: AgentRef, pod: PodIdentity) -> None:
+        """Record that the agent's sidecar has lost its connection."""
+        ...
+
+    async def requested(self, agent: AgentRef, request: RequestCheckpoint) -> str | Refusal:
+        """Record that the pod requests a checkpoint; return the attempt id (32 hex) to use, or why not."""
+        ...
+
+    async def progressed(self, agent: AgentRef, progress: Progress) -> None:
+        """Record how far an attempt has got."""
+        ...
+
+    async def delayed(self, agent: AgentRef, attempt: str, cause: str) -> None:
+        """Record that the attempt is fully stored and its commit is being retried. May be called many times."""
         ...
 
     async def name_for(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
-        """Before a commit: what this attempt is called (its AgentCheckpoint's name, made now if there is none)."""
+        """Return the name under which the attempt is committed: that of its AgentCheckpoint, created if missing.
+
+        Raises Unavailable.
+        """
         ...
 
     async def committed(
         self, agent: AgentRef, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
     ) -> None:
-        """A record of kind checkpoint (offer None: adopted from a deferred commit) or completed (offer None) exists.
+        """Record a commit record of kind checkpoint or completed.
 
-        ``contents``: what it holds, where no offer says so and its manifest could be read.
-        May come again for the same record, also when the chain is further on: pin only what is newer than the pin.
+        ``offer`` is None for a completed run and for a checkpoint adopted from a pending object; ``contents`` then
+        describes the checkpoint, if its manifest could be read. May be called again for the same record, also after
+        the chain has advanced: pin only what is newer than the pin.
         """
         ...
 
-    async def failed(self, agent: AgentRef, result: Result) -> None: ...
-    async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
-        """Nothing changed: only the recovery point advances."""
+    async def failed(self, agent: AgentRef, result: Result) -> None:
+        """Record that an attempt failed."""
         ...
 
-    async def released(self, agent: AgentRef, pod: PodIdentity, completed: bool, message: str) -> None: ...
+    async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
+        """Record that nothing had changed: only the recovery point advances."""
+        ...
+
+    async def released(self, agent: AgentRef, pod: PodIdentity, completed: bool, message: str) -> None:
+        """Record that the pod released its epoch; ``completed``: it ended the run."""
+        ...
 
 
 class Orders(Protocol):
-    """What reconcile asks of the control side."""
+    """Accepts the work that ``reconcile`` orders from ``control``."""
 
     def session(self, agent: AgentRef) -> SessionView | None:
-        """The live sidecar connection that holds the agent's epoch, if any."""
+        """Return the live sidecar connection that holds the agent's epoch, if any."""
         ...
 
     async def checkpoint(
         self, agent: AgentRef, attempt: str, trigger: str, deadline_seconds: int, after: str = "Resume"
     ) -> None:
-        """Send a checkpoint order; idempotent by attempt. ``after``: Resume | Terminate.
+        """Order a checkpoint; idempotent by attempt. ``after``: Resume | Terminate.
 
-        Raises Unavailable (no session) or Refused with code AttemptInFlight (another attempt is under way).
+        Raises Unavailable (no session) or Refused with code AttemptInFlight (another attempt is in flight).
         """
         ...
 
     async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
-        """Append a rollback record (None: reset) under the current epoch; idempotent by attempt. Stops the session."""
+        """Append a rollback record (None: reset) under the current epoch and stop the session; idempotent by attempt.
+
+        Returns the rollback's record.
+        """
         ...
 
     async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
-        """End the run of a pod that has exited with 0 for good, if it holds the newest epoch; the newest record.
+        """End the run of a pod that exited with 0, if it holds the newest epoch. Return the newest record.
 
-        Idempotent. Unavailable while its connection is open or a commit of its is under way: ask again.
+        Idempotent. Raises Unavailable while the pod's connection is open or a commit of its attempt is in progress.
         """
         ...
 
     async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> int:
-        """Collect what no kept record needs; bytes freed. Refused while a checkpoint or restore is in flight."""
+        """Delete objects that no kept record needs and return the bytes freed.
+
+        Raises Refused while a checkpoint or restore is in flight.
+        """
         ...
 
     async def head(self, agent: AgentRef, store: str) -> Head | None:
-        """The newest record, read from the store."""
+        """Return the newest record, read from the store."""
         ...

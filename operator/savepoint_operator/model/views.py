@@ -1,6 +1,6 @@
-"""What the operator has observed, as frozen values. No I/O, no decisions; ``rules`` decide over these.
+"""What the operator has observed, as frozen values. No I/O, no decisions; ``rules`` decides over these.
 
-Dicts from Kubernetes are parsed into these once, in ``cluster``; nothing else reads raw objects.
+Kubernetes dicts are parsed into these once, in ``cluster``; nothing else reads raw objects.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from savepoint.contract.control_protocol import ComponentSummary, PolicyTerms
 
 
 class AgentRef(NamedTuple):
-    """One agent: the unit of fencing, of the repository and of work in the operator."""
+    """The namespace and name of one agent: the unit of fencing, of the repository and of the operator's work."""
 
     namespace: str
     name: str
@@ -23,62 +23,62 @@ class AgentRef(NamedTuple):
 
 @dataclass(frozen=True)
 class PodIdentity:
-    """Who a token proves its bearer to be (TokenReview's extra fields, never a message)."""
+    """The pod that a token proves its bearer to be (from TokenReview's extra fields, never from a message)."""
 
     namespace: str
     name: str
     uid: str
 
 
-class PodStanding(StrEnum):
-    """What the cluster says of an incarnation's pod."""
+class PodState(StrEnum):
+    """The state of a predecessor's pod, as the API server reports it."""
 
     RUNNING = "Running"
-    TERMINAL = "Terminal"  # Succeeded or Failed, as its kubelet reported
-    GONE = "Gone"  # no pod of this uid
+    TERMINAL = "Terminal"  # phase Succeeded or Failed, as its kubelet reported
+    GONE = "Gone"  # there is no pod with this UID
 
 
-class NodeStanding(StrEnum):
-    """What the cluster says of the node an incarnation ran on."""
+class NodeState(StrEnum):
+    """The state of the node that a predecessor ran on."""
 
     READY = "Ready"
     LOST = "Lost"  # NotReady, deleted, or tainted out-of-service
 
 
 @dataclass(frozen=True)
-class Standing:
+class PredecessorState:
     """The predecessor's pod and node, observed together."""
 
-    pod: PodStanding
-    node: NodeStanding
+    pod: PodState
+    node: NodeState
     run_ended: bool = False
-    """The pod has exited with 0 for good, and so ended its run."""
+    """The pod exited with 0, will not be restarted, and so ended its run."""
 
 
 @dataclass(frozen=True)
 class Contact:
-    """What this leader has heard of a pod over the control channel, by its own monotonic clock."""
+    """What this leader knows of a pod's control connections, by its own monotonic clock."""
 
     connected: bool = False
     closed_at: float | None = None
-    """When its last connection ended; None while connected, or when it never was."""
+    """When its last connection closed; None while it is connected, or if it never was."""
     released: bool = False
     pod_name: str = ""
 
 
 @dataclass(frozen=True)
 class ClaimedRoot:
-    """A folder of state that lies on a PersistentVolumeClaim."""
+    """A state root that lies on a PersistentVolumeClaim."""
 
     name: str
-    """Of the folder, as the webhook named it."""
+    """The root's name, as the webhook chose it."""
     volume: str
     claim: str
 
 
 @dataclass(frozen=True)
 class Incarnation:
-    """What the operator needs to know of the pod that asks: resolved from owner references, policies and stores."""
+    """One pod of an agent, resolved from owner references, policies and stores."""
 
     agent: AgentRef
     pod: PodIdentity
@@ -88,23 +88,24 @@ class Incarnation:
     policy_name: str | None
     store_name: str
     shared: tuple[ClaimedRoot, ...] = ()
-    """What other pods may write as well, and nobody has chosen as state: the pod leaves it alone."""
+    """Roots that other pods may write too and that no policy lists as state; the pod leaves them alone."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why an ask is refused (reason is a page in docs/reasons/); ``retry``: it may pass, the pod should wait inside."""
+    """Why a request is refused. ``reason`` has a page in docs/reasons/."""
 
     reason: str
     message: str
     retry: bool = False
-    who: Incarnation | None = None
-    """The pod that asked, where it is known which agent it means to be: its refusal is told like any other start."""
+    """The cause is transient: the pod waits and asks again."""
+    incarnation: Incarnation | None = None
+    """The refused pod, if it is known which agent it claims to be; its AgentRestore then shows the refusal."""
 
 
 @dataclass(frozen=True)
 class CheckpointName:
-    """What a checkpoint is called before it is committed."""
+    """The number and name reserved for a checkpoint before it is committed."""
 
     number: int
     name: str
@@ -112,10 +113,10 @@ class CheckpointName:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a committed checkpoint holds, as its manifest says it; sizes in bytes."""
+    """The contents of a committed checkpoint, read from its manifest; sizes in bytes."""
 
-    cut: str
-    """When the state was taken, as canonical.time_text."""
+    taken_at: str
+    """When the state was captured, in the format of canonical.time_text."""
     consistency: str
     logical_bytes: int
     stored_bytes: int
@@ -138,4 +139,5 @@ class SessionView:
     sdk_session: bool
     detail: str
     sidecar_version: str
-    attempt: str | None  # in flight
+    attempt: str | None
+    """The attempt in flight."""

@@ -1,7 +1,7 @@
 """Whether a pod has ended its agent's run by exiting with 0. Pure.
 
-It does not write the record that ends the run (``lineage``), and does not know whose epoch the pod holds. An agent that
-is told to stop may exit with 0, too: what is drained, evicted or deleted is to go on elsewhere, and has ended nothing.
+It does not write the record that ends the run (``lineage``) and does not know which pod holds the epoch. An agent that
+is asked to stop may exit with 0, too: a pod that is drained, evicted or deleted has a successor and has ended no run.
 """
 
 from datetime import timedelta
@@ -10,21 +10,23 @@ from typing import Final
 from savepoint_operator.model.objects import Pod
 
 RUNS_ONCE: Final = ("Never", "OnFailure")
-"""Restart policies under which an exit with 0 is the end: the kubelet starts nothing again."""
-CLOCKS_APART: Final = timedelta(seconds=5)
-"""By how much a node's clock, which tells the exit, may be behind the API server's, which tells the deletion; and both
-are told in whole seconds."""
+"""Restart policies under which an exit with 0 is final: the kubelet does not restart the container."""
+CLOCK_SKEW: Final = timedelta(seconds=5)
+"""How far a node's clock, which times the exit, may be behind the API server's, which times the deletion.
+
+It also covers that both times are in whole seconds.
+"""
 
 
 def ends_run(pod: Pod) -> bool:
-    """Whether every container of the pod's own has exited with 0, for good and unasked.
+    """Return whether all of the pod's own containers have exited with 0, on their own and for the last time.
 
-    In doubt it has not: a run that goes on from its last checkpoint can be reset, work that is thrown away is lost.
+    In doubt it returns False: a run that resumes from its last checkpoint can be reset, discarded work is lost.
     """
     if pod.phase != "Succeeded" or pod.restart_policy not in RUNS_ONCE or pod.disruption:
         return False
     if not pod.meta.deleting:
         return True
-    if pod.exited is None or pod.deletion_asked is None:
+    if pod.exited is None or pod.deletion_requested is None:
         return False
-    return pod.exited + CLOCKS_APART < pod.deletion_asked
+    return pod.exited + CLOCK_SKEW < pod.deletion_requested

@@ -1,7 +1,8 @@
-"""Which folders of a pod's state other pods may write as well, and so are left alone by its containers. Pure.
+"""Which state roots of a pod other pods may write too, so that its containers must leave them alone. Pure.
 
-A pod does not say how many may write a claim, so the claims themselves must be read: here is which ones, and what their
-access modes mean. What the policy names as state is state, whoever may write it: the webhook has noted that in the pod.
+A pod's spec does not say how many may write a claim, so the operator reads the claims: this module says which ones, and
+what their access modes mean. A volume that the policy lists is state whoever may write it; the webhook has noted that
+in the pod.
 """
 
 import json
@@ -13,14 +14,14 @@ from savepoint.contract.names import CONTAINER_RESTORE, ENV_ROOTS
 from savepoint_operator.model.views import ClaimedRoot
 
 READ_WRITE_MANY: Final = "ReadWriteMany"
-_WORDS: Final = ("name", "path")
+_ROOT_FIELDS: Final = ("name", "path")
 
 
 def claimed_roots(pod: Mapping[str, Any]) -> tuple[ClaimedRoot, ...]:
-    """The folders of an injected pod that lie on claims and that no policy names.
+    """Return the roots of an injected pod that lie on claims and that no policy lists.
 
-    A pod whose roots do not say whether they were chosen was injected by an older version, whose containers know of no
-    shared roots: none of them is told.
+    A pod whose roots do not say whether they were chosen was injected by an older version, whose containers do not know
+    shared roots: for such a pod none is returned.
     """
     spec = pod.get("spec") or {}
     containers = (each for each in spec.get("initContainers") or () if each.get("name") == CONTAINER_RESTORE)
@@ -35,31 +36,31 @@ def claimed_roots(pod: Mapping[str, Any]) -> tuple[ClaimedRoot, ...]:
 
 
 def is_shared(claim: Mapping[str, Any]) -> bool:
-    """Whether pods of several nodes may write the claim at once."""
+    """Return whether pods on several nodes may write the claim at once."""
     return READ_WRITE_MANY in ((claim.get("spec") or {}).get("accessModes") or ())
 
 
-def left_out(roots: Iterable[ClaimedRoot], policy_name: str | None) -> str:
-    """What is not protected, why, and how it would be."""
-    named = ", ".join(sorted({f"volume {root.volume} (claim {root.claim})" for root in roots}))
+def left_out_message(roots: Iterable[ClaimedRoot], policy_name: str | None) -> str:
+    """Return what is not protected, why, and how to protect it."""
+    volumes = ", ".join(sorted({f"volume {root.volume} (claim {root.claim})" for root in roots}))
     where = f'policy "{policy_name}"' if policy_name else "an AgentCheckpointPolicy"
     return (
-        f"Left out of checkpoints and restores, since other pods may write a {READ_WRITE_MANY} claim: {named}. If this "
-        f"agent alone writes it, list it, and every other volume that is state, in spec.state.volumes of {where}; it "
-        "counts for pods created from then on."
+        f"Left out of checkpoints and restores, because other pods may write a {READ_WRITE_MANY} claim: {volumes}. If "
+        "only this agent writes it, list it and every other volume that is state in spec.state.volumes of "
+        f"{where}; the change applies to pods created afterwards."
     )
 
 
-def unreadable(root: ClaimedRoot, why: str) -> str:
-    """Why a pod waits whose claim cannot be looked at."""
+def unreadable_message(root: ClaimedRoot, cause: str) -> str:
+    """Return why a pod waits whose claim cannot be read."""
     return (
-        f"PersistentVolumeClaim {root.claim} of volume {root.volume} cannot be read: {why}. Whether other pods write "
-        "it is not known, and a restore could delete what they wrote. The pod starts once it can be read."
+        f"PersistentVolumeClaim {root.claim} of volume {root.volume} cannot be read: {cause}. Other pods might write "
+        "it, and a restore could delete their files. The pod starts once the claim can be read."
     )
 
 
 def _claims(pod_name: str, volumes: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
-    """Name of the volume and of its claim."""
+    """Yield the names of each volume on a claim and of its claim."""
     for volume in volumes:
         if volume.get("persistentVolumeClaim"):
             yield volume["name"], volume["persistentVolumeClaim"]["claimName"]
@@ -68,12 +69,16 @@ def _claims(pod_name: str, volumes: Iterable[Mapping[str, Any]]) -> Iterable[tup
 
 
 def _roots(container: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """As the webhook has written them; a pod that did not pass it may say anything, and names none then."""
-    told = {each.get("name"): each.get("value") or "" for each in container.get("env") or ()}
+    """Return the roots that the webhook wrote; none if malformed, as may be in a pod that bypassed the webhook."""
+    variables = {each.get("name"): each.get("value") or "" for each in container.get("env") or ()}
     try:
-        found = json.loads(told.get(ENV_ROOTS, "").replace("$$", "$"))
+        found = json.loads(variables.get(ENV_ROOTS, "").replace("$$", "$"))
     except (ValueError, RecursionError):
         return []
     if not isinstance(found, list):
         return []
-    return [each for each in found if isinstance(each, dict) and all(isinstance(each.get(n), str) for n in _WORDS)]
+    return [
+        each
+        for each in found
+        if isinstance(each, dict) and all(isinstance(each.get(name), str) for name in _ROOT_FIELDS)
+    ]

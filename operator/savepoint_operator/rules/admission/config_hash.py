@@ -1,7 +1,7 @@
-"""The configuration hash of an agent: what of its container, as its owner wrote it, may not fit old state. Pure.
+"""The configuration hash of an agent: the parts of its container, as its owner wrote it, that old state may not fit.
 
-It holds image, command, args, environment and mounted ConfigMaps by name. It holds no value out of a Secret, and
-nothing that differs from pod to pod (names of generated volumes, tokens, mounts of state).
+Pure. It covers image, command, args, environment and the names of mounted ConfigMaps. It covers no value from a Secret,
+and nothing that differs from pod to pod (names of generated volumes, tokens, mounts of state).
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def config_hash(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str:
-    """SHA-256, hexadecimal, over the canonical JSON of the parts. The pod must be stripped of what was injected."""
+    """Return the hexadecimal SHA-256 of the canonical JSON of the parts. The pod must be stripped of injected parts."""
     parts = {
         "image": container.get("image"),
         "command": container.get("command") or [],
@@ -26,12 +26,12 @@ def config_hash(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str:
 
 
 def noted_hash(annotation: str) -> str:
-    """The hash in a pod's annotation; empty, and compared with nothing, where somebody has changed it to a word."""
+    """Return the hash in a pod's annotation; empty, which matches nothing, if somebody changed it to something else."""
     return annotation if re.fullmatch(r"[0-9a-f]{64}", annotation) else ""
 
 
 def _origin(item: Mapping[str, Any]) -> str:
-    """A literal value, or where the value comes from; only the name where that is a Secret."""
+    """Return the literal value or the source of the value; for a Secret only that it is one."""
     source = item.get("valueFrom")
     if not source:
         return f"value:{item.get('value') or ''}"

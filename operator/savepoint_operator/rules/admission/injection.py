@@ -1,11 +1,11 @@
-"""What the webhook makes of an opted-in pod: the injected containers, volumes, environment and tolerations. Pure.
+"""Injects Savepoint into an opted-in pod: containers, volumes, environment and tolerations. Pure.
 
-It is a function of the pod, the policies and the namespace's Pod Security level. It strips whatever bears our names and
-adds it again canonically, so running it twice changes nothing and a forged copy does not survive. It does not know who
-the agent is to the operator, whether a store may be used, or what there is to restore: that is decided when the init
-container asks.
+The result is a function of the pod, the policies and the namespace's Pod Security level. Everything under a reserved
+name is stripped and added again in canonical form, so injecting twice changes nothing and a forged copy does not
+survive. Which agent the pod is to the operator, whether a store may be used, and what there is to restore is decided
+later, when the init container connects.
 
-Order of the result: the pod's own init containers, mesh sidecars among them, as they stand → savepoint-restore →
+Order of the result: the pod's own init containers, mesh sidecars among them, in their own order → savepoint-restore →
 savepoint-sidecar → the pod's containers.
 """
 
@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from savepoint.contract import names
+from savepoint.contract.vocabulary import Reason
 
+from savepoint_operator.model.objects import Policy
 from savepoint_operator.model.views import Refusal
+from savepoint_operator.rules.policy import NO_POLICY, choose_policy
 
 from .config_hash import config_hash
-from .policy import AdmissionPolicy, choose_policy
-from .refusal import INJECTED_CONTAINERS, bears_our_name, find_refusal
+from .refusal import INJECTED_CONTAINERS, find_refusal, is_reserved_volume
 from .run_as import RunAs, run_as
 from .state_roots import State, find_state
 
@@ -45,7 +47,7 @@ Pod = dict[str, Any]
 
 @dataclass(frozen=True)
 class InjectionConfig:
-    """What the installation says: which image, and how a pod finds and trusts the operator."""
+    """The installation's settings: the image, and how a pod finds and trusts the operator."""
 
     image: str
     control_url: str
@@ -56,7 +58,7 @@ class InjectionConfig:
 
 @dataclass(frozen=True)
 class Injected:
-    """The pod as it shall be, and what its creator should know. ``policy``: the name of the policy that counted."""
+    """The injected pod, and the warnings for its creator. ``policy``: the name of the policy that applies."""
 
     pod: Pod
     warnings: tuple[str, ...]
@@ -65,33 +67,33 @@ class Injected:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What was decided about one pod."""
+    """The decisions about one pod."""
 
-    agent: dict[str, Any]  # the agent's container, in the pod that is being made
-    policy: AdmissionPolicy
+    agent: dict[str, Any]  # the agent's container, in the pod that is being built
+    policy: Policy
     state: State
     identity: RunAs
-    terms: InjectionConfig
+    config: InjectionConfig
 
 
 def inject(
-    pod: Mapping[str, Any], policies: Iterable[AdmissionPolicy], enforced_level: str, terms: InjectionConfig
+    pod: Mapping[str, Any], policies: Iterable[Policy], enforced_level: str, config: InjectionConfig
 ) -> Injected | Refusal:
-    """The injected pod, or why it is refused. ``policies``: those of the pod's namespace. ``pod`` is left as it is."""
+    """Return the injected pod, or why it is refused. ``policies``: those of its namespace. ``pod`` is not changed."""
     labels = pod["metadata"].get("labels") or {}
     refusal = find_refusal(pod, labels.get(names.LABEL_AGENT, ""))
     if refusal:
         return refusal
     policy = choose_policy(policies, labels)
     result = _stripped(pod)
-    plan = _decide(result, policy or AdmissionPolicy(""), enforced_level, terms)
+    plan = _decide(result, policy or NO_POLICY, enforced_level, config)
     if isinstance(plan, Refusal):
         return plan
     _annotate(result, plan)
     spec, agent, added = result["spec"], plan.agent, plan.state.added
     spec["initContainers"] = [*spec["initContainers"], *_injected_containers(result, plan)]
     spec["volumes"] = [*spec["volumes"], *_injected_volumes(plan.policy, plan.state)]
-    spec["tolerations"] = _tolerations(spec.get("tolerations") or [], terms.node_loss_seconds)
+    spec["tolerations"] = _tolerations(spec.get("tolerations") or [], config.node_loss_seconds)
     agent["env"] = [*(agent.get("env") or ()), *({"name": k, "value": v} for k, v in _AGENT_ENVIRONMENT.items())]
     agent["volumeMounts"] = [
         *(agent.get("volumeMounts") or ()),
@@ -102,7 +104,7 @@ def inject(
     return Injected(result, plan.state.warnings, policy.name if policy else None)
 
 
-def _decide(pod: Pod, policy: AdmissionPolicy, enforced_level: str, terms: InjectionConfig) -> _Plan | Refusal:
+def _decide(pod: Pod, policy: Policy, enforced_level: str, config: InjectionConfig) -> _Plan | Refusal:
     agent = _agent_container(pod, policy)
     if isinstance(agent, Refusal):
         return agent
@@ -112,17 +114,17 @@ def _decide(pod: Pod, policy: AdmissionPolicy, enforced_level: str, terms: Injec
     identity = run_as(pod, agent, policy.run_as_user, enforced_level)
     if isinstance(identity, Refusal):
         return identity
-    return _Plan(agent, policy, state, identity, terms)
+    return _Plan(agent, policy, state, identity, config)
 
 
-def _agent_container(pod: Pod, policy: AdmissionPolicy) -> dict[str, Any] | Refusal:
+def _agent_container(pod: Pod, policy: Policy) -> dict[str, Any] | Refusal:
     containers: list[dict[str, Any]] = pod["spec"]["containers"]
     by_name = {container["name"]: container for container in containers}
     if policy.container_name:
         if policy.container_name not in by_name:
             return Refusal(
-                "ContainerNotFound",
-                f"policy {policy.name!r} says containerName {policy.container_name!r}, but the pod's containers are "
+                Reason.CONTAINER_NOT_FOUND,
+                f"policy {policy.name!r} sets containerName {policy.container_name!r}, but the pod's containers are "
                 f"{', '.join(by_name) or 'none'}: correct the policy, or narrow its selector",
             )
         return by_name[policy.container_name]
@@ -130,7 +132,7 @@ def _agent_container(pod: Pod, policy: AdmissionPolicy) -> dict[str, Any] | Refu
     if annotated in by_name:
         return by_name[annotated]
     if not containers:
-        return Refusal("ContainerNotFound", "the pod has no container of its own besides Savepoint's")
+        return Refusal(Reason.CONTAINER_NOT_FOUND, "the pod has no container besides Savepoint's own")
     return containers[0]
 
 
@@ -138,11 +140,11 @@ def _agent_container(pod: Pod, policy: AdmissionPolicy) -> dict[str, Any] | Refu
 
 
 def _stripped(pod: Mapping[str, Any]) -> Pod:
-    """Without anything that bears our names. Only what is changed later is copied; the rest is shared with ``pod``."""
+    """Return the pod without anything under a reserved name. Only parts changed later are copied, the rest shared."""
     metadata, spec = dict(pod["metadata"]), dict(pod["spec"])
     ours = (names.ANNOTATION_INJECTED, names.ANNOTATION_CONFIG_HASH)
     metadata["annotations"] = {k: v for k, v in (metadata.get("annotations") or {}).items() if k not in ours}
-    spec["volumes"] = [volume for volume in spec.get("volumes") or () if not bears_our_name(volume["name"])]
+    spec["volumes"] = [volume for volume in spec.get("volumes") or () if not is_reserved_volume(volume["name"])]
     for kind in ("initContainers", "containers"):
         own = (item for item in spec.get(kind) or () if item["name"] not in INJECTED_CONTAINERS)
         spec[kind] = [_stripped_container(item) for item in own]
@@ -152,7 +154,7 @@ def _stripped(pod: Mapping[str, Any]) -> Pod:
 def _stripped_container(container: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(container)
     if result.get("volumeMounts"):
-        result["volumeMounts"] = [item for item in result["volumeMounts"] if not bears_our_name(item["name"])]
+        result["volumeMounts"] = [item for item in result["volumeMounts"] if not is_reserved_volume(item["name"])]
     if result.get("env"):
         result["env"] = [item for item in result["env"] if item["name"] not in _AGENT_ENVIRONMENT]
     return result
@@ -162,14 +164,14 @@ def _stripped_container(container: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _injected_containers(pod: Pod, plan: _Plan) -> tuple[dict[str, Any], dict[str, Any]]:
-    terms, state = plan.terms, plan.state
+    config, state = plan.config, plan.state
     grace = pod["spec"].get("terminationGracePeriodSeconds")
     shared: dict[str, Any] = {
-        "image": terms.image,
-        "imagePullPolicy": terms.pull_policy,
+        "image": config.image,
+        "imagePullPolicy": config.pull_policy,
         "env": [
-            {"name": names.ENV_CONTROL_URL, "value": terms.control_url},
-            {"name": names.ENV_CONTROL_CA, "value": terms.control_ca_pem},
+            {"name": names.ENV_CONTROL_URL, "value": config.control_url},
+            {"name": names.ENV_CONTROL_CA, "value": config.control_ca_pem},
             {"name": names.ENV_ROOTS, "value": state.environment()},
             {"name": names.ENV_GRACE_SECONDS, "value": str(_DEFAULT_GRACE_SECONDS if grace is None else grace)},
             *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in _DOWNWARD.items()),
@@ -192,7 +194,7 @@ def _injected_containers(pod: Pod, plan: _Plan) -> tuple[dict[str, Any], dict[st
         "startupProbe": {
             "exec": {"command": ["savepoint-sidecar", "ready"]},
             "periodSeconds": 1,
-            "timeoutSeconds": 8,  # one look waits for three
+            "timeoutSeconds": 8,  # one probe waits for up to three
             "failureThreshold": 40,
         },
         "lifecycle": {"preStop": {"exec": {"command": ["savepoint-sidecar", "prestop"]}}},
@@ -201,7 +203,7 @@ def _injected_containers(pod: Pod, plan: _Plan) -> tuple[dict[str, Any], dict[st
     return restore, sidecar
 
 
-def _injected_volumes(policy: AdmissionPolicy, state: State) -> list[dict[str, Any]]:
+def _injected_volumes(policy: Policy, state: State) -> list[dict[str, Any]]:
     token = {"serviceAccountToken": {"audience": names.AUDIENCE, "expirationSeconds": 3600, "path": "token"}}
     return [
         {"name": names.VOLUME_SOCKET, "emptyDir": {}},
@@ -221,16 +223,16 @@ def _annotate(pod: Pod, plan: _Plan) -> None:
     annotations = pod["metadata"]["annotations"]
     annotations[names.ANNOTATION_INJECTED] = INJECTION_VERSION
     annotations[names.ANNOTATION_CONFIG_HASH] = config_hash(pod, plan.agent)
-    # Our local volumes need not hold up the cluster autoscaler; what the pod's owner listed stays.
+    # Our local volumes must not keep the cluster autoscaler from evicting the pod; the owner's own list is kept.
     listed = [part.strip() for part in annotations.get(SAFE_TO_EVICT_VOLUMES, "").split(",")]
     local = [names.VOLUME_SOCKET, names.VOLUME_STAGE, names.VOLUME_NO_API_TOKEN]
     ours = [*local, *(root.volume for root, _ in plan.state.added)]
-    theirs = [name for name in listed if name and not bears_our_name(name)]
+    theirs = [name for name in listed if name and not is_reserved_volume(name)]
     annotations[SAFE_TO_EVICT_VOLUMES] = ",".join([*theirs, *ours])
 
 
 def _tolerations(present: list[dict[str, Any]], seconds: int) -> list[dict[str, Any]]:
-    """The API server's two defaults are shortened; what the pod's owner wrote, an equal 300 s excepted, stays."""
+    """Shorten the API server's two default tolerations; keep the owner's own, unless equal to a default (300 s)."""
     kept = [item for item in present if not _is_api_default(item)]
     missing = (taint for taint in NODE_LOSS_TAINTS if not any(_tolerates(item, taint) for item in kept))
     return [*kept, *(_toleration(taint, seconds) for taint in missing)]

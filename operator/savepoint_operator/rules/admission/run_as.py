@@ -1,7 +1,7 @@
 """Under which uid and gid the injected containers run, or why the pod cannot be protected. Pure.
 
-A sidecar can read and restore an agent's files only under the agent's own uid. It copies what the pod says; it never
-guesses a uid from an image, and nothing here gives a capability.
+A sidecar can read and restore an agent's files only under the agent's own uid. It copies what the pod declares, never
+guesses a uid from an image, and grants no capability.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from savepoint.contract.names import ANNOTATION_RUN_AS_USER
+from savepoint.contract.vocabulary import Reason
 
 from savepoint_operator.model.views import Refusal
 
@@ -18,13 +19,13 @@ _UID_MAX: Final = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class RunAs:
-    """user 0 stands for declared 0 and for not declared alike; group None is left to the image."""
+    """A uid and gid. User 0 means declared as 0 or not declared; group None leaves the group to the image."""
 
     user: int
     group: int | None
 
     def security_context(self, agent_context: Mapping[str, Any]) -> dict[str, Any]:
-        """The injected containers' securityContext; with a user other than 0 it satisfies Pod Security "restricted"."""
+        """Return the securityContext of the injected containers; unless the user is 0 it satisfies level restricted."""
         context: dict[str, Any] = {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -36,7 +37,7 @@ class RunAs:
         }
         if self.group is not None:
             context["runAsGroup"] = self.group
-        if agent_context.get("seLinuxOptions"):  # without the same label the agent's files would be out of reach
+        if agent_context.get("seLinuxOptions"):  # under another label the agent's files could not be accessed
             context["seLinuxOptions"] = dict(agent_context["seLinuxOptions"])
         return context
 
@@ -44,7 +45,10 @@ class RunAs:
 def run_as(
     pod: Mapping[str, Any], container: Mapping[str, Any], policy_user: int | None, enforced_level: str
 ) -> RunAs | Refusal:
-    """Container, then pod, then annotation, then policy. ``enforced_level``: the namespace's Pod Security level."""
+    """Return the uid that container, pod, annotation or policy declares, in this order, or why there must be one.
+
+    ``enforced_level``: the Pod Security level that the namespace enforces.
+    """
     own = container.get("securityContext") or {}
     shared = pod["spec"].get("securityContext") or {}
     user = _first(own.get("runAsUser"), shared.get("runAsUser"))
@@ -53,18 +57,18 @@ def run_as(
         if isinstance(declared, Refusal):
             return declared
         user = _first(declared, policy_user)
-    how = f"set securityContext.runAsUser of container {container['name']!r}, or annotation {ANNOTATION_RUN_AS_USER}"
+    remedy = f"set securityContext.runAsUser of container {container['name']!r}, or annotation {ANNOTATION_RUN_AS_USER}"
     if user is None and _first(own.get("runAsNonRoot"), shared.get("runAsNonRoot")):
         return Refusal(
-            "RunAsUserRequired",
-            "the pod says runAsNonRoot but no uid, so the sidecar cannot know under which uid to read the agent's "
-            f"files: {how}, to the uid of the image",
+            Reason.RUN_AS_USER_REQUIRED,
+            "the pod sets runAsNonRoot but no uid, so the sidecar cannot know under which uid to read the agent's "
+            f"files: {remedy}, to the uid of the image",
         )
     if not user and enforced_level == RESTRICTED:
         return Refusal(
-            "RunAsUserRequired",
+            Reason.RUN_AS_USER_REQUIRED,
             "the namespace enforces Pod Security level restricted and the pod declares no uid other than 0: "
-            f"{how}, to the uid of the image",
+            f"{remedy}, to the uid of the image",
         )
     return RunAs(user or 0, _first(own.get("runAsGroup"), shared.get("runAsGroup")))
 
@@ -76,7 +80,7 @@ def _annotated(pod: Mapping[str, Any]) -> int | Refusal | None:
     if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _UID_MAX:
         return int(text)
     return Refusal(
-        "RunAsUserInvalid",
+        Reason.RUN_AS_USER_INVALID,
         f"annotation {ANNOTATION_RUN_AS_USER} must be a number from 0 to {_UID_MAX}, not {text!r:.40}",
     )
 

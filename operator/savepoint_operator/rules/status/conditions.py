@@ -1,16 +1,18 @@
-"""Conditions as the API conventions want them. Pure; every status goes through here."""
+"""Conditions and merge patches as the Kubernetes API conventions ask for. Pure; every status is built with these."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 Raw = Mapping[str, Any]
+MAX_MESSAGE: Final = 32768
+"""The API server's limit for the message of a condition, in characters."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What is to be said; the time of transition is found by ``merged``."""
+    """A condition to report; ``merged`` adds the time of its transition."""
 
     type: str
     status: str
@@ -20,23 +22,23 @@ class Condition:
 
     @classmethod
     def of(cls, kind: str, holds: bool | None, reason: str, message: str = "") -> "Condition":
-        """None: unknown."""
+        """Return a condition of this type; ``holds`` None: Unknown."""
         return cls(kind, "Unknown" if holds is None else str(holds), reason, message)
 
 
 def stamp(time: datetime) -> str:
-    """A time as status fields carry it, in whole seconds."""
+    """Return a time as status fields hold it, in whole seconds."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def precise_stamp(time: datetime) -> str:
-    """A time with its microseconds, in the one form that every validator takes."""
+    """Return a time with its microseconds, in the one format that every validator accepts."""
     time = time.astimezone(UTC)
     return f"{time.year:04}-{time:%m-%dT%H:%M:%S.%f}Z"
 
 
 def parsed_time(text: str | None) -> datetime | None:
-    """A time that somebody else wrote, None when it is none: nothing rests on its being right."""
+    """Return the time in an untrusted text, or None if there is none; nothing may depend on its being right."""
     try:
         time = datetime.fromisoformat(text or "")
         return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).astimezone(UTC)
@@ -45,7 +47,7 @@ def parsed_time(text: str | None) -> datetime | None:
 
 
 def merged(current: Iterable[Raw], wanted: Iterable[Condition], generation: int, now: datetime) -> list[dict[str, Any]]:
-    """The list to write: ``lastTransitionTime`` moves only when the status does; other types are left as they are."""
+    """Return the conditions to write. ``lastTransitionTime`` moves only with the status; other types stay unchanged."""
     by_type: dict[str, dict[str, Any]] = {each["type"]: dict(each) for each in current}
     for condition in wanted:
         before = by_type.get(condition.type)
@@ -56,13 +58,13 @@ def merged(current: Iterable[Raw], wanted: Iterable[Condition], generation: int,
             "observedGeneration": generation,
             "lastTransitionTime": since,
             "reason": condition.reason,
-            "message": condition.message[:32768],
+            "message": condition.message[:MAX_MESSAGE],
         }
     return list(by_type.values())
 
 
 def changed(current: Raw, patch: Raw) -> dict[str, Any]:
-    """The part of a merge patch that would change something; null removes, and lists are replaced whole."""
+    """Return the part of a merge patch that changes something; null removes a field, lists are replaced whole."""
     parts: dict[str, Any] = {}
     for name, value in patch.items():
         before = current.get(name)

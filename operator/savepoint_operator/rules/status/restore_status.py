@@ -5,61 +5,63 @@ from datetime import datetime
 from typing import Any, Final
 
 from savepoint.contract.control_protocol import Outcome, Progress, Wait
+from savepoint.contract.vocabulary import Reason, RestoreOutcome, RestorePhase
 
 from savepoint_operator.model.views import Incarnation
-from savepoint_operator.rules.status.conditions import Condition, merged, stamp
+from savepoint_operator.rules.status.conditions import Condition, stamp
 from savepoint_operator.rules.status.texts import duration_text
 
 Patch = dict[str, Any]
 
-GOOD: Final = frozenset({"Restored", "Fresh", "KeptLocal"})
+SUCCESSFUL_OUTCOMES: Final = frozenset(RestoreOutcome)
 """Outcomes after which the agent starts."""
-_SENTENCES: Final = {
-    "Fresh": "There is no checkpoint: the agent starts from nothing.",
-    "KeptLocal": "What the pod's volumes hold is at least as new as the checkpoint: it was kept.",
+_OUTCOME_MESSAGES: Final[Mapping[str, str]] = {
+    RestoreOutcome.FRESH: "There is no checkpoint; the agent starts from nothing.",
+    RestoreOutcome.KEPT_LOCAL: "The pod's volumes hold state at least as new as the checkpoint; it was kept.",
 }
+MAX_TARGET_MESSAGE: Final = 1024
 
 _OTHER_CONFIGURATION: Final = (
-    "was made under another configuration (image, command, args, environment or ConfigMaps) than the pod's"
+    "was taken under another configuration (image, command, args, environment or ConfigMaps) than the pod's"
 )
 
 
-def other_configuration(checkpoint: str) -> str:
-    """What the user is told once: the agent runs, and may not understand what it has got."""
+def configuration_changed_message(checkpoint: str) -> str:
+    """Return the text of Event ConfigurationChanged: the agent runs but may not understand the restored state."""
     return (
-        f"Checkpoint {checkpoint} {_OTHER_CONFIGURATION}. The agent runs on with it; later checkpoints are made under "
-        "the new one. If it does not understand its state, roll the change back, or the agent: see "
-        "docs/reasons/ConfigurationChanged.md."
+        f"Checkpoint {checkpoint} {_OTHER_CONFIGURATION}. The agent continues from it, and later checkpoints are taken "
+        "under the new configuration. If the agent does not understand its state, roll back the change or the agent; "
+        "see docs/reasons/ConfigurationChanged.md."
     )
 
 
-def target(who: Incarnation, state: str, outcome: Outcome | None, message: str) -> Patch:
-    """The one pod of an automatic restore."""
+def target(incarnation: Incarnation, state: str, outcome: Outcome | None, message: str) -> Patch:
+    """Return the entry of ``status.targets`` for the one pod of an automatic restore."""
     entry: Patch = {
-        "podName": who.pod.name,
-        "podUID": who.pod.uid,
-        "nodeName": who.node,
+        "podName": incarnation.pod.name,
+        "podUID": incarnation.pod.uid,
+        "nodeName": incarnation.node,
         "state": state,
-        "message": message[:1024],
+        "message": message[:MAX_TARGET_MESSAGE],
     }
     if outcome is not None:
         entry |= {"bytes": outcome.bytes_restored, "milliseconds": outcome.milliseconds}
     return entry
 
 
-def waiting(who: Incarnation, wait: Wait, started: datetime) -> tuple[Patch, Condition]:
-    """The pod waits for its epoch."""
+def waiting(incarnation: Incarnation, wait: Wait, started: datetime) -> tuple[Patch, Condition]:
+    """Return the status while the pod waits for its epoch."""
     patch: Patch = {
-        "agent": who.agent.name,
+        "agent": incarnation.agent.name,
         "reason": wait.reason,
         "startTime": stamp(started),
-        "targets": [target(who, wait.reason, None, wait.message)],
+        "targets": [target(incarnation, wait.reason, None, wait.message)],
     }
     return patch, Condition.of("Succeeded", None, wait.reason, wait.message)
 
 
 def granted(
-    who: Incarnation,
+    incarnation: Incarnation,
     epoch: int,
     resolved: Patch | None,
     progress: Progress | None,
@@ -67,62 +69,59 @@ def granted(
     *,
     wait: Wait | None = None,
 ) -> tuple[Patch, Condition]:
-    """The pod holds its epoch and restores. ``resolved``: what, None: nothing; ``wait``: what is in its way."""
-    state = progress.stage if progress and progress.stage else "Fetching"
-    done = f"{progress.percent}% of {resolved['checkpointName']}" if progress and resolved else ""
+    """Return the status while the pod holds its epoch and restores.
+
+    ``resolved``: the checkpoint, None if there is none; ``wait``: what delays the restore.
+    """
+    state = progress.stage if progress and progress.stage else RestorePhase.FETCHING
+    message = f"{progress.percent}% of {resolved['checkpointName']}" if progress and resolved else ""
     if wait is not None:
-        state, done = wait.reason, wait.message
+        state, message = wait.reason, wait.message
     patch: Patch = {
-        "agent": who.agent.name,
+        "agent": incarnation.agent.name,
         "reason": state,
         "epoch": epoch,
         "startTime": stamp(started),
-        "completionTime": None,  # the container may have been started again after it had reported
-        "targets": [target(who, state, None, done)],
+        "completionTime": None,  # the container may have restarted after it had reported
+        "targets": [target(incarnation, state, None, message)],
     }
     if resolved is not None:
         patch["resolved"] = resolved
-    return patch, Condition.of("Succeeded", None, state, done)
+    return patch, Condition.of("Succeeded", None, state, message)
 
 
 def ended(
-    who: Incarnation, epoch: int, resolved: Patch | None, outcome: Outcome, *, started: datetime, now: datetime
+    incarnation: Incarnation, epoch: int, resolved: Patch | None, outcome: Outcome, *, started: datetime, now: datetime
 ) -> tuple[Patch, Condition]:
-    """The init container has reported its outcome."""
-    good = outcome.outcome in GOOD
+    """Return the status after the init container has reported its outcome."""
+    succeeded = outcome.outcome in SUCCESSFUL_OUTCOMES
     took = duration_text(outcome.milliseconds)
-    if outcome.outcome == "Restored" and resolved:
+    if outcome.outcome == RestoreOutcome.RESTORED and resolved:
         sentence = f"Restored from {resolved['checkpointName']} in {took}."
     else:
-        sentence = _SENTENCES.get(outcome.outcome, outcome.outcome)
+        sentence = _OUTCOME_MESSAGES.get(outcome.outcome, outcome.outcome)
     message = outcome.message or sentence
     if outcome.object_key and outcome.object_key not in message:
         message = f"{message} (object {outcome.object_key})"
-    if good and outcome.config_changed and resolved:
+    if succeeded and outcome.config_changed and resolved:
         message = f"{message.removesuffix('.')}. The checkpoint {_OTHER_CONFIGURATION} (ConfigurationChanged)."
     patch: Patch = {
-        "agent": who.agent.name,
+        "agent": incarnation.agent.name,
         "reason": outcome.outcome,
         "epoch": epoch,
         "startTime": stamp(started),
         "completionTime": stamp(now),
-        "targets": [target(who, outcome.outcome, outcome, message)],
+        "targets": [target(incarnation, outcome.outcome, outcome, message)],
         "summary": {"took": took},
     }
     if resolved is not None:
         patch["resolved"] = resolved
-    return patch, Condition.of("Succeeded", good, outcome.outcome, message)
+    return patch, Condition.of("Succeeded", succeeded, outcome.outcome, message)
 
 
-def lost(current: Mapping[str, Any], now: datetime) -> tuple[Patch, Condition]:
-    """Its pod is gone, and an earlier leader heard the last of it."""
-    message = "The pod ended before it had told how its restore ended."
-    targets = [{**each, "state": "PodGone", "message": message} for each in current.get("targets") or ()]
-    patch: Patch = {"reason": "PodGone", "completionTime": stamp(now), "targets": targets}
-    return patch, Condition.of("Succeeded", False, "PodGone", message)
-
-
-def status(current: Mapping[str, Any], patch: Patch, condition: Condition, generation: int, now: datetime) -> Patch:
-    """The whole merge patch of the status."""
-    conditions = merged(current.get("conditions") or (), (condition,), generation, now)
-    return {**patch, "observedGeneration": generation, "conditions": conditions}
+def pod_gone(current: Mapping[str, Any], now: datetime) -> tuple[Patch, Condition]:
+    """Return the status of a restore whose pod no longer exists and whose outcome this leader never received."""
+    message = "The pod ended before it reported the outcome of its restore."
+    targets = [{**each, "state": Reason.POD_GONE, "message": message} for each in current.get("targets") or ()]
+    patch: Patch = {"reason": Reason.POD_GONE, "completionTime": stamp(now), "targets": targets}
+    return patch, Condition.of("Succeeded", False, Reason.POD_GONE, message)

@@ -1,40 +1,46 @@
-"""Words for people: sizes, durations and what to do next. Pure. Columns do not format, so the operator does."""
+"""Texts for users: remedies, sizes and durations. Pure. Printer columns cannot format, so the operator does."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
+from savepoint.contract.vocabulary import Reason
+
 _UNITS: Final = ("", "Ki", "Mi", "Gi", "Ti", "Pi")
 
-NEXT_STEP: Final = {
-    "AgentNotRunning": "Start the agent's pod, or wait until its sidecar is connected, and create another "
+NEXT_STEP: Final[Mapping[str, str]] = {
+    Reason.AGENT_NOT_RUNNING: "Start the agent's pod, or wait until its sidecar is connected, and create another "
     "AgentCheckpoint.",
-    "DeadlineExceeded": "The next attempt starts anew; if this repeats, look at the sidecar's log and at the store's "
-    "speed.",
-    "EvictionBlocked": "It is tried again. If the budget can never allow it, delete the pod by hand.",
-    "Fenced": "Nothing is lost that was Ready. Delete the pod that was superseded if it still runs.",
-    "IntegrityError": "Look at the store: an object that a checkpoint needs is damaged or gone.",
-    "QuiesceTimeout": "Add agent.safe_point() or raise spec.quiesce.timeoutSeconds in {policy}.",
-    "RunAsUserRequired": "Set securityContext.runAsUser of the agent's container to the uid that owns the files.",
-    "SourcePodReplaced": "The agent's next pod takes the next checkpoint.",
-    "StageFull": "Raise spec.stage.sizeLimit in {policy}.",
-    "StateTooLarge": "Leave out what need not be kept by spec.state.exclude in {policy}.",
-    "StateUnstable": "Let the agent write its state only between safe points, or leave the files out by "
+    Reason.DEADLINE_EXCEEDED: "The next attempt starts over. If this repeats, check the sidecar's log and how fast "
+    "the store is.",
+    Reason.EVICTION_BLOCKED: "The operator retries. If the budget can never allow it, delete the pod by hand.",
+    Reason.FENCED: "Every Ready checkpoint is safe. Delete the superseded pod if it is still running.",
+    Reason.INTEGRITY_ERROR: "Check the store: an object that a checkpoint needs is damaged or missing.",
+    Reason.QUIESCE_TIMEOUT: "Add agent.safe_point() or raise spec.quiesce.timeoutSeconds in {policy}.",
+    Reason.RUN_AS_USER_REQUIRED: "Set securityContext.runAsUser of the agent's container to the uid that owns the "
+    "files.",
+    Reason.SOURCE_POD_REPLACED: "The agent's next pod takes the next checkpoint.",
+    Reason.STAGE_FULL: "Raise spec.stage.sizeLimit in {policy}.",
+    Reason.STATE_TOO_LARGE: "Exclude files that need not be kept with spec.state.exclude in {policy}.",
+    Reason.STATE_UNSTABLE: "Let the agent write its state only between safe points, or exclude the files with "
     "spec.state.exclude in {policy}.",
-    "StoreDenied": "Check the rights of the store's credentials.",
-    "StoreMisconfigured": "Look at the conditions of the AgentCheckpointStore.",
-    "StoreUnavailable": "Earlier checkpoints are safe. Look at the conditions of the AgentCheckpointStore.",
-    "Unavailable": "By time it is tried again; what was asked for by hand is not: create another AgentCheckpoint.",
+    Reason.STORE_DENIED: "Check the permissions of the store's credentials.",
+    Reason.STORE_MISCONFIGURED: "Check the conditions of the AgentCheckpointStore.",
+    Reason.STORE_UNAVAILABLE: "Earlier checkpoints are safe. Check the conditions of the AgentCheckpointStore.",
+    Reason.UNAVAILABLE: "Scheduled checkpoints retry automatically; create a new AgentCheckpoint to retry a manual "
+    "one.",
 }
+"""The remedy for each reason that has one; ``{policy}`` is the policy that applies to the agent."""
 
 
 def next_step(reason: str, policy_name: str | None) -> str:
-    """What to do about the reason; empty when there is nothing to add."""
-    where = f'policy "{policy_name}"' if policy_name else "an AgentCheckpointPolicy"
-    return NEXT_STEP.get(reason, "").format(policy=where)
+    """Return the remedy for the reason; empty if there is none to add."""
+    policy = f'policy "{policy_name}"' if policy_name else "an AgentCheckpointPolicy"
+    return NEXT_STEP.get(reason, "").format(policy=policy)
 
 
 def with_next_step(reason: str, message: str, policy_name: str | None) -> str:
-    """The message, followed by what to do, unless it says so itself."""
+    """Return the message followed by the remedy, unless the message already includes it."""
     step = next_step(reason, policy_name)
     text = message.strip() or reason
     if not step or step in text:
@@ -43,7 +49,7 @@ def with_next_step(reason: str, message: str, policy_name: str | None) -> str:
 
 
 def size_text(count: int) -> str:
-    """As kubectl shows quantities: 410Mi."""
+    """Return a number of bytes the way kubectl shows quantities, such as 410Mi."""
     value, unit = float(count), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value /= 1024
@@ -54,7 +60,7 @@ def size_text(count: int) -> str:
 
 
 def duration_text(milliseconds: float) -> str:
-    """0s, 38ms, 3.1s, 4m, 6h, 3d."""
+    """Return a duration in one unit, such as 0s, 38ms, 3.1s, 4m, 6h or 3d."""
     if milliseconds <= 0:
         return "0s"
     if milliseconds < 1000:
@@ -69,5 +75,5 @@ def duration_text(milliseconds: float) -> str:
 
 
 def ago(then: datetime, now: datetime) -> str:
-    """41m ago."""
+    """Return how long ago a time was, such as "41m ago"; a time in the future is "0s ago"."""
     return f"{duration_text(max((now - then) / timedelta(milliseconds=1), 0.0))} ago"

@@ -4,7 +4,7 @@ from typing import Any
 
 from savepoint_operator.rules.admission.injection import InjectionConfig
 
-TERMS = InjectionConfig(
+CONFIG = InjectionConfig(
     image="savepoint-sidecar:1.2.3",
     control_url="wss://savepoint-operator.savepoint-system.svc:8443/v1/control",
     control_ca_pem="-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n",

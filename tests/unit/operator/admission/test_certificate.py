@@ -59,5 +59,5 @@ def test_a_pair_that_does_not_fit_leaves_the_earlier_one(
     (tmp_path / broken).write_text("-----BEGIN NONSENSE-----\n")
     assert certificate.reload() is False
     assert certificate.ca_pem == before
-    assert "no usable pair" in caplog.text
+    assert "is unusable" in caplog.text
     assert "PRIVATE" not in caplog.text

@@ -8,7 +8,7 @@ from savepoint.contract.names import ANNOTATION_CONFIG_HASH
 from savepoint_operator.rules.admission.config_hash import config_hash, noted_hash
 from savepoint_operator.rules.admission.injection import Injected, inject
 
-from tests.unit.operator.admission.pods import TERMS, pod
+from tests.unit.operator.admission.pods import CONFIG, pod
 
 
 def hashed(volumes: list[dict[str, Any]] | None = None, **fields: Any) -> str:
@@ -20,7 +20,7 @@ def variable(value: str) -> dict[str, Any]:
     return {"env": [{"name": "K", "value": value}]}
 
 
-CONFIG = [{"name": "c", "configMap": {"name": "settings"}}]
+VOLUMES = [{"name": "c", "configMap": {"name": "settings"}}]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ CONFIG = [{"name": "c", "configMap": {"name": "settings"}}]
         {"env": [{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}}]},
         {"envFrom": [{"configMapRef": {"name": "a"}}]},
         {"envFrom": [{"secretRef": {"name": "a"}}]},
-        {"volumes": CONFIG, "volumeMounts": [{"name": "c", "mountPath": "/c"}]},
+        {"volumes": VOLUMES, "volumeMounts": [{"name": "c", "mountPath": "/c"}]},
     ],
 )
 def test_it_changes_with_image_command_arguments_environment_and_config_maps(fields: dict[str, Any]) -> None:
@@ -70,18 +70,18 @@ def test_what_differs_from_pod_to_pod_does_not_count() -> None:
 def test_a_projected_config_map_counts() -> None:
     volume = {"name": "c", "projected": {"sources": [{"configMap": {"name": "settings"}}]}}
     mounts = [{"name": "c", "mountPath": "/c"}]
-    assert hashed([volume], volumeMounts=mounts) == hashed(CONFIG, volumeMounts=mounts)
+    assert hashed([volume], volumeMounts=mounts) == hashed(VOLUMES, volumeMounts=mounts)
 
 
-def admitted(given: dict[str, Any], **terms: Any) -> dict[str, Any]:
+def admitted(given: dict[str, Any], **config: Any) -> dict[str, Any]:
     """As the webhook returns it."""
-    made = inject(given, (), "baseline", replace(TERMS, **terms))
+    made = inject(given, (), "baseline", replace(CONFIG, **config))
     assert isinstance(made, Injected), made
     return made.pod
 
 
-def told(given: dict[str, Any], **terms: Any) -> str:
-    return str(admitted(given, **terms)["metadata"]["annotations"][ANNOTATION_CONFIG_HASH])
+def annotated(given: dict[str, Any], **config: Any) -> str:
+    return str(admitted(given, **config)["metadata"]["annotations"][ANNOTATION_CONFIG_HASH])
 
 
 def from_template(number: int = 0, **container: Any) -> dict[str, Any]:
@@ -113,28 +113,28 @@ def from_template(number: int = 0, **container: Any) -> dict[str, Any]:
 
 
 def test_pods_of_one_template_have_one_hash() -> None:
-    first = told(from_template(1))
+    first = annotated(from_template(1))
     assert len(first) == 64
-    assert {told(from_template(number)) for number in range(2, 6)} == {first}
+    assert {annotated(from_template(number)) for number in range(2, 6)} == {first}
 
 
 def test_what_is_injected_does_not_count() -> None:
     """Neither ours, seen again under reinvocation or after an upgrade, nor what others put beside the agent."""
-    first = told(from_template())
+    first = annotated(from_template())
     once = admitted(from_template())
-    assert told(once) == first
+    assert annotated(once) == first
     upgraded = {
         "image": "savepoint-sidecar:2",
         "control_url": "wss://elsewhere:8443/v1/control",
         "node_loss_seconds": 9,
     }
-    assert told(once, **upgraded) == told(from_template(), **upgraded) == first
+    assert annotated(once, **upgraded) == annotated(from_template(), **upgraded) == first
     mesh = from_template()
     mesh["spec"]["containers"].append({"name": "mesh", "image": "mesh:1"})
-    assert told(mesh) == first
+    assert annotated(mesh) == first
     forged = from_template()
     forged["metadata"]["annotations"] = {ANNOTATION_CONFIG_HASH: "0" * 64}
-    assert told(forged) == first
+    assert annotated(forged) == first
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_what_is_injected_does_not_count() -> None:
     ],
 )
 def test_another_template_has_another_hash(container: dict[str, Any]) -> None:
-    assert told(from_template(**container)) != told(from_template())
+    assert annotated(from_template(**container)) != annotated(from_template())
 
 
 def test_an_annotation_that_is_no_hash_is_none() -> None:
     """It would else stand in the manifest, which nobody could read."""
-    assert noted_hash(told(from_template())) == told(from_template())
+    assert noted_hash(annotated(from_template())) == annotated(from_template())
     assert {noted_hash(word) for word in ("", "mine", "AB" * 32, "ab" * 31, "ab" * 32 + "\n")} == {""}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from savepoint_operator.cluster.parse import policy_of
 from savepoint_operator.rules.admission.injection import Injected, inject
-from savepoint_operator.rules.admission.policy import AdmissionPolicy
 
-from tests.unit.operator.admission.pods import TERMS
+from tests.unit.operator.admission.pods import CONFIG
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.name.removesuffix(".yaml") for path in GOLDEN.glob("*.yaml") if "injected" not in path.name)
@@ -23,8 +23,8 @@ def load(path: Path) -> Any:
 
 def made(case: str) -> dict[str, Any]:
     given = load(GOLDEN / f"{case}.yaml")
-    policies = [AdmissionPolicy.parse(item) for item in given["policies"]]
-    result = inject(given["pod"], policies, given["enforce"], TERMS)
+    policies = [policy_of(item) for item in given["policies"]]
+    result = inject(given["pod"], policies, given["enforce"], CONFIG)
     assert isinstance(result, Injected), result
     return {"pod": result.pod, "warnings": list(result.warnings), "policy": result.policy}
 

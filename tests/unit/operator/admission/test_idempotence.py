@@ -6,11 +6,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from savepoint.contract import names
+from savepoint_operator.model.objects import Policy, StatePath
 from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.admission.injection import Injected, inject
-from savepoint_operator.rules.admission.policy import AdmissionPolicy, StatePath
 
-from tests.unit.operator.admission.pods import TERMS, pod
+from tests.fakes.policy import policy
+from tests.unit.operator.admission.pods import CONFIG, pod
 
 VOLUMES = ["work", "data", "conf", "host", names.VOLUME_SOCKET, names.VOLUME_STAGE, names.STATE_VOLUME_PREFIX + "x"]
 FOLDERS = ["/workspace", "/workspace/src", "/data", "/home/node/.agent", "/c"]
@@ -82,7 +83,7 @@ def pods(draw: st.DrawFn) -> dict[str, Any]:
 
 policies = st.lists(
     st.builds(
-        AdmissionPolicy,
+        policy,
         name=st.sampled_from(["p", "q"]),
         state_paths=st.lists(st.builds(StatePath, st.sampled_from(FOLDERS), st.sampled_from([None, "1Gi"]))).map(tuple),
         stage_size_limit=st.sampled_from([None, "1Gi"]),
@@ -93,13 +94,13 @@ policies = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(pods(), policies)
-def test_injecting_an_injected_pod_changes_nothing(subject: dict[str, Any], chosen: list[AdmissionPolicy]) -> None:
+def test_injecting_an_injected_pod_changes_nothing(subject: dict[str, Any], chosen: list[Policy]) -> None:
     before = copy.deepcopy(subject)
-    first = inject(subject, chosen, "", TERMS)
+    first = inject(subject, chosen, "", CONFIG)
     assert subject == before
     if isinstance(first, Refusal):
         return
-    assert inject(first.pod, chosen, "", TERMS) == first
+    assert inject(first.pod, chosen, "", CONFIG) == first
     spec = first.pod["spec"]
     everything = [item["name"] for kind in ("initContainers", "containers") for item in spec[kind]]
     assert len(set(everything)) == len(everything)
@@ -112,8 +113,8 @@ def test_injecting_an_injected_pod_changes_nothing(subject: dict[str, Any], chos
 
 @settings(max_examples=100, deadline=None)
 @given(pods(), policies)
-def test_what_the_owner_wrote_stays(subject: dict[str, Any], chosen: list[AdmissionPolicy]) -> None:
-    result = inject(subject, chosen, "", TERMS)
+def test_what_the_owner_wrote_stays(subject: dict[str, Any], chosen: list[Policy]) -> None:
+    result = inject(subject, chosen, "", CONFIG)
     if not isinstance(result, Injected):
         return
     ours = {names.CONTAINER_RESTORE, names.CONTAINER_SIDECAR}

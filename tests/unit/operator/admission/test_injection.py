@@ -6,23 +6,24 @@ from typing import Any
 
 import pytest
 from savepoint.contract import names
+from savepoint_operator.model.objects import Policy, StatePath
 from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.admission.injection import Injected, inject
-from savepoint_operator.rules.admission.policy import AdmissionPolicy, StatePath
 
-from tests.unit.operator.admission.pods import TERMS, by_name, mounted, pod
+from tests.fakes.policy import policy
+from tests.unit.operator.admission.pods import CONFIG, by_name, mounted, pod
 
 
-def injected(given: dict[str, Any], *policies: AdmissionPolicy, level: str = "") -> Injected:
+def injected(given: dict[str, Any], *policies: Policy, level: str = "") -> Injected:
     before = copy.deepcopy(given)
-    result = inject(given, policies, level, TERMS)
+    result = inject(given, policies, level, CONFIG)
     assert isinstance(result, Injected), result
     assert given == before, "the given pod was changed"
     return result
 
 
-def refused(given: dict[str, Any], *policies: AdmissionPolicy, level: str = "") -> Refusal:
-    result = inject(given, policies, level, TERMS)
+def refused(given: dict[str, Any], *policies: Policy, level: str = "") -> Refusal:
+    result = inject(given, policies, level, CONFIG)
     assert isinstance(result, Refusal), "the pod was injected"
     return result
 
@@ -133,11 +134,11 @@ def test_unless_the_default_container_is_named() -> None:
 def test_or_the_policy_names_it() -> None:
     named = {"kubectl.kubernetes.io/default-container": "helper"}
     given = pod(containers=TWO, annotations=named)
-    assert agent_of(injected(given, AdmissionPolicy("p", container_name="brain"))) == "brain"
+    assert agent_of(injected(given, policy("p", container_name="brain"))) == "brain"
 
 
 def test_a_policy_that_names_no_container_of_the_pod_is_told_which_there_are() -> None:
-    refusal = refused(pod(containers=TWO), AdmissionPolicy("p", container_name="mind"))
+    refusal = refused(pod(containers=TWO), policy("p", container_name="mind"))
     assert refusal.reason == "ContainerNotFound"
     assert "'mind'" in refusal.message
     assert "helper, brain" in refusal.message
@@ -147,22 +148,22 @@ def test_a_policy_that_names_no_container_of_the_pod_is_told_which_there_are() -
 
 
 def test_a_policy_sizes_the_stage_and_the_containers() -> None:
-    policy = AdmissionPolicy(
+    sized = policy(
         "p", stage_size_limit="2Gi", stage_medium="Memory", resources={"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}
     )
-    result = injected(pod(), policy)
+    result = injected(pod(), sized)
     assert by_name(result.pod["spec"]["volumes"], names.VOLUME_STAGE)["emptyDir"] == {
         "medium": "Memory",
         "sizeLimit": "2Gi",
     }
     for container in result.pod["spec"]["initContainers"]:
-        assert container["resources"] == policy.resources
+        assert container["resources"] == sized.resources
     assert result.policy == "p"
 
 
 def test_a_policys_path_gets_a_volume_of_its_size() -> None:
-    policy = AdmissionPolicy("p", state_paths=(StatePath("/workspace", "10Gi"),))
-    result = injected(pod(), policy)
+    sized = policy("p", state_paths=(StatePath("/workspace", "10Gi"),))
+    result = injected(pod(), sized)
     assert by_name(result.pod["spec"]["volumes"], "savepoint-state-workspace")["emptyDir"] == {"sizeLimit": "10Gi"}
     agent = result.pod["spec"]["containers"][0]
     assert {"name": "savepoint-state-workspace", "mountPath": "/workspace"} in agent["volumeMounts"]

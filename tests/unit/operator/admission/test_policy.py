@@ -1,9 +1,15 @@
 """Which policy counts for a pod."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from savepoint_operator.rules.admission.policy import AdmissionPolicy, LabelSelector, StatePath, choose_policy
+from savepoint_operator.cluster.parse import policy_of
+from savepoint_operator.model.objects import StatePath
+from savepoint_operator.model.selector import LabelSelector
+from savepoint_operator.rules.policy import choose_policy
+
+from tests.fakes.policy import CREATED, policy
 
 
 def selector(**expression: Any) -> LabelSelector:
@@ -36,9 +42,8 @@ def test_the_empty_selector_selects_everything_and_all_requirements_must_hold() 
 
 def test_the_oldest_policy_counts_then_the_first_by_name() -> None:
     team = LabelSelector.parse({"matchLabels": {"team": "x"}})
-    old = AdmissionPolicy("z", created="2026-01-01T00:00:00Z", selector=team)
-    twin = AdmissionPolicy("a", created="2026-01-01T00:00:00Z", selector=team)
-    young = AdmissionPolicy("b", created="2026-02-01T00:00:00Z")
+    old, twin = policy("z", selector=team), policy("a", selector=team)
+    young = policy("b", created=CREATED + timedelta(days=31))
     assert choose_policy([young, old, twin], {"team": "x"}) is twin
     assert choose_policy([young, old], {"team": "y"}) is young
     assert choose_policy([old], {"team": "y"}) is None
@@ -46,7 +51,7 @@ def test_the_oldest_policy_counts_then_the_first_by_name() -> None:
 
 def test_a_policy_is_read_whole_and_with_nothing_set() -> None:
     raw = {
-        "metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "metadata": {"name": "p", "namespace": "agents", "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {
             "containerName": "agent",
             "state": {"volumes": ["v"], "paths": [{"mountPath": "/w", "sizeLimit": "1Gi"}, {"mountPath": "/x"}]},
@@ -54,9 +59,8 @@ def test_a_policy_is_read_whole_and_with_nothing_set() -> None:
             "injection": {"resources": {"limits": {"memory": "1Gi"}}, "runAsUser": 7},
         },
     }
-    assert AdmissionPolicy.parse(raw) == AdmissionPolicy(
+    assert policy_of(raw) == policy(
         "p",
-        created="2026-01-01T00:00:00Z",
         container_name="agent",
         state_volumes=("v",),
         state_paths=(StatePath("/w", "1Gi"), StatePath("/x")),
@@ -65,5 +69,6 @@ def test_a_policy_is_read_whole_and_with_nothing_set() -> None:
         resources={"limits": {"memory": "1Gi"}},
         run_as_user=7,
     )
-    assert AdmissionPolicy.parse({"metadata": {"name": "p"}, "spec": {}}) == AdmissionPolicy("p")
-    assert AdmissionPolicy.parse({"metadata": {"name": "p"}, "spec": {"stage": {"medium": "Disk"}}}).stage_medium == ""
+    bare = {"name": "p", "namespace": "agents", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    assert policy_of({"metadata": bare, "spec": {}}) == policy("p")
+    assert policy_of({"metadata": bare, "spec": {"stage": {"medium": "Disk"}}}).stage_medium == ""

@@ -10,7 +10,7 @@ from savepoint_operator.admission.review import ReviewError, answer
 from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.admission.injection import Injected, inject
 
-from tests.unit.operator.admission.pods import TERMS, mounted, pod
+from tests.unit.operator.admission.pods import CONFIG, mounted, pod
 
 
 def review(given: Any, **request: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def review(given: Any, **request: Any) -> dict[str, Any]:
 
 def decide(given: Mapping[str, Any], namespace: str) -> Injected | Refusal:
     assert namespace == "agents"
-    return inject(given, [], "", TERMS)
+    return inject(given, [], "", CONFIG)
 
 
 def apply(given: dict[str, Any], patch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -52,13 +52,13 @@ def test_the_patch_makes_the_injected_pod() -> None:
     reply = answer(review(given), decide)
     assert reply["response"]["uid"] == "u-1"
     assert reply["response"]["allowed"] is True
-    result = inject(given, [], "", TERMS)
+    result = inject(given, [], "", CONFIG)
     assert isinstance(result, Injected)
     assert apply(given, patch_of(reply["response"])) == result.pod
 
 
 def test_a_pod_that_is_as_it_shall_be_gets_no_patch() -> None:
-    first = inject(pod(), [], "", TERMS)
+    first = inject(pod(), [], "", CONFIG)
     assert isinstance(first, Injected)
     assert answer(review(first.pod), decide)["response"] == {"uid": "u-1", "allowed": True}
 

@@ -4,16 +4,16 @@ import time
 from typing import Any
 
 import pytest
+from savepoint_operator.model.objects import Policy, StatePath
 from savepoint_operator.model.views import Refusal
-from savepoint_operator.rules.admission.policy import AdmissionPolicy, StatePath
 from savepoint_operator.rules.admission.state_roots import Root, State, find_state
+from savepoint_operator.rules.policy import NO_POLICY
 
+from tests.fakes.policy import policy
 from tests.unit.operator.admission.pods import mounted, pod
 
-NO_POLICY = AdmissionPolicy("")
 
-
-def state(given: dict[str, Any], policy: AdmissionPolicy = NO_POLICY) -> State:
+def state(given: dict[str, Any], policy: Policy = NO_POLICY) -> State:
     result = find_state(given, given["spec"]["containers"][0], policy)
     assert isinstance(result, State), result
     return result
@@ -89,10 +89,10 @@ def test_a_policy_may_name_the_volumes_that_are_state() -> None:
         container=mounted(work="/workspace", shared="/shared"),
         volumes=[{"name": "work", "emptyDir": {}}, {"name": "shared", "persistentVolumeClaim": {"claimName": "c"}}],
     )
-    found = state(given, AdmissionPolicy("p", state_volumes=("work", "gone")))
+    found = state(given, policy("p", state_volumes=("work", "gone")))
     assert paths(found) == ["/workspace"]
-    assert found.warnings == ("policy 'p' names volume 'gone' as state, but container 'agent' does not mount it",)
-    assert paths(state(given, AdmissionPolicy("p", state_volumes=()))) == []
+    assert found.warnings == ("policy 'p' lists volume 'gone' as state, but container 'agent' does not mount it",)
+    assert paths(state(given, policy("p", state_volumes=()))) == []
 
 
 def test_a_shared_volume_that_the_policy_names_is_state() -> None:
@@ -104,7 +104,7 @@ def test_a_shared_volume_that_the_policy_names_is_state() -> None:
             {"name": "scratch", "ephemeral": many},
         ],
     )
-    found = state(given, AdmissionPolicy("p", state_volumes=("claim", "scratch"), state_paths=(StatePath("/more"),)))
+    found = state(given, policy("p", state_volumes=("claim", "scratch"), state_paths=(StatePath("/more"),)))
     assert [(root.mount_path, root.chosen) for root in found.roots] == [
         ("/claim", True),
         ("/more", False),
@@ -157,14 +157,14 @@ def test_a_path_that_is_in_a_volume_gets_none() -> None:
 def test_a_path_inside_another_is_covered_by_it() -> None:
     found = state(
         pod(annotations={"savepoint.dev/state": "/a/b,/ab"}),
-        AdmissionPolicy("p", state_paths=(StatePath("/a", "1Gi"),)),
+        policy("p", state_paths=(StatePath("/a", "1Gi"),)),
     )
     assert [(path.mount_path, path.size_limit) for _, path in found.added] == [("/a", "1Gi"), ("/ab", None)]
 
 
 def test_the_policy_gives_the_size_of_a_path_that_both_name() -> None:
     given = pod(annotations={"savepoint.dev/state": "/a/"})
-    found = state(given, AdmissionPolicy("p", state_paths=(StatePath("/a", "1Gi"),)))
+    found = state(given, policy("p", state_paths=(StatePath("/a", "1Gi"),)))
     assert [path.size_limit for _, path in found.added] == ["1Gi"]
 
 
@@ -183,11 +183,11 @@ def test_a_path_in_a_volume_that_cannot_be_captured_is_named() -> None:
     "path", ["workspace", "/", "//", "/.", "/a/../b", "/a:b", "/a\nb", "/etc", "/usr/", "/proc/1", "/run/savepoint/x"]
 )
 def test_paths_that_cannot_be_state_are_refused(path: str) -> None:
-    for given, policy in (
+    for given, chosen in (
         (pod(annotations={"savepoint.dev/state": path}), NO_POLICY),
-        (pod(), AdmissionPolicy("p", state_paths=(StatePath(path),))),
+        (pod(), policy("p", state_paths=(StatePath(path),))),
     ):
-        result = find_state(given, given["spec"]["containers"][0], policy)
+        result = find_state(given, given["spec"]["containers"][0], chosen)
         assert isinstance(result, Refusal)
         assert result.reason == "StatePathInvalid"
 

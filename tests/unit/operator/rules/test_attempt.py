@@ -8,32 +8,32 @@ from savepoint.contract.control_protocol import AttemptState, ObjectName, Offer,
 from savepoint_operator.rules.attempt import (
     ANSWER_GRACE_SECONDS,
     InFlight,
-    Resume,
-    Start,
+    OrderAction,
+    ReconnectAction,
     offer_problem,
+    order_action,
+    reconnect_action,
     request_problem,
-    resume,
-    start,
 )
 
 ATTEMPT = InFlight("a" * 32, "Interval", deadline=100.0)
 
 
 def test_one_attempt_at_a_time() -> None:
-    assert start(None, False, "b" * 32) is Start.SEND
-    assert start(ATTEMPT, False, "b" * 32) is Start.BUSY
+    assert order_action(None, False, "b" * 32) is OrderAction.SEND
+    assert order_action(ATTEMPT, False, "b" * 32) is OrderAction.BUSY
 
 
 def test_an_order_may_come_twice() -> None:
-    assert start(ATTEMPT, False, ATTEMPT.id) is Start.KNOWN
-    assert start(None, True, ATTEMPT.id) is Start.KNOWN
+    assert order_action(ATTEMPT, False, ATTEMPT.id) is OrderAction.KNOWN
+    assert order_action(None, True, ATTEMPT.id) is OrderAction.KNOWN
 
 
 def test_a_reconnect_goes_on_or_hears_the_order_again() -> None:
-    assert resume(None, ()) is Resume.NOTHING
-    assert resume(ATTEMPT, (AttemptState(ATTEMPT.id, "Uploading"),)) is Resume.CONTINUE
-    assert resume(ATTEMPT, ()) is Resume.RESEND
-    assert resume(ATTEMPT, (AttemptState("b" * 32, "Uploading"),)) is Resume.RESEND
+    assert reconnect_action(None, ()) is ReconnectAction.NOTHING
+    assert reconnect_action(ATTEMPT, (AttemptState(ATTEMPT.id, "Uploading"),)) is ReconnectAction.CONTINUE
+    assert reconnect_action(ATTEMPT, ()) is ReconnectAction.RESEND
+    assert reconnect_action(ATTEMPT, (AttemptState("b" * 32, "Uploading"),)) is ReconnectAction.RESEND
 
 
 def test_the_sidecar_may_report_its_own_failure_first() -> None:
@@ -41,7 +41,7 @@ def test_the_sidecar_may_report_its_own_failure_first() -> None:
     assert ATTEMPT.expires_in(1000.0) == 0.0
     assert ATTEMPT.seconds_left(90.5) == 9
     assert ATTEMPT.seconds_left(1000.0) == 1
-    assert ATTEMPT.at("Uploading").stage == "Uploading"
+    assert ATTEMPT.in_phase("Uploading").phase == "Uploading"
 
 
 @pytest.mark.parametrize(

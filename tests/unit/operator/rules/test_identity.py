@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from savepoint.contract.names import LABEL_AGENT
 from savepoint_operator.model.objects import Meta, Owner, Pod, Policy, S3Spec, Store, Workload
+from savepoint_operator.model.selector import LabelSelector
 from savepoint_operator.model.views import AgentRef, Refusal
 from savepoint_operator.rules import identity
-from savepoint_operator.rules.admission.policy import LabelSelector
+from savepoint_operator.rules.policy import matching_policies
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 CODER = AgentRef("demo", "coder")
@@ -110,7 +111,7 @@ def test_the_oldest_policy_that_selects_the_pod_counts() -> None:
     older = Policy(meta("older", age=20), selector=LabelSelector.parse({"matchLabels": {"team": "coding"}}))
     strange = Policy(meta("strange", age=30), selector=LabelSelector.parse({"matchLabels": {"team": "mail"}}))
     made = pod(labels={"team": "coding"})
-    assert [each.meta.name for each in identity.selecting([wide, older, strange], made)] == ["older", "wide"]
+    assert [each.meta.name for each in matching_policies([wide, older, strange], made.meta.labels)] == ["older", "wide"]
 
 
 def store(name: str, age: int = 0, default: bool = False, **more: Any) -> Store:
@@ -129,7 +130,7 @@ def test_a_policy_names_its_store_or_gets_the_default_one() -> None:
     near, far = store("near", 1, True), store("far", 2)
     assert identity.store_for("far", [near, far]) is far
     assert identity.store_for(None, [near, far]) is near
-    for name, words in (("none", "AgentCheckpointStore none does not exist: create it"), (None, "is the default one")):
+    for name, words in (("none", "AgentCheckpointStore none does not exist. Create it"), (None, "is the default one")):
         refused = identity.store_for(name, [far])
         assert isinstance(refused, Refusal)
         assert (refused.reason, refused.retry) == ("NoStore", True)

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 from savepoint.contract import names
+from savepoint_operator.model.objects import Policy
 from savepoint_operator.model.views import ClaimedRoot
 from savepoint_operator.rules.admission.injection import Injected, InjectionConfig, inject
-from savepoint_operator.rules.admission.policy import AdmissionPolicy
-from savepoint_operator.rules.shared_volumes import claimed_roots, is_shared, left_out, unreadable
+from savepoint_operator.rules.shared_volumes import claimed_roots, is_shared, left_out_message, unreadable_message
+
+from tests.fakes.policy import policy
 
 VOLUMES = [
     {"name": "work", "emptyDir": {}},
@@ -20,7 +22,7 @@ VOLUMES = [
 TEAM, SCRATCH = ClaimedRoot("team-files", "team", "team-files"), ClaimedRoot("scratch", "scratch", "coder-1-scratch")
 
 
-def injected(*policies: AdmissionPolicy, path: str = "/team/files") -> dict[str, Any]:
+def injected(*policies: Policy, path: str = "/team/files") -> dict[str, Any]:
     mounts = {"work": "/work", "team": path, "scratch": "/scratch", "read": "/read"}
     agent = {
         "name": "agent",
@@ -41,7 +43,7 @@ def test_claims_that_nobody_chose_are_looked_at() -> None:
 
 
 def test_what_the_policy_names_is_state_whoever_writes_it() -> None:
-    assert claimed_roots(injected(AdmissionPolicy("p", state_volumes=("work", "team")))) == ()
+    assert claimed_roots(injected(policy("p", state_volumes=("work", "team")))) == ()
 
 
 def test_a_path_that_env_variables_escape_is_found() -> None:
@@ -104,8 +106,8 @@ def test_many_writers_make_it_shared(modes: list[str] | None, shared: bool) -> N
 
 
 def test_the_words_name_volume_claim_and_what_to_do() -> None:
-    words = left_out([TEAM, SCRATCH], "coders")
+    words = left_out_message([TEAM, SCRATCH], "coders")
     assert "volume team (claim team-files)" in words and "volume scratch" in words
     assert 'spec.state.volumes of policy "coders"' in words
-    assert "an AgentCheckpointPolicy" in left_out([TEAM], None)
-    assert "PersistentVolumeClaim team-files of volume team cannot be read: no." in unreadable(TEAM, "no")
+    assert "an AgentCheckpointPolicy" in left_out_message([TEAM], None)
+    assert "PersistentVolumeClaim team-files of volume team cannot be read: no." in unreadable_message(TEAM, "no")

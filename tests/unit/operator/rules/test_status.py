@@ -65,13 +65,13 @@ def test_the_beginning() -> None:
     ],
 )
 def test_triggers_as_users_read_them(trigger: str, disruption: str, told: tuple[str, str]) -> None:
-    assert checkpoint_status.trigger_of(trigger, disruption) == told
+    assert checkpoint_status.shown_trigger(trigger, disruption) == told
 
 
 def test_open_ended() -> None:
-    assert checkpoint_status.open_ended("")
-    assert checkpoint_status.open_ended("Uploading")
-    assert not checkpoint_status.open_ended("Ready")
+    assert checkpoint_status.in_progress("")
+    assert checkpoint_status.in_progress("Uploading")
+    assert not checkpoint_status.in_progress("Ready")
 
 
 def test_on_its_way() -> None:
@@ -117,14 +117,14 @@ def test_how_a_restore_ended() -> None:
 
     patch, status, message = ended(Outcome("Restored", milliseconds=4000), {"checkpointName": "coder-41"})
     assert (patch["reason"], status, message) == ("Restored", "True", "Restored from coder-41 in 4.0s.")
-    assert ended(Outcome("Fresh"))[1:] == ("True", "There is no checkpoint: the agent starts from nothing.")
+    assert ended(Outcome("Fresh"))[1:] == ("True", "There is no checkpoint; the agent starts from nothing.")
     assert ended(Outcome("Strange"))[1:] == ("False", "Strange")
     assert ended(Outcome("IntegrityError", "Damaged.", "packs/a"))[2] == "Damaged. (object packs/a)"
     other = ended(Outcome("Restored", "coder-41 is back", config_changed=True), {"checkpointName": "coder-41"})
     assert other[1] == "True"
-    assert other[2].startswith("coder-41 is back. The checkpoint was made under another configuration")
+    assert other[2].startswith("coder-41 is back. The checkpoint was taken under another configuration")
     assert other[0]["targets"][0]["message"] == other[2]
-    assert ended(Outcome("Fresh", config_changed=True))[2] == "There is no checkpoint: the agent starts from nothing."
+    assert ended(Outcome("Fresh", config_changed=True))[2] == "There is no checkpoint; the agent starts from nothing."
 
 
 def test_a_restore_on_its_way_and_one_that_was_lost() -> None:
@@ -132,6 +132,6 @@ def test_a_restore_on_its_way_and_one_that_was_lost() -> None:
     assert (patch["reason"], patch["targets"][0]["message"]) == ("Restoring", "50% of coder-41")
     patch, _ = restore_status.granted(WHO, 2, None, None, NOW)
     assert patch["reason"] == "Fetching"
-    patch, condition = restore_status.lost({"targets": [{"podUID": "u1"}]}, NOW)
+    patch, condition = restore_status.pod_gone({"targets": [{"podUID": "u1"}]}, NOW)
     assert (patch["targets"][0]["state"], condition.status) == ("PodGone", "False")
-    assert restore_status.lost({}, NOW)[0]["targets"] == []
+    assert restore_status.pod_gone({}, NOW)[0]["targets"] == []

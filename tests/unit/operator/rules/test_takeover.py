@@ -2,14 +2,14 @@
 
 import pytest
 from savepoint.contract.control_protocol import Wait
-from savepoint_operator.model.views import AgentRef, Contact, NodeStanding, PodStanding, Standing
+from savepoint_operator.model.views import AgentRef, Contact, NodeState, PodState, PredecessorState
 from savepoint_operator.rules.takeover import (
     RECONNECT_SECONDS,
     TAKEOVER_SECONDS,
+    Decision,
     Granted,
     Holder,
     Keep,
-    Verdict,
     may_grant,
 )
 
@@ -19,19 +19,19 @@ HOLDER = Holder(epoch=3, pod_uid="old", node="n1", ended=False)
 
 
 def ask(
-    pod: PodStanding,
-    node: NodeStanding = NodeStanding.READY,
+    pod: PodState,
+    node: NodeState = NodeState.READY,
     contact: Contact | None = None,
     *,
     now: float = LEADER_SINCE + 1000,
     holder: Holder | None = HOLDER,
     asker: str = "new",
-) -> Verdict:
+) -> Decision:
     return may_grant(
         AGENT,
         holder,
         asker,
-        standing=Standing(pod, node),
+        predecessor=PredecessorState(pod, node),
         contact=contact or Contact(),
         leader_since=LEADER_SINCE,
         now=now,
@@ -39,76 +39,76 @@ def ask(
 
 
 def test_the_first_pod_of_an_agent_is_granted() -> None:
-    assert ask(PodStanding.RUNNING, holder=None) == Granted()
+    assert ask(PodState.RUNNING, holder=None) == Granted()
 
 
 def test_the_holder_that_asks_again_keeps_its_epoch() -> None:
-    assert ask(PodStanding.RUNNING, asker="old") == Keep()
+    assert ask(PodState.RUNNING, asker="old") == Keep()
 
 
 def test_the_holder_of_an_ended_epoch_gets_the_next() -> None:
-    assert ask(PodStanding.RUNNING, asker="old", holder=Holder(3, "old", "n1", ended=True)) == Granted()
+    assert ask(PodState.RUNNING, asker="old", holder=Holder(3, "old", "n1", ended=True)) == Granted()
 
 
 def test_an_ended_epoch_is_no_release_while_its_pod_runs() -> None:
-    assert isinstance(ask(PodStanding.RUNNING, holder=Holder(3, "old", "n1", ended=True)), Wait)
+    assert isinstance(ask(PodState.RUNNING, holder=Holder(3, "old", "n1", ended=True)), Wait)
 
 
 def test_nothing_of_an_ended_epoch_is_waited_for_once_its_pod_has_ended() -> None:
     ended, at_once = Holder(3, "old", "n1", ended=True), LEADER_SINCE
-    assert ask(PodStanding.TERMINAL, holder=ended, now=at_once) == Granted()
-    assert isinstance(ask(PodStanding.TERMINAL, holder=ended, now=at_once, contact=Contact(connected=True)), Wait)
-    assert isinstance(ask(PodStanding.GONE, NodeStanding.LOST, holder=ended, now=at_once), Wait)
+    assert ask(PodState.TERMINAL, holder=ended, now=at_once) == Granted()
+    assert isinstance(ask(PodState.TERMINAL, holder=ended, now=at_once, contact=Contact(connected=True)), Wait)
+    assert isinstance(ask(PodState.GONE, NodeState.LOST, holder=ended, now=at_once), Wait)
 
 
 def test_a_release_is_enough_even_while_connected() -> None:
-    assert ask(PodStanding.RUNNING, contact=Contact(connected=True, released=True)) == Granted()
+    assert ask(PodState.RUNNING, contact=Contact(connected=True, released=True)) == Granted()
 
 
 def test_a_running_pod_on_a_ready_node_is_waited_for_however_silent() -> None:
-    answer = ask(PodStanding.RUNNING, contact=Contact(closed_at=LEADER_SINCE))
+    answer = ask(PodState.RUNNING, contact=Contact(closed_at=LEADER_SINCE))
     assert isinstance(answer, Wait)
     assert answer.reason == "PredecessorRunning"
     assert "Recreate" in answer.message
 
 
 def test_the_message_names_pod_node_and_epoch() -> None:
-    answer = ask(PodStanding.RUNNING, contact=Contact(connected=True, pod_name="coder-7f9"))
+    answer = ask(PodState.RUNNING, contact=Contact(connected=True, pod_name="coder-7f9"))
     assert isinstance(answer, Wait)
     assert all(word in answer.message for word in ("coder-7f9", "n1", "epoch 3", "demo/coder"))
 
 
-@pytest.mark.parametrize("node", list(NodeStanding))
+@pytest.mark.parametrize("node", list(NodeState))
 @pytest.mark.parametrize("contact", [Contact(), Contact(connected=True, released=True)])
-def test_a_grant_says_that_the_run_of_the_predecessor_has_ended(node: NodeStanding, contact: Contact) -> None:
-    standing = Standing(PodStanding.TERMINAL, node, run_ended=True)
+def test_a_grant_says_that_the_run_of_the_predecessor_has_ended(node: NodeState, contact: Contact) -> None:
+    standing = PredecessorState(PodState.TERMINAL, node, run_ended=True)
     now = LEADER_SINCE + 1000
-    answer = may_grant(AGENT, HOLDER, "new", standing=standing, contact=contact, leader_since=LEADER_SINCE, now=now)
+    answer = may_grant(AGENT, HOLDER, "new", predecessor=standing, contact=contact, leader_since=LEADER_SINCE, now=now)
     assert answer == Granted(run_ended=True)
 
 
-@pytest.mark.parametrize("pod", [PodStanding.TERMINAL, PodStanding.GONE])
+@pytest.mark.parametrize("pod", [PodState.TERMINAL, PodState.GONE])
 @pytest.mark.parametrize(("silent", "granted"), [(RECONNECT_SECONDS - 0.1, False), (RECONNECT_SECONDS, True)])
 def test_a_pod_that_has_ended_on_a_ready_node_is_succeeded_after_a_short_silence(
-    pod: PodStanding, silent: float, granted: bool
+    pod: PodState, silent: float, granted: bool
 ) -> None:
     answer = ask(pod, contact=Contact(closed_at=500.0), now=500.0 + silent)
     assert (answer == Granted()) is granted
 
 
 def test_a_pod_that_has_ended_but_is_connected_is_waited_for() -> None:
-    assert isinstance(ask(PodStanding.TERMINAL, contact=Contact(connected=True)), Wait)
+    assert isinstance(ask(PodState.TERMINAL, contact=Contact(connected=True)), Wait)
 
 
-@pytest.mark.parametrize("pod", list(PodStanding))
+@pytest.mark.parametrize("pod", list(PodState))
 @pytest.mark.parametrize(("silent", "granted"), [(TAKEOVER_SECONDS - 0.1, False), (TAKEOVER_SECONDS, True)])
-def test_on_a_lost_node_only_a_long_silence_counts(pod: PodStanding, silent: float, granted: bool) -> None:
-    answer = ask(pod, NodeStanding.LOST, Contact(closed_at=500.0), now=500.0 + silent)
+def test_on_a_lost_node_only_a_long_silence_counts(pod: PodState, silent: float, granted: bool) -> None:
+    answer = ask(pod, NodeState.LOST, Contact(closed_at=500.0), now=500.0 + silent)
     assert (answer == Granted()) is granted
 
 
 def test_a_pod_on_a_lost_node_that_still_speaks_is_waited_for() -> None:
-    answer = ask(PodStanding.RUNNING, NodeStanding.LOST, Contact(connected=True))
+    answer = ask(PodState.RUNNING, NodeState.LOST, Contact(connected=True))
     assert isinstance(answer, Wait)
     assert "lost" in answer.message
 
@@ -117,5 +117,5 @@ def test_a_pod_on_a_lost_node_that_still_speaks_is_waited_for() -> None:
 def test_silence_is_counted_from_the_change_of_leader(closed_at: float | None) -> None:
     contact = Contact(closed_at=closed_at)
     early, late = LEADER_SINCE + TAKEOVER_SECONDS - 1, LEADER_SINCE + TAKEOVER_SECONDS
-    assert isinstance(ask(PodStanding.GONE, NodeStanding.LOST, contact, now=early), Wait)
-    assert ask(PodStanding.GONE, NodeStanding.LOST, contact, now=late) == Granted()
+    assert isinstance(ask(PodState.GONE, NodeState.LOST, contact, now=early), Wait)
+    assert ask(PodState.GONE, NodeState.LOST, contact, now=late) == Granted()
