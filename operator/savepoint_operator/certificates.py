@@ -1,10 +1,10 @@
-"""The operator's own CA and the serving certificate of its two Services, in two Secrets; renewed in time.
+"""The operator's own CA and the serving certificate of its two Services, in two Secrets, renewed in time.
 
-The CA lives for twenty years and is written once: pods carry it in their environment. The serving certificate lives for
-ninety days and is renewed after sixty. Somebody else may fill the TLS Secret, such as cert-manager with the CA's Secret
-as its issuer: a pair of this CA with both Services' names (.svc and .svc.cluster.local) is used until two thirds of its
-life. Any other pair is replaced, since pods trust this CA alone; who wants another CA puts it, with the key of an
-elliptic curve, into the CA's Secret first.
+The CA is valid for twenty years and written once, since pods carry it in their environment. The serving certificate is
+valid for ninety days and renewed after sixty. Another controller may fill the TLS Secret, such as cert-manager with the
+CA's Secret as its issuer: a pair issued by this CA for both Services' names (.svc and .svc.cluster.local) is used until
+two thirds of its lifetime. Any other pair is replaced, since pods trust this CA alone; to use another CA, put it into
+the CA's Secret first, with an elliptic-curve key.
 """
 
 import asyncio
@@ -33,19 +33,19 @@ log = logging.getLogger(__name__)
 CA_LIFE: Final = timedelta(days=20 * 365)
 SERVING_LIFE: Final = timedelta(days=90)
 BACKDATED: Final = timedelta(minutes=10)
-LOOK_SECONDS: Final = 3600.0
+CHECK_SECONDS: Final = 3600.0
 RETRY_SECONDS: Final = 10.0
 
 Raw = dict[str, Any]
 
 
 class Secrets(Protocol):
-    """The part of the API door that is used."""
+    """The methods of ``cluster.api`` that certificates use."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Raw | None: ...
     async def create(self, kind: Kind, body: Raw) -> Raw: ...
     async def patch(
-        self, kind: Kind, namespace: str, name: str, body: Raw, *, subresource: str = "", how: str = ...
+        self, kind: Kind, namespace: str, name: str, body: Raw, *, subresource: str = "", patch_type: str = ...
     ) -> Raw: ...
 
 
@@ -57,19 +57,19 @@ class Pair:
     key: bytes = field(repr=False)
 
     def parsed(self) -> x509.Certificate:
-        """The (first) certificate."""
+        """Return the first certificate."""
         return x509.load_pem_x509_certificate(self.certificate)
 
     def private(self) -> ec.EllipticCurvePrivateKey:
-        """The key, which must be of an elliptic curve, as ours are."""
+        """Return the key. Raises ValueError unless it is an elliptic-curve key, as the operator creates."""
         key = serialization.load_pem_private_key(self.key, None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError("the CA's key is of another kind than the operator makes")
+            raise ValueError("the CA's key must be an elliptic-curve key")
         return key
 
 
 def make_ca(now: datetime) -> Pair:
-    """A new CA."""
+    """Return a new CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Savepoint CA")])
     certificate = (
@@ -83,7 +83,7 @@ def make_ca(now: datetime) -> Pair:
 
 
 def make_serving(ca: Pair, names: tuple[str, ...], now: datetime) -> Pair:
-    """A new serving certificate for these DNS names."""
+    """Return a new serving certificate for these DNS names."""
     issuer, issuer_key = ca.parsed(), ca.private()
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
@@ -102,65 +102,69 @@ def make_serving(ca: Pair, names: tuple[str, ...], now: datetime) -> Pair:
 
 
 def wants_renewal(serving: Pair, ca: Pair, names: tuple[str, ...], now: datetime) -> bool:
-    """After two thirds of its life, or when it is of another CA or lacks a name."""
+    """Return whether two thirds of its lifetime have passed, another CA issued it, or it lacks a name."""
     try:
         certificate, issuer = serving.parsed(), ca.parsed()
-        told = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        alternative = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, x509.ExtensionNotFound, Exception):  # noqa: BLE001 - whatever it is, it is not ours
+    except (ValueError, TypeError, x509.ExtensionNotFound, Exception):  # noqa: BLE001 - any fault means it is not ours
         return True
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return now > start + (end - start) * 2 / 3 or not set(names) <= set(told.get_values_for_type(x509.DNSName))
+    return now > start + (end - start) * 2 / 3 or not set(names) <= set(alternative.get_values_for_type(x509.DNSName))
+
+
+@dataclass(frozen=True)
+class CertificateConfig:
+    """The Secrets to maintain, the Services that the certificate is for, and the webhook configuration, if any."""
+
+    namespace: str
+    tls_secret: str
+    ca_secret: str
+    services: tuple[str, ...]
+    webhook_configuration: str
 
 
 class Certificates:
-    """``context`` serves the newest pair; a renewed one goes into it while connections live on."""
+    """Maintains CA and serving certificate. ``context`` serves the newest pair, without closing open connections."""
 
-    def __init__(
-        self,
-        api: Secrets,
-        namespace: str,
-        *,
-        tls_secret: str,
-        ca_secret: str,
-        services: tuple[str, ...],
-        webhook_configuration: str,
-        now: Callable[[], datetime],
-    ) -> None:
-        self._api, self._namespace, self._tls, self._ca = api, namespace, tls_secret, ca_secret
-        self._webhook, self._now = webhook_configuration, now
+    def __init__(self, api: Secrets, config: CertificateConfig, now: Callable[[], datetime]) -> None:
+        self._api, self._now = api, now
+        self._namespace, self._tls, self._ca = config.namespace, config.tls_secret, config.ca_secret
+        self._webhook = config.webhook_configuration
         self._names = tuple(
-            f"{service}.{namespace}.svc{suffix}" for service in services for suffix in ("", ".cluster.local")
+            f"{service}.{config.namespace}.svc{suffix}"
+            for service in config.services
+            for suffix in ("", ".cluster.local")
         )
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._loaded = b""
 
     async def ensure(self) -> None:
-        """CA, serving certificate and the webhook's bundle are there and good, and the context serves them."""
+        """Create or renew CA, serving certificate and the webhook's CA bundle, and load the pair into the context."""
         ca = await self._ensure_ca()
         secret = await self._api.get(SECRETS, self._namespace, self._tls)
         serving = _pair(secret)
         if serving is None or await asyncio.to_thread(wants_renewal, serving, ca, self._names, self._now()):
             serving = await asyncio.to_thread(make_serving, ca, self._names, self._now())
             await self._store_serving(secret, serving, ca)
-            log.info("a new serving certificate is in Secret %s/%s", self._namespace, self._tls)
+            log.info("created a serving certificate in Secret %s/%s", self._namespace, self._tls)
         await asyncio.to_thread(self._load, serving)
         await self._publish(ca)
 
     async def keep_fresh(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Look again, for ever."""
-        pause = LOOK_SECONDS
+        """Check and renew the certificates forever."""
+        pause = CHECK_SECONDS
         while True:
             await sleep(pause)
             try:
                 await self.ensure()
-                pause = LOOK_SECONDS
+                pause = CHECK_SECONDS
             except SavepointError as error:
-                log.warning("certificates could not be looked after: %s", error)
+                log.warning("cannot check the certificates: %s; trying again in %d s", error, RETRY_SECONDS)
                 pause = RETRY_SECONDS
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------------------------
 
     async def _ensure_ca(self) -> Pair:
         found = _pair(await self._api.get(SECRETS, self._namespace, self._ca))
@@ -174,7 +178,7 @@ class Certificates:
         }
         try:
             await self._api.create(SECRETS, body)
-            log.info("a new CA is in Secret %s/%s", self._namespace, self._ca)
+            log.info("created a CA in Secret %s/%s", self._namespace, self._ca)
             return made
         except Conflict:
             again = _pair(await self._api.get(SECRETS, self._namespace, self._ca))
@@ -195,11 +199,11 @@ class Certificates:
             await self._api.patch(SECRETS, self._namespace, self._tls, {"data": data})
 
     def _load(self, serving: Pair) -> None:
-        """OpenSSL takes files only: they exist for an instant, for this account alone."""
+        """Load the pair into the context. OpenSSL needs files; they exist briefly and only for this user."""
         if self._loaded == serving.certificate:
             return
-        with tempfile.TemporaryDirectory() as place:
-            chain, key = Path(place, "tls.crt"), Path(place, "tls.key")
+        with tempfile.TemporaryDirectory() as directory:
+            chain, key = Path(directory, "tls.crt"), Path(directory, "tls.key")
             chain.write_bytes(serving.certificate)
             key.touch(0o600)
             key.write_bytes(serving.key)
@@ -207,12 +211,12 @@ class Certificates:
         self._loaded = serving.certificate
 
     async def _publish(self, ca: Pair) -> None:
-        """Into the webhook configuration, where the API server looks."""
+        """Write the CA into the webhook configuration, from which the API server takes it."""
         if not self._webhook:
             return
         configuration = await self._api.get(WEBHOOKS, "", self._webhook)
         if configuration is None:
-            log.warning("MutatingWebhookConfiguration %s does not exist: no pod is injected", self._webhook)
+            log.warning("MutatingWebhookConfiguration %s does not exist: no pod is injected; install it", self._webhook)
             return
         bundle = _encoded(ca.certificate)
         stale = [
@@ -221,8 +225,8 @@ class Certificates:
             if (each.get("clientConfig") or {}).get("caBundle") != bundle
         ]
         if stale:
-            await self._api.patch(WEBHOOKS, "", self._webhook, {"webhooks": stale}, how=STRATEGIC)
-            log.info("the CA is in MutatingWebhookConfiguration %s", self._webhook)
+            await self._api.patch(WEBHOOKS, "", self._webhook, {"webhooks": stale}, patch_type=STRATEGIC)
+            log.info("wrote the CA into MutatingWebhookConfiguration %s", self._webhook)
 
 
 def _builder(

@@ -1,8 +1,8 @@
 """Entry point of the webhook's process: ``savepoint-webhook``.
 
-A small server of our own rather than kopf's: kopf's WebhookServer closes its port to take up a renewed certificate, so
-that admissions in flight fail; it has no readiness that waits for an index; and it needs rights to list CRDs and write
-Events, where this process needs to read policies and namespaces. What it decides is in ``rules.injection``.
+It has its own small server instead of kopf's: kopf's WebhookServer closes its port to load a renewed certificate, so
+that admissions in flight fail; it cannot delay readiness until an index is filled; and it needs permission to list CRDs
+and write Events, whereas this process only reads policies and namespaces. ``rules.admission.injection`` decides.
 """
 
 import asyncio
@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
+from savepoint.contract.environment import SettingsError
 
 from savepoint_operator.admission.certificate import ServingCertificate
 from savepoint_operator.admission.index import NamespaceIndex, PolicyIndex
 from savepoint_operator.admission.server import AdmissionMetrics, health_application, review_application
-from savepoint_operator.admission.settings import SettingsError, WebhookSettings
+from savepoint_operator.admission.settings import WebhookSettings
 from savepoint_operator.cluster.access import Access, Client
 from savepoint_operator.cluster.watch import Watch, namespaces, policies
 from savepoint_operator.model.views import Refusal
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Webhook:
-    """The process's parts, put together."""
+    """The webhook's process."""
 
     def __init__(self, settings: WebhookSettings, api: Client, jitter: Callable[[], float]) -> None:
         self._settings = settings
@@ -42,7 +43,7 @@ class Webhook:
         self._stopping = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until ``stop`` is set, and a little longer: see WebhookSettings.drain_seconds."""
+        """Serve until ``stop`` is set, and then for WebhookSettings.drain_seconds."""
         metrics, settings = AdmissionMetrics(), self._settings
         reviews = web.AppRunner(
             review_application(self.decide, self.unready, metrics), access_log=None, handle_signals=False
@@ -53,7 +54,7 @@ class Webhook:
         await reviews.setup()
         await health.setup()
         await web.TCPSite(health, port=settings.health_port).start()
-        # Listening before there is a certificate would answer handshakes with an alert; so does a closed port, sooner.
+        # Load the certificate before the port opens: without one every handshake fails with an alert.
         await asyncio.to_thread(self._certificate.reload)
         tasks = [asyncio.create_task(self._certificate.keep_fresh(settings.certificate_poll_seconds))]
         tasks += [asyncio.create_task(watch.run()) for watch in self._watches]
@@ -71,30 +72,30 @@ class Webhook:
             await health.cleanup()
 
     def decide(self, pod: Mapping[str, Any], namespace: str) -> Injected | Refusal:
-        """From memory alone."""
-        terms = InjectionConfig(
+        """Return the injected pod or its refusal, from memory alone."""
+        config = InjectionConfig(
             image=self._settings.sidecar_image,
             control_url=self._settings.control_url,
             control_ca_pem=self._certificate.ca_pem,
             pull_policy=self._settings.pull_policy,
         )
-        return inject(pod, self._policies.of(namespace), self._namespaces.level(namespace), terms)
+        return inject(pod, self._policies.of(namespace), self._namespaces.level(namespace), config)
 
     def unready(self) -> str:
-        """What is missing before a review can be answered."""
+        """Return what is missing before reviews can be answered; empty if nothing is."""
         if not self._certificate.loaded:
-            return "no serving certificate yet: the operator writes it into its TLS Secret"
+            return "no serving certificate yet; the operator writes it into the TLS Secret"
         if not all(watch.synced for watch in self._watches):
             return "policies and namespaces are not indexed yet"
         return ""
 
     def unready_or_stopping(self) -> str:
-        """As ``unready``; also while the process ends, though reviews are still answered then."""
+        """Return what is missing, or "stopping" while the process drains, although reviews are still answered then."""
         return "stopping" if self._stopping else self.unready()
 
 
 async def _first(stop: "asyncio.Task[Any]", *tasks: "asyncio.Task[Any]") -> None:
-    """Wait for ``stop``; a task that ends first has failed, and so does the process."""
+    """Wait for ``stop``; if another task ends first it has failed, and its error is raised."""
     done, _ = await asyncio.wait((stop, *tasks), return_when=asyncio.FIRST_COMPLETED)
     for task in done - {stop}:
         stop.cancel()
@@ -111,7 +112,7 @@ async def _serve(settings: WebhookSettings) -> None:
 
 
 def main() -> int:
-    """Exit code 2: the environment is not as it should be."""
+    """Run the webhook. Exit code 2: invalid environment."""
     try:
         settings = WebhookSettings.from_environment(os.environ)
     except SettingsError as error:

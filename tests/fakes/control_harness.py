@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -30,10 +30,12 @@ from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.manifest import Execution, Manifest, Pack, Parent, Sizes
 from savepoint.repository.history.chain import Chain
 from savepoint.repository.repository import Repository
+from savepoint_operator.control.dependencies import ControlLimits, ControlPorts
 from savepoint_operator.control.server import PATH, ControlServer
-from savepoint_operator.model.views import AgentRef, NodeStanding, PodStanding, Standing
+from savepoint_operator.model.clocks import Clocks
+from savepoint_operator.model.views import AgentRef, NodeState, PodState, PredecessorState
 
-from tests.fakes.operator_ports import Clock, Directory, GatedStore, Recorder, Reviewer, Stores, incarnation
+from tests.fakes.operator_ports import Clock, GatedStore, Recorder, Reviewer, ScriptedPodResolver, Stores, incarnation
 from tests.fakes.store import MemoryStore
 
 AGENT = AgentRef("demo", "coder")
@@ -42,17 +44,17 @@ T = TypeVar("T")
 
 
 class Pod:
-    """One connection of a pod."""
+    """One connection of a pod, seen from the pod."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse, uid: str, patience: float = 10) -> None:
-        self.socket, self.uid, self._patience = socket, uid, patience
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, uid: str, timeout_seconds: float = 10) -> None:
+        self.socket, self.uid, self._timeout_seconds = socket, uid, timeout_seconds
 
     async def send(self, message: FromPod) -> None:
         await self.socket.send_str(encode(message))
 
     async def receive(self) -> Message:
-        """The next message; ConnectionError with the close code when there is none."""
-        frame = await asyncio.wait_for(self.socket.receive(), self._patience)
+        """Return the next message. Raises ConnectionError with the close code if the connection has ended."""
+        frame = await asyncio.wait_for(self.socket.receive(), self._timeout_seconds)
         if frame.type is aiohttp.WSMsgType.CLOSE:
             raise ConnectionError(frame.data)
         if frame.type is not aiohttp.WSMsgType.TEXT:
@@ -60,24 +62,25 @@ class Pod:
         return decode(frame.data)
 
     async def expect(self, kind: type[T]) -> T:
-        """The next message, which must be of this kind."""
+        """Return the next message, which must be of this kind."""
         message = await self.receive()
         assert isinstance(message, kind), message
         return message
 
-    async def ask(self, message: FromPod, kind: type[T]) -> T:
+    async def request(self, message: FromPod, kind: type[T]) -> T:
+        """Send the message and return the answer, which must be of this kind."""
         await self.send(message)
         return await self.expect(kind)
 
     async def granted(self) -> Welcome:
-        """Wait for the grant, however long it is said to wait."""
+        """Return the welcome of the grant, skipping waits."""
         while isinstance(message := await self.receive(), Wait):
             pass
         assert isinstance(message, Grant), message
         return message.welcome
 
     async def closed(self) -> int:
-        """The close code, once the connection has ended."""
+        """Return the close code, once the connection has ended."""
         while True:
             try:
                 await self.receive()
@@ -89,14 +92,14 @@ class Pod:
 
 
 class ControlHarness:
-    """The operator's control side with everything around it."""
+    """The operator's control side over fake ports."""
 
     def __init__(self) -> None:
-        self.clock, self.reviewer, self.directory = Clock(), Reviewer(), Directory()
+        self.clock, self.reviewer, self.pod_resolver = Clock(), Reviewer(), ScriptedPodResolver()
         self.plain = MemoryStore(self.clock.now)
         self.store = GatedStore(self.plain)
         self.stores = Stores(self.store, MASTER)
-        self.recorder = Recorder(self.directory)
+        self.recorder = Recorder(self.pod_resolver)
         self.random = random.Random(7)
         self.server: ControlServer | None = None
         self._servers: list[ControlServer] = []
@@ -104,18 +107,14 @@ class ControlHarness:
         self.session = aiohttp.ClientSession()
         self._pods: list[Pod] = []
 
-    async def lead(self, **more: Any) -> ControlServer:
-        """A new operator process over the same store; the one before is left as it is."""
+    async def lead(self, **limits: Any) -> ControlServer:
+        """Start a new operator process over the same store; an earlier one keeps running."""
         self.server = ControlServer(
-            reviewer=self.reviewer,
-            directory=self.directory,
-            stores=self.stores,
-            recorder=self.recorder,
-            now=self.clock.now,
-            monotonic=self.clock.monotonic,
+            ControlPorts(self.reviewer, self.pod_resolver, self.stores, self.recorder),
+            Clocks(self.clock.now, self.clock.monotonic),
             random_bytes=self.random.randbytes,
             sleep=self.clock.sleep,
-            **{"poll_seconds": 0.01, "linger_seconds": 0.0, **more},
+            limits=ControlLimits(**{"poll_seconds": 0.01, "linger_seconds": 0.0, **limits}),
         )
         self._servers.append(self.server)
         self.port = await self.server.start(None, "127.0.0.1", 0)
@@ -130,17 +129,17 @@ class ControlHarness:
         await self.session.close()
 
     def pod(self, uid: str, agent: AgentRef = AGENT, node: str = "n1") -> None:
-        """Make a pod of the agent known."""
-        who = incarnation(agent, uid, node)
-        self.reviewer.pods[uid] = who.pod
-        self.directory.incarnations[uid] = who
+        """Register a pod of the agent."""
+        registered = incarnation(agent, uid, node)
+        self.reviewer.pods[uid] = registered.pod
+        self.pod_resolver.incarnations[uid] = registered
 
-    def end(self, uid: str, pod: PodStanding = PodStanding.GONE, node: NodeStanding = NodeStanding.READY) -> None:
-        """What the cluster says of the pod from now on."""
-        self.directory.standings[uid] = Standing(pod, node)
+    def end(self, uid: str, pod: PodState = PodState.GONE, node: NodeState = NodeState.READY) -> None:
+        """Set the state of the pod and its node that the cluster reports from now on."""
+        self.pod_resolver.predecessors[uid] = PredecessorState(pod, node)
 
     async def dial(self, uid: str, token: str | None = None, port: int | None = None) -> Pod:
-        """Connect without a word."""
+        """Connect without sending a message."""
         headers = {"Authorization": f"Bearer {token or f'token-of-{uid}'}"}
         url = f"http://127.0.0.1:{port or self.port}{PATH}"
         pod = Pod(await self.session.ws_connect(url, headers=headers), uid)
@@ -153,8 +152,8 @@ class ControlHarness:
         return pod
 
     async def grant(self, uid: str) -> Welcome:
-        """Start a pod: ask, be granted, report."""
-        if uid not in self.directory.incarnations:
+        """Start a pod: connect its init container, get the grant, disconnect."""
+        if uid not in self.pod_resolver.incarnations:
             self.pod(uid)
         pod = await self.hello(uid, "restore")
         welcome = (await pod.expect(Grant)).welcome
@@ -169,7 +168,7 @@ class ControlHarness:
         await until(lambda: all(uid != pod.uid for uid, _ in connections))
 
     async def sidecar(self, uid: str, **more: Any) -> tuple[Pod, Welcome]:
-        """Connect a sidecar that is welcome."""
+        """Connect a sidecar and return its welcome."""
         pod = await self.hello(uid, "sidecar", **more)
         return pod, await pod.expect(Welcome)
 
@@ -179,11 +178,11 @@ class ControlHarness:
         )
 
     def head(self, agent: AgentRef = AGENT) -> Head | None:
-        """What the store itself says."""
+        """Return the newest record in the store."""
         return Chain(self.repository(agent).store, *agent).head(None)
 
     def chain(self) -> list[tuple[str, int, int]]:
-        """(kind, sequence, epoch) of every record, oldest first; every link is checked on the way."""
+        """Return (kind, sequence, epoch) of every record, oldest first, having checked every link."""
         head = self.head()
         if head is None:
             return []
@@ -191,7 +190,7 @@ class ControlHarness:
         return [(str(each.record.kind), each.record.sequence, each.record.epoch) for each in heads][::-1]
 
     def offer(self, attempt: str, epoch: int, *, parent: Parent | None = None, **more: Any) -> Offer:
-        """Store a checkpoint of one pack as a sidecar does, and the offer of it."""
+        """Store a checkpoint of one pack as a sidecar does, and return its offer."""
         repository = self.repository()
         content = b"SVPNTPK1" + self.random.randbytes(100)
         pack = Pack(f"{epoch}-{hashlib.sha256(content).hexdigest()[:32]}", len(content))
@@ -210,7 +209,7 @@ class ControlHarness:
             execution=Execution(),
         )
         name, size = repository.write_manifest(manifest, self.random.randbytes)
-        terms: dict[str, Any] = {"trigger": "Interval", **more}
+        fields: dict[str, Any] = {"trigger": "Interval", **more}
         return Offer(
             attempt=attempt,
             manifest=ObjectName(name, size),
@@ -220,31 +219,31 @@ class ControlHarness:
             stored_bytes=0,
             uploaded_bytes=len(content),
             timing=Timing(time_text(self.clock.now())),
-            **terms,
+            **fields,
         )
 
 
 def attempt(number: int) -> str:
-    """An attempt's id."""
+    """Return the id of an attempt."""
     return f"{number:032x}"
 
 
 @asynccontextmanager
-async def running_cell() -> AsyncIterator[ControlHarness]:
-    """A cell with an operator that leads."""
-    cell = ControlHarness()
-    await cell.lead()
+async def running_harness() -> AsyncIterator[ControlHarness]:
+    """Yield a harness with an operator that leads."""
+    harness = ControlHarness()
+    await harness.lead()
     try:
-        yield cell
+        yield harness
     finally:
-        await cell.close()
+        await harness.close()
 
 
-async def until(what: Any, seconds: float = 5.0) -> None:
-    """Wait for a condition that another task brings about."""
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until a condition holds that another task brings about."""
     async with asyncio.timeout(seconds):
-        while not what():
+        while not condition():
             await asyncio.sleep(0.005)
 
 
-__all__ = ["AGENT", "Ack", "Committed", "ControlHarness", "Pod", "attempt", "running_cell", "until"]
+__all__ = ["AGENT", "Ack", "Committed", "ControlHarness", "Pod", "attempt", "running_harness", "until"]

@@ -1,6 +1,6 @@
-"""The operator's ports, scripted: a cluster, a store and a recorder that a test moves by hand.
+"""Fakes of the operator's ports: a cluster, a store and a recorder that a test scripts.
 
-No behaviour of Kubernetes or S3 is imitated beyond what the ports promise; the real doors have tests of their own.
+They imitate Kubernetes and S3 only as far as the ports promise; the real adapters have their own tests.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from savepoint_operator.model.views import (
     CheckpointName,
     Contents,
     Incarnation,
-    NodeStanding,
+    NodeState,
     PodIdentity,
-    PodStanding,
+    PodState,
+    PredecessorState,
     Refusal,
     SessionView,
-    Standing,
 )
 
 
 class Clock:
-    """Monotonic seconds, and times of day, that pass only when told to."""
+    """A monotonic and a wall clock that only ``advance`` moves."""
 
     def __init__(self) -> None:
         self._seconds = 1000.0
@@ -58,7 +58,7 @@ class Clock:
 
 
 class GatedStore:
-    """A store around a store that can be made to wait, to fail, or to lose the answer of a write."""
+    """A wrapper of a store that can block, fail, or lose the answer to a write."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -66,7 +66,7 @@ class GatedStore:
         self._open.set()
         self.broken = False
         self.lose_answer_of: str | None = None
-        """A key prefix: the next write below it is done, and answered with a fault."""
+        """A part of a key: the next write of such a key is performed but answered with a fault."""
         self.calls: list[tuple[str, str]] = []
 
     def hold(self) -> None:
@@ -102,8 +102,8 @@ class GatedStore:
         self._pass("delete", key)
         self._store.delete(key)
 
-    def _pass(self, what: str, key: str) -> None:
-        self.calls.append((what, key))
+    def _pass(self, operation: str, key: str) -> None:
+        self.calls.append((operation, key))
         if not self._open.wait(30):
             raise StoreUnavailable("the test held the store for too long")
         if self.broken:
@@ -111,7 +111,7 @@ class GatedStore:
 
 
 class Signer:
-    """URLs that show what was signed."""
+    """Signs URLs that show what was signed."""
 
     def presign_put(self, key: str, expires_seconds: int) -> str:
         return f"https://store.test/{key}?method=PUT&expires={expires_seconds}"
@@ -135,7 +135,7 @@ class Stores:
 
 
 class Reviewer:
-    """Tokens are ``token-of-<uid>`` for the pods it knows."""
+    """Accepts the tokens ``token-of-<uid>`` of registered pods."""
 
     def __init__(self) -> None:
         self.pods: dict[str, PodIdentity] = {}
@@ -149,28 +149,28 @@ class Reviewer:
         return self.pods.get(token.removeprefix("token-of-"))
 
 
-class Directory:
-    """Pods, nodes and pins as the test sets them."""
+class ScriptedPodResolver:
+    """Answers with the pods, nodes and pins that the test sets."""
 
     def __init__(self) -> None:
         self.incarnations: dict[str, Incarnation | Refusal] = {}
-        self.standings: dict[str, Standing] = {}
+        self.predecessors: dict[str, PredecessorState] = {}
         self.pins: dict[AgentRef, tuple[int, str]] = {}
         self.released_before: set[str] = set()
-        """Uids of pods of which an earlier leader wrote down that they had released."""
-        self.told_to_end: set[str] = set()
+        """UIDs of pods whose release an earlier leader recorded."""
+        self.terminating_pods: set[str] = set()
 
     async def incarnation(self, pod: PodIdentity) -> Incarnation | Refusal:
         return self.incarnations.get(pod.uid) or Refusal("NotAnAgent", "the pod has no label")
 
-    async def standing(self, agent: AgentRef, pod_uid: str, node: str) -> Standing:
-        return self.standings.get(pod_uid, Standing(PodStanding.RUNNING, NodeStanding.READY))
+    async def predecessor_state(self, agent: AgentRef, pod_uid: str, node: str) -> PredecessorState:
+        return self.predecessors.get(pod_uid, PredecessorState(PodState.RUNNING, NodeState.READY))
 
     async def released(self, agent: AgentRef, pod_uid: str) -> bool:
         return pod_uid in self.released_before
 
-    async def going(self, pod: PodIdentity) -> bool:
-        return pod.uid in self.told_to_end
+    async def terminating(self, pod: PodIdentity) -> bool:
+        return pod.uid in self.terminating_pods
 
     async def pinned(self, agent: AgentRef) -> tuple[int, str] | None:
         return self.pins.get(agent)
@@ -178,50 +178,50 @@ class Directory:
 
 @dataclass
 class Recorder:
-    """Writes down what it is told, and pins heads in the directory as the product's recorder does."""
+    """Remembers its calls, and pins heads in the pod resolver as the real recorder does."""
 
-    directory: Directory
-    told: list[tuple[str, Any]] = field(default_factory=list)
+    pod_resolver: ScriptedPodResolver
+    calls: list[tuple[str, Any]] = field(default_factory=list)
     names: dict[str, CheckpointName] = field(default_factory=dict)
     refuse_requests: Refusal | None = None
     before_naming: Callable[[], Any] | None = None
     _requests: int = 0
 
-    def of(self, what: str) -> list[Any]:
-        """Everything of one kind that was told."""
-        return [value for name, value in self.told if name == what]
+    def calls_of(self, method: str) -> list[Any]:
+        """Return the values of all calls of one method."""
+        return [value for name, value in self.calls if name == method]
 
-    async def waiting(self, who: Incarnation, wait: Wait) -> None:
-        self.told.append(("waiting", wait))
+    async def waiting(self, incarnation: Incarnation, wait: Wait) -> None:
+        self.calls.append(("waiting", wait))
 
-    async def granted(self, who: Incarnation, head: Head, restores: str | None) -> None:
-        self._pin(who.agent, head)
-        self.told.append(("granted", (who.pod.uid, head.record.epoch, restores)))
+    async def granted(self, incarnation: Incarnation, head: Head, restores: str | None) -> None:
+        self._pin(incarnation.agent, head)
+        self.calls.append(("granted", (incarnation.pod.uid, head.record.epoch, restores)))
 
-    async def restored(self, who: Incarnation, outcome: Outcome) -> None:
-        self.told.append(("restored", outcome))
+    async def restored(self, incarnation: Incarnation, outcome: Outcome) -> None:
+        self.calls.append(("restored", outcome))
 
-    async def restore_progress(self, who: Incarnation, progress: Progress) -> None:
-        self.told.append(("restore_progress", progress))
+    async def restore_progress(self, incarnation: Incarnation, progress: Progress) -> None:
+        self.calls.append(("restore_progress", progress))
 
-    async def connected(self, session: SessionView, who: Incarnation) -> None:
-        self.told.append(("connected", session.pod.uid))
+    async def connected(self, session: SessionView, incarnation: Incarnation) -> None:
+        self.calls.append(("connected", session.pod.uid))
 
     async def disconnected(self, agent: AgentRef, pod: PodIdentity) -> None:
-        self.told.append(("disconnected", pod.uid))
+        self.calls.append(("disconnected", pod.uid))
 
     async def requested(self, agent: AgentRef, request: RequestCheckpoint) -> str | Refusal:
-        self.told.append(("requested", request))
+        self.calls.append(("requested", request))
         if self.refuse_requests is not None:
             return self.refuse_requests
         self._requests += 1
         return f"{self._requests:032x}"
 
     async def progressed(self, agent: AgentRef, progress: Progress) -> None:
-        self.told.append(("progressed", progress))
+        self.calls.append(("progressed", progress))
 
-    async def delayed(self, agent: AgentRef, attempt: str, why: str) -> None:
-        self.told.append(("delayed", why))
+    async def delayed(self, agent: AgentRef, attempt: str, cause: str) -> None:
+        self.calls.append(("delayed", cause))
 
     async def name_for(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
         if self.before_naming is not None:
@@ -233,25 +233,25 @@ class Recorder:
         self, agent: AgentRef, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
     ) -> None:
         self._pin(agent, head)
-        self.told.append(("committed", head))
-        self.told.append(("told", offer or contents))
+        self.calls.append(("committed", head))
+        self.calls.append(("described", offer or contents))
 
     async def failed(self, agent: AgentRef, result: Result) -> None:
-        self.told.append(("failed", result))
+        self.calls.append(("failed", result))
 
     async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
-        self.told.append(("unchanged", result))
+        self.calls.append(("unchanged", result))
 
     async def released(self, agent: AgentRef, pod: PodIdentity, completed: bool, message: str) -> None:
-        self.told.append(("released", (pod.uid, completed)))
+        self.calls.append(("released", (pod.uid, completed)))
 
     def _pin(self, agent: AgentRef, head: Head) -> None:
-        pin = self.directory.pins.get(agent)
+        pin = self.pod_resolver.pins.get(agent)
         if pin is None or head.record.sequence > pin[0]:
-            self.directory.pins[agent] = (head.record.sequence, head.digest)
+            self.pod_resolver.pins[agent] = (head.record.sequence, head.digest)
 
 
 def incarnation(agent: AgentRef, uid: str, node: str = "n1") -> Incarnation:
-    """A pod of the agent, opted in under no policy."""
+    """Return a pod of the agent that opted in without a policy."""
     pod = PodIdentity(agent.namespace, f"{agent.name}-{uid}", uid)
     return Incarnation(agent, pod, node, "ab" * 32, PolicyTerms(), None, "default")

@@ -45,18 +45,20 @@ from savepoint.repository.write.source import MemorySource
 from savepoint.repository.write.writer import CheckpointWriter, WriterOptions
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
+from savepoint_operator.control.dependencies import ControlLimits, ControlPorts
 from savepoint_operator.control.server import PATH, ControlServer
+from savepoint_operator.model.clocks import Clocks
 from savepoint_operator.model.views import AgentRef
 from savepoint_sidecar.authority.authority import Blobs
 from savepoint_sidecar.authority.channel import Dialer
-from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, PodIdentity
+from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, SidecarIdentity
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Root
 from savepoint_sidecar.restore_container import restore
 from savepoint_sidecar.settings import Settings
 
 from tests.fakes.control_harness import Pod, attempt, until
-from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
+from tests.fakes.operator_ports import Recorder, Reviewer, ScriptedPodResolver, Stores, incarnation
 from tests.servers.control import ground
 from tests.servers.pki import Authority
 from tests.servers.s3 import S3Server
@@ -106,7 +108,7 @@ class Site:
 
     recorder: Recorder
     reviewer: Reviewer
-    directory: Directory
+    pod_resolver: ScriptedPodResolver
     stores: Stores
     authority: Authority
     served: ssl.SSLContext
@@ -117,17 +119,10 @@ class Site:
 
     async def start(self) -> None:
         """An operator process takes the lead, at the address of the one before."""
-        self.server = ControlServer(
-            reviewer=self.reviewer,
-            directory=self.directory,
-            stores=self.stores,
-            recorder=self.recorder,
-            now=_now,
-            monotonic=time.monotonic,
-            random_bytes=os.urandom,
-            poll_seconds=0.05,
-            linger_seconds=0.1,
-        )
+        ports = ControlPorts(self.reviewer, self.pod_resolver, self.stores, self.recorder)
+        limits = ControlLimits(poll_seconds=0.05, linger_seconds=0.1)
+        clocks = Clocks(_now, time.monotonic)
+        self.server = ControlServer(ports, clocks, random_bytes=os.urandom, limits=limits)
         self.port = await self.server.start(self.served, "127.0.0.1", self.port)
 
     async def stop(self) -> None:
@@ -151,13 +146,13 @@ class Site:
         dialer = Dialer(self.url.replace("https:", "wss:"), self.authority.certificate.decode(), token)
         return ControlClient(
             dialer,
-            PodIdentity(uid, "n1", "0.1.0"),
+            SidecarIdentity(uid, "n1", "0.1.0"),
             ConnectionClock(time.monotonic, os.urandom, lambda: 0.0),
         )
 
     def pod(self, uid: str, agent: AgentRef = CODER) -> None:
         who = incarnation(agent, uid)
-        self.reviewer.pods[uid], self.directory.incarnations[uid] = who.pod, who
+        self.reviewer.pods[uid], self.pod_resolver.incarnations[uid] = who.pod, who
 
     async def hello(self, uid: str, role: str) -> Pod:
         headers = {"Authorization": f"Bearer token-of-{uid}"}
@@ -169,7 +164,7 @@ class Site:
 @pytest.fixture
 async def site(s3_server: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
     with ground(s3_server, BUCKET, tmp_path) as on:
-        directory = Directory()
+        directory = ScriptedPodResolver()
         recorder, reviewer = Recorder(directory), Reviewer()
         async with aiohttp.ClientSession() as session:
             site = Site(recorder, reviewer, directory, on.stores, on.authority, on.served, session, tmp_path)
@@ -246,15 +241,15 @@ async def test_a_pod_stores_and_its_successor_restores_byte_for_byte(site: Site)
     site.pod("a")
     pod = await site.hello("a", "restore")
     assert (await pod.expect(Grant)).welcome.parent is None
-    await pod.ask(Outcome("Fresh"), Ack)
+    await pod.request(Outcome("Fresh"), Ack)
     await pod.close()
     sidecar = await site.hello("a", "sidecar")
     welcome = await sidecar.expect(Welcome)
     with closing(PresignedStore(AskedUrls(sidecar))) as store:
         offer = await asyncio.to_thread(_checkpoint, store, welcome)
-    committed = await sidecar.ask(offer, Committed)
+    committed = await sidecar.request(offer, Committed)
     assert committed.checkpoint.name == "coder-1"
-    await sidecar.ask(Released(1), Ack)
+    await sidecar.request(Released(1), Ack)
     await sidecar.close()
 
     site.pod("b")
@@ -263,9 +258,9 @@ async def test_a_pod_stores_and_its_successor_restores_byte_for_byte(site: Site)
     assert granted.parent == committed.checkpoint
     with closing(PresignedStore(AskedUrls(successor))) as store:
         assert await asyncio.to_thread(_restore, store, granted) == CONTENT
-    await successor.ask(Outcome("Restored", bytes_restored=len(CONTENT)), Ack)
+    await successor.request(Outcome("Restored", bytes_restored=len(CONTENT)), Ack)
     await successor.close()
-    assert [each.outcome for each in site.recorder.of("restored")] == ["Fresh", "Restored"]
+    assert [each.outcome for each in site.recorder.calls_of("restored")] == ["Fresh", "Restored"]
 
 
 async def test_a_url_opens_one_object_of_the_own_repository(site: Site) -> None:
@@ -288,7 +283,7 @@ async def test_a_url_opens_one_object_of_the_own_repository(site: Site) -> None:
         await asyncio.to_thread(stores["a"].put_new, pack, b"of a")
         assert await asyncio.to_thread(stores["b"].head, pack) is None  # the same key, another repository
         for key in (f"../coder/{pack}", f"..%2fcoder/{pack}", "commits/00000000000000000001", "repository.json"):
-            assert (await pods["b"].ask(NeedUrls("1", get=(key,)), Refused)).request == "1"
+            assert (await pods["b"].request(NeedUrls("1", get=(key,)), Refused)).request == "1"
         await pods["a"].send(NeedUrls("1", get=(pack,)))
         url = (await pods["a"].expect(Urls)).get[pack]
         assert "/demo/coder/packs/" in url
@@ -352,12 +347,12 @@ async def test_the_sidecars_own_client_commits_through_a_restart_of_the_operator
             asked = await anext(orders)
             assert isinstance(asked, Checkpoint)
             assert asked.request == "r1"
-            await client.result(Result(asked.attempt, "Unchanged"))
-            await until(lambda: site.recorder.of("unchanged"))
-            await client.released(Released(1))
+            await client.report_result(Result(asked.attempt, "Unchanged"))
+            await until(lambda: site.recorder.calls_of("unchanged"))
+            await client.report_release(Released(1))
     finally:
         await _close(client)
-    assert site.recorder.of("released") == [("a", False)]
+    assert site.recorder.calls_of("released") == [("a", False)]
 
 
 async def test_what_the_client_leaves_behind_is_adopted(site: Site) -> None:
@@ -383,7 +378,7 @@ async def test_what_the_client_leaves_behind_is_adopted(site: Site) -> None:
         await again.welcome()
     await again.close()
     assert caught.value.code == "Completed"
-    assert [head.record.kind for head in site.recorder.of("committed")] == ["checkpoint", "completed"]
+    assert [head.record.kind for head in site.recorder.calls_of("committed")] == ["checkpoint", "completed"]
 
 
 async def test_the_client_of_a_superseded_pod_is_stopped(site: Site) -> None:
@@ -432,7 +427,7 @@ async def test_the_init_container_itself_starts_fresh_restores_and_is_refused(si
             welcome = await client.welcome()
             offer = await asyncio.to_thread(_tree, client.blobs, welcome, client.random_bytes)
             await client.commit(offer)
-            await client.released(Released(1))
+            await client.report_release(Released(1))
     finally:
         await _close(client)
     status, told, state = await start("b")
@@ -441,4 +436,4 @@ async def test_the_init_container_itself_starts_fresh_restores_and_is_refused(si
 
     status, told, _ = await start("a")  # its sandbox was restarted, long after another pod has taken over
     assert (status, told["outcome"]) == (1, "Fenced")
-    assert [each.outcome for each in site.recorder.of("restored")][:2] == ["Fresh", "Restored"]
+    assert [each.outcome for each in site.recorder.calls_of("restored")][:2] == ["Fresh", "Restored"]

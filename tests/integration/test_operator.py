@@ -123,7 +123,7 @@ async def test_a_failure_names_what_to_do(rig: Rig, session: aiohttp.ClientSessi
     made = await asyncio.to_thread(rig.kubectl.create, asked("stuck"), "-n", rig.namespace)
     order = await sidecar.order()
     text = 'Agent did not reach a safe point within 10s (in tool "crawl" for 94s); it was resumed.'
-    await sidecar.socket.ask(Result(order.attempt, "Failed", "QuiesceTimeout", text), Ack)
+    await sidecar.socket.request(Result(order.attempt, "Failed", "QuiesceTimeout", text), Ack)
     name = made["metadata"]["name"]
     await soon("it has failed", lambda: rig.reason("agentcheckpoint", name) == "QuiesceTimeout")
     status = (await asyncio.to_thread(rig.get, "agentcheckpoint", name))["status"]
@@ -163,7 +163,7 @@ async def test_two_pods_of_different_owners_are_ambiguous(rig: Rig, session: aio
     await asyncio.to_thread(rig.pod, "twin", owned=False)
     second = await asyncio.to_thread(rig.pod, "twin", owned=False)
     socket = await rig.dial(session, second)
-    refused = await socket.ask(Hello("restore", 1, "0.1.0", "n1"), Refused)
+    refused = await socket.request(Hello("restore", 1, "0.1.0", "n1"), Refused)
     assert refused.reason == "AmbiguousAgent"
 
 
@@ -246,7 +246,7 @@ async def _once(rig: Rig, session: aiohttp.ClientSession, agent: str) -> tuple[d
     pod = await asyncio.to_thread(lambda: rig.pod(agent, restart_policy="Never"))
     welcome = await rig.restore(session, pod)
     sidecar = await rig.sidecar(session, pod)
-    order = await sidecar.socket.ask(RequestCheckpoint(f"last-{pod['metadata']['name']}", "Shutdown"), Checkpoint)
+    order = await sidecar.socket.request(RequestCheckpoint(f"last-{pod['metadata']['name']}", "Shutdown"), Checkpoint)
     await sidecar.commit(order)
     await sidecar.release()
     return pod, welcome
@@ -295,7 +295,7 @@ async def test_a_commit_is_counted(rig: Rig, session: aiohttp.ClientSession) -> 
     await asyncio.to_thread(rig.kubectl.create, asked("measured"), "-n", rig.namespace)
     order = await sidecar.order()
     offer = await sidecar.store(order, os.urandom(5000))
-    await sidecar.socket.ask(offer, Committed)
+    await sidecar.socket.request(offer, Committed)
     await soon("it is counted", lambda: rig.counted(counters[0][0], **counters[0][1]) > was[0])
     attempts, ordered, seconds, uploaded, logical, pauses, paused = (
         rig.counted(name, **labels) - old for (name, labels), old in zip(counters, was, strict=True)

@@ -67,7 +67,7 @@ async def test_killed_after_the_order_it_is_finished_by_the_next_leader(
     await asyncio.to_thread(rig.let_lapse)
     with rig.operator("b"):
         again = await rig.sidecar(session, pod, attempts=(AttemptState(order.attempt, "Uploading"),))
-        committed = await again.socket.ask(offer, Committed)
+        committed = await again.socket.request(offer, Committed)
         assert committed.checkpoint.name == name
         await soon("it is Ready", lambda: rig.reason("agentcheckpoint", name) == "Ready")
         assert len(rig.items("agentcheckpoints")) == 1
@@ -85,7 +85,7 @@ async def test_killed_after_the_commit_status_is_repaired_from_the_chain(
         order = await sidecar.order()
         offer = await sidecar.store(order)
         await asyncio.to_thread(_silence, rig, True)
-        await sidecar.socket.ask(offer, Committed)
+        await sidecar.socket.request(offer, Committed)
         await asyncio.to_thread(first.kill)
         await asyncio.to_thread(_silence, rig, False)
         assert rig.reason("agentcheckpoint", name) != "Ready"
@@ -160,7 +160,7 @@ async def test_while_the_api_server_is_away_commits_go_on(rig: Rig, session: aio
     with rig.operator("a"):
         await ready(rig)
         _, sidecar = await rig.start(session)
-        order = await sidecar.socket.ask(RequestCheckpoint("r1", "Agent"), Checkpoint)
+        order = await sidecar.socket.request(RequestCheckpoint("r1", "Agent"), Checkpoint)
         offer = await sidecar.store(order)
         rig.server.process.popen.send_signal(signal.SIGSTOP)
         try:
@@ -179,12 +179,12 @@ async def test_a_shutdown_in_flight_is_finished_before_it_goes(rig: Rig, session
     with rig.operator("a") as first:
         await ready(rig)
         _, sidecar = await rig.start(session)
-        order = await sidecar.socket.ask(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
+        order = await sidecar.socket.request(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
         offer = await sidecar.store(order)
         stopping = asyncio.create_task(asyncio.to_thread(first.stop, 40))
         await soon("it stops", lambda: "stopping:" in (rig.room / "a.log").read_text())
-        assert (await sidecar.socket.ask(offer, Committed)).checkpoint.name == "coder-1"
-        await sidecar.socket.ask(Released(1), Ack)
+        assert (await sidecar.socket.request(offer, Committed)).checkpoint.name == "coder-1"
+        await sidecar.socket.request(Released(1), Ack)
         assert rig.health("/readyz") == (200, "ok\n"), "a successor may dial"
         await sidecar.socket.close()
         await soon("it has let go", lambda: rig.health("/readyz") == (503, "stopping\n"))

@@ -162,7 +162,7 @@ async def test_a_lost_node_gives_its_agent_to_a_successor_and_the_old_one_commit
         assert welcome.epoch == 2
         assert {wait.reason for wait in rig.waits} == {"PredecessorRunning"}
         stale = await rig.dial(session, old)
-        stop = await stale.ask(Hello("sidecar", 1, "0.1.0", "n2", 1), Stop)
+        stop = await stale.request(Hello("sidecar", 1, "0.1.0", "n2", 1), Stop)
         assert stop.reason == "Fenced"
     finally:
         await asyncio.to_thread(node_is, rig.kubectl, "n2", ready=True)

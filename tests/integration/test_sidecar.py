@@ -61,7 +61,7 @@ async def test_a_pod_lives_crashes_ends_and_comes_back_elsewhere(site: Site) -> 
     assert len(pod.told("connected")) == 2
 
     await terminate(pod, agent, sidecar)
-    assert site.recorder.of("released")[-1] == ("a", False), pod.log()
+    assert site.recorder.calls_of("released")[-1] == ("a", False), pod.log()
     steps = [each["step"] for each in pod.told("step")]
     assert len(steps) - len(set(steps)) <= 1, "only the step in flight at the crash may run again"
 
@@ -77,7 +77,7 @@ async def test_a_pod_lives_crashes_ends_and_comes_back_elsewhere(site: Site) -> 
     assert third["how"] == "Restored" and third["connected"] == third["lines"] == len(log_before.splitlines())
     assert successor.told("step")[0]["step"] == len(steps) - (len(steps) - len(set(steps)))
     await terminate(successor, agent, sidecar)
-    told = [(each.outcome, each.config_changed) for each in site.recorder.of("restored")]
+    told = [(each.outcome, each.config_changed) for each in site.recorder.calls_of("restored")]
     assert told == [("Fresh", False), ("Restored", True)]
 
 
@@ -98,10 +98,10 @@ async def test_a_container_that_starts_again_after_the_end_of_its_run_begins_the
     assert await exit_of(pod.agent()) == 0, pod.log()
     assert [each["step"] for each in pod.told("step")] == [0, 1, 2] * 3
     assert {(each["connected"], each["at"]) for each in pod.told("connected")} == {(0, None)}
-    assert [each.outcome for each in site.recorder.of("restored")] == ["Fresh"] * 3
+    assert [each.outcome for each in site.recorder.calls_of("restored")] == ["Fresh"] * 3
     sidecar.send_signal(signal.SIGTERM)
     assert await exit_of(sidecar) == 0, pod.log()
-    assert site.recorder.of("released")[-1] == ("a", True), pod.log()
+    assert site.recorder.calls_of("released")[-1] == ("a", True), pod.log()
 
 
 @pytest.mark.timeout(180)
@@ -120,8 +120,8 @@ async def test_an_end_without_operator_is_committed_before_the_successor_starts(
     await site.start()
 
     successor = site.pod("b")
-    site.recorder.told.clear()
-    site.directory.standings["a"] = PredecessorState(PodState.GONE, NodeState.READY)
+    site.recorder.calls.clear()
+    site.pod_resolver.predecessors["a"] = PredecessorState(PodState.GONE, NodeState.READY)
     waiting = asyncio.ensure_future(successor.restore())
     assert await waiting == 0, successor.log()
     assert len((successor.folder / "state" / "log").read_text().splitlines()) == done

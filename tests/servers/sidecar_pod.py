@@ -19,10 +19,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from savepoint_operator.control.dependencies import ControlLimits, ControlPorts
 from savepoint_operator.control.server import PATH, ControlServer
+from savepoint_operator.model.clocks import Clocks
 from savepoint_operator.model.views import AgentRef
 
-from tests.fakes.operator_ports import Directory, Recorder, Reviewer, Stores, incarnation
+from tests.fakes.operator_ports import Recorder, Reviewer, ScriptedPodResolver, Stores, incarnation
 from tests.servers.control import ground
 from tests.servers.pki import Authority
 from tests.servers.s3 import S3Server
@@ -69,27 +71,20 @@ class Site:
     stores: Stores
     served: ssl.SSLContext
     authority: Authority
-    directory: Directory = field(default_factory=Directory)
+    pod_resolver: ScriptedPodResolver = field(default_factory=ScriptedPodResolver)
     reviewer: Reviewer = field(default_factory=Reviewer)
     port: int = 0
     server: ControlServer | None = None
     pods: "list[Pod]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.recorder = Recorder(self.directory)
+        self.recorder = Recorder(self.pod_resolver)
 
     async def start(self) -> None:
-        self.server = ControlServer(
-            reviewer=self.reviewer,
-            directory=self.directory,
-            stores=self.stores,
-            recorder=self.recorder,
-            now=lambda: datetime.now(UTC),
-            monotonic=time.monotonic,
-            random_bytes=os.urandom,
-            poll_seconds=0.05,
-            linger_seconds=0.1,
-        )
+        ports = ControlPorts(self.reviewer, self.pod_resolver, self.stores, self.recorder)
+        limits = ControlLimits(poll_seconds=0.05, linger_seconds=0.1)
+        clocks = Clocks(lambda: datetime.now(UTC), time.monotonic)
+        self.server = ControlServer(ports, clocks, random_bytes=os.urandom, limits=limits)
         self.port = await self.server.start(self.served, "127.0.0.1", self.port)
 
     async def stop(self) -> None:
@@ -107,14 +102,14 @@ class Site:
 
     def ended(self) -> dict[str, str]:
         """Attempts that have ended: the checkpoint's name, or the reason why there is none."""
-        committed = {head.record.attempt: head.record.name for head in self.recorder.of("committed")}
-        failed = {result.attempt: result.reason for result in self.recorder.of("failed")}
+        committed = {head.record.attempt: head.record.name for head in self.recorder.calls_of("committed")}
+        failed = {result.attempt: result.reason for result in self.recorder.calls_of("failed")}
         return {**failed, **committed}
 
     def pod(self, uid: str, **more: str) -> "Pod":
         """A pod with empty volumes on a node of its own."""
         who = replace(incarnation(AGENT, uid), **more)
-        self.reviewer.pods[uid], self.directory.incarnations[uid] = who.pod, who
+        self.reviewer.pods[uid], self.pod_resolver.incarnations[uid] = who.pod, who
         pod = Pod(self, uid, self.folder / uid)
         self.pods.append(pod)
         return pod

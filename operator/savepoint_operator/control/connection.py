@@ -1,6 +1,6 @@
-"""One WebSocket to a pod, as messages of the protocol: bounded in size, and in how long a send may take.
+"""One WebSocket to a pod, as protocol messages: bounded in message size and in the time that a send may take.
 
-It knows nothing of roles. Only its reader task receives; anyone may send.
+It knows nothing of roles. Only its reader task receives; any task may send.
 """
 
 import asyncio
@@ -12,17 +12,17 @@ from aiohttp import WSMsgType, web
 from savepoint.contract.control_protocol import FromOperator, FromPod, Message, ProtocolError, decode, encode
 from savepoint.errors import KeyMismatch, NotAdopted, StoreDenied, StoreMisconfigured, StoreUnavailable, Unavailable
 
-from savepoint_operator.control.rate_limit import MESSAGE_COSTS_BYTES, RateLimit
-from savepoint_operator.rules.sanitize import heard
+from savepoint_operator.control.rate_limit import MESSAGE_OVERHEAD_BYTES, RateLimit
+from savepoint_operator.rules.sanitize import sanitized
 
 SEND_SECONDS = 10.0
 CLOSE_REASON_BYTES = 120
-MAY_PASS = (StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable)
-"""What says nothing about the pod, and passes without it: a pod that starts waits, one that runs dials again."""
+TRANSIENT = (StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable)
+"""Faults that the pod did not cause and cannot fix: a starting pod waits, a running one reconnects."""
 
 
 class CloseCode(IntEnum):
-    """Why the operator ends a connection (docs/control-protocol.md)."""
+    """The codes with which the operator closes a connection (docs/control-protocol.md)."""
 
     DONE = 1000
     SLOW = 1008
@@ -34,7 +34,7 @@ class CloseCode(IntEnum):
 
 
 class Closing(Exception):
-    """Ends the connection with a close code; how a session says so, and no error of this project's tree."""
+    """Closes the connection with a code. Used by sessions only; not one of the project's errors."""
 
     def __init__(self, code: CloseCode, text: str) -> None:
         super().__init__(text)
@@ -42,17 +42,17 @@ class Closing(Exception):
 
 
 class Connection:
-    """A pod's connection after the upgrade. ``abort`` drops a peer that no longer reads."""
+    """A pod's connection after the upgrade."""
 
     def __init__(self, socket: web.WebSocketResponse, request: web.Request, send_seconds: float = SEND_SECONDS) -> None:
         self._socket, self._request, self._send_seconds = socket, request, send_seconds
-        self.pace: RateLimit | None = None
-        """What its pod may send; set once the pod is known, before anything is received."""
+        self.rate_limit: RateLimit | None = None
+        """The pod's limit; set once the pod is known, before the first message is received."""
         self.received_bytes = 0
-        """Of the last message."""
+        """The size of the last message received."""
 
     async def send(self, message: FromOperator) -> None:
-        """Send, or raise Unavailable when the connection is gone or its peer does not read."""
+        """Send the message. Raises Unavailable if the connection is closed or its peer does not read."""
         try:
             async with asyncio.timeout(self._send_seconds):
                 await self._socket.send_str(encode(message))
@@ -63,12 +63,12 @@ class Connection:
             raise Unavailable(f"the pod has not read its control connection for {self._send_seconds:.0f} s") from error
 
     async def receive(self, seconds: float) -> FromPod | None:
-        """The next message; None when the connection has ended. Raises Closing for silence or what is no message.
+        """Return the next message, or None once the connection has ended. A pod over its rate limit is read later.
 
-        Whoever sends more than its pod's allowance is read more slowly.
+        Raises Closing if no message arrives in time or if it is malformed.
         """
-        if self.pace is not None and self.received_bytes:
-            debt_seconds = self.pace.spend(self.received_bytes + MESSAGE_COSTS_BYTES)
+        if self.rate_limit is not None and self.received_bytes:
+            debt_seconds = self.rate_limit.spend(self.received_bytes + MESSAGE_OVERHEAD_BYTES)
             if debt_seconds > 0:
                 await asyncio.sleep(debt_seconds)
         try:
@@ -84,21 +84,21 @@ class Connection:
         except ProtocolError as error:
             raise Closing(CloseCode.VERSION, str(error)) from error
         if not isinstance(message, FromPod):
-            raise Closing(CloseCode.VERSION, "a message that only the operator sends")
-        return heard(message)
+            raise Closing(CloseCode.VERSION, "only the operator sends this message")
+        return sanitized(message)
 
     async def messages(self, seconds: float) -> AsyncIterator[FromPod]:
-        """Every message until the connection ends."""
+        """Yield messages until the connection ends; ``seconds`` is the longest silence between two of them."""
         while (message := await self.receive(seconds)) is not None:
             yield message
 
     async def close(self, code: int, text: str) -> None:
-        """End the connection; it never raises and never takes long."""
+        """Close the connection. Never raises, and takes at most as long as a send."""
         with suppress(ConnectionError, RuntimeError, TimeoutError):
             async with asyncio.timeout(self._send_seconds):
                 await self._socket.close(code=code, message=text.encode()[:CLOSE_REASON_BYTES])
 
     def abort(self) -> None:
-        """Cut the connection without a word."""
+        """Drop the connection without a close frame, since the peer no longer reads."""
         if self._request.transport is not None:
             self._request.transport.abort()

@@ -1,6 +1,6 @@
-"""Which pods this leader hears, by its own monotonic clock: what the rules of take-over are decided on.
+"""Which pods are connected to this leader, by its own monotonic clock: an input to the take-over rules.
 
-Memory only, on purpose: after a change of leader every silence is counted anew.
+Kept in memory only, on purpose: after a change of leader every silence is counted from zero.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from savepoint_operator.model.views import AgentRef, Contact, PodIdentity
 
 FORGET_SECONDS = 3600.0
-"""A pod whose connection ended longer ago is as good as one that never connected: both are past every bound."""
+"""A pod whose connection closed longer ago is forgotten: like one that never connected, it is past every limit."""
 
 
 @dataclass
-class _Heard:
+class _PodConnections:
     name: str
     connections: int = 0
     closed_at: float | None = None
@@ -23,73 +23,73 @@ class _Heard:
 
 
 class PodLiveness:
-    """Connections by pod UID, of either role. All methods run on the event loop."""
+    """Open connections by pod UID, of either role. All methods run on the event loop."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._heard: dict[str, _Heard] = {}
-        self._pulses: dict[AgentRef, asyncio.Event] = {}
+        self._pods: dict[str, _PodConnections] = {}
+        self._waiters: dict[AgentRef, asyncio.Event] = {}
         self._leader_since = monotonic()
 
     @property
     def leader_since(self) -> float:
-        """Monotonic seconds at which this leader began to listen."""
+        """Monotonic seconds at which this leader began to accept connections."""
         return self._leader_since
 
-    def lead(self) -> None:
-        """Leadership begins now: what was heard before counts no more."""
-        self._heard.clear()
+    def start_leading(self) -> None:
+        """Note that leadership begins now, and discard earlier observations."""
+        self._pods.clear()
         self._leader_since = self._monotonic()
 
-    def opened(self, pod: PodIdentity) -> None:
-        """A connection of the pod is open."""
-        self._forget()
-        self._heard.setdefault(pod.uid, _Heard(pod.name)).connections += 1
+    def connection_opened(self, pod: PodIdentity) -> None:
+        """Note that a connection of the pod has opened."""
+        self._forget_old_pods()
+        self._pods.setdefault(pod.uid, _PodConnections(pod.name)).connections += 1
 
-    def closed(self, pod: PodIdentity) -> None:
-        """A connection of the pod has ended."""
-        heard = self._heard.setdefault(pod.uid, _Heard(pod.name, 1))
-        heard.connections = max(0, heard.connections - 1)
-        if heard.connections == 0:
-            heard.closed_at = self._monotonic()
+    def connection_closed(self, pod: PodIdentity) -> None:
+        """Note that a connection of the pod has closed."""
+        known = self._pods.setdefault(pod.uid, _PodConnections(pod.name, 1))
+        known.connections = max(0, known.connections - 1)
+        if known.connections == 0:
+            known.closed_at = self._monotonic()
 
     def released(self, agent: AgentRef, pod: PodIdentity) -> None:
-        """The pod has ended its work; whoever waits for it is woken."""
-        self._heard.setdefault(pod.uid, _Heard(pod.name)).released = True
-        self.pulse(agent)
+        """Note that the pod has released its epoch, and wake the pods that wait for it."""
+        self._pods.setdefault(pod.uid, _PodConnections(pod.name)).released = True
+        self.wake(agent)
 
-    def returned(self, pod: PodIdentity) -> None:
-        """A pod that had released works again (its sidecar was started anew, and holds the epoch still)."""
-        if pod.uid in self._heard:
-            self._heard[pod.uid].released = False
+    def reactivated(self, pod: PodIdentity) -> None:
+        """Discard the pod's release: its sidecar restarted, still holds the epoch and works again."""
+        if pod.uid in self._pods:
+            self._pods[pod.uid].released = False
 
     def contact(self, pod_uid: str) -> Contact:
-        """What is known of the pod."""
-        heard = self._heard.get(pod_uid)
-        if heard is None:
+        """Return what is known of the pod's connections."""
+        known = self._pods.get(pod_uid)
+        if known is None:
             return Contact()
-        connected = heard.connections > 0
-        return Contact(connected, None if connected else heard.closed_at, heard.released, heard.name)
+        connected = known.connections > 0
+        return Contact(connected, None if connected else known.closed_at, known.released, known.name)
 
-    def pulse(self, agent: AgentRef) -> None:
-        """Wake whoever waits for a change of this agent."""
-        event = self._pulses.pop(agent, None)
+    def wake(self, agent: AgentRef) -> None:
+        """Wake the tasks that wait for a change of this agent."""
+        event = self._waiters.pop(agent, None)
         if event is not None:
             event.set()
 
-    async def changed(self, agent: AgentRef, seconds: float) -> None:
-        """Return at the next pulse of the agent, or after so many seconds."""
-        event = self._pulses.setdefault(agent, asyncio.Event())
+    async def wait_for_change(self, agent: AgentRef, seconds: float) -> None:
+        """Return at the next change of the agent, or after so many seconds."""
+        event = self._waiters.setdefault(agent, asyncio.Event())
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()
 
-    def _forget(self) -> None:
+    def _forget_old_pods(self) -> None:
         before = self._monotonic() - FORGET_SECONDS
         old = [
             uid
-            for uid, heard in self._heard.items()
-            if heard.connections == 0 and heard.closed_at is not None and heard.closed_at < before
+            for uid, known in self._pods.items()
+            if known.connections == 0 and known.closed_at is not None and known.closed_at < before
         ]
         for uid in old:
-            del self._heard[uid]
+            del self._pods[uid]

@@ -1,59 +1,59 @@
-"""How much one pod may say: an allowance that fills again with time. No I/O; it waits for nobody.
+"""How much one pod may send: token buckets that refill over time. No I/O; a bucket never waits itself.
 
-One event loop and one process serve every agent of the cluster, so what one pod sends must not use up what all share.
+One event loop in one process serves every agent of the cluster, so no single pod may use up what all share.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
 
-BYTES_MOST = 2 << 20
+BURST_BYTES = 2 << 20
 BYTES_PER_SECOND = 256 << 10
-MESSAGE_COSTS_BYTES = 1024
-"""A message costs so much more than its bytes."""
-BEGUN_MOST = 60
-BEGUN_PER_SECOND = 1.0
-"""Attempts that pods begin, each of which may become an object."""
-REMEMBERED = 4096
+MESSAGE_OVERHEAD_BYTES = 1024
+"""Charged for each message in addition to its bytes."""
+BURST_ATTEMPTS = 60
+ATTEMPTS_PER_SECOND = 1.0
+"""Limit for attempts that pods begin on their own; each may become an object."""
+MAX_REMEMBERED = 4096
 
 
 class RateLimit:
-    """So much at once, and so much a second in the long run."""
+    """A token bucket: a burst at once, and a rate per second in the long run."""
 
-    def __init__(self, monotonic: Callable[[], float], most: float, per_second: float) -> None:
-        self._monotonic, self._most, self._per_second = monotonic, most, per_second
-        self._left, self._at = most, monotonic()
+    def __init__(self, monotonic: Callable[[], float], burst: float, per_second: float) -> None:
+        self._monotonic, self._burst, self._per_second = monotonic, burst, per_second
+        self._left, self._refilled_at = burst, monotonic()
 
     def spend(self, amount: float) -> float:
-        """Take the amount in any case; in how many seconds it will have been earned."""
-        self._fill()
+        """Take the amount, going into debt if need be, and return the seconds until the debt is paid off."""
+        self._refill()
         self._left -= amount
         return max(0.0, -self._left / self._per_second)
 
     def take(self, amount: float = 1) -> bool:
-        """Take the amount if it is there."""
-        self._fill()
+        """Take the amount if it is available, and return whether it was."""
+        self._refill()
         if self._left < amount:
             return False
         self._left -= amount
         return True
 
-    def _fill(self) -> None:
+    def _refill(self) -> None:
         now = self._monotonic()
-        self._left = min(self._most, self._left + (now - self._at) * self._per_second)
-        self._at = now
+        self._left = min(self._burst, self._left + (now - self._refilled_at) * self._per_second)
+        self._refilled_at = now
 
 
 class RateLimits:
-    """Each pod's allowance of bytes, over all its connections."""
+    """The limit of bytes for each pod, shared by all its connections."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._by_uid: OrderedDict[str, RateLimit] = OrderedDict()
 
     def of(self, pod_uid: str) -> RateLimit:
-        """The pod's allowance."""
-        found = self._by_uid.setdefault(pod_uid, RateLimit(self._monotonic, BYTES_MOST, BYTES_PER_SECOND))
+        """Return the pod's limit."""
+        found = self._by_uid.setdefault(pod_uid, RateLimit(self._monotonic, BURST_BYTES, BYTES_PER_SECOND))
         self._by_uid.move_to_end(pod_uid)
-        while len(self._by_uid) > REMEMBERED:
+        while len(self._by_uid) > MAX_REMEMBERED:
             self._by_uid.popitem(last=False)
         return found

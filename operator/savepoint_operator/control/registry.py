@@ -1,34 +1,34 @@
-"""The live sidecar sessions and the one attempt each agent has in flight; it is what reconcile gives its orders to.
+"""The live sidecar sessions and the one attempt that each agent has in flight; implements ``Orders`` for reconcile.
 
-It owns the end of every attempt: committed, refused, failed by the sidecar, or failed here when the sidecar stays
-silent past the deadline. It neither reads sockets (``sidecar_session``) nor writes the chain (``lineage``).
+It owns the end of every attempt: committed, refused, failed by the sidecar, or failed here if the sidecar stays silent
+past the deadline. It neither reads sockets (``sidecar_session``) nor writes the chain (``lineage``).
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from savepoint.contract.control_protocol import Checkpoint, Committed, Offer, Refused, Result
+from savepoint.contract.vocabulary import CheckpointOutcome, Phase, Reason
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
 from savepoint.repository.format.commit import Head
 
 from savepoint_operator.control.agent_channel import AgentChannel, SidecarConnection
-from savepoint_operator.control.rate_limit import BEGUN_MOST, BEGUN_PER_SECOND, RateLimit
+from savepoint_operator.control.rate_limit import ATTEMPTS_PER_SECOND, BURST_ATTEMPTS, RateLimit
 from savepoint_operator.lineage.epoch_lease import EpochLease
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.model.ports import Recorder
 from savepoint_operator.model.views import AgentRef, PodIdentity, SessionView
-from savepoint_operator.rules.attempt import MAY_WAIT, URGENT, InFlight, Start, start
+from savepoint_operator.rules.attempt import DEFERRABLE, URGENT, InFlight, OrderAction, order_action
 
 COMMIT_SECONDS = 30.0
-"""How long a commit is tried at least while the store cannot be reached, even past the attempt's deadline."""
+"""How long a commit is retried while the store is unreachable, even past the attempt's deadline."""
 RETRY_SECONDS = 0.5
-RETRY_MOST_SECONDS = 8.0
+MAX_RETRY_SECONDS = 8.0
 SUCCESSOR_SECONDS = 5.0
-"""How long after a pod's release, and after a restore, the next word of the agent is waited for."""
+"""How long after a pod's release, or after a restore, the agent's next message is expected."""
 JOINED_SECONDS = 2.0
-"""How long a sidecar that has just joined may still ask for what its agent needs to start."""
+"""How long a sidecar that has just connected may request what its agent needs to start."""
 
 
 class Registry:
@@ -42,18 +42,18 @@ class Registry:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._lineage, self._recorder, self._monotonic, self._sleep = lineage, recorder, monotonic, sleep
-        self._lines: dict[AgentRef, AgentChannel] = {}
+        self._channels: dict[AgentRef, AgentChannel] = {}
         self._stops: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     # -- Orders ---------------------------------------------------------------------------------------------------
 
     def session(self, agent: AgentRef) -> SessionView | None:
-        """The live sidecar session of the agent."""
-        line = self._lines.get(agent)
-        if line is None or line.session is None:
+        """Return the live sidecar session of the agent, if any."""
+        channel = self._channels.get(agent)
+        if channel is None or channel.sidecar is None:
             return None
-        return line.session.view(line.attempt.id if line.attempt else None)
+        return channel.sidecar.view(channel.attempt.id if channel.attempt else None)
 
     async def checkpoint(
         self, agent: AgentRef, attempt: str, trigger: str, deadline_seconds: int, after: str = "Resume"
@@ -64,268 +64,273 @@ class Registry:
     async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
         """Append a rollback record and stop the session, which may commit nothing after it."""
         head = await self._lineage.rollback(agent, attempt, to_sequence, store)
-        message = f"Agent {agent} was rolled back: its next pod restores what was chosen."
-        line = self._line(agent)
-        if line.attempt is not None and line.attempt.id not in line.commits:
-            await self.fail(agent, Result(line.attempt.id, "Failed", "RolledBack", message))
-        self._stop(line, "RolledBack", message)
+        message = f"Agent {agent} was rolled back or reset; its next pod starts from the chosen state."
+        channel = self._channel(agent)
+        if channel.attempt is not None and channel.attempt.id not in channel.commits:
+            await self.fail(agent, _failed(channel.attempt.id, Reason.ROLLED_BACK, message))
+        self._stop(channel, Reason.ROLLED_BACK, message)
         return head
 
     async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
-        """End the run of a pod that has exited with 0; Unavailable while its last checkpoint may be on its way."""
-        if self._line(agent).commits:
-            raise Unavailable(f"a checkpoint of agent {agent} is being committed; its run is ended after that")
+        """End the run of a pod that exited with 0. Raises Unavailable while a checkpoint of it is being committed."""
+        if self._channel(agent).commits:
+            raise Unavailable(f"a checkpoint of agent {agent} is being committed; its run is ended afterwards")
         return await self._lineage.end_run(agent, pod_uid, store)
 
     async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> int:
-        """Collect; Refused with code AttemptInFlight while a checkpoint or a restore is under way."""
-        line = self._line(agent)
-        if line.attempt is not None or line.commits or line.restoring:
+        """Collect garbage. Raises Refused with code AttemptInFlight during a checkpoint or restore."""
+        channel = self._channel(agent)
+        if channel.attempt is not None or channel.commits or channel.restoring:
             raise RefusedError(
-                f"a checkpoint or restore of agent {agent} is under way; collect later", "AttemptInFlight"
+                f"a checkpoint or restore of agent {agent} is in progress; collect later", Reason.ATTEMPT_IN_FLIGHT
             )
         return await self._lineage.collect(agent, store, keep_sequences)
 
     async def head(self, agent: AgentRef, store: str) -> Head | None:
-        """The newest record, read from the store."""
+        """Return the newest record, read from the store."""
         return await self._lineage.head(agent, store)
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
     def attach(self, agent: AgentRef, session: SidecarConnection) -> None:
-        """The session is the agent's; an older one of the same pod has been closed by then."""
-        line = self._line(agent)
-        line.session = session
-        if self._monotonic() < line.between_until:
-            line.between_until = self._monotonic() + JOINED_SECONDS
+        """Make this the agent's session. An older one of the same pod has been closed by then."""
+        channel = self._channel(agent)
+        channel.sidecar = session
+        if self._monotonic() < channel.handover_until:
+            channel.handover_until = self._monotonic() + JOINED_SECONDS
 
     def detach(self, agent: AgentRef, session: SidecarConnection) -> bool:
-        """The session has ended; whether it was the agent's. Its attempt waits for a reconnect until the deadline."""
-        line = self._line(agent)
-        if line.session is not session:
+        """Remove an ended session and return whether it was the agent's. Its attempt may go on until the deadline."""
+        channel = self._channel(agent)
+        if channel.sidecar is not session:
             return False
-        line.session = None
+        channel.sidecar = None
         return True
 
     def restoring(self, agent: AgentRef, session: object) -> None:
-        """The pod of this session was granted an epoch and restores now."""
-        self._line(agent).restoring.add(session)
+        """Note that the pod of this session was granted an epoch and restores now."""
+        self._channel(agent).restoring.add(session)
 
     def restored(self, agent: AgentRef, session: object) -> None:
-        """The restore has ended, or its connection has: one pod may have two, of which the older is half open."""
-        line = self._line(agent)
-        if session in line.restoring:
-            line.restoring.remove(session)
-            self.awaited(agent)
+        """Note that the restore or its connection has ended. Of two sessions of one pod the older one is half-open."""
+        channel = self._channel(agent)
+        if session in channel.restoring:
+            channel.restoring.remove(session)
+            self.expect_successor(agent)
 
-    def awaited(self, agent: AgentRef) -> None:
-        """The agent is between two pods from now on, or one step further: the next word of it may come soon."""
-        self._line(agent).between_until = self._monotonic() + SUCCESSOR_SECONDS
+    def expect_successor(self, agent: AgentRef) -> None:
+        """Note that the agent is moving from one pod to the next, so that its next message may come soon."""
+        self._channel(agent).handover_until = self._monotonic() + SUCCESSOR_SECONDS
 
-    async def hold(self, tenure: EpochLease) -> None:
-        """This pod holds the newest epoch: what an earlier holder had under way has ended, one way or the other."""
-        agent, line = tenure.agent, self._line(tenure.agent)
-        replaced = line.holder not in (None, (tenure.pod.uid, tenure.epoch))
-        line.holder = (tenure.pod.uid, tenure.epoch)
-        message = f"Pod {tenure.pod.name} holds epoch {tenure.epoch} of agent {agent} now: no other commits any more."
+    async def set_holder(self, lease: EpochLease) -> None:
+        """Note that this pod holds the newest epoch, and end the session and the attempt of an earlier holder."""
+        agent, channel = lease.agent, self._channel(lease.agent)
+        replaced = channel.holder not in (None, (lease.pod.uid, lease.epoch))
+        channel.holder = (lease.pod.uid, lease.epoch)
+        message = f"Pod {lease.pod.name} now holds epoch {lease.epoch} of agent {agent}; only this pod may commit."
         if replaced:
-            self._stop(line, Superseded.reason, message)
-        attempt = line.attempt
-        if attempt is None or attempt.id in line.commits:
+            self._stop(channel, Superseded.reason, message)
+        attempt = channel.attempt
+        if attempt is None or attempt.id in channel.commits:
             return
         try:
-            committed = await self._lineage.has_committed(tenure, attempt.id)  # from what its pod had left behind
+            committed = await self._lineage.has_committed(lease, attempt.id)  # adopted from a pending object
         except (StoreUnavailable, Unavailable):
-            return  # its deadline ends it
+            return  # its deadline fails it
         if committed:
-            line.end(attempt.id, "")
+            channel.end(attempt.id, "")
         elif replaced:
-            await self.fail(agent, Result(attempt.id, "Failed", "SourcePodReplaced", message))
+            await self.fail(agent, _failed(attempt.id, Reason.SOURCE_POD_REPLACED, message))
 
-    def _stop(self, line: AgentChannel, reason: str, message: str) -> None:
-        session, line.session = line.session, None
-        if session is not None:  # in the background: a peer that no longer reads must not hold up its successor
-            task = asyncio.ensure_future(session.stop(reason, message))
+    def _stop(self, channel: AgentChannel, reason: str, message: str) -> None:
+        sidecar, channel.sidecar = channel.sidecar, None
+        if sidecar is not None:  # in the background, since a peer that no longer reads must not delay its successor
+            task = asyncio.ensure_future(sidecar.stop(reason, message))
             self._stops.add(task)
             task.add_done_callback(self._stops.discard)
 
     # -- attempts -------------------------------------------------------------------------------------------------
 
     def attempt(self, agent: AgentRef) -> InFlight | None:
-        """The attempt in flight."""
-        return self._line(agent).attempt
+        """Return the attempt in flight, if any."""
+        return self._channel(agent).attempt
 
     def has_ended(self, agent: AgentRef, attempt: str) -> bool:
-        """Whether the attempt is known to have ended."""
-        return attempt in self._line(agent).ended
+        """Return whether the attempt is known to have ended."""
+        return attempt in self._channel(agent).ended
 
     async def order(self, agent: AgentRef, message: Checkpoint) -> bool:
-        """Begin an attempt and send its order; False, and nothing is sent, when it is known already."""
-        line = self._line(agent)
-        what = start(line.attempt, message.attempt in line.ended, message.attempt)
-        if what is Start.KNOWN:
+        """Begin an attempt and send its order; return False, without sending, if the attempt is known already."""
+        channel = self._channel(agent)
+        action = order_action(channel.attempt, message.attempt in channel.ended, message.attempt)
+        if action is OrderAction.KNOWN:
             return False
-        if what is Start.BUSY and line.attempt is not None:
+        if action is OrderAction.BUSY and channel.attempt is not None:
             raise RefusedError(
-                f"a checkpoint of agent {agent} is under way ({line.attempt.trigger or 'restated'}, "
-                f"{line.attempt.stage}); one at a time: ask again when it has ended",
-                "AttemptInFlight",
+                f"a checkpoint of agent {agent} is in progress ({channel.attempt.trigger or 'restated'}, "
+                f"{channel.attempt.phase}); only one runs at a time: request again when it has ended",
+                Reason.ATTEMPT_IN_FLIGHT,
             )
-        if line.session is None or (self._stopping and message.trigger in MAY_WAIT):
+        if channel.sidecar is None or (self._stopping and message.trigger in DEFERRABLE):
             raise Unavailable(f"the sidecar of agent {agent} is not connected; the checkpoint can be taken once it is")
         deadline = self._monotonic() + message.deadline_seconds
-        self.begin(agent, InFlight(message.attempt, message.trigger, deadline, message.after))
+        self.track(agent, InFlight(message.attempt, message.trigger, deadline, message.after))
         try:
-            await line.session.order(message)
+            await channel.sidecar.order(message)
         except Unavailable:
-            line.clear(message.attempt)
+            channel.clear(message.attempt)
             raise
         return True
 
-    def begin(self, agent: AgentRef, attempt: InFlight) -> None:
-        """Count the attempt as in flight, and watch its deadline."""
-        line = self._line(agent)
-        line.attempt = attempt
-        if line.timer is not None:
-            line.timer.cancel()
-        line.timer = asyncio.ensure_future(self._expire(agent, attempt))
+    def track(self, agent: AgentRef, attempt: InFlight) -> None:
+        """Track the attempt as in flight, and fail it at its deadline."""
+        channel = self._channel(agent)
+        channel.attempt = attempt
+        if channel.deadline_task is not None:
+            channel.deadline_task.cancel()
+        channel.deadline_task = asyncio.ensure_future(self._expire(agent, attempt))
 
-    def stage(self, agent: AgentRef, attempt: str, stage: str) -> bool:
-        """How far the attempt is; False when it is not the one in flight."""
-        line = self._line(agent)
-        if line.attempt is None or line.attempt.id != attempt:
+    def set_phase(self, agent: AgentRef, attempt: str, phase: str) -> bool:
+        """Set the phase of the attempt; return False if it is not the one in flight."""
+        channel = self._channel(agent)
+        if channel.attempt is None or channel.attempt.id != attempt:
             return False
-        line.attempt = line.attempt.at(stage)
+        channel.attempt = channel.attempt.in_phase(phase)
         return True
 
-    async def result(self, tenure: EpochLease, result: Result) -> None:
-        """The sidecar ends its attempt. It may have offered it, and not have heard that it was committed."""
-        agent, line = tenure.agent, self._line(tenure.agent)
-        if result.attempt in line.ended or result.attempt in line.commits:
+    async def result(self, lease: EpochLease, result: Result) -> None:
+        """End the attempt as the sidecar reports. It may have been committed without the sidecar learning of it."""
+        agent, channel = lease.agent, self._channel(lease.agent)
+        if result.attempt in channel.ended or result.attempt in channel.commits:
             return
-        if not line.knows(result.attempt) and not self.may_begin(agent):
+        if not channel.knows(result.attempt) and not self.may_begin_attempt(agent):
             return
-        if result.outcome == "Unchanged":
-            line.end(result.attempt, "Unchanged")
-            await self._recorder.unchanged(agent, result, await self._lineage.head(agent, tenure.store.name))
-        elif await self._was_committed(tenure, result.attempt):
-            line.end(result.attempt, "")
+        if result.outcome == CheckpointOutcome.UNCHANGED:
+            channel.end(result.attempt, CheckpointOutcome.UNCHANGED)
+            await self._recorder.unchanged(agent, result, await self._lineage.head(agent, lease.store.name))
+        elif await self._was_committed(lease, result.attempt):
+            channel.end(result.attempt, "")
         else:
             await self.fail(agent, result)
 
     async def fail(self, agent: AgentRef, result: Result) -> None:
-        """The attempt has failed: say so, once."""
-        line = self._line(agent)
-        if result.attempt not in line.ended:
-            line.end(result.attempt, result.reason or "Failed")
+        """Fail the attempt and record it, once."""
+        channel = self._channel(agent)
+        if result.attempt not in channel.ended:
+            channel.end(result.attempt, result.reason or CheckpointOutcome.FAILED)
             await self._recorder.failed(agent, result)
 
-    async def commit(self, tenure: EpochLease, offer: Offer) -> Committed | Refused:
-        """Commit an offer and answer it. It goes on when the connection is lost; a repeated offer joins it."""
-        line = self._line(tenure.agent)
-        task = line.commits.get(offer.attempt)
-        if not line.knows(offer.attempt) and not self.may_begin(tenure.agent):
-            text = "This pod offers attempts of its own faster than one a second; offer it again later."
-            return Refused("Refused", text, attempt=offer.attempt)
+    async def commit(self, lease: EpochLease, offer: Offer) -> Committed | Refused:
+        """Commit an offer and return the answer. The commit outlives the connection; a repeated offer joins it."""
+        channel = self._channel(lease.agent)
+        task = channel.commits.get(offer.attempt)
+        if not channel.knows(offer.attempt) and not self.may_begin_attempt(lease.agent):
+            text = "This pod offers more than one attempt of its own per second. Offer it again later."
+            return Refused(Reason.REFUSED, text, attempt=offer.attempt)
         if task is None:
-            task = asyncio.ensure_future(self._commit(line, tenure, offer))
-            line.commits[offer.attempt] = task
-            task.add_done_callback(lambda _: line.commits.pop(offer.attempt, None))
+            task = asyncio.ensure_future(self._commit(channel, lease, offer))
+            channel.commits[offer.attempt] = task
+            task.add_done_callback(lambda _: channel.commits.pop(offer.attempt, None))
         return await asyncio.shield(task)
 
-    def may_begin(self, agent: AgentRef) -> bool:
-        """Whether the agent's pod may begin one more attempt by itself: each may become an object of the cluster."""
-        line = self._line(agent)
-        if line.begun is None:
-            line.begun = RateLimit(self._monotonic, BEGUN_MOST, BEGUN_PER_SECOND)
-        return line.begun.take()
+    def may_begin_attempt(self, agent: AgentRef) -> bool:
+        """Return whether the agent's pod may begin one more attempt on its own; each may become an object."""
+        channel = self._channel(agent)
+        if channel.attempt_limit is None:
+            channel.attempt_limit = RateLimit(self._monotonic, BURST_ATTEMPTS, ATTEMPTS_PER_SECOND)
+        return channel.attempt_limit.take()
 
     # -- the end of leadership ------------------------------------------------------------------------------------
 
     def stop_ordering(self) -> None:
-        """From now on nothing new is begun; what is under way goes on."""
+        """Accept no deferrable orders from now on; what is in progress continues."""
         self._stopping = True
 
     @property
-    def urgent(self) -> bool:
-        """Whether a commit, or an attempt of a pod that is about to go, is under way."""
+    def has_urgent_work(self) -> bool:
+        """True while a commit, or an attempt of a pod that is about to end, is in progress."""
         return any(
-            line.commits or (line.session is not None and line.attempt is not None and line.attempt.trigger in URGENT)
-            for line in self._lines.values()
+            channel.commits
+            or (channel.sidecar is not None and channel.attempt is not None and channel.attempt.trigger in URGENT)
+            for channel in self._channels.values()
         )
 
-    def between(self) -> set[AgentRef]:
-        """The agents that are on their way from one pod to the next: until the new one's sidecar has what it needs."""
+    def in_handover(self) -> set[AgentRef]:
+        """Return the agents that are moving from one pod to the next: until the new sidecar has what it needs."""
         now = self._monotonic()
-        return {agent for agent, line in self._lines.items() if line.restoring or now < line.between_until}
+        return {agent for agent, channel in self._channels.items() if channel.restoring or now < channel.handover_until}
 
-    def pods(self) -> list[tuple[AgentRef, PodIdentity]]:
-        """Of every live session."""
-        sessions = [(agent, line.session) for agent, line in self._lines.items() if line.session is not None]
+    def connected_pods(self) -> list[tuple[AgentRef, PodIdentity]]:
+        """Return the agent and pod of every live session."""
+        sessions = [
+            (agent, channel.sidecar) for agent, channel in self._channels.items() if channel.sidecar is not None
+        ]
         return [(agent, session.view(None).pod) for agent, session in sessions]
 
     async def close(self) -> None:
-        """Forget everything: the sidecars restate it to the next leader."""
+        """Cancel all tasks and forget all state; the sidecars restate it to the next leader."""
         tasks: list[asyncio.Task[None] | asyncio.Task[Committed | Refused]] = [*self._stops]
-        for line in self._lines.values():
-            tasks += [*line.commits.values(), *([line.timer] if line.timer else [])]
+        for channel in self._channels.values():
+            tasks += [*channel.commits.values(), *([channel.deadline_task] if channel.deadline_task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._lines.clear()
+        self._channels.clear()
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------------------------
 
-    async def _was_committed(self, tenure: EpochLease, attempt: str) -> bool:
-        """Where the store cannot say, it counts as not committed; the chain is compared again later."""
+    async def _was_committed(self, lease: EpochLease, attempt: str) -> bool:
+        """Return whether the attempt was committed; False if the store fails: the chain is checked again later."""
         try:
-            return await self._lineage.has_committed(tenure, attempt)
+            return await self._lineage.has_committed(lease, attempt)
         except SavepointError:
             return False
 
-    def _line(self, agent: AgentRef) -> AgentChannel:
-        return self._lines.setdefault(agent, AgentChannel())
+    def _channel(self, agent: AgentRef) -> AgentChannel:
+        return self._channels.setdefault(agent, AgentChannel())
 
-    async def _commit(self, line: AgentChannel, tenure: EpochLease, offer: Offer) -> Committed | Refused:
-        late = line.ended.get(offer.attempt)
-        if late == "DeadlineExceeded":
+    async def _commit(self, channel: AgentChannel, lease: EpochLease, offer: Offer) -> Committed | Refused:
+        ended = channel.ended.get(offer.attempt)
+        if ended == Reason.DEADLINE_EXCEEDED:
             return Refused(
-                late, "The attempt was given up at its deadline; nothing of it counts.", attempt=offer.attempt
+                ended, "The attempt was abandoned at its deadline; nothing of it was committed.", attempt=offer.attempt
             )
-        until = self._monotonic() + COMMIT_SECONDS
-        if line.attempt is not None and line.attempt.id == offer.attempt:
-            until = max(until, line.attempt.deadline)
-            line.attempt = replace(line.attempt, stage="Committing")
+        deadline = self._monotonic() + COMMIT_SECONDS
+        if channel.attempt is not None and channel.attempt.id == offer.attempt:
+            deadline = max(deadline, channel.attempt.deadline)
+            channel.attempt = channel.attempt.in_phase(Phase.COMMITTING)
         try:
-            committed = await self._persist(tenure, offer, until)
+            committed = await self._persist(lease, offer, deadline)
         except SavepointError as error:
-            result = Result(offer.attempt, "Failed", error.reason, str(error))
-            await self.fail(tenure.agent, result)
+            result = _failed(offer.attempt, error.reason, str(error))
+            await self.fail(lease.agent, result)
             return Refused(result.reason, result.message, attempt=offer.attempt)
-        line.end(offer.attempt, "")
+        channel.end(offer.attempt, "")
         return committed
 
-    async def _persist(self, tenure: EpochLease, offer: Offer, until: float) -> Committed:
+    async def _persist(self, lease: EpochLease, offer: Offer, deadline: float) -> Committed:
         pause = RETRY_SECONDS
         while True:
             try:
-                return Committed(offer.attempt, await self._lineage.commit(tenure, offer))
+                return Committed(offer.attempt, await self._lineage.commit(lease, offer))
             except (StoreUnavailable, Unavailable) as error:
-                if self._monotonic() + pause > until:
+                if self._monotonic() + pause > deadline:
                     raise
-                await self._recorder.delayed(tenure.agent, offer.attempt, str(error))
+                await self._recorder.delayed(lease.agent, offer.attempt, str(error))
             await self._sleep(pause)
-            pause = min(pause * 2, RETRY_MOST_SECONDS)
+            pause = min(pause * 2, MAX_RETRY_SECONDS)
 
     async def _expire(self, agent: AgentRef, attempt: InFlight) -> None:
         await self._sleep(attempt.expires_in(self._monotonic()))
-        line = self._line(agent)
-        line.timer = None
-        if line.attempt is None or line.attempt.id != attempt.id or attempt.id in line.commits:
-            return  # a commit under way ends the attempt itself, within its own bound
-        connected = (
-            "is connected but has not ended it" if line.session else "has not come back since it lost its connection"
-        )
-        stage = line.attempt.stage
-        message = f"The sidecar of agent {agent} {connected} (last stage: {stage}); earlier checkpoints are kept."
-        await self.fail(agent, Result(attempt.id, "Failed", "DeadlineExceeded", message))
+        channel = self._channel(agent)
+        channel.deadline_task = None
+        if channel.attempt is None or channel.attempt.id != attempt.id or attempt.id in channel.commits:
+            return  # a commit in progress ends the attempt itself, within its own deadline
+        state = "is connected but has not ended it" if channel.sidecar else "has not reconnected"
+        phase = channel.attempt.phase
+        message = f"The sidecar of agent {agent} {state} (last phase: {phase}); earlier checkpoints are kept."
+        await self.fail(agent, _failed(attempt.id, Reason.DEADLINE_EXCEEDED, message))
+
+
+def _failed(attempt: str, reason: str, message: str) -> Result:
+    return Result(attempt, CheckpointOutcome.FAILED, reason, message)

@@ -1,14 +1,12 @@
-"""A sidecar's side of the channel: orders go down, URLs and commits are answered, and every message may come twice.
+"""The sidecar's side of the channel: it receives orders, URLs and answers to offers. Every message may be repeated.
 
-A reader takes messages off the socket and keeps heartbeats answered; one worker handles the rest in order, so a slow
-store never makes a sidecar look silent. It owns no attempt (``registry``) and commits nothing itself (``lineage``).
+A reader takes messages off the socket and answers heartbeats; one worker handles the rest in order, so a slow store
+never makes a sidecar look silent. It owns no attempt (``registry``) and commits nothing itself (``lineage``).
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 
 from savepoint.contract.control_protocol import (
     Ack,
@@ -27,39 +25,37 @@ from savepoint.contract.control_protocol import (
     Stop,
     Urls,
 )
+from savepoint.contract.vocabulary import CheckpointOutcome, Reason
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Superseded, Unavailable
 
-from savepoint_operator.control.connection import MAY_PASS, CloseCode, Closing, Connection
-from savepoint_operator.control.liveness import PodLiveness
-from savepoint_operator.control.registry import Registry
+from savepoint_operator.control.connection import TRANSIENT, CloseCode, Closing, Connection
+from savepoint_operator.control.dependencies import SessionDependencies
 from savepoint_operator.control.welcome import urls, welcome
 from savepoint_operator.lineage.epoch_lease import EpochLease
-from savepoint_operator.lineage.service import LineageService
-from savepoint_operator.model.ports import PodResolver, Recorder
 from savepoint_operator.model.views import Incarnation, Refusal, SessionView
 from savepoint_operator.rules.attempt import (
     UNKNOWN_DEADLINE_SECONDS,
     InFlight,
-    Resume,
+    ReconnectAction,
     is_attempt,
     offer_problem,
+    reconnect_action,
     request_problem,
-    resume,
 )
 
 SILENT_SECONDS = 30.0
-"""Six heartbeats: a sidecar that says nothing for so long is dropped, and dials again if it lives."""
+"""Six heartbeats: a sidecar that is silent for this long is disconnected, and reconnects if it is alive."""
 QUEUE_MESSAGES = 256
 QUEUE_BYTES = 4 << 20
 FINISH_SECONDS = 60.0
-"""How long what a sidecar sent before it went may take to be handled."""
+"""How long handling the messages may take that a sidecar sent before it disconnected."""
 REQUEST_DEADLINE_SECONDS = 300
 RETRY_SECONDS = 1.0
-LOOK_SECONDS = 300.0
-"""How often it is looked whether the pod still exists: a token is shown once, and could be held by somebody else."""
+POD_CHECK_SECONDS = 300.0
+"""How often the pod's existence is checked: a token is shown only once and may since be held by another peer."""
 RENEW_SECONDS = 2 * 24 * 3600.0
-"""Age at which an idle session is asked to dial again: the pending URL it was given lives for seven days."""
+"""Age at which an idle session is asked to reconnect: the pending URL it was given is valid for seven days."""
 
 log = logging.getLogger(__name__)
 
@@ -70,36 +66,31 @@ class SidecarSession:
     def __init__(
         self,
         connection: Connection,
-        who: Incarnation,
+        incarnation: Incarnation,
         hello: Hello,
-        *,
-        directory: PodResolver,
-        lineage: LineageService,
-        registry: Registry,
-        presence: PodLiveness,
-        recorder: Recorder,
-        now: Callable[[], datetime],
-        monotonic: Callable[[], float],
+        dependencies: SessionDependencies,
     ) -> None:
-        self._connection, self._who, self._hello, self._directory = connection, who, hello, directory
-        self._lineage, self._registry, self._presence, self._recorder = lineage, registry, presence, recorder
-        self._monotonic, self._connected_at = monotonic, now()
-        self._renew_at = monotonic() + RENEW_SECONDS
-        self._look_at = monotonic() + LOOK_SECONDS
+        self._connection, self._incarnation, self._hello = connection, incarnation, hello
+        self._lineage, self._pod_resolver = dependencies.lineage, dependencies.pod_resolver
+        self._registry, self._liveness = dependencies.registry, dependencies.liveness
+        self._recorder, self._monotonic = dependencies.recorder, dependencies.clocks.monotonic
+        self._connected_at = dependencies.clocks.now()
+        self._renew_at = self._monotonic() + RENEW_SECONDS
+        self._check_pod_at = self._monotonic() + POD_CHECK_SECONDS
         self._heartbeat = Heartbeat()
-        self._tenure: EpochLease | None = None
+        self._lease: EpochLease | None = None
         self._queue: asyncio.Queue[tuple[FromPod, int] | None] = asyncio.Queue(QUEUE_MESSAGES)
         self._waiting_bytes = 0
 
-    # -- what the registry needs ----------------------------------------------------------------------------------
+    # -- SidecarConnection ----------------------------------------------------------------------------------------
 
     def view(self, attempt: str | None) -> SessionView:
-        """How the session stands."""
+        """Return the state of the session."""
         return SessionView(
-            agent=self._who.agent,
-            pod=self._who.pod,
-            node=self._who.node,
-            epoch=self._tenure.epoch if self._tenure else 0,
+            agent=self._incarnation.agent,
+            pod=self._incarnation.pod,
+            node=self._incarnation.node,
+            epoch=self._lease.epoch if self._lease else 0,
             connected_at=self._connected_at,
             sdk_session=self._heartbeat.session,
             detail=self._heartbeat.detail,
@@ -108,40 +99,42 @@ class SidecarSession:
         )
 
     async def order(self, message: Checkpoint) -> None:
-        """Send an order. Raises Unavailable."""
+        """Send the order. Raises Unavailable."""
         await self._connection.send(message)
 
     async def stop(self, reason: str, message: str) -> None:
-        """Tell the sidecar that it commits nothing more, and end the session."""
+        """Tell the sidecar that it may commit nothing more, and end the session. Never raises."""
         await self._answer(Stop(reason, message))
         await self._connection.close(CloseCode.DONE, reason)
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- lifecycle ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve the sidecar until it is gone. Raises Closing where that names a code."""
-        self._tenure = tenure = await self._join()
-        agent = self._who.agent
-        await self._connection.send(welcome(self._who, tenure, writes=True))
-        await self._registry.hold(tenure)
+        """Serve the sidecar until it disconnects. Raises Closing to close with a code."""
+        self._lease = lease = await self._join()
+        agent = self._incarnation.agent
+        await self._connection.send(welcome(self._incarnation, lease, writes=True))
+        await self._registry.set_holder(lease)
         self._registry.attach(agent, self)
         worker = asyncio.ensure_future(self._work())
         try:
-            await self._recorder.connected(self.view(None), self._who)
-            await self._settle()
+            await self._recorder.connected(self.view(None), self._incarnation)
+            await self._reconcile_attempts()
             await self._read(worker)
         finally:
             await self._finish(worker)
             if self._registry.detach(agent, self):
-                await self._recorder.disconnected(agent, self._who.pod)
+                await self._recorder.disconnected(agent, self._incarnation.pod)
 
     async def _join(self) -> EpochLease:
-        """The pod's hold. Raises Closing: after a stop, which is final, or for what passes (also a lost race, after
-        which the chain says who holds it)."""
+        """Return the pod's lease. Raises Closing: finally, after a Stop, or for a transient fault.
+
+        A lost race is transient: after the reconnect the chain says which pod holds the epoch.
+        """
         try:
-            answer = await self._lineage.join(self._who, self._hello.epoch)
-        except (*MAY_PASS, Superseded) as error:
-            raise Closing(CloseCode.NOT_LEADING, f"{error.reason}: dial again") from error
+            answer = await self._lineage.join(self._incarnation, self._hello.epoch)
+        except (*TRANSIENT, Superseded) as error:
+            raise Closing(CloseCode.NOT_LEADING, f"{error.reason}: reconnect") from error
         except SavepointError as error:
             answer = Refusal(error.reason, str(error))
         if isinstance(answer, Refusal):
@@ -149,15 +142,15 @@ class SidecarSession:
             raise Closing(CloseCode.DONE, answer.reason)
         return answer
 
-    async def _settle(self) -> None:
-        """Bring the attempt in flight and what the sidecar says of it together."""
-        agent = self._who.agent
+    async def _reconcile_attempts(self) -> None:
+        """Reconcile the attempt in flight with the attempts that the sidecar restates."""
+        agent = self._incarnation.agent
         for each in filter(lambda state: is_attempt(state.attempt), self._hello.attempts):
             if self._registry.attempt(agent) is None and not self._registry.has_ended(agent, each.attempt):
                 deadline = self._monotonic() + UNKNOWN_DEADLINE_SECONDS
-                self._registry.begin(agent, InFlight(each.attempt, "", deadline, stage=each.stage))
+                self._registry.track(agent, InFlight(each.attempt, "", deadline, phase=each.stage))
         attempt = self._registry.attempt(agent)
-        if attempt is not None and resume(attempt, self._hello.attempts) is Resume.RESEND:
+        if attempt is not None and reconnect_action(attempt, self._hello.attempts) is ReconnectAction.RESEND:
             left = attempt.seconds_left(self._monotonic())
             await self._answer(Checkpoint(attempt.id, attempt.trigger, left, attempt.after))
 
@@ -168,36 +161,36 @@ class SidecarSession:
             if isinstance(message, Heartbeat):
                 self._heartbeat = message
                 await self._answer(Ack("heartbeat"))
-                if self._monotonic() > self._renew_at and self._registry.attempt(self._who.agent) is None:
-                    raise Closing(CloseCode.NOT_LEADING, "a long session is renewed: dial again")
-                if self._monotonic() > self._look_at and self._registry.attempt(self._who.agent) is None:
-                    await self._look_again()
+                if self._monotonic() > self._renew_at and self._registry.attempt(self._incarnation.agent) is None:
+                    raise Closing(CloseCode.NOT_LEADING, "this long-lived session must be renewed: reconnect")
+                if self._monotonic() > self._check_pod_at and self._registry.attempt(self._incarnation.agent) is None:
+                    await self._check_pod()
                 continue
             size = self._connection.received_bytes
             if self._queue.full() or self._waiting_bytes + size > QUEUE_BYTES:
-                raise Closing(CloseCode.SLOW, f"more than {QUEUE_MESSAGES} messages or {QUEUE_BYTES} bytes wait")
+                raise Closing(CloseCode.SLOW, f"more than {QUEUE_MESSAGES} messages or {QUEUE_BYTES} bytes are queued")
             self._waiting_bytes += size
             self._queue.put_nowait((message, size))
 
-    async def _look_again(self) -> None:
-        """End the session of a pod that is gone: nobody could follow it while it is connected."""
-        self._look_at = self._monotonic() + LOOK_SECONDS
+    async def _check_pod(self) -> None:
+        """End the session of a pod that no longer exists; while it is connected it would have no successor."""
+        self._check_pod_at = self._monotonic() + POD_CHECK_SECONDS
         try:
-            found = await self._directory.incarnation(self._who.pod)
+            found = await self._pod_resolver.incarnation(self._incarnation.pod)
         except SavepointError:
             return
-        if isinstance(found, Refusal) and found.reason == "PodGone":
+        if isinstance(found, Refusal) and found.reason == Reason.POD_GONE:
             await self._answer(Stop(found.reason, found.message))
             raise Closing(CloseCode.DONE, found.reason)
 
     async def _finish(self, worker: "asyncio.Task[None]") -> None:
-        """Handle what the sidecar had sent before it went: its release is often the last word."""
+        """Handle the messages that the sidecar sent before it disconnected: the last one is often its release."""
         try:
             async with asyncio.timeout(FINISH_SECONDS):
                 await self._queue.put(None)
                 await asyncio.wait({worker})
         except TimeoutError:
-            log.warning("agent %s: what its sidecar sent last was not handled in time", self._who.agent)
+            log.warning("agent %s: the last messages of its sidecar were not handled in time", self._incarnation.agent)
         finally:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
@@ -209,18 +202,19 @@ class SidecarSession:
             try:
                 await self._handle(message)
             except SavepointError as error:
-                log.warning("agent %s: a message of its sidecar failed: %s: %s", self._who.agent, error.reason, error)
+                kind, agent = type(message).__name__, self._incarnation.agent
+                log.warning("agent %s: cannot handle its sidecar's %s: %s: %s", agent, kind, error.reason, error)
 
     # -- messages -------------------------------------------------------------------------------------------------
 
     async def _handle(self, message: FromPod) -> None:
-        assert self._tenure is not None
-        agent = self._who.agent
+        assert self._lease is not None
+        agent = self._incarnation.agent
         match message:
             case NeedUrls():
-                await self._answer(await self._urls(message, self._tenure))
+                await self._answer(await self._urls(message, self._lease))
             case Progress():
-                if self._registry.stage(agent, message.attempt, message.stage):
+                if self._registry.set_phase(agent, message.attempt, message.stage):
                     await self._recorder.progressed(agent, message)
             case Offer():
                 await self._commit(message)
@@ -232,86 +226,92 @@ class SidecarSession:
             case Released():
                 await self._release(message)
             case _:
-                await self._connection.close(CloseCode.VERSION, "a message of another role")
+                await self._connection.close(CloseCode.VERSION, "this message belongs to another role")
 
-    async def _urls(self, ask: NeedUrls, tenure: EpochLease) -> Urls | Refused:
+    async def _urls(self, request: NeedUrls, lease: EpochLease) -> Urls | Refused:
         try:
-            self._tenure = await self._lineage.renewed(tenure)
+            self._lease = await self._lineage.renewed(lease)
         except SavepointError as error:
-            return Refused(error.reason, str(error), request=ask.request)
-        return urls(ask, self._tenure, writes=True)
+            return Refused(error.reason, str(error), request=request.request)
+        return urls(request, self._lease, writes=True)
 
     async def _commit(self, offer: Offer) -> None:
-        assert self._tenure is not None
+        assert self._lease is not None
         problem = offer_problem(offer)
         if problem is not None:
-            await self._answer(Refused("Refused", f"No such offer: {problem}.", attempt=offer.attempt))
+            await self._answer(Refused(Reason.REFUSED, f"The offer is malformed: {problem}.", attempt=offer.attempt))
             return
-        answer = await self._registry.commit(self._tenure, offer)
+        answer = await self._registry.commit(self._lease, offer)
         await self._answer(answer)
         if isinstance(answer, Refused) and answer.reason == Superseded.reason:
             await self.stop(answer.reason, answer.message)
 
     async def _end(self, result: Result) -> None:
-        assert self._tenure is not None
-        with suppress(*MAY_PASS):  # the recovery point advances with the next interval
-            await self._registry.result(self._tenure, result)
+        assert self._lease is not None
+        with suppress(*TRANSIENT):  # the recovery point advances with the next scheduled checkpoint
+            await self._registry.result(self._lease, result)
         await self._answer(Ack("result"))
 
-    async def _request(self, ask: RequestCheckpoint) -> None:
-        agent = self._who.agent
-        problem = request_problem(ask)
+    async def _request(self, request: RequestCheckpoint) -> None:
+        agent = self._incarnation.agent
+        problem = request_problem(request)
         if problem is not None:
-            await self._answer(Refused("Refused", f"No such request: {problem}.", request=ask.request))
+            await self._answer(
+                Refused(Reason.REFUSED, f"The request is malformed: {problem}.", request=request.request)
+            )
             return
-        if not self._registry.may_begin(agent):
-            text = "This pod asks for checkpoints faster than one a second; ask again later."
-            await self._answer(Refused("Refused", text, request=ask.request))
+        if not self._registry.may_begin_attempt(agent):
+            text = "This pod requests more than one checkpoint per second. Request it again later."
+            await self._answer(Refused(Reason.REFUSED, text, request=request.request))
             return
-        attempt = await self._recorder.requested(agent, ask)
+        attempt = await self._recorder.requested(agent, request)
         if isinstance(attempt, Refusal):
-            await self._answer(Refused(attempt.reason, attempt.message, request=ask.request))
+            await self._answer(Refused(attempt.reason, attempt.message, request=request.request))
             return
-        order = Checkpoint(attempt, ask.trigger, REQUEST_DEADLINE_SECONDS, request=ask.request)
+        order = Checkpoint(attempt, request.trigger, REQUEST_DEADLINE_SECONDS, request=request.request)
         try:
             if not await self._registry.order(agent, order):
                 await self._answer(order)
         except RefusedError as error:
-            await self._answer(Refused(error.code, str(error), request=ask.request))
+            await self._answer(Refused(error.code, str(error), request=request.request))
         except Unavailable as error:
-            await self._answer(Refused(error.reason, str(error), request=ask.request))
+            await self._answer(Refused(error.reason, str(error), request=request.request))
 
     async def _release(self, message: Released) -> None:
-        assert self._tenure is not None
-        agent, pod = self._who.agent, self._who.pod
-        if message.epoch != self._tenure.epoch:
-            await self.stop("Fenced", f"Epoch {message.epoch} is not the one this pod holds ({self._tenure.epoch}).")
+        assert self._lease is not None
+        agent, pod = self._incarnation.agent, self._incarnation.pod
+        if message.epoch != self._lease.epoch:
+            await self.stop(
+                Reason.FENCED, f"Epoch {message.epoch} is not the one that this pod holds ({self._lease.epoch})."
+            )
             return
         if message.completed and not await self._complete():
             return
         attempt = self._registry.attempt(agent)
         if attempt is not None:
-            why = "The pod ended before this checkpoint did; earlier checkpoints are kept."
-            await self._registry.fail(agent, Result(attempt.id, "Failed", "SourcePodReplaced", why))
-        self._presence.released(agent, pod)
+            cause = "The pod ended before this checkpoint did; earlier checkpoints are kept."
+            await self._registry.fail(
+                agent, Result(attempt.id, CheckpointOutcome.FAILED, Reason.SOURCE_POD_REPLACED, cause)
+            )
+        self._liveness.released(agent, pod)
         if not message.completed:
-            self._registry.awaited(agent)
+            self._registry.expect_successor(agent)
         await self._recorder.released(agent, pod, message.completed, message.message)
         await self._answer(Ack("released"))
 
     async def _complete(self) -> bool:
-        assert self._tenure is not None
+        assert self._lease is not None
         while True:
             try:
-                await self._lineage.complete(self._tenure)
+                await self._lineage.complete(self._lease)
                 return True
-            except MAY_PASS:
+            except TRANSIENT:
                 await asyncio.sleep(RETRY_SECONDS)
             except SavepointError as error:
                 await self.stop(error.reason, str(error))
                 return False
 
     async def _answer(self, message: FromOperator) -> None:
-        """Send if anyone still listens; what is not heard is asked again after the reconnect."""
+        """Send the message if the connection is open; the sidecar repeats its request after a reconnect."""
         with suppress(Unavailable):
             await self._connection.send(message)

@@ -1,6 +1,6 @@
-"""Who a bearer token proves its pod to be, remembered for seconds: a reconnect storm must not become a review storm.
+"""Authenticates pods by bearer token, caching reviews for seconds so that a reconnect storm causes no review storm.
 
-It never keeps or logs a token: only its digest.
+It never keeps or logs a token, only its digest.
 """
 
 import asyncio
@@ -11,15 +11,15 @@ from collections.abc import Callable
 from savepoint_operator.model.ports import TokenReviewer
 from savepoint_operator.model.views import PodIdentity
 
-PROVEN_SECONDS = 30.0
+ACCEPTED_SECONDS = 30.0
 REFUSED_SECONDS = 5.0
-REMEMBERED = 4096
+MAX_REMEMBERED = 4096
 CONCURRENT_REVIEWS = 16
 TOKEN_MAX_BYTES = 16 << 10
 
 
 class Tokens:
-    """Answers from the reviewer, cached by digest."""
+    """Answers of the reviewer, cached by the token's digest."""
 
     def __init__(self, reviewer: TokenReviewer, monotonic: Callable[[], float]) -> None:
         self._reviewer, self._monotonic = reviewer, monotonic
@@ -27,7 +27,7 @@ class Tokens:
         self._reviews = asyncio.Semaphore(CONCURRENT_REVIEWS)
 
     async def pod(self, authorization: str | None) -> PodIdentity | None:
-        """The pod behind an Authorization header, None when it proves nothing. Raises Unavailable."""
+        """Return the pod that an Authorization header proves, or None. Raises Unavailable."""
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token or len(token) > TOKEN_MAX_BYTES:
@@ -38,8 +38,8 @@ class Tokens:
             return known[1]
         async with self._reviews:
             pod = await self._reviewer.review(token)
-        self._known[digest] = (self._monotonic() + (PROVEN_SECONDS if pod else REFUSED_SECONDS), pod)
+        self._known[digest] = (self._monotonic() + (ACCEPTED_SECONDS if pod else REFUSED_SECONDS), pod)
         self._known.move_to_end(digest)
-        while len(self._known) > REMEMBERED:
+        while len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
         return pod

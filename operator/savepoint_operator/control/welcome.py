@@ -1,6 +1,7 @@
-"""What a pod is told once it holds an epoch, and the URLs it gets. Values and signatures only; no I/O."""
+"""The welcome message of a pod that holds an epoch, and the URLs it gets. Values and signatures only; no I/O."""
 
 from savepoint.contract.control_protocol import NeedUrls, Refused, Urls, Welcome
+from savepoint.contract.vocabulary import Reason
 
 from savepoint_operator.lineage.epoch_lease import EpochLease
 from savepoint_operator.model.views import Incarnation
@@ -8,40 +9,38 @@ from savepoint_operator.rules.urls import refusal
 
 URL_SECONDS = 3600
 PENDING_URL_SECONDS = 7 * 24 * 3600
-"""It serves a shutdown without operator, which may come long after the last welcome; S3 allows seven days."""
+"""It is for a shutdown without an operator, possibly long after the last welcome; S3 allows seven days."""
 
 
-def welcome(who: Incarnation, tenure: EpochLease, *, writes: bool) -> Welcome:
-    """The message for this pod; only a role that writes gets the pending URL."""
+def welcome(incarnation: Incarnation, lease: EpochLease, *, writes: bool) -> Welcome:
+    """Return the message for this pod; only a role that writes gets the pending URL."""
     return Welcome(
-        agent=who.agent.name,
-        namespace=who.agent.namespace,
-        epoch=tenure.epoch,
-        run=tenure.run,
-        key=tenure.key.expose().hex(),
-        config_hash=who.config_hash,
-        policy=who.policy,
-        parent=tenure.parent,
-        pending_key=tenure.pending_key if writes else "",
+        agent=incarnation.agent.name,
+        namespace=incarnation.agent.namespace,
+        epoch=lease.epoch,
+        run=lease.run,
+        key=lease.key.expose().hex(),
+        config_hash=incarnation.config_hash,
+        policy=incarnation.policy,
+        parent=lease.parent,
+        pending_key=lease.pending_key if writes else "",
         pending_url=(
-            tenure.store.signer.presign_put(tenure.object_key(tenure.pending_key), PENDING_URL_SECONDS)
-            if writes
-            else ""
+            lease.store.signer.presign_put(lease.object_key(lease.pending_key), PENDING_URL_SECONDS) if writes else ""
         ),
-        store_ca=tenure.store.pod_ca_pem,
-        shared_roots=tuple(root.name for root in who.shared),
+        store_ca=lease.store.pod_ca_pem,
+        shared_roots=tuple(root.name for root in incarnation.shared),
     )
 
 
-def urls(ask: NeedUrls, tenure: EpochLease, *, writes: bool) -> Urls | Refused:
-    """Presigned URLs of exactly the keys that were asked for, or none of them."""
-    why = refusal(ask, tenure.epoch, writes=writes)
-    if why is not None:
-        return Refused("Refused", f"No URLs: {why}.", request=ask.request)
-    signer = tenure.store.signer
+def urls(request: NeedUrls, lease: EpochLease, *, writes: bool) -> Urls | Refused:
+    """Return presigned URLs for exactly the requested keys, or refuse all of them."""
+    problem = refusal(request, lease.epoch, writes=writes)
+    if problem is not None:
+        return Refused(Reason.REFUSED, f"No URLs were issued: {problem}.", request=request.request)
+    signer = lease.store.signer
     return Urls(
-        ask.request,
-        put={key: signer.presign_put(tenure.object_key(key), URL_SECONDS) for key in ask.put},
-        get={key: signer.presign_get(tenure.object_key(key), URL_SECONDS) for key in ask.get},
+        request.request,
+        put={key: signer.presign_put(lease.object_key(key), URL_SECONDS) for key in request.put},
+        get={key: signer.presign_get(lease.object_key(key), URL_SECONDS) for key in request.get},
         expires_seconds=URL_SECONDS,
     )

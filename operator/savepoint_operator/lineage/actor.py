@@ -1,6 +1,7 @@
-"""One operation at a time for each agent, and a bounded number of blocking calls for each store.
+"""Runs one operation at a time for each agent, and a bounded number of blocking calls for each store.
 
-Mechanism only: it knows no chain. An operation runs to its end in a task of its own; who asked waits a bounded time.
+Mechanism only: it knows nothing of chains. An operation runs to its end in a task of its own; its caller waits only for
+a bounded time.
 """
 
 import asyncio
@@ -18,12 +19,12 @@ from savepoint_operator.model.views import AgentRef
 T = TypeVar("T")
 
 STORE_THREADS = 8
-"""Calls at a time to one store: a slow store holds up its own agents only."""
+"""Concurrent calls to one store, so that a slow store delays only its own agents."""
 
 
 @dataclass
 class Actor:
-    """What is kept of one agent between operations; touched only by the operation that runs."""
+    """The state of one agent between operations; only the running operation touches it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     opened: OpenRepository | None = None
@@ -31,10 +32,10 @@ class Actor:
 
 
 class Actors:
-    """All agents' actors."""
+    """The actors of all agents and the threads of all stores."""
 
     def __init__(self, answer_seconds: float) -> None:
-        """``answer_seconds``: how long who asks waits for the store."""
+        """Create it; ``answer_seconds`` is how long a caller waits for the store."""
         self._answer_seconds = answer_seconds
         self._actors: dict[AgentRef, Actor] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
@@ -42,21 +43,24 @@ class Actors:
 
     @property
     def busy(self) -> bool:
-        """Whether any operation is under way."""
+        """True while any operation is in progress."""
         return bool(self._tasks)
 
     async def run(self, agent: AgentRef, work: Callable[[Actor], Awaitable[T]], *, bounded: bool = True) -> T:
-        """Run ``work`` alone on the agent. StoreUnavailable when it takes too long: it goes on if it has begun."""
+        """Run ``work`` exclusively for the agent and return its result.
+
+        Raises StoreUnavailable if it takes too long; work that has begun then continues in the background.
+        """
         actor = self._actors.setdefault(agent, Actor())
         begun = False
 
-        async def alone() -> T:
+        async def exclusively() -> T:
             nonlocal begun
             async with actor.lock:
                 begun = True
                 return await work(actor)
 
-        task = asyncio.ensure_future(alone())
+        task = asyncio.ensure_future(exclusively())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         try:
@@ -64,14 +68,14 @@ class Actors:
                 return await asyncio.shield(task)
         except TimeoutError as error:
             raise StoreUnavailable(
-                f"the store of agent {agent} has not answered for {self._answer_seconds:.0f} s; it is asked again"
+                f"the store of agent {agent} has not answered for {self._answer_seconds:.0f} s; the request is retried"
             ) from error
         finally:
             if not begun:
                 task.cancel()
 
     async def call(self, opened: OpenRepository, function: Callable[..., T], *arguments: object) -> T:
-        """A blocking call in the threads of its store."""
+        """Make a blocking call in the threads of the repository's store and return its result."""
         threads = self._threads.get(opened.store.name)
         if threads is None:
             threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix=f"store-{opened.store.name}")
@@ -79,7 +83,7 @@ class Actors:
         return await asyncio.get_running_loop().run_in_executor(threads, lambda: function(*arguments))
 
     async def close(self) -> None:
-        """Give up what is still under way; the store tells the next leader how far it came."""
+        """Cancel operations in progress; the next leader learns from the store how far they got."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -89,4 +93,4 @@ class Actors:
     def _ended(self, task: "asyncio.Task[object]") -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever waits for it sees it; nobody does when the caller has left
+            task.exception()  # mark it as retrieved: nobody awaits the task once its caller has timed out

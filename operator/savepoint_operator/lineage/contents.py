@@ -1,6 +1,6 @@
-"""What a committed checkpoint holds, read from its manifest where no offer was heard: blocking, one bounded read.
+"""Reads the contents of a committed checkpoint from its manifest if no offer described it: one bounded, blocking read.
 
-It judges nothing: a manifest that cannot be read now costs the words of a status, never a checkpoint.
+A manifest that cannot be read now only makes the status shorter; it never costs the checkpoint.
 """
 
 import logging
@@ -11,23 +11,23 @@ from savepoint.repository.format.commit import Head
 from savepoint.repository.repository import Repository
 
 from savepoint_operator.model.views import Contents
-from savepoint_operator.rules.attempt import told_problem
+from savepoint_operator.rules.attempt import contents_problem
 
 log = logging.getLogger(__name__)
 
 
 def contents_of(repository: Repository, head: Head) -> Contents | None:
-    """What the record's manifest says; None where it is no checkpoint's, or says nothing that can be shown."""
+    """Return the contents of the record's checkpoint; None if it has none, or if its manifest cannot be shown."""
     record = head.record
     if record.kind != "checkpoint" or record.manifest is None:
         return None
     try:
         manifest = repository.read_manifest(record.manifest.name, record.manifest.size)
     except SavepointError as error:
-        log.warning("checkpoint %s: its manifest cannot be read, its status stays short: %s", record.name, error)
+        log.warning("checkpoint %s: cannot read its manifest: %s; its status lacks the contents", record.name, error)
         return None
     contents = Contents(
-        cut=manifest.created,
+        taken_at=manifest.created,
         consistency=manifest.consistency,
         logical_bytes=manifest.size.logical,
         stored_bytes=manifest.size.stored,
@@ -39,8 +39,10 @@ def contents_of(repository: Repository, head: Head) -> Contents | None:
         open_operations=len(manifest.execution.open),
         uncertain_operations=manifest.execution.uncertain,
     )
-    problem = told_problem(contents)
+    problem = contents_problem(contents)
     if problem:
-        log.warning("checkpoint %s: what its manifest says is not shown: %s", record.name, problem)
+        log.warning(
+            "checkpoint %s: its manifest cannot be shown: %s; its status lacks the contents", record.name, problem
+        )
         return None
     return contents

@@ -1,4 +1,4 @@
-"""What a pod holds with an epoch: a value."""
+"""The lease that a pod holds on an epoch, as a value."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from savepoint_operator.model.views import AgentRef, PodIdentity
 
 @dataclass(frozen=True)
 class EpochLease:
-    """One pod's hold of one epoch of one agent."""
+    """One pod's lease on one epoch of one agent, with the store and key that it works with."""
 
     agent: AgentRef
     pod: PodIdentity
@@ -20,10 +20,10 @@ class EpochLease:
     store: OpenStore = field(repr=False)
     key: AgentKey = field(repr=False)
     parent: CheckpointRef | None
-    """What the chain points to: what a start restores, and what the next checkpoint is made on."""
+    """The checkpoint that the chain's head points to: what a start restores and the parent of the next checkpoint."""
     pending_key: str
-    """Where this pod may leave a checkpoint that it could not have committed, relative to the repository."""
+    """The key under which this pod may leave a checkpoint that it cannot commit, relative to the repository."""
 
     def object_key(self, key: str) -> str:
-        """A key of the repository as the store's signer knows it: below the store's prefix."""
+        """Return a key of the repository relative to the store's prefix, as the store's signer expects it."""
         return f"{self.agent.namespace}/{self.agent.name}/{key}"

@@ -1,7 +1,7 @@
-"""One agent's repository and chain, opened: blocking calls, meant for threads, one after the other.
+"""One agent's open repository and chain: blocking calls, meant to run in threads, one at a time.
 
-It is the only place of the operator that works on the format; it neither waits, nor remembers what it decided, nor
-knows pods beyond their UIDs.
+It is the operator's only module that works on the repository format. It does not wait, remembers no decision, and knows
+pods only by their UIDs.
 """
 
 import hashlib
@@ -28,25 +28,26 @@ from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.model.views import AgentRef, CheckpointName, Contents
 
 ATTEMPT_DEPTH = 4
-"""How far back a repeated offer is looked for: only an end of the run and a grant can come before its answer."""
+"""Records searched for a repeated offer: only the end of the run and a grant can follow its record."""
 HOLDER_DEPTH = 32
-"""How far back an earlier epoch of the asking pod is looked for. Beyond it the pod waits like any other: safe too."""
-PENDING_MOST = 8
+"""Records searched for an earlier epoch of the requesting pod. Beyond them the pod safely waits like any other."""
+MAX_PENDING = 8
+"""Pending objects that one epoch may leave."""
 
 
 @dataclass(frozen=True)
 class Adoption:
-    """What became of one pending object."""
+    """The result of adopting one pending object."""
 
     heads: tuple[Head, ...] = ()
-    """The records it led to, oldest first."""
-    dropped: str = ""
-    """The attempt that was damaged and cannot be committed."""
-    why: str = ""
+    """The records appended for it, oldest first."""
+    dropped_attempt: str = ""
+    """The attempt that is damaged and cannot be committed."""
+    problem: str = ""
 
 
 class OpenRepository:
-    """Use ``open`` before anything else."""
+    """The repository of one agent in one store. Call ``open`` before anything else."""
 
     def __init__(self, store: OpenStore, agent: AgentRef, random_bytes: Callable[[int], bytes]) -> None:
         self.store, self.agent, self._random_bytes = store, agent, random_bytes
@@ -54,7 +55,7 @@ class OpenRepository:
         self._chain: Chain | None = None
 
     def open(self, now: datetime) -> None:
-        """Open the repository, or make it for an agent that is new."""
+        """Open the repository; create it for a new agent."""
         namespace, name = self.agent
         self._repository = Repository.open_or_create(
             self.store.objects, namespace, name, self.store.master, now=now, random_bytes=self._random_bytes
@@ -63,36 +64,37 @@ class OpenRepository:
 
     @property
     def repository(self) -> Repository:
-        """The repository."""
+        """The open repository."""
         assert self._repository is not None, "opened before use"
         return self._repository
 
     @property
     def chain(self) -> Chain:
-        """The chain."""
+        """The agent's commit chain."""
         assert self._chain is not None, "opened before use"
         return self._chain
 
     @property
     def key(self) -> AgentKey:
-        """The agent's key."""
+        """The agent's cipher key."""
         return self.repository.key
 
     # -- reading --------------------------------------------------------------------------------------------------
 
     def head(self, known: Head | None, pin: tuple[int, str] | None) -> Head | None:
-        """The newest record. RollbackDetected when what was pinned, or known before, is not in the chain.
+        """Return the newest record.
 
-        With no pin at all, what memory knows is no authority: whoever removed it accepts what the store holds.
+        Raises RollbackDetected if the chain lacks a record that was pinned or read before. Without a pin, a record read
+        before does not count: the person who removed the pin accepts what the store holds.
         """
         start = known
         if pin is not None and (known is None or pin[0] > known.record.sequence):
             start = self.chain.find(pin[0])
             if start is None or start.digest != pin[1]:
-                what = "is gone" if start is None else "is another one"
+                found = "is missing" if start is None else "differs"
                 raise RollbackDetected(
-                    f"record {pin[0]} of agent {self.agent}, pinned in its ProtectedAgent, {what}: the store was put "
-                    "back or changed. Restore the bucket, or delete the ProtectedAgent to accept what the store holds",
+                    f"record {pin[0]} of agent {self.agent}, pinned in its ProtectedAgent, {found}: the store was "
+                    "restored or changed. Restore the bucket, or delete the ProtectedAgent to accept its content",
                     commit_key(pin[0]),
                 )
         try:
@@ -103,34 +105,34 @@ class OpenRepository:
             return self.chain.head(None)
 
     def find_attempt(self, attempt: str, head: Head | None) -> Head | None:
-        """The record that committed this attempt, if it is among the newest ones."""
+        """Return the record that committed this attempt, if it is among the newest ones."""
         return self.chain.find_attempt(attempt, head, ATTEMPT_DEPTH)
 
     def held_before(self, head: Head, pod_uid: str) -> bool:
-        """Whether the pod held an epoch that is not the newest."""
+        """Return whether the pod held an epoch before the newest one."""
         return any(
             each.record.pod_uid == pod_uid and each.record.epoch < head.record.epoch
             for each in self.chain.back(head, HOLDER_DEPTH)
         )
 
-    def outlook(self, head: Head) -> tuple[CheckpointRef | None, str]:
-        """What the chain points to, and a free key for what cannot be committed."""
-        return restore_point(self.chain, head), self._free_pending(head)
+    def parent_and_pending_key(self, head: Head) -> tuple[CheckpointRef | None, str]:
+        """Return the checkpoint that the head points to, and a free key for one that the pod cannot commit."""
+        return restore_point(self.chain, head), self._free_pending_key(head)
 
     def contents(self, head: Head) -> Contents | None:
-        """What the checkpoint of this record holds, where its manifest can be read."""
+        """Return the contents of the record's checkpoint, if its manifest can be read."""
         return contents_of(self.repository, head)
 
     # -- writing --------------------------------------------------------------------------------------------------
 
     def grant(self, head: Head | None, pod_uid: str, node: str, now: datetime) -> Head:
-        """Append the next epoch for this pod. Superseded when another writer was faster."""
+        """Append the next epoch for this pod. Raises Superseded if another writer was faster."""
         namespace, name = self.agent
         record = records.grant(head, namespace, name, pod_uid=pod_uid, node=node, time=time_text(now))
         return self.chain.append(record)
 
     def commit(self, head: Head, offer: Offer, holder: tuple[int, str], name: CheckpointName, now: datetime) -> Head:
-        """Check what was offered and append its record."""
+        """Check the offered checkpoint and append its record."""
         return lineage.commit_checkpoint(
             self.repository,
             self.chain,
@@ -145,12 +147,12 @@ class OpenRepository:
         )
 
     def complete(self, head: Head, now: datetime) -> Head:
-        """End the run."""
+        """Append the record that ends the run."""
         record = head.record
         return lineage.complete(self.chain, head, record.epoch, record.pod_uid, time_text(now))
 
     def rollback(self, head: Head, attempt: str, to_sequence: int | None, now: datetime) -> Head:
-        """Point the lineage to an older checkpoint, whose manifest must still be there, or to nothing."""
+        """Append a record that points back to an older checkpoint, whose manifest must exist, or to none (a reset)."""
         manifest: ManifestName | None = None
         if to_sequence is not None:
             manifest = self.chain.record(to_sequence).manifest
@@ -162,19 +164,19 @@ class OpenRepository:
         return lineage.rollback(self.chain, head, manifest, time_text(now), attempt)
 
     def collect(self, head: Head, keep: frozenset[int], grace_seconds: float, now: datetime) -> int:
-        """Remove what neither a kept record nor the head needs; bytes freed."""
+        """Delete objects that neither a kept record nor the head needs, and return the bytes freed."""
         return collect(self.repository, self.chain, head, keep=keep, grace_seconds=grace_seconds, now=now).bytes
 
-    # -- what was left while no operator could be reached ---------------------------------------------------------
+    # -- pending objects: checkpoints left while no operator was reachable ----------------------------------------
 
     def has_pending(self, head: Head) -> bool:
-        """Whether the holder of the newest epoch has left anything: nothing comes after what a sidecar leaves."""
+        """Return whether the holder of the newest epoch left a pending object, which is always its last checkpoint."""
         return self.repository.store.head(self._pending_key(head, 0)) is not None
 
     def adopt(self, head: Head, now: datetime) -> list[Adoption]:
-        """Commit what the holder of the newest epoch has left; what is damaged is left alone and reported."""
+        """Commit the pending objects of the newest epoch; a damaged one is left in place and reported."""
         adoptions: list[Adoption] = []
-        for number in range(PENDING_MOST):
+        for number in range(MAX_PENDING):
             key = self._pending_key(head, number)
             if self.repository.store.head(key) is None:
                 break
@@ -187,38 +189,41 @@ class OpenRepository:
         try:
             adopted = lineage.adopt_pending(self.repository, self.chain, head, key, time_text(now))
         except IntegrityError as error:
-            return Adoption(dropped=self._attempt_in(key), why=str(error))
+            return Adoption(dropped_attempt=self._attempt_in(key), problem=str(error))
         except Superseded:
-            if head.record.kind == "completed":  # it was left after the end of its run: nothing follows that
-                return Adoption(dropped=self._attempt_in(key), why=f"the run of agent {self.agent} was completed")
+            if head.record.kind == "completed":  # it was left after the run had ended; no record may follow that
+                return Adoption(
+                    dropped_attempt=self._attempt_in(key), problem=f"the run of agent {self.agent} was completed"
+                )
             raise
         if adopted is None:
             return Adoption()
-        newer = [each for each in self.chain.back(adopted, PENDING_MOST) if each.record.sequence > head.record.sequence]
+        newer = [each for each in self.chain.back(adopted, MAX_PENDING) if each.record.sequence > head.record.sequence]
         return Adoption(heads=tuple(reversed(newer)) or (adopted,))
 
     def _attempt_in(self, key: str) -> str:
+        """Return the attempt of a pending object; empty if it cannot be read."""
         try:
             content = self.repository.store.get(key, max_bytes=lineage.MAX_PENDING_BYTES)
             return lineage.pending_of(content, key).attempt
         except SavepointError:
             return ""
 
-    def _free_pending(self, head: Head) -> str:
-        for number in range(PENDING_MOST):
+    def _free_pending_key(self, head: Head) -> str:
+        for number in range(MAX_PENDING):
             key = self._pending_key(head, number)
             if self.repository.store.head(key) is None:
                 return key
-        return self._pending_key(head, PENDING_MOST - 1)
+        return self._pending_key(head, MAX_PENDING - 1)
 
     def _pending_key(self, head: Head, number: int) -> str:
-        """Derived, not drawn: whoever leads next finds it without a listing, and nobody can without the agent's key."""
-        what = f"savepoint-pending-v1:{head.record.epoch}:{head.record.pod_uid}:{number}"
-        drawn = hmac.new(self.key.expose(), what.encode(), hashlib.sha256).hexdigest()[:32]
-        return f"{lineage.PENDING_PREFIX}{head.record.epoch}-{drawn}"
+        """Return a key that every leader can derive without a listing, and that needs the agent's key to derive."""
+        derived_from = f"savepoint-pending-v1:{head.record.epoch}:{head.record.pod_uid}:{number}"
+        suffix = hmac.new(self.key.expose(), derived_from.encode(), hashlib.sha256).hexdigest()[:32]
+        return f"{lineage.PENDING_PREFIX}{head.record.epoch}-{suffix}"
 
 
 def default_name(agent: AgentRef, head: Head) -> CheckpointName:
-    """The next number in channel, for when the cluster cannot be asked for a name."""
+    """Return the next number and its name, for when the recorder cannot answer."""
     number = head.record.number + 1
     return CheckpointName(number, f"{agent.name}-{number}")

@@ -1,24 +1,26 @@
-"""Epochs and commits of every agent: one actor per agent around the blocking functions of ``savepoint.repository``.
+"""Grants epochs and commits checkpoints of every agent: one actor per agent around ``savepoint.repository``.
 
-It decides nothing about take-over (``rules``), holds no connection (``control``) and writes no object (the Recorder
-does). Every operation runs to its end in a task of its own, so that neither a lost connection nor an impatient caller
-tears one apart; the conditional write of the chain keeps it right even when another operator works on the same agent.
+It makes no take-over decision (``rules``), holds no connection (``control``) and writes no object (the Recorder does).
+Every operation runs to its end in a task of its own, so that neither a lost connection nor an impatient caller leaves
+it half done; the chain's conditional write keeps it correct even if another operator works on the same agent.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 
 from savepoint.contract.control_protocol import CheckpointRef, Offer, Result, Wait
+from savepoint.contract.vocabulary import CheckpointOutcome
 from savepoint.errors import IntegrityError, Superseded, Unavailable
 from savepoint.repository.format.commit import Head
+from savepoint.repository.history.restore_point import checkpoint_ref
 
 from savepoint_operator.lineage.actor import Actor, Actors
 from savepoint_operator.lineage.epoch_lease import EpochLease
 from savepoint_operator.lineage.open_repository import OpenRepository, default_name
-from savepoint_operator.lineage.succession import Succession, fenced, holder_of, over, over_message
+from savepoint_operator.lineage.succession import Succession, ended_message, ended_refusal, fenced_refusal, holder_of
+from savepoint_operator.model.clocks import Clocks
 from savepoint_operator.model.ports import Liveness, PodResolver, Recorder, Stores
 from savepoint_operator.model.views import AgentRef, CheckpointName, Incarnation, Refusal
 from savepoint_operator.rules.takeover import Granted, Keep
@@ -26,137 +28,147 @@ from savepoint_operator.rules.takeover import Granted, Keep
 log = logging.getLogger(__name__)
 
 COLLECT_GRACE_SECONDS = 24 * 3600
-RACES = 3
-"""How often a commit looks again after another writer was faster."""
+MAX_RACES = 3
+"""How often a commit is attempted when another writer is faster."""
+
+
+@dataclass(frozen=True)
+class LineagePorts:
+    """The ports through which the service reaches stores, cluster, recorder and connections."""
+
+    stores: Stores
+    pod_resolver: PodResolver
+    recorder: Recorder
+    liveness: Liveness
 
 
 class LineageService:
-    """All agents' chains. Methods raise the store's errors; StoreUnavailable and Unavailable may pass."""
+    """The chains of all agents. Methods raise the store's errors; StoreUnavailable and Unavailable are transient."""
 
     def __init__(
         self,
-        stores: Stores,
-        directory: PodResolver,
-        recorder: Recorder,
-        liveness: Liveness,
+        ports: LineagePorts,
+        clocks: Clocks,
         *,
-        now: Callable[[], datetime],
-        monotonic: Callable[[], float],
         random_bytes: Callable[[int], bytes],
         answer_seconds: float = 20.0,
         name_seconds: float = 10.0,
     ) -> None:
-        """``answer_seconds``: how long a caller waits for the store; ``name_seconds``: for the name of a checkpoint."""
-        self._stores, self._directory, self._recorder, self._liveness = stores, directory, recorder, liveness
-        self._now, self._random_bytes = now, random_bytes
-        self._succession = Succession(directory, liveness, monotonic)
+        """Create the service.
+
+        ``answer_seconds``: how long a caller waits for the store; ``name_seconds``: for the name of a checkpoint.
+        """
+        self._stores, self._pod_resolver = ports.stores, ports.pod_resolver
+        self._recorder, self._liveness = ports.recorder, ports.liveness
+        self._now, self._random_bytes = clocks.now, random_bytes
+        self._succession = Succession(ports.pod_resolver, ports.liveness, clocks.monotonic)
         self._name_seconds = name_seconds
         self._actors = Actors(answer_seconds)
         self._call = self._actors.call
 
-    # -- what pods ask for ----------------------------------------------------------------------------------------
+    # -- requests of pods -----------------------------------------------------------------------------------------
 
-    async def grant(self, who: Incarnation, *, first: bool = True) -> EpochLease | Wait | Refusal:
-        """The epoch for a pod that starts, or why it must wait. A deferred commit of its predecessor comes first.
+    async def grant(self, incarnation: Incarnation, *, first: bool = True) -> EpochLease | Wait | Refusal:
+        """Return the lease for a starting pod, or why it waits. Its predecessor's pending checkpoints are adopted.
 
-        ``first``: also look whether the pod held an earlier epoch, which is needed once per ask.
+        ``first``: also check whether the pod held an earlier epoch, which is needed once per connection.
         """
 
         async def work(actor: Actor) -> EpochLease | Wait | Refusal:
-            speaks = None if first else self._succession.speaking(who, actor.head)
-            if speaks is not None:
-                return speaks
-            opened = await self._open(actor, who.agent, who.store_name)
+            wait = None if first else self._succession.wait_while_connected(incarnation, actor.head)
+            if wait is not None:
+                return wait
+            opened = await self._open(actor, incarnation.agent, incarnation.store_name)
             head = await self._head(actor, opened)
-            other = head is not None and head.record.pod_uid != who.pod.uid
-            if first and other and await self._call(opened, opened.held_before, head, who.pod.uid):
-                return fenced(who, head)
-            verdict = await self._succession.verdict(
-                who, head, left=lambda head: self._call(opened, opened.left_behind, head)
+            other = head is not None and head.record.pod_uid != incarnation.pod.uid
+            if first and other and await self._call(opened, opened.held_before, head, incarnation.pod.uid):
+                return fenced_refusal(incarnation, head)
+            decision = await self._succession.decide(
+                incarnation, head, has_pending=lambda head: self._call(opened, opened.has_pending, head)
             )
-            if isinstance(verdict, Wait):
-                return verdict
+            if isinstance(decision, Wait):
+                return decision
             head = await self._adopt(actor, opened, head)
-            if head is not None and isinstance(verdict, Granted) and verdict.run_ended:
+            if head is not None and isinstance(decision, Granted) and decision.run_ended:
                 head = await self._end_run(actor, opened, head)
-            kept = isinstance(verdict, Keep) and head is not None and not holder_of(head).ended
+            kept = isinstance(decision, Keep) and head is not None and not holder_of(head).ended
             if not kept:
-                head = await self._call(opened, opened.grant, head, who.pod.uid, who.node, self._now())
+                head = await self._call(opened, opened.grant, head, incarnation.pod.uid, incarnation.node, self._now())
                 actor.head = head
             assert head is not None
-            tenure = await self._tenure(opened, who, head)
-            await self._recorder.granted(who, head, tenure.parent.name if tenure.parent else None)
-            return tenure
+            lease = await self._lease_of(opened, incarnation, head)
+            await self._recorder.granted(incarnation, head, lease.parent.name if lease.parent else None)
+            return lease
 
-        return await self._actors.run(who.agent, work)
+        return await self._actors.run(incarnation.agent, work)
 
-    async def join(self, who: Incarnation, believed_epoch: int) -> EpochLease | Refusal:
-        """The hold of a sidecar that connects; a Refusal without retry when its pod does not hold the newest epoch."""
+    async def join(self, incarnation: Incarnation, believed_epoch: int) -> EpochLease | Refusal:
+        """Return the lease of a connecting sidecar; a final Refusal if its pod does not hold the newest epoch."""
 
         async def work(actor: Actor) -> EpochLease | Refusal:
-            opened = await self._open(actor, who.agent, who.store_name)
+            opened = await self._open(actor, incarnation.agent, incarnation.store_name)
             head = await self._head(actor, opened)
-            if head is None or head.record.pod_uid != who.pod.uid:
-                return fenced(who, head)
+            if head is None or head.record.pod_uid != incarnation.pod.uid:
+                return fenced_refusal(incarnation, head)
             if believed_epoch not in (0, head.record.epoch):
-                return fenced(who, head)
+                return fenced_refusal(incarnation, head)
             head = await self._adopt(actor, opened, head)
             assert head is not None
             if holder_of(head).ended:
-                return over(who, head)
-            self._liveness.returned(who.pod)
-            return await self._tenure(opened, who, head)
+                return ended_refusal(incarnation, head)
+            self._liveness.reactivated(incarnation.pod)
+            return await self._lease_of(opened, incarnation, head)
 
-        return await self._actors.run(who.agent, work)
+        return await self._actors.run(incarnation.agent, work)
 
-    async def renewed(self, tenure: EpochLease) -> EpochLease:
-        """The same hold over the store as it is now: its credentials or its address may have been changed since."""
-        store = await self._stores.open(tenure.store.name)
-        return tenure if store is tenure.store else replace(tenure, store=store)
+    async def renewed(self, lease: EpochLease) -> EpochLease:
+        """Return the lease with the store as it is now: its credentials or address may have changed since."""
+        store = await self._stores.open(lease.store.name)
+        return lease if store is lease.store else replace(lease, store=store)
 
-    async def commit(self, tenure: EpochLease, offer: Offer) -> CheckpointRef:
-        """Make the offered checkpoint exist, once; the answer to a repeated offer is read from the store.
+    async def commit(self, lease: EpochLease, offer: Offer) -> CheckpointRef:
+        """Commit the offered checkpoint, once; the answer to a repeated offer is read from the store.
 
-        Superseded when the epoch is no longer the newest or takes no checkpoint any more.
+        Raises Superseded if the epoch is not the newest or accepts no further checkpoint.
         """
 
         async def work(actor: Actor) -> CheckpointRef:
-            opened = await self._open(actor, tenure.agent, tenure.store.name)
+            opened = await self._open(actor, lease.agent, lease.store.name)
             head = await self._head(actor, opened)
             found = await self._call(opened, opened.find_attempt, offer.attempt, head)
             if found is None:
-                found = await self._commit_new(actor, opened, tenure, offer)
-            await self._recorder.committed(tenure.agent, offer, found, opened.store.name)
+                found = await self._commit_new(actor, opened, lease, offer)
+            await self._recorder.committed(lease.agent, offer, found, opened.store.name)
             if offer.completed:
-                await self._complete(actor, opened, tenure)
-            return opened.reference(found)
+                await self._complete(actor, opened, lease)
+            return checkpoint_ref(found)
 
-        return await self._actors.run(tenure.agent, work)
+        return await self._actors.run(lease.agent, work)
 
-    async def has_committed(self, tenure: EpochLease, attempt: str) -> bool:
-        """Whether the attempt is among the newest records."""
+    async def has_committed(self, lease: EpochLease, attempt: str) -> bool:
+        """Return whether the attempt is among the newest records."""
 
         async def work(actor: Actor) -> bool:
-            opened = await self._open(actor, tenure.agent, tenure.store.name)
+            opened = await self._open(actor, lease.agent, lease.store.name)
             head = await self._head(actor, opened)
             return await self._call(opened, opened.find_attempt, attempt, head) is not None
 
-        return await self._actors.run(tenure.agent, work)
+        return await self._actors.run(lease.agent, work)
 
-    async def complete(self, tenure: EpochLease) -> None:
+    async def complete(self, lease: EpochLease) -> None:
         """End the run: the next grant starts fresh. Idempotent."""
 
         async def work(actor: Actor) -> None:
-            opened = await self._open(actor, tenure.agent, tenure.store.name)
+            opened = await self._open(actor, lease.agent, lease.store.name)
             await self._head(actor, opened)
-            await self._complete(actor, opened, tenure)
+            await self._complete(actor, opened, lease)
 
-        await self._actors.run(tenure.agent, work)
+        await self._actors.run(lease.agent, work)
 
-    # -- what reconcile orders ------------------------------------------------------------------------------------
+    # -- orders of reconcile --------------------------------------------------------------------------------------
 
     async def head(self, agent: AgentRef, store: str) -> Head | None:
-        """The newest record, read from the store."""
+        """Return the newest record, read from the store."""
 
         async def work(actor: Actor) -> Head | None:
             return await self._head(actor, await self._open(actor, agent, store))
@@ -164,7 +176,7 @@ class LineageService:
         return await self._actors.run(agent, work)
 
     async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
-        """Let the lineage go on from an older checkpoint, or from nothing. Idempotent by attempt."""
+        """Append a record that points back to an older checkpoint, or to none (a reset). Idempotent by attempt."""
 
         async def work(actor: Actor) -> Head:
             opened = await self._open(actor, agent, store)
@@ -181,15 +193,15 @@ class LineageService:
         return await self._actors.run(agent, work)
 
     async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
-        """End the run of a pod that has exited with 0, if it holds the newest epoch; the newest record. Idempotent.
+        """End the run of a pod that exited with 0, if it holds the newest epoch; return the newest record. Idempotent.
 
-        What it left behind is committed first. Unavailable while its sidecar may still be heard: the last checkpoint
-        comes before the end.
+        Its pending checkpoints are committed first. Raises Unavailable while its sidecar is connected, since the final
+        checkpoint must precede the end of the run.
         """
 
         async def work(actor: Actor) -> Head | None:
             if self._liveness.contact(pod_uid).connected:
-                raise Unavailable(f"the last words of the pod of agent {agent} are not all heard yet")
+                raise Unavailable(f"the pod of agent {agent} is still connected; its run is ended afterwards")
             opened = await self._open(actor, agent, store)
             head = await self._head(actor, opened)
             if head is None or head.record.pod_uid != pod_uid or holder_of(head).ended:
@@ -200,7 +212,7 @@ class LineageService:
         return await self._actors.run(agent, work)
 
     async def collect(self, agent: AgentRef, store: str, keep: frozenset[int]) -> int:
-        """Remove what no kept record needs; bytes freed. Nothing is committed for the agent meanwhile."""
+        """Delete objects that no kept record needs and return the bytes freed. The agent's commits wait meanwhile."""
 
         async def work(actor: Actor) -> int:
             opened = await self._open(actor, agent, store)
@@ -211,36 +223,36 @@ class LineageService:
 
         return await self._actors.run(agent, work, bounded=False)
 
-    # -- ends -----------------------------------------------------------------------------------------------------
+    # -- shutdown -------------------------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
-        """Whether any operation is under way."""
+        """True while any operation is in progress."""
         return self._actors.busy
 
     async def close(self) -> None:
-        """Give up what is still under way."""
+        """Cancel operations in progress."""
         await self._actors.close()
 
-    # -- the actor ------------------------------------------------------------------------------------------------
+    # -- steps of an operation ------------------------------------------------------------------------------------
 
     async def _open(self, actor: Actor, agent: AgentRef, store_name: str) -> OpenRepository:
         store = await self._stores.open(store_name)
         if actor.opened is None or actor.opened.store is not store:
             if actor.opened is not None and actor.opened.store.name != store.name:
-                actor.head = None  # another store has a chain of its own
+                actor.head = None  # another store has its own chain
             fresh = OpenRepository(store, agent, self._random_bytes)
             await self._call(fresh, fresh.open, self._now())
             actor.opened = fresh
         return actor.opened
 
     async def _head(self, actor: Actor, opened: OpenRepository) -> Head | None:
-        pin = await self._directory.pinned(opened.agent)
+        pin = await self._pod_resolver.pinned(opened.agent)
         actor.head = await self._call(opened, opened.head, actor.head, pin)
         return actor.head
 
     async def _adopt(self, actor: Actor, opened: OpenRepository, head: Head | None) -> Head | None:
-        """Commit what the holder of the newest epoch left behind while no operator could be reached."""
+        """Commit the pending checkpoints that the holder of the newest epoch left while no operator was reachable."""
         if head is None or holder_of(head).ended:
             return head
         for adoption in await self._call(opened, opened.adopt, head, self._now()):
@@ -248,18 +260,20 @@ class LineageService:
                 actor.head = head = adopted if adopted.record.sequence > head.record.sequence else head
                 contents = await self._call(opened, opened.contents, adopted)
                 await self._recorder.committed(opened.agent, None, adopted, opened.store.name, contents)
-            if adoption.why:
-                log.warning("agent %s: what its pod had left could not be committed: %s", opened.agent, adoption.why)
-            if adoption.dropped:
-                result = Result(adoption.dropped, "Failed", IntegrityError.reason, adoption.why)
+            if adoption.problem:
+                log.warning("agent %s: cannot commit a pending checkpoint: %s", opened.agent, adoption.problem)
+            if adoption.dropped_attempt:
+                result = Result(
+                    adoption.dropped_attempt, CheckpointOutcome.FAILED, IntegrityError.reason, adoption.problem
+                )
                 await self._recorder.failed(opened.agent, result)
         return head
 
-    async def _tenure(self, opened: OpenRepository, who: Incarnation, head: Head) -> EpochLease:
-        parent, pending = await self._call(opened, opened.outlook, head)
+    async def _lease_of(self, opened: OpenRepository, incarnation: Incarnation, head: Head) -> EpochLease:
+        parent, pending = await self._call(opened, opened.parent_and_pending_key, head)
         return EpochLease(
-            agent=who.agent,
-            pod=who.pod,
+            agent=incarnation.agent,
+            pod=incarnation.pod,
             epoch=head.record.epoch,
             run=head.record.run,
             store=opened.store,
@@ -268,12 +282,12 @@ class LineageService:
             pending_key=pending,
         )
 
-    async def _commit_new(self, actor: Actor, opened: OpenRepository, tenure: EpochLease, offer: Offer) -> Head:
-        """The new record. A lost sequence is no lost epoch: another operator may be at work for the same pod."""
-        for left in reversed(range(RACES)):
-            head = self._held(actor, tenure)
-            name = await self._name(tenure.agent, offer, head)
-            holder = (tenure.epoch, tenure.pod.uid)
+    async def _commit_new(self, actor: Actor, opened: OpenRepository, lease: EpochLease, offer: Offer) -> Head:
+        """Append the record. A lost sequence is not a lost epoch: another operator may serve the same pod."""
+        for left in reversed(range(MAX_RACES)):
+            head = self._held(actor, lease)
+            name = await self._name(lease.agent, offer, head)
+            holder = (lease.epoch, lease.pod.uid)
             try:
                 actor.head = await self._call(opened, opened.commit, head, offer, holder, name, self._now())
                 return actor.head
@@ -283,11 +297,11 @@ class LineageService:
                     raise
         raise AssertionError("the last race returns or raises")
 
-    async def _complete(self, actor: Actor, opened: OpenRepository, tenure: EpochLease) -> None:
+    async def _complete(self, actor: Actor, opened: OpenRepository, lease: EpochLease) -> None:
         head = actor.head
-        if head is not None and head.record.kind == "completed" and head.record.epoch == tenure.epoch:
+        if head is not None and head.record.kind == "completed" and head.record.epoch == lease.epoch:
             return
-        await self._end_run(actor, opened, self._held(actor, tenure))
+        await self._end_run(actor, opened, self._held(actor, lease))
 
     async def _end_run(self, actor: Actor, opened: OpenRepository, head: Head) -> Head:
         if holder_of(head).ended:
@@ -296,26 +310,26 @@ class LineageService:
         await self._recorder.committed(opened.agent, None, ended, opened.store.name)
         return ended
 
-    def _held(self, actor: Actor, tenure: EpochLease) -> Head:
-        """The head, if the tenure still counts. Raises Superseded."""
+    def _held(self, actor: Actor, lease: EpochLease) -> Head:
+        """Return the head if the lease is still the newest one. Raises Superseded."""
         head = actor.head
         if head is None:
-            raise Superseded(f"agent {tenure.agent} has no commit record: epoch {tenure.epoch} does not exist")
-        if (head.record.epoch, head.record.pod_uid) != (tenure.epoch, tenure.pod.uid):
+            raise Superseded(f"agent {lease.agent} has no commit record: epoch {lease.epoch} does not exist")
+        if (head.record.epoch, head.record.pod_uid) != (lease.epoch, lease.pod.uid):
             raise Superseded(
-                f"epoch {tenure.epoch} of agent {tenure.agent} is superseded: epoch {head.record.epoch} is held by "
-                f"another pod on node {head.record.node or 'unknown'}; this pod commits nothing more"
+                f"epoch {lease.epoch} of agent {lease.agent} is superseded: epoch {head.record.epoch} is held by "
+                f"another pod on node {head.record.node or 'unknown'}; this pod may commit nothing more"
             )
         if holder_of(head).ended:
-            raise Superseded(over_message(tenure.agent, head))
+            raise Superseded(ended_message(lease.agent, head))
         return head
 
     async def _name(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
-        """The name the cluster gave, or the next in line when the cluster cannot be asked in time."""
+        """Return the name that the recorder gives, or the next number if it does not answer in time."""
         try:
             async with asyncio.timeout(self._name_seconds):
                 name = await self._recorder.name_for(agent, offer, head)
         except (TimeoutError, Unavailable):
             return default_name(agent, head)
-        number = max(name.number, head.record.number + 1)  # an older attempt may be the later one to commit
+        number = max(name.number, head.record.number + 1)  # an older attempt may commit later than a newer one
         return CheckpointName(number, name.name)

@@ -1,95 +1,105 @@
-"""Whether a pod may follow the holder of the newest epoch: the rules of take-over fed with what is known now.
+"""Decides whether a pod may succeed the holder of the newest epoch: the take-over rules, applied to what is known now.
 
-It asks cluster and connections, and writes nothing.
+It reads the cluster and the liveness of pods, and writes nothing.
 """
 
 from collections.abc import Awaitable, Callable
 
 from savepoint.contract.control_protocol import Wait
+from savepoint.contract.vocabulary import Reason
 from savepoint.repository.format.commit import Head
 
 from savepoint_operator.model.ports import Liveness, PodResolver
-from savepoint_operator.model.views import AgentRef, Incarnation, NodeStanding, PodStanding, Refusal, Standing
-from savepoint_operator.rules.takeover import Granted, Holder, Verdict, may_grant
+from savepoint_operator.model.views import AgentRef, Incarnation, NodeState, PodState, PredecessorState, Refusal
+from savepoint_operator.rules.takeover import Decision, Granted, Holder, may_grant
 
 
 class Succession:
     """Decides for one operator, by its own clock."""
 
-    def __init__(self, directory: PodResolver, liveness: Liveness, monotonic: Callable[[], float]) -> None:
-        self._directory, self._liveness, self._monotonic = directory, liveness, monotonic
+    def __init__(self, pod_resolver: PodResolver, liveness: Liveness, monotonic: Callable[[], float]) -> None:
+        self._pod_resolver, self._liveness, self._monotonic = pod_resolver, liveness, monotonic
 
-    async def verdict(self, who: Incarnation, head: Head | None, *, left: Callable[[Head], Awaitable[bool]]) -> Verdict:
-        """Whether the pod may have the next epoch, by what cluster and connections say now.
+    async def decide(
+        self, incarnation: Incarnation, head: Head | None, *, has_pending: Callable[[Head], Awaitable[bool]]
+    ) -> Decision:
+        """Decide whether the pod may have the next epoch, by what the cluster and the connections say now.
 
-        ``left``: whether the predecessor left its last checkpoint for the operator. That is its release, too.
+        ``has_pending`` tells whether the predecessor left its final checkpoint as a pending object, which releases its
+        epoch as well.
         """
-        standing = await self._standing(who, head)
-        verdict = self._decide(who, head, standing)
-        if head is None or not isinstance(verdict, Wait) or not self._ended(head, standing):
-            return verdict
-        if await self._directory.released(who.agent, head.record.pod_uid) or await left(head):
-            return Granted(standing.run_ended)
-        return verdict
+        predecessor = await self._predecessor_state(incarnation, head)
+        decision = self._decide(incarnation, head, predecessor)
+        if head is None or not isinstance(decision, Wait) or not self._surely_ended(head, predecessor):
+            return decision
+        if await self._pod_resolver.released(incarnation.agent, head.record.pod_uid) or await has_pending(head):
+            return Granted(predecessor.run_ended)
+        return decision
 
-    def _ended(self, head: Head, standing: Standing) -> bool:
-        """The predecessor says nothing, and the node that says so is there."""
-        connected = self._liveness.contact(head.record.pod_uid).connected
-        return not connected and standing.pod is not PodStanding.RUNNING and standing.node is NodeStanding.READY
+    def wait_while_connected(self, incarnation: Incarnation, head: Head | None) -> Wait | None:
+        """Return the wait for a predecessor that is still connected; costs no call to the store or the API server."""
+        if head is None or head.record.pod_uid == incarnation.pod.uid:
+            return None
+        if not self._liveness.contact(head.record.pod_uid).connected:
+            return None
+        decision = self._decide(incarnation, head, PredecessorState(PodState.RUNNING, NodeState.READY))
+        return decision if isinstance(decision, Wait) else None
 
-    def _decide(self, who: Incarnation, head: Head | None, standing: Standing) -> Verdict:
+    def _decide(self, incarnation: Incarnation, head: Head | None, predecessor: PredecessorState) -> Decision:
         return may_grant(
-            who.agent,
+            incarnation.agent,
             None if head is None else holder_of(head),
-            who.pod.uid,
-            standing=standing,
+            incarnation.pod.uid,
+            predecessor=predecessor,
             contact=self._liveness.contact(head.record.pod_uid if head else ""),
             leader_since=self._liveness.leader_since,
             now=self._monotonic(),
         )
 
-    def speaking(self, who: Incarnation, head: Head | None) -> Wait | None:
-        """Who waits for a pod that still speaks goes on waiting, and costs neither store nor API server a call."""
-        if head is None or head.record.pod_uid == who.pod.uid:
-            return None
-        if not self._liveness.contact(head.record.pod_uid).connected:
-            return None
-        verdict = self._decide(who, head, Standing(PodStanding.RUNNING, NodeStanding.READY))
-        return verdict if isinstance(verdict, Wait) else None
+    def _surely_ended(self, head: Head, predecessor: PredecessorState) -> bool:
+        """Return whether the predecessor is disconnected and a node that is ready reports that its pod has ended."""
+        connected = self._liveness.contact(head.record.pod_uid).connected
+        return not connected and predecessor.pod is not PodState.RUNNING and predecessor.node is NodeState.READY
 
-    async def _standing(self, who: Incarnation, head: Head | None) -> Standing:
-        """The predecessor's, asked for only where it decides."""
-        if head is None or head.record.pod_uid == who.pod.uid:
-            return Standing(PodStanding.GONE, NodeStanding.READY)
-        return await self._directory.standing(who.agent, head.record.pod_uid, head.record.node)
+    async def _predecessor_state(self, incarnation: Incarnation, head: Head | None) -> PredecessorState:
+        """Return the predecessor's state, read from the cluster only if the decision depends on it."""
+        if head is None or head.record.pod_uid == incarnation.pod.uid:
+            return PredecessorState(PodState.GONE, NodeState.READY)
+        return await self._pod_resolver.predecessor_state(incarnation.agent, head.record.pod_uid, head.record.node)
 
 
 def holder_of(head: Head) -> Holder:
-    """Who holds the newest epoch."""
+    """Return the holder of the newest epoch."""
     record = head.record
     return Holder(record.epoch, record.pod_uid, record.node, ended=record.kind in ("rollback", "completed"))
 
 
-def fenced(who: Incarnation, head: Head | None) -> Refusal:
-    """Why a pod that does not hold the newest epoch is refused."""
+def fenced_refusal(incarnation: Incarnation, head: Head | None) -> Refusal:
+    """Return the refusal of a pod that does not hold the newest epoch."""
+    agent = incarnation.agent
     if head is None:
         return Refusal(
-            "Fenced", f"Agent {who.agent} has no epoch yet: its savepoint-restore container was granted none."
+            Reason.FENCED, f"Agent {agent} has no epoch yet: its savepoint-restore container was not granted one."
         )
+    node = f" on node {head.record.node}" if head.record.node else ""
     return Refusal(
-        "Fenced",
-        f"Epoch {head.record.epoch} of agent {who.agent} is held by another pod or a later start"
-        f"{f' on node {head.record.node}' if head.record.node else ''}: this one commits nothing more; delete its pod.",
+        Reason.FENCED,
+        f"Epoch {head.record.epoch} of agent {agent} is held by another pod or a later start{node}. This pod may "
+        "commit nothing more; delete it.",
     )
 
 
-def over(who: Incarnation, head: Head) -> Refusal:
-    """Why a pod whose epoch takes no further checkpoint is refused."""
-    return Refusal("Completed" if head.record.kind == "completed" else "RolledBack", over_message(who.agent, head))
+def ended_refusal(incarnation: Incarnation, head: Head) -> Refusal:
+    """Return the refusal of a pod whose epoch accepts no further checkpoint."""
+    reason = Reason.COMPLETED if head.record.kind == "completed" else Reason.ROLLED_BACK
+    return Refusal(reason, ended_message(incarnation.agent, head))
 
 
-def over_message(agent: AgentRef, head: Head) -> str:
-    """What has ended the epoch, and what follows."""
+def ended_message(agent: AgentRef, head: Head) -> str:
+    """Return what has ended the epoch, and what follows."""
     if head.record.kind == "completed":
-        return f"The run of agent {agent} is completed: its next pod starts fresh, this one commits nothing more."
-    return f"Agent {agent} was rolled back: its next pod restores what was chosen, this one commits nothing more."
+        return f"The run of agent {agent} has ended. Its next pod starts fresh; this one may commit nothing more."
+    return (
+        f"Agent {agent} was rolled back or reset. Its next pod starts from the chosen state; this one may commit "
+        "nothing more."
+    )

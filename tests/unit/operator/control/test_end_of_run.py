@@ -3,7 +3,7 @@
 import pytest
 from savepoint.contract.control_protocol import Ack, Checkpoint, Committed, Released, RequestCheckpoint, Wait
 from savepoint.errors import StoreUnavailable, Unavailable
-from savepoint_operator.model.views import NodeStanding, PodStanding, Standing
+from savepoint_operator.model.views import NodeState, PodState, PredecessorState
 
 from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 from tests.unit.operator.control.test_restart import leave_behind
@@ -11,114 +11,114 @@ from tests.unit.operator.control.test_restart import leave_behind
 STORE = "default"
 
 
-def exits(cell: ControlHarness, uid: str) -> None:
-    cell.directory.standings[uid] = Standing(PodStanding.TERMINAL, NodeStanding.READY, run_ended=True)
+def exits(harness: ControlHarness, uid: str) -> None:
+    harness.pod_resolver.predecessors[uid] = PredecessorState(PodState.TERMINAL, NodeState.READY, run_ended=True)
 
 
-def kinds(cell: ControlHarness) -> list[str]:
-    return [kind for kind, _, _ in cell.chain()]
+def kinds(harness: ControlHarness) -> list[str]:
+    return [kind for kind, _, _ in harness.chain()]
 
 
-async def test_it_is_recorded_once(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    await pod.ask(cell.offer(attempt(1), 1), Committed)
-    await pod.ask(Released(1), Ack)
-    await cell.leave(pod)
-    assert cell.server is not None
-    first = await cell.server.orders.end_run(AGENT, "a", STORE)
-    again = await cell.server.orders.end_run(AGENT, "a", STORE)
-    assert first == again == cell.head()
-    assert kinds(cell) == ["grant", "checkpoint", "completed"]
-    assert [each.record.kind for each in cell.recorder.of("committed")] == ["checkpoint", "completed"]
-    welcome = await cell.grant("b")
+async def test_it_is_recorded_once(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    await pod.request(harness.offer(attempt(1), 1), Committed)
+    await pod.request(Released(1), Ack)
+    await harness.leave(pod)
+    assert harness.server is not None
+    first = await harness.server.orders.end_run(AGENT, "a", STORE)
+    again = await harness.server.orders.end_run(AGENT, "a", STORE)
+    assert first == again == harness.head()
+    assert kinds(harness) == ["grant", "checkpoint", "completed"]
+    assert [each.record.kind for each in harness.recorder.calls_of("committed")] == ["checkpoint", "completed"]
+    welcome = await harness.grant("b")
     assert (welcome.epoch, welcome.run, welcome.parent) == (2, 2, None)
 
 
-async def test_not_while_its_sidecar_is_connected(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    assert cell.server is not None
-    with pytest.raises(Unavailable, match="last words"):
-        await cell.server.orders.end_run(AGENT, "a", STORE)
-    await pod.ask(cell.offer(attempt(1), 1), Committed)
-    await cell.leave(pod)
-    await cell.server.orders.end_run(AGENT, "a", STORE)
-    assert kinds(cell) == ["grant", "checkpoint", "completed"]
+async def test_not_while_its_sidecar_is_connected(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    assert harness.server is not None
+    with pytest.raises(Unavailable, match="is still connected"):
+        await harness.server.orders.end_run(AGENT, "a", STORE)
+    await pod.request(harness.offer(attempt(1), 1), Committed)
+    await harness.leave(pod)
+    await harness.server.orders.end_run(AGENT, "a", STORE)
+    assert kinds(harness) == ["grant", "checkpoint", "completed"]
 
 
-async def test_not_while_its_last_offer_waits_for_the_store(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    offer = cell.offer(attempt(1), 1)
-    assert cell.server is not None
-    cell.stores.error = StoreUnavailable("it is away")
+async def test_not_while_its_last_offer_waits_for_the_store(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    offer = harness.offer(attempt(1), 1)
+    assert harness.server is not None
+    harness.stores.error = StoreUnavailable("it is away")
     await pod.send(offer)
-    await until(lambda: cell.recorder.of("delayed"))
+    await until(lambda: harness.recorder.calls_of("delayed"))
     with pytest.raises(Unavailable):
-        await cell.server.orders.end_run(AGENT, "a", STORE)
-    cell.stores.error = None
-    cell.clock.advance(1)
+        await harness.server.orders.end_run(AGENT, "a", STORE)
+    harness.stores.error = None
+    harness.clock.advance(1)
     await pod.expect(Committed)
-    await cell.leave(pod)
-    await cell.server.orders.end_run(AGENT, "a", STORE)
-    assert kinds(cell) == ["grant", "checkpoint", "completed"]
+    await harness.leave(pod)
+    await harness.server.orders.end_run(AGENT, "a", STORE)
+    assert kinds(harness) == ["grant", "checkpoint", "completed"]
 
 
-async def test_what_was_left_for_an_operator_is_committed_first(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, welcome = await cell.sidecar("a")
-    await cell.leave(pod)
-    leave_behind(cell, welcome, 1)
-    assert cell.server is not None
-    await cell.server.orders.end_run(AGENT, "a", STORE)
-    assert kinds(cell) == ["grant", "checkpoint", "completed"]
+async def test_what_was_left_for_an_operator_is_committed_first(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, welcome = await harness.sidecar("a")
+    await harness.leave(pod)
+    leave_behind(harness, welcome, 1)
+    assert harness.server is not None
+    await harness.server.orders.end_run(AGENT, "a", STORE)
+    assert kinds(harness) == ["grant", "checkpoint", "completed"]
 
 
-async def test_a_pod_that_does_not_hold_the_epoch_ends_nothing(cell: ControlHarness) -> None:
-    assert cell.server is not None
-    assert await cell.server.orders.end_run(AGENT, "a", STORE) is None
-    await cell.grant("a")
-    await cell.server.orders.end_run(AGENT, "another", STORE)
-    assert kinds(cell) == ["grant"]
+async def test_a_pod_that_does_not_hold_the_epoch_ends_nothing(harness: ControlHarness) -> None:
+    assert harness.server is not None
+    assert await harness.server.orders.end_run(AGENT, "a", STORE) is None
+    await harness.grant("a")
+    await harness.server.orders.end_run(AGENT, "another", STORE)
+    assert kinds(harness) == ["grant"]
 
 
-async def test_a_rollback_is_not_overruled(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    await pod.ask(cell.offer(attempt(1), 1), Committed)
-    await cell.leave(pod)
-    assert cell.server is not None
-    await cell.server.orders.rollback(AGENT, attempt(9), 2, STORE)
-    await cell.server.orders.end_run(AGENT, "a", STORE)
-    exits(cell, "a")
-    cell.clock.advance(20)
-    assert (await cell.grant("b")).parent is not None
-    assert kinds(cell) == ["grant", "checkpoint", "rollback", "grant"]
+async def test_a_rollback_is_not_overruled(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    await pod.request(harness.offer(attempt(1), 1), Committed)
+    await harness.leave(pod)
+    assert harness.server is not None
+    await harness.server.orders.rollback(AGENT, attempt(9), 2, STORE)
+    await harness.server.orders.end_run(AGENT, "a", STORE)
+    exits(harness, "a")
+    harness.clock.advance(20)
+    assert (await harness.grant("b")).parent is not None
+    assert kinds(harness) == ["grant", "checkpoint", "rollback", "grant"]
 
 
-async def test_a_successor_that_is_quick_starts_fresh(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    cell.pod("b")
-    successor = await cell.hello("b", "restore")
+async def test_a_successor_that_is_quick_starts_fresh(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    harness.pod("b")
+    successor = await harness.hello("b", "restore")
     await successor.expect(Wait)
-    order = await pod.ask(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
-    exits(cell, "a")
-    await pod.ask(cell.offer(order.attempt, 1, trigger="Shutdown"), Committed)
+    order = await pod.request(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
+    exits(harness, "a")
+    await pod.request(harness.offer(order.attempt, 1, trigger="Shutdown"), Committed)
     await pod.send(Released(1))
     welcome = await successor.granted()
     assert (welcome.epoch, welcome.run, welcome.parent) == (2, 2, None)
-    assert kinds(cell) == ["grant", "checkpoint", "completed", "grant"]
-    assert [each.record.kind for each in cell.recorder.of("committed")] == ["checkpoint", "completed"]
+    assert kinds(harness) == ["grant", "checkpoint", "completed", "grant"]
+    assert [each.record.kind for each in harness.recorder.calls_of("committed")] == ["checkpoint", "completed"]
 
 
-async def test_a_successor_adopts_then_completes_then_starts_fresh(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, welcome = await cell.sidecar("a")
-    await cell.leave(pod)
-    leave_behind(cell, welcome, 1)
-    exits(cell, "a")
-    cell.clock.advance(20)
-    assert (await cell.grant("b")).parent is None
-    assert kinds(cell) == ["grant", "checkpoint", "completed", "grant"]
+async def test_a_successor_adopts_then_completes_then_starts_fresh(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, welcome = await harness.sidecar("a")
+    await harness.leave(pod)
+    leave_behind(harness, welcome, 1)
+    exits(harness, "a")
+    harness.clock.advance(20)
+    assert (await harness.grant("b")).parent is None
+    assert kinds(harness) == ["grant", "checkpoint", "completed", "grant"]

@@ -26,57 +26,57 @@ from savepoint.contract.control_protocol import (
     decode,
     encode,
 )
-from savepoint_operator.control.rate_limit import BEGUN_MOST, BYTES_MOST, BYTES_PER_SECOND, RateLimit, RateLimits
-from savepoint_operator.control.sidecar_session import LOOK_SECONDS
+from savepoint_operator.control.rate_limit import BURST_ATTEMPTS, BURST_BYTES, BYTES_PER_SECOND, RateLimit, RateLimits
+from savepoint_operator.control.sidecar_session import POD_CHECK_SECONDS
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.attempt import offer_problem
-from savepoint_operator.rules.sanitize import DETAIL_MOST, MESSAGE_MOST, heard
+from savepoint_operator.rules.sanitize import MAX_DETAIL, MAX_MESSAGE, sanitized
 from savepoint_operator.rules.status.conditions import parsed_time, precise_stamp
 
 from tests.fakes.control_harness import ControlHarness, attempt, until
 from tests.fakes.operator_ports import Clock
 
 
-async def test_results_of_attempts_that_nobody_ordered_become_no_flood_of_objects(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    for number in range(BEGUN_MOST + 40):
-        await pod.ask(Result(attempt(number), "Failed", "StageFull"), Ack)
-    assert len(cell.recorder.of("failed")) == BEGUN_MOST
-    cell.clock.advance(2)
-    for number in range(BEGUN_MOST + 40, BEGUN_MOST + 50):
-        await pod.ask(Result(attempt(number), "Failed", "StageFull"), Ack)
-    assert len(cell.recorder.of("failed")) == BEGUN_MOST + 2
+async def test_results_of_attempts_that_nobody_ordered_become_no_flood_of_objects(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    for number in range(BURST_ATTEMPTS + 40):
+        await pod.request(Result(attempt(number), "Failed", "StageFull"), Ack)
+    assert len(harness.recorder.calls_of("failed")) == BURST_ATTEMPTS
+    harness.clock.advance(2)
+    for number in range(BURST_ATTEMPTS + 40, BURST_ATTEMPTS + 50):
+        await pod.request(Result(attempt(number), "Failed", "StageFull"), Ack)
+    assert len(harness.recorder.calls_of("failed")) == BURST_ATTEMPTS + 2
 
 
-async def test_offers_and_requests_of_a_pods_own_are_counted_with_them(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    for number in range(BEGUN_MOST - 1):
-        await pod.ask(Result(attempt(number), "Failed", "StageFull"), Ack)
-    await pod.ask(cell.offer(attempt(1000), 1), Committed)
-    refused = await pod.ask(cell.offer(attempt(1001), 1), Refused)
+async def test_offers_and_requests_of_a_pods_own_are_counted_with_them(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    for number in range(BURST_ATTEMPTS - 1):
+        await pod.request(Result(attempt(number), "Failed", "StageFull"), Ack)
+    await pod.request(harness.offer(attempt(1000), 1), Committed)
+    refused = await pod.request(harness.offer(attempt(1001), 1), Refused)
     assert refused.reason == "Refused"
-    assert (await pod.ask(RequestCheckpoint("r", "Agent"), Refused)).reason == "Refused"
-    await pod.ask(cell.offer(attempt(1000), 1), Committed)  # told again, it is answered
+    assert (await pod.request(RequestCheckpoint("r", "Agent"), Refused)).reason == "Refused"
+    await pod.request(harness.offer(attempt(1000), 1), Committed)  # told again, it is answered
 
 
-async def test_large_messages_do_not_pile_up_while_the_store_is_away(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    cell.store.hold()
-    await pod.send(cell.offer(attempt(1), 1))
+async def test_large_messages_do_not_pile_up_while_the_store_is_away(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    harness.store.hold()
+    await pod.send(harness.offer(attempt(1), 1))
     large = Result(attempt(2), "Failed", "StageFull", "x" * 1_000_000)
     for _ in range(3):
         await pod.send(large)
-        cell.clock.advance(10)  # within its allowance
+        harness.clock.advance(10)  # within its allowance
         await asyncio.sleep(0.05)
     for _ in range(3):
         await pod.send(large)
-        cell.clock.advance(10)
+        harness.clock.advance(10)
     await asyncio.sleep(0.2)
-    cell.store.release()
+    harness.store.release()
     assert await pod.closed() == 1008
 
 
@@ -93,10 +93,10 @@ def test_an_allowance_fills_again() -> None:
 
 
 def test_a_reconnect_gives_a_pod_no_new_allowance() -> None:
-    paces = RateLimits(Clock().monotonic)
-    paces.of("a").spend(BYTES_MOST)
-    assert paces.of("a").spend(BYTES_PER_SECOND) == 1
-    assert paces.of("b").spend(1) == 0
+    rate_limits = RateLimits(Clock().monotonic)
+    rate_limits.of("a").spend(BURST_BYTES)
+    assert rate_limits.of("a").spend(BYTES_PER_SECOND) == 1
+    assert rate_limits.of("b").spend(1) == 0
 
 
 def test_the_dearest_message_is_decoded_within_a_part_of_a_second() -> None:
@@ -108,24 +108,24 @@ def test_the_dearest_message_is_decoded_within_a_part_of_a_second() -> None:
 
 @pytest.mark.parametrize("word", ["Ready", "Unchanged", "Committing", "Pending", "no word", "", "x" * 1000, "Ready\n"])
 def test_a_failure_cannot_be_told_in_words_that_mean_something_else(word: str) -> None:
-    result = heard(Result(attempt(1), "Failed", word))
+    result = sanitized(Result(attempt(1), "Failed", word))
     assert isinstance(result, Result)
     assert result.reason in ("Failed", "")
-    outcome = heard(Outcome(word))
+    outcome = sanitized(Outcome(word))
     assert isinstance(outcome, Outcome)
     assert outcome.outcome == "RestoreFailed"
 
 
 def test_what_is_shown_is_bounded_and_can_be_written() -> None:
-    result = heard(Result(attempt(1), "Odd", "StageFull", "\ud800" + "x" * 10_000, -5))
-    assert result == Result(attempt(1), "Failed", "StageFull", "?" + "x" * (MESSAGE_MOST - 1), 0)
-    beat = heard(Heartbeat(True, "y" * 5000))
+    result = sanitized(Result(attempt(1), "Odd", "StageFull", "\ud800" + "x" * 10_000, -5))
+    assert result == Result(attempt(1), "Failed", "StageFull", "?" + "x" * (MAX_MESSAGE - 1), 0)
+    beat = sanitized(Heartbeat(True, "y" * 5000))
     assert isinstance(beat, Heartbeat)
-    assert len(beat.detail) == DETAIL_MOST
-    assert heard(Progress("a", "Ready", 1 << 60, -1, -1)) == Progress("a", "", 100, 0, 0)
-    odd = heard(Progress("", "Fetching", reason="not a word", message="z" * 5000))
-    assert odd == Progress("", "Fetching", reason="Unavailable", message="z" * MESSAGE_MOST)
-    outcome = heard(Outcome("Restored", "", "", -1, 1 << 62))
+    assert len(beat.detail) == MAX_DETAIL
+    assert sanitized(Progress("a", "Ready", 1 << 60, -1, -1)) == Progress("a", "", 100, 0, 0)
+    odd = sanitized(Progress("", "Fetching", reason="not a word", message="z" * 5000))
+    assert odd == Progress("", "Fetching", reason="Unavailable", message="z" * MAX_MESSAGE)
+    outcome = sanitized(Outcome("Restored", "", "", -1, 1 << 62))
     assert isinstance(outcome, Outcome)
     assert outcome.bytes_restored == 0
     assert outcome.milliseconds < 1 << 50
@@ -142,7 +142,7 @@ def test_the_honest_are_heard_as_they_spoke() -> None:
         Outcome("Restored", "", "", 5, 12, config_changed=True),
         Outcome("IntegrityError", "pack 1 is damaged", "packs/1-a"),
     ):
-        assert heard(message) == message
+        assert sanitized(message) == message
 
 
 def offer(**more: Any) -> Offer:
@@ -174,13 +174,13 @@ def test_an_offer_that_could_not_be_shown_is_refused(more: dict[str, Any]) -> No
     assert offer_problem(offer(**more)) is not None
 
 
-async def test_a_pod_that_is_refused_is_told_so_and_served_on(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    bad = cell.offer(attempt(1), 1, trigger="Zzzz")
-    assert "trigger" in (await pod.ask(bad, Refused)).message
-    await pod.ask(Heartbeat(), Ack)
-    await until(lambda: not cell.recorder.of("committed"))
+async def test_a_pod_that_is_refused_is_told_so_and_served_on(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    bad = harness.offer(attempt(1), 1, trigger="Zzzz")
+    assert "trigger" in (await pod.request(bad, Refused)).message
+    await pod.request(Heartbeat(), Ack)
+    await until(lambda: not harness.recorder.calls_of("committed"))
 
 
 def test_words_of_pods_make_no_series_of_their_own() -> None:
@@ -204,13 +204,13 @@ def test_times_that_a_pod_tells_can_be_written() -> None:
 
 
 async def test_whoever_shows_no_token_is_sent_away() -> None:
-    cell = ControlHarness()
-    await cell.lead(strangers_most=4, stranger_seconds=0.3)
+    harness = ControlHarness()
+    await harness.lead(max_unauthenticated=4, unauthenticated_seconds=0.3)
     try:
-        cell.pod("a")
-        honest = await cell.dial("a")
+        harness.pod("a")
+        honest = await harness.dial("a")
         for part in (b"", b"GET /v1/control HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 20):
-            reader, writer = await asyncio.open_connection("127.0.0.1", cell.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
             writer.write(part)
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(reader.read(), 5) == b""
@@ -218,40 +218,40 @@ async def test_whoever_shows_no_token_is_sent_away() -> None:
         await honest.send(Hello("restore", 1, "1"))
         await honest.granted()
     finally:
-        await cell.close()
+        await harness.close()
 
 
 async def test_many_who_say_nothing_keep_nobody_out() -> None:
-    cell = ControlHarness()
-    await cell.lead(strangers_most=4)
+    harness = ControlHarness()
+    await harness.lead(max_unauthenticated=4)
     try:
-        silent = [await asyncio.open_connection("127.0.0.1", cell.port) for _ in range(40)]
+        silent = [await asyncio.open_connection("127.0.0.1", harness.port) for _ in range(40)]
         await asyncio.sleep(0.1)
         ended = sum(reader.at_eof() or reader.exception() is not None for reader, _ in silent)
         assert ended >= 36
-        await cell.grant("a")
+        await harness.grant("a")
         for _, writer in silent:
             writer.close()
     finally:
-        await cell.close()
+        await harness.close()
 
 
-async def test_the_session_of_a_pod_that_is_gone_ends(cell: ControlHarness) -> None:
+async def test_the_session_of_a_pod_that_is_gone_ends(harness: ControlHarness) -> None:
     """A stolen token, shown in time, must not keep the agent's next pod out for ever."""
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    cell.directory.incarnations["a"] = Refusal("PodGone", "Pod demo/a is gone.")
-    await pod.ask(Heartbeat(), Ack)
-    cell.clock.advance(LOOK_SECONDS + 1)
-    await pod.ask(Heartbeat(), Ack)
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    harness.pod_resolver.incarnations["a"] = Refusal("PodGone", "Pod demo/a is gone.")
+    await pod.request(Heartbeat(), Ack)
+    harness.clock.advance(POD_CHECK_SECONDS + 1)
+    await pod.request(Heartbeat(), Ack)
     assert (await pod.expect(Stop)).reason == "PodGone"
     assert await pod.closed() == 1000
 
 
-async def test_a_session_outlives_whatever_else_the_cluster_says(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    cell.directory.incarnations["a"] = Refusal("AmbiguousAgent", "Another pod has come.")
-    cell.clock.advance(LOOK_SECONDS + 1)
-    await pod.ask(Heartbeat(), Ack)
-    await pod.ask(Heartbeat(), Ack)
+async def test_a_session_outlives_whatever_else_the_cluster_says(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    harness.pod_resolver.incarnations["a"] = Refusal("AmbiguousAgent", "Another pod has come.")
+    harness.clock.advance(POD_CHECK_SECONDS + 1)
+    await pod.request(Heartbeat(), Ack)
+    await pod.request(Heartbeat(), Ack)

@@ -5,17 +5,17 @@ import asyncio
 import pytest
 from savepoint.contract.control_protocol import Ack, Grant, Heartbeat, NeedUrls, Outcome, Progress, Refused, Urls, Wait
 from savepoint.errors import StoreDenied
-from savepoint_operator.control.restore_session import Pauses
-from savepoint_operator.model.views import Incarnation, NodeStanding, PodStanding, Refusal
+from savepoint_operator.control.restore_session import Backoff
+from savepoint_operator.model.views import Incarnation, NodeState, PodState, Refusal
 
 from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 
 RANDOM = "0123456789abcdef" * 2
 
 
-async def test_the_first_pod_starts_fresh_and_the_next_restores(cell: ControlHarness) -> None:
-    cell.pod("a")
-    pod = await cell.hello("a", "restore")
+async def test_the_first_pod_starts_fresh_and_the_next_restores(harness: ControlHarness) -> None:
+    harness.pod("a")
+    pod = await harness.hello("a", "restore")
     welcome = (await pod.expect(Grant)).welcome
     assert (welcome.agent, welcome.namespace, welcome.epoch, welcome.run, welcome.parent) == (
         "coder",
@@ -24,256 +24,256 @@ async def test_the_first_pod_starts_fresh_and_the_next_restores(cell: ControlHar
         1,
         None,
     )
-    assert bytes.fromhex(welcome.key) == cell.repository().key.expose()
+    assert bytes.fromhex(welcome.key) == harness.repository().key.expose()
     assert (welcome.pending_key, welcome.pending_url) == ("", "")
-    await pod.ask(Outcome("Fresh"), Ack)
-    assert [each.outcome for each in cell.recorder.of("restored")] == ["Fresh"]
-    await cell.leave(pod)
+    await pod.request(Outcome("Fresh"), Ack)
+    assert [each.outcome for each in harness.recorder.calls_of("restored")] == ["Fresh"]
+    await harness.leave(pod)
 
-    sidecar, _ = await cell.sidecar("a")
-    offer = cell.offer(attempt(1), 1)
+    sidecar, _ = await harness.sidecar("a")
+    offer = harness.offer(attempt(1), 1)
     await sidecar.send(offer)
-    await until(lambda: cell.recorder.of("committed"))
-    await cell.leave(sidecar)
-    cell.end("a")
-    cell.clock.advance(20)
-    second = await cell.grant("b")
+    await until(lambda: harness.recorder.calls_of("committed"))
+    await harness.leave(sidecar)
+    harness.end("a")
+    harness.clock.advance(20)
+    second = await harness.grant("b")
     assert second.epoch == 2
     assert second.run == 1
     assert second.parent is not None
     assert (second.parent.name, second.parent.number, second.parent.sequence) == ("coder-1", 1, 2)
     assert second.parent.manifest == offer.manifest
-    assert cell.recorder.of("granted") == [("a", 1, None), ("b", 2, "coder-1")]
+    assert harness.recorder.calls_of("granted") == [("a", 1, None), ("b", 2, "coder-1")]
 
 
-async def test_the_same_pod_keeps_its_epoch(cell: ControlHarness) -> None:
-    first, again = await cell.grant("a"), await cell.grant("a")
+async def test_the_same_pod_keeps_its_epoch(harness: ControlHarness) -> None:
+    first, again = await harness.grant("a"), await harness.grant("a")
     assert (first.epoch, again.epoch) == (1, 1)
-    assert cell.chain() == [("grant", 1, 1)]
+    assert harness.chain() == [("grant", 1, 1)]
 
 
-async def test_a_successor_waits_for_a_predecessor_that_runs(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.pod("b")
-    pod = await cell.hello("b", "restore")
+async def test_a_successor_waits_for_a_predecessor_that_runs(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.pod("b")
+    pod = await harness.hello("b", "restore")
     wait = await pod.expect(Wait)
     assert wait.reason == "PredecessorRunning"
     assert "Recreate" in wait.message
     await asyncio.sleep(0.05)
-    assert cell.chain() == [("grant", 1, 1)]
-    assert [each.reason for each in cell.recorder.of("waiting")] == ["PredecessorRunning"]
+    assert harness.chain() == [("grant", 1, 1)]
+    assert [each.reason for each in harness.recorder.calls_of("waiting")] == ["PredecessorRunning"]
 
-    cell.end("a", PodStanding.TERMINAL)
+    harness.end("a", PodState.TERMINAL)
     assert "15 s" in (await pod.expect(Wait)).message
-    cell.clock.advance(15)
+    harness.clock.advance(15)
     assert (await pod.granted()).epoch == 2
 
 
-async def test_a_lost_node_is_waited_out(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.end("a", PodStanding.RUNNING, NodeStanding.LOST)
-    cell.pod("b")
-    pod = await cell.hello("b", "restore")
+async def test_a_lost_node_is_waited_out(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.end("a", PodState.RUNNING, NodeState.LOST)
+    harness.pod("b")
+    pod = await harness.hello("b", "restore")
     assert "lost" in (await pod.expect(Wait)).message
-    cell.clock.advance(44)
+    harness.clock.advance(44)
     await asyncio.sleep(0.05)
-    assert len(cell.chain()) == 1
-    cell.clock.advance(2)
+    assert len(harness.chain()) == 1
+    harness.clock.advance(2)
     assert (await pod.granted()).epoch == 2
 
 
-async def test_of_two_successors_one_is_granted_and_the_other_waits_for_it(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.end("a")
-    cell.clock.advance(60)
-    cell.pod("b")
-    cell.pod("c")
-    pods = [await cell.hello(uid, "restore") for uid in ("b", "c")]
+async def test_of_two_successors_one_is_granted_and_the_other_waits_for_it(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.end("a")
+    harness.clock.advance(60)
+    harness.pod("b")
+    harness.pod("c")
+    pods = [await harness.hello(uid, "restore") for uid in ("b", "c")]
     answers = [await pod.receive() for pod in pods]
     kinds = sorted(type(each).__name__ for each in answers)
     assert "Grant" in kinds
-    assert cell.chain()[:2] == [("grant", 1, 1), ("grant", 2, 2)]
+    assert harness.chain()[:2] == [("grant", 1, 1), ("grant", 2, 2)]
     await asyncio.sleep(0.05)
-    assert len(cell.chain()) == 2
+    assert len(harness.chain()) == 2
 
 
-async def test_a_pod_that_was_superseded_is_refused(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.end("a", PodStanding.RUNNING, NodeStanding.LOST)
-    cell.clock.advance(60)
-    await cell.grant("b")
-    pod = await cell.hello("a", "restore")
+async def test_a_pod_that_was_superseded_is_refused(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.end("a", PodState.RUNNING, NodeState.LOST)
+    harness.clock.advance(60)
+    await harness.grant("b")
+    pod = await harness.hello("a", "restore")
     assert (await pod.expect(Refused)).reason == "Fenced"
-    await pod.ask(Outcome("Fenced"), Ack)
+    await pod.request(Outcome("Fenced"), Ack)
     assert await pod.closed() == 1000
 
 
-async def test_a_store_that_cannot_be_reached_is_waited_for_and_never_fresh(cell: ControlHarness) -> None:
-    cell.pod("a")
-    cell.store.broken = True
-    pod = await cell.hello("a", "restore")
+async def test_a_store_that_cannot_be_reached_is_waited_for_and_never_fresh(harness: ControlHarness) -> None:
+    harness.pod("a")
+    harness.store.broken = True
+    pod = await harness.hello("a", "restore")
     assert (await pod.expect(Wait)).reason == "StoreUnavailable"
-    cell.store.broken = False
+    harness.store.broken = False
     assert (await pod.expect(Grant)).welcome.epoch == 1
 
 
-async def test_a_store_that_denies_is_waited_for(cell: ControlHarness) -> None:
-    cell.pod("a")
-    cell.stores.error = StoreDenied("the credentials were refused")
-    pod = await cell.hello("a", "restore")
+async def test_a_store_that_denies_is_waited_for(harness: ControlHarness) -> None:
+    harness.pod("a")
+    harness.stores.error = StoreDenied("the credentials were refused")
+    pod = await harness.hello("a", "restore")
     assert (await pod.expect(Wait)).reason == "StoreDenied"
-    cell.stores.error = None
+    harness.stores.error = None
     await pod.expect(Grant)
 
 
-async def test_a_chain_that_was_put_back_is_refused(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.directory.pins[AGENT] = (3, "ab" * 32)
-    pod = await cell.hello("a", "restore")
+async def test_a_chain_that_was_put_back_is_refused(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.pod_resolver.pins[AGENT] = (3, "ab" * 32)
+    pod = await harness.hello("a", "restore")
     refused = await pod.expect(Refused)
     assert refused.reason == "RollbackDetected"
     assert "ProtectedAgent" in refused.message
 
 
-async def test_a_pod_that_is_not_an_agents_is_refused(cell: ControlHarness) -> None:
-    cell.pod("a")
-    cell.directory.incarnations["a"] = Refusal("Ambiguous", "two pods bear the name coder; use a StatefulSet")
-    pod = await cell.hello("a", "restore")
+async def test_a_pod_that_is_not_an_agents_is_refused(harness: ControlHarness) -> None:
+    harness.pod("a")
+    harness.pod_resolver.incarnations["a"] = Refusal("Ambiguous", "two pods bear the name coder; use a StatefulSet")
+    pod = await harness.hello("a", "restore")
     assert (await pod.expect(Refused)).reason == "Ambiguous"
     assert await pod.closed() == 4403
 
 
-async def test_a_pod_that_is_refused_as_an_agent_is_told_of_like_any_start(cell: ControlHarness) -> None:
-    cell.pod("a")
-    who = cell.directory.incarnations["a"]
+async def test_a_pod_that_is_refused_as_an_agent_is_told_of_like_any_start(harness: ControlHarness) -> None:
+    harness.pod("a")
+    who = harness.pod_resolver.incarnations["a"]
     assert isinstance(who, Incarnation)
-    cell.directory.incarnations["a"] = Refusal("AmbiguousAgent", "two of them", who=who)
-    pod = await cell.hello("a", "restore")
+    harness.pod_resolver.incarnations["a"] = Refusal("AmbiguousAgent", "two of them", incarnation=who)
+    pod = await harness.hello("a", "restore")
     assert (await pod.expect(Refused)).reason == "AmbiguousAgent"
-    await pod.ask(Outcome("AmbiguousAgent", "two of them"), Ack)
-    assert cell.recorder.of("restored")[0].outcome == "AmbiguousAgent"
+    await pod.request(Outcome("AmbiguousAgent", "two of them"), Ack)
+    assert harness.recorder.calls_of("restored")[0].outcome == "AmbiguousAgent"
 
 
-async def test_what_may_pass_is_waited_for(cell: ControlHarness) -> None:
-    cell.pod("a")
-    known = cell.directory.incarnations["a"]
+async def test_what_may_pass_is_waited_for(harness: ControlHarness) -> None:
+    harness.pod("a")
+    known = harness.pod_resolver.incarnations["a"]
     assert isinstance(known, Incarnation)
-    cell.directory.incarnations["a"] = Refusal("NoStore", "there is no store yet", retry=True, who=known)
-    pod = await cell.hello("a", "restore")
+    harness.pod_resolver.incarnations["a"] = Refusal("NoStore", "there is no store yet", retry=True, incarnation=known)
+    pod = await harness.hello("a", "restore")
     assert (await pod.expect(Wait)).reason == "NoStore"
-    assert [each.reason for each in cell.recorder.of("waiting")] == ["NoStore"]
-    cell.directory.incarnations["a"] = known
+    assert [each.reason for each in harness.recorder.calls_of("waiting")] == ["NoStore"]
+    harness.pod_resolver.incarnations["a"] = known
     await pod.expect(Grant)
 
 
-async def test_a_restore_reads_and_does_not_write(cell: ControlHarness) -> None:
-    cell.pod("a")
-    pod = await cell.hello("a", "restore")
+async def test_a_restore_reads_and_does_not_write(harness: ControlHarness) -> None:
+    harness.pod("a")
+    pod = await harness.hello("a", "restore")
     await pod.expect(Grant)
     key = f"packs/9-{RANDOM}"
-    urls = await pod.ask(NeedUrls("1", get=(key,)), Urls)
+    urls = await pod.request(NeedUrls("1", get=(key,)), Urls)
     assert urls.get[key].startswith(f"https://store.test/demo/coder/{key}?method=GET")
-    assert (await pod.ask(NeedUrls("2", put=(f"packs/1-{RANDOM}",)), Refused)).request == "2"
-    assert (await pod.ask(NeedUrls("3", get=("repository.json",)), Refused)).request == "3"
+    assert (await pod.request(NeedUrls("2", put=(f"packs/1-{RANDOM}",)), Refused)).request == "2"
+    assert (await pod.request(NeedUrls("3", get=("repository.json",)), Refused)).request == "3"
     await pod.send(Progress("", "Fetching", 10))
     await pod.send(Progress("", "Fetching", reason="StoreUnavailable", message="it cannot be reached from this pod"))
-    await pod.ask(Outcome("IntegrityError", "packs/… is damaged"), Ack)
-    going_on, held_up = cell.recorder.of("restore_progress")
+    await pod.request(Outcome("IntegrityError", "packs/… is damaged"), Ack)
+    going_on, held_up = harness.recorder.calls_of("restore_progress")
     assert (going_on.percent, going_on.reason) == (10, "")
     assert (held_up.reason, held_up.message) == ("StoreUnavailable", "it cannot be reached from this pod")
 
 
-async def test_nothing_can_be_asked_before_the_grant(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.pod("b")
-    pod = await cell.hello("b", "restore")
+async def test_nothing_can_be_asked_before_the_grant(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.pod("b")
+    pod = await harness.hello("b", "restore")
     await pod.expect(Wait)
     await pod.send(NeedUrls("1", get=(f"packs/1-{RANDOM}",)))
     assert await pod.closed() == 4406
 
 
-async def test_a_grant_whose_answer_was_lost_is_found_again(cell: ControlHarness) -> None:
-    cell.pod("a")
-    cell.store.lose_answer_of = "commits/"
-    pod = await cell.hello("a", "restore")
+async def test_a_grant_whose_answer_was_lost_is_found_again(harness: ControlHarness) -> None:
+    harness.pod("a")
+    harness.store.lose_answer_of = "commits/"
+    pod = await harness.hello("a", "restore")
     assert (await pod.expect(Grant)).welcome.epoch == 1
-    assert cell.chain() == [("grant", 1, 1)]
+    assert harness.chain() == [("grant", 1, 1)]
 
 
-async def test_a_pod_that_leaves_while_it_waits_is_not_granted(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.pod("b")
-    pod = await cell.hello("b", "restore")
+async def test_a_pod_that_leaves_while_it_waits_is_not_granted(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.pod("b")
+    pod = await harness.hello("b", "restore")
     await pod.expect(Wait)
-    await cell.leave(pod)
-    cell.end("a")
-    cell.clock.advance(60)
+    await harness.leave(pod)
+    harness.end("a")
+    harness.clock.advance(60)
     await asyncio.sleep(0.05)
-    assert cell.chain() == [("grant", 1, 1)]
+    assert harness.chain() == [("grant", 1, 1)]
 
 
 @pytest.mark.parametrize("slow", ["before", "after"])
-async def test_a_slow_store_delays_a_grant_and_doubles_nothing(cell: ControlHarness, slow: str) -> None:
-    cell.pod("a")
-    cell.store.hold()
-    pod = await cell.hello("a", "restore")
+async def test_a_slow_store_delays_a_grant_and_doubles_nothing(harness: ControlHarness, slow: str) -> None:
+    harness.pod("a")
+    harness.store.hold()
+    pod = await harness.hello("a", "restore")
     await asyncio.sleep(0.05)
     if slow == "before":
         await pod.close()  # its container was restarted meanwhile
-        pod = await cell.hello("a", "restore")
-    cell.store.release()
+        pod = await harness.hello("a", "restore")
+    harness.store.release()
     assert (await pod.expect(Grant)).welcome.epoch == 1
-    assert cell.chain() == [("grant", 1, 1)]
+    assert harness.chain() == [("grant", 1, 1)]
 
 
-async def test_a_pod_that_waited_as_long_as_it_may_says_so(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.pod("b")
-    pod = await cell.hello("b", "restore")
+async def test_a_pod_that_waited_as_long_as_it_may_says_so(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.pod("b")
+    pod = await harness.hello("b", "restore")
     await pod.expect(Wait)
-    await pod.ask(Heartbeat(), Ack)
-    await pod.ask(Outcome("Timeout", "waited 600 s for pod coder-a"), Ack)
-    assert [each.outcome for each in cell.recorder.of("restored")] == ["Timeout"]
+    await pod.request(Heartbeat(), Ack)
+    await pod.request(Outcome("Timeout", "waited 600 s for pod coder-a"), Ack)
+    assert [each.outcome for each in harness.recorder.calls_of("restored")] == ["Timeout"]
 
 
-async def test_who_waits_for_a_pod_that_speaks_costs_no_call(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    sidecar, _ = await cell.sidecar("a")
-    cell.pod("b")
-    pod = await cell.hello("b", "restore")
+async def test_who_waits_for_a_pod_that_speaks_costs_no_call(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    sidecar, _ = await harness.sidecar("a")
+    harness.pod("b")
+    pod = await harness.hello("b", "restore")
     await pod.expect(Wait)
     await asyncio.sleep(0.05)
-    calls = len(cell.store.calls)
+    calls = len(harness.store.calls)
     await asyncio.sleep(0.1)
-    assert len(cell.store.calls) == calls
-    await cell.leave(sidecar)
-    cell.end("a")
-    cell.clock.advance(20)
+    assert len(harness.store.calls) == calls
+    await harness.leave(sidecar)
+    harness.end("a")
+    harness.clock.advance(20)
     assert (await pod.granted()).epoch == 2
 
 
-async def test_a_pod_that_is_refused_reports_it_on_the_same_connection(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.directory.pins[AGENT] = (3, "ab" * 32)
-    pod = await cell.hello("a", "restore")
+async def test_a_pod_that_is_refused_reports_it_on_the_same_connection(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.pod_resolver.pins[AGENT] = (3, "ab" * 32)
+    pod = await harness.hello("a", "restore")
     await pod.expect(Refused)
-    await pod.ask(Outcome("RollbackDetected", "in its own words"), Ack)
+    await pod.request(Outcome("RollbackDetected", "in its own words"), Ack)
     assert await pod.closed() == 1000
-    assert [each.message for each in cell.recorder.of("restored")] == ["in its own words"]
+    assert [each.message for each in harness.recorder.calls_of("restored")] == ["in its own words"]
 
 
 def test_the_same_refusal_is_looked_at_ever_less_often() -> None:
-    pauses = Pauses(1.0)
-    assert [pauses.next(again=False), pauses.next(again=True)] == [1.0, 1.5]
-    assert [pauses.next(again=True) for _ in range(9)][-1] == 8.0
-    assert pauses.next(again=False) == 1.0
+    pauses = Backoff(1.0)
+    assert [pauses.next(repeated=False), pauses.next(repeated=True)] == [1.0, 1.5]
+    assert [pauses.next(repeated=True) for _ in range(9)][-1] == 8.0
+    assert pauses.next(repeated=False) == 1.0
 
 
-async def test_a_wait_is_said_again(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.pod("b")
-    pod = await cell.hello("b", "restore")
+async def test_a_wait_is_said_again(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.pod("b")
+    pod = await harness.hello("b", "restore")
     first = await pod.expect(Wait)
-    cell.clock.advance(10)
+    harness.clock.advance(10)
     assert await pod.expect(Wait) == first
-    assert len(cell.recorder.of("waiting")) == 1
+    assert len(harness.recorder.calls_of("waiting")) == 1

@@ -29,7 +29,7 @@ from savepoint.errors import (
 from savepoint_operator.control import sidecar_session
 from savepoint_operator.control.server import PATH
 from savepoint_sidecar.authority.channel import Dialer
-from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, PodIdentity
+from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, SidecarIdentity
 
 from tests.fakes.control_harness import AGENT, ControlHarness, Pod, attempt, until
 
@@ -45,85 +45,85 @@ async def sent_away(pod: Pod) -> None:
 
 @pytest.mark.parametrize("kind", PASSING)
 async def test_what_may_pass_is_no_stop_and_its_attempt_goes_on_afterwards(
-    cell: ControlHarness, kind: type[SavepointError]
+    harness: ControlHarness, kind: type[SavepointError]
 ) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    assert cell.server is not None
-    await cell.server.orders.checkpoint(AGENT, attempt(1), "Manual", 60)
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    assert harness.server is not None
+    await harness.server.orders.checkpoint(AGENT, attempt(1), "Manual", 60)
     await pod.expect(Checkpoint)
-    await cell.leave(pod)
+    await harness.leave(pod)
     under_way = (AttemptState(attempt(1), "Committing"),)
-    cell.stores.error = kind("AgentCheckpointStore default: not now")
-    await sent_away(await cell.hello("a", "sidecar", epoch=1, attempts=under_way))
-    cell.stores.error = None
-    pod, welcome = await cell.sidecar("a", epoch=1, attempts=under_way)
+    harness.stores.error = kind("AgentCheckpointStore default: not now")
+    await sent_away(await harness.hello("a", "sidecar", epoch=1, attempts=under_way))
+    harness.stores.error = None
+    pod, welcome = await harness.sidecar("a", epoch=1, attempts=under_way)
     assert welcome.epoch == 1
-    await pod.ask(cell.offer(attempt(1), 1, trigger="Manual"), Committed)
-    assert not cell.recorder.of("failed")
+    await pod.request(harness.offer(attempt(1), 1, trigger="Manual"), Committed)
+    assert not harness.recorder.calls_of("failed")
 
 
-async def test_a_lost_race_is_decided_by_the_chain_when_it_dials_again(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.stores.error = Superseded("another operator took the sequence")
-    await sent_away(await cell.hello("a", "sidecar", epoch=1))
-    cell.stores.error = None
-    await cell.sidecar("a", epoch=1)
+async def test_a_lost_race_is_decided_by_the_chain_when_it_dials_again(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.stores.error = Superseded("another operator took the sequence")
+    await sent_away(await harness.hello("a", "sidecar", epoch=1))
+    harness.stores.error = None
+    await harness.sidecar("a", epoch=1)
 
 
-async def test_a_damaged_chain_stops_it(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    cell.stores.error = IntegrityError("the newest record is not what was written")
-    pod = await cell.hello("a", "sidecar", epoch=1)
+async def test_a_damaged_chain_stops_it(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    harness.stores.error = IntegrityError("the newest record is not what was written")
+    pod = await harness.hello("a", "sidecar", epoch=1)
     assert (await pod.expect(Stop)).reason == "IntegrityError"
     assert await pod.closed() == 1000
 
 
 async def test_an_end_of_the_run_waits_for_a_store_that_denies(
-    cell: ControlHarness, monkeypatch: pytest.MonkeyPatch
+    harness: ControlHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sidecar_session, "RETRY_SECONDS", 0.01)
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    cell.stores.error = StoreDenied("the credentials were refused")
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    harness.stores.error = StoreDenied("the credentials were refused")
     await pod.send(Released(1, completed=True))
     await asyncio.sleep(0.1)
-    assert [kind for kind, _, _ in cell.chain()] == ["grant"]
-    cell.stores.error = None
+    assert [kind for kind, _, _ in harness.chain()] == ["grant"]
+    harness.stores.error = None
     assert (await pod.expect(Ack)).of == "released"
-    assert [kind for kind, _, _ in cell.chain()] == ["grant", "completed"]
+    assert [kind for kind, _, _ in harness.chain()] == ["grant", "completed"]
 
 
-async def test_a_result_is_answered_while_the_store_denies(cell: ControlHarness) -> None:
-    await cell.grant("a")
-    pod, _ = await cell.sidecar("a")
-    assert cell.server is not None
-    await cell.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
+async def test_a_result_is_answered_while_the_store_denies(harness: ControlHarness) -> None:
+    await harness.grant("a")
+    pod, _ = await harness.sidecar("a")
+    assert harness.server is not None
+    await harness.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
     await pod.expect(Checkpoint)
-    cell.stores.error = StoreDenied("the credentials were refused")
-    assert (await pod.ask(Result(attempt(1), "Unchanged"), Ack)).of == "result"
+    harness.stores.error = StoreDenied("the credentials were refused")
+    assert (await pod.request(Result(attempt(1), "Unchanged"), Ack)).of == "result"
 
 
 async def test_a_running_sidecar_outlives_a_failover_to_an_operator_whose_store_is_denied(
-    cell: ControlHarness, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    harness: ControlHarness, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await cell.grant("a")
+    await harness.grant("a")
     (tmp_path / "token").write_text("token-of-a")
     client = ControlClient(
-        Dialer(f"ws://127.0.0.1:{cell.port}{PATH}", "", tmp_path / "token"),
-        PodIdentity("a", "n1", "0.1.0"),
-        ConnectionClock(cell.clock.monotonic, cell.random.randbytes, lambda: 0.0),
+        Dialer(f"ws://127.0.0.1:{harness.port}{PATH}", "", tmp_path / "token"),
+        SidecarIdentity("a", "n1", "0.1.0"),
+        ConnectionClock(harness.clock.monotonic, harness.random.randbytes, lambda: 0.0),
     )
     try:
         assert (await client.welcome()).epoch == 1
         orders = client.orders()
-        assert cell.server is not None
-        cell.stores.error = StoreDenied("the credentials were refused")
+        assert harness.server is not None
+        harness.stores.error = StoreDenied("the credentials were refused")
         with caplog.at_level(logging.INFO, "savepoint_sidecar.authority.control_client"):
-            cell.server._connections[("a", "sidecar")].abort()
+            harness.server._connections[("a", "sidecar")].abort()
             await until(lambda: caplog.text.count("(4503)") >= 2)
         assert not client.connected
-        cell.stores.error = None
+        harness.stores.error = None
         async with asyncio.timeout(10):
             order = await anext(orders)
         assert isinstance(order, Welcome), "no stop came before it"

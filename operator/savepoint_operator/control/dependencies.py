@@ -1,0 +1,46 @@
+"""What the control side is given, and what its sessions share. Values only."""
+
+from dataclasses import dataclass
+
+from savepoint_operator.control.liveness import PodLiveness
+from savepoint_operator.control.registry import Registry
+from savepoint_operator.control.unauthenticated import MAX_UNAUTHENTICATED, UNAUTHENTICATED_SECONDS
+from savepoint_operator.lineage.service import LineageService
+from savepoint_operator.model.clocks import Clocks
+from savepoint_operator.model.ports import PodResolver, Recorder, Stores, TokenReviewer
+
+
+@dataclass(frozen=True)
+class ControlPorts:
+    """The ports through which the control side reaches cluster, stores and reconcile."""
+
+    reviewer: TokenReviewer
+    pod_resolver: PodResolver
+    stores: Stores
+    recorder: Recorder
+
+
+@dataclass(frozen=True)
+class ControlLimits:
+    """The intervals and limits of the control side; tests shorten them."""
+
+    poll_seconds: float = 1.0
+    """How often the decision about a waiting pod is made again."""
+    answer_seconds: float = 20.0
+    """After how long a store that does not answer counts as unreachable."""
+    linger_seconds: float = 1.5
+    """How long a drain lasts at least: pods evicted together with the operator are asked to end within this time."""
+    max_unauthenticated: int = MAX_UNAUTHENTICATED
+    unauthenticated_seconds: float = UNAUTHENTICATED_SECONDS
+
+
+@dataclass(frozen=True)
+class SessionDependencies:
+    """The services that every session of the control server shares."""
+
+    pod_resolver: PodResolver
+    recorder: Recorder
+    lineage: LineageService
+    registry: Registry
+    liveness: PodLiveness
+    clocks: Clocks
