@@ -128,8 +128,8 @@ class Simulation:
         """Kill the process.
 
         Args:
-            lose_stage: Whether its node is lost, too: the stage and its journal are gone, and only committed
-                checkpoints remain.
+            lose_stage: Whether its node is lost as well: the stage and its journal are deleted, and only
+                committed checkpoints remain.
         """
         self._kill()
         if lose_stage:

@@ -1,7 +1,7 @@
-"""The server side of docs/agent-protocol.md for unit tests: standard library, threads, one agent, state in memory.
+"""A fake sidecar for unit tests: the server side of docs/agent-protocol.md for one agent, with its state in memory.
 
-It commits whatever was flushed, keeps what was committed across sessions, and can be told to misbehave. It captures no
-files and knows no operator.
+It commits everything that is flushed, keeps what is committed across sessions, and can be made to misbehave. It captures
+no files and has no operator. Standard library only, with threads.
 """
 
 import json
@@ -20,11 +20,12 @@ from urllib.parse import parse_qs, urlsplit
 from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
 
-Cut = tuple[tuple[wire.Component, tuple[bytes, ...]], ...]
+Contents = tuple[tuple[wire.Component, tuple[bytes, ...]], ...]
+"""The components of a checkpoint, with the bytes of each entry."""
 
 
 class Refusal(Exception):
-    """Answer a call with this status, reason and message."""
+    """Raised to answer a call with this status, reason and message."""
 
     def __init__(self, status: int, reason: str, message: str = "") -> None:
         super().__init__(message)
@@ -33,7 +34,7 @@ class Refusal(Exception):
 
 @dataclass
 class FakeSession:
-    """One process that is connected."""
+    """The session of one connected process."""
 
     id: str
     connect: wire.Connect
@@ -51,21 +52,21 @@ class FakeSidecar:
         self.features = features
         self.run = 1
         self.epoch = 1
-        self.cut: Cut | None = None
-        self.name = ""
+        self.committed: Contents | None = None
+        self.name = ""  # of the newest checkpoint
         self.flushes: list[wire.Flush] = []
         self.failures: list[wire.Failed] = []
         self.pauses: list[wire.Resumed] = []
         self.requests: list[wire.CheckpointRequest] = []
         self.connects: list[wire.Connect] = []
         self.finished = False
-        self.results = True  # whether a flush is followed by its result
+        self.results = True  # whether a result follows each flush
         self.on_flush: Callable[[wire.Flush], None] = lambda flush: None  # may raise Refusal or wait
         self.on_request: Callable[[wire.CheckpointRequest], None] = self._answer_request
-        self.told = threading.Condition()
+        self.changed = threading.Condition()
         self._session: FakeSession | None = None
         self._numbers = 0
-        self._wanted: dict[str, str | None] = {}
+        self._requests: dict[str, str | None] = {}  # transaction -> the request it answers
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -79,13 +80,13 @@ class FakeSidecar:
         self.stop()
 
     def start(self) -> None:
-        """Listen."""
+        """Serve the socket."""
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """As if the container were killed: every stream ends, nobody listens, sessions are forgotten."""
+        """Stop as if the container were killed: every stream ends, the socket disappears, sessions are forgotten."""
         server, self._server = self._server, None
         if server is None or self._thread is None:
             return
@@ -99,64 +100,64 @@ class FakeSidecar:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the agent's process finds in its environment."""
+        """The environment variables of the agent's process."""
         return {"SAVEPOINT_SOCKET": str(self.socket), "SAVEPOINT_STAGE": str(self.stage)}
 
     @property
     def session(self) -> FakeSession:
-        """The live session."""
+        """The current session."""
         assert self._session is not None, "no agent is connected"
         return self._session
 
     # -- orders --
 
     def send(self, order: wire.Order) -> None:
-        """Put an order on the stream."""
+        """Send an order on the stream."""
         self.session.orders.put(order)
 
     def quiesce(self, *, timeout_seconds: float = 20.0, hold_seconds: float = 10.0, request: str | None = None) -> str:
-        """Ask for a flush; the transaction's id."""
+        """Order a flush. Returns the transaction's id."""
         transaction = self._transaction(request)
         self.send(wire.Quiesce(transaction, timeout_seconds, hold_seconds, "Interval"))
         return transaction
 
     def stopping(self, grace_seconds: float = 20.0) -> str:
-        """Ask for the last flush of the process."""
+        """Order the final flush of the process. Returns the transaction's id."""
         transaction = self._transaction(None)
         self.send(wire.Stopping(transaction, grace_seconds))
         return transaction
 
     def result(self, transaction: str, outcome: str = "Ready", reason: str = "", message: str = "") -> None:
-        """Say how a transaction ended."""
-        request = self._wanted.pop(transaction, None)
+        """Send the result of a transaction."""
+        request = self._requests.pop(transaction, None)
         self.send(wire.Result(transaction, outcome, request, self.name, reason, message))
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
-        """Until something arrived that makes the condition true."""
-        with self.told:
-            assert self.told.wait_for(condition, seconds), "the agent did not do what was waited for"
+        """Wait until a call arrives that makes the condition true."""
+        with self.changed:
+            assert self.changed.wait_for(condition, seconds), "the agent did not make the expected call"
 
     # -- calls, from the server's threads --
 
     def connect(self, connect: wire.Connect) -> wire.Connected:
-        """POST /v1/connect."""
-        before = self._session
-        if before is not None and not before.ended.wait(1.0):
-            raise Refusal(409, "SessionInUse", f"process {before.connect.pid} is connected")
+        """Answer POST /v1/connect."""
+        previous = self._session
+        if previous is not None and not previous.ended.wait(1.0):
+            raise Refusal(409, "SessionInUse", f"process {previous.connect.pid} is connected")
         self._numbers += 1
         self._session = FakeSession(f"session-{self._numbers}", connect)
-        self._note(self.connects, connect)
+        self._record(self.connects, connect)
         components: tuple[wire.Component, ...] = ()
         restored = None
-        if self.cut is not None and not connect.reattach:
-            components = self._written(self.cut)
+        if self.committed is not None and not connect.reattach:
+            components = self._restore(self.committed)
             restored = wire.Restored(self.name, 1, 1, "2000-01-01T00:00:00Z", "Restarted")
         return wire.Connected(
             self._session.id, "coder", "team", self.epoch, self.run, restored, components, self.features
         )
 
     def flush(self, flush: wire.Flush) -> dict[str, Any]:
-        """POST /v1/flush."""
+        """Answer POST /v1/flush."""
         self._check(flush.session)
         self.on_flush(flush)
         self._commit(flush)
@@ -165,42 +166,42 @@ class FakeSidecar:
         return {"resume": True}
 
     def finish(self, flush: wire.Flush) -> dict[str, Any]:
-        """POST /v1/finish."""
+        """Answer POST /v1/finish."""
         self._check(flush.session)
         self._commit(flush)
-        self.finished, self.cut = True, None
+        self.finished, self.committed = True, None
         self.run += 1
         return {"checkpoint": self.name}
 
     def checkpoint(self, request: wire.CheckpointRequest) -> dict[str, Any]:
-        """POST /v1/checkpoint."""
+        """Answer POST /v1/checkpoint."""
         self._check(request.session)
-        self._note(self.requests, request)
+        self._record(self.requests, request)
         self.on_request(request)
         return {}
 
     def failed(self, failed: wire.Failed) -> dict[str, Any]:
-        """POST /v1/failed."""
-        self._note(self.failures, failed)
+        """Answer POST /v1/failed."""
+        self._record(self.failures, failed)
         self.result(failed.transaction, "Failed", failed.reason, failed.message)
         return {}
 
     def resumed(self, resumed: wire.Resumed) -> dict[str, Any]:
-        """POST /v1/resumed."""
-        self._note(self.pauses, resumed)
+        """Answer POST /v1/resumed."""
+        self._record(self.pauses, resumed)
         return {}
 
-    def stream(self, session: str, write: Callable[[bytes], object], gone: Callable[[], bool]) -> None:
-        """GET /v1/orders."""
-        live = self.session
-        assert live.id == session
+    def stream(self, session: str, write: Callable[[bytes], object], ended: Callable[[], bool]) -> None:
+        """Answer GET /v1/orders with the stream of orders."""
+        current = self.session
+        assert current.id == session
         try:
             write(b"{}\n")
             while True:
                 try:
-                    order = live.orders.get(timeout=0.02)
+                    order = current.orders.get(timeout=0.02)
                 except queue.Empty:
-                    if gone():
+                    if ended():
                         return
                     continue
                 if order is None:
@@ -209,14 +210,14 @@ class FakeSidecar:
         except OSError:
             return
         finally:
-            live.ended.set()
+            current.ended.set()
 
     # -- inside --
 
     def _transaction(self, request: str | None) -> str:
         self._numbers += 1
         transaction = f"t{self._numbers}"
-        self._wanted[transaction] = request
+        self._requests[transaction] = request
         return transaction
 
     def _answer_request(self, request: wire.CheckpointRequest) -> None:
@@ -224,29 +225,31 @@ class FakeSidecar:
 
     def _check(self, session: str) -> None:
         if self._session is None or self._session.id != session:
-            raise Refusal(409, "SessionInUse", "not a live session")
+            raise Refusal(409, "SessionInUse", "not the current session")
 
-    def _note(self, where: list[Any], what: object) -> None:
-        with self.told:
-            where.append(what)
-            self.told.notify_all()
+    def _record(self, calls: list[Any], call: object) -> None:
+        with self.changed:
+            calls.append(call)
+            self.changed.notify_all()
 
     def _commit(self, flush: wire.Flush) -> None:
-        self.cut = tuple((item, tuple(self._bytes(entry) for entry in item.entries)) for item in flush.components)
+        self.committed = tuple(
+            (item, tuple(self._content(entry) for entry in item.entries)) for item in flush.components
+        )
         self.name = f"coder-{len(self.flushes) + 1}"
-        self._note(self.flushes, flush)
+        self._record(self.flushes, flush)
 
-    def _bytes(self, entry: wire.Entry) -> bytes:
+    def _content(self, entry: wire.Entry) -> bytes:
         data = entry.inline.encode() if entry.inline is not None else (self.stage / str(entry.path)).read_bytes()
         assert len(data) == entry.size
         return data
 
-    def _written(self, cut: Cut) -> tuple[wire.Component, ...]:
+    def _restore(self, contents: Contents) -> tuple[wire.Component, ...]:
         folder = stage_layout.restored_folder(self.stage)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         components: list[wire.Component] = []
-        for component, contents in cut:
+        for component, contents in contents:
             entries: list[wire.Entry] = []
             for entry, content in zip(component.entries, contents, strict=True):
                 path = folder / f"{component.name}-{len(entries)}"
@@ -266,7 +269,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().__init__(str(sidecar.socket), _Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A caller that goes away is no event."""
+        """Ignore callers that end in the middle of a call."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -286,16 +289,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
             self.wfile.flush()
 
-        def gone() -> bool:
+        def ended() -> bool:
             try:
-                seen: bytes = self.connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+                peeked: bytes = self.connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
             except ConnectionError:
                 return True
             except BlockingIOError:
                 return False
-            return seen == b""
+            return peeked == b""
 
-        self.server.sidecar.stream(parse_qs(url.query)["session"][0], write, gone)
+        self.server.sidecar.stream(parse_qs(url.query)["session"][0], write, ended)
         self.close_connection = True
 
     def do_POST(self) -> None:
@@ -322,4 +325,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Tests say enough."""
+        """Log nothing."""

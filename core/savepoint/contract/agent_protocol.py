@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar, Final, Literal, Self, get_args
 
 from savepoint.contract import codec
-from savepoint.contract.vocabulary import ComponentKind
+from savepoint.contract.vocabulary import ComponentKind, Reason
 
 PROTOCOL_VERSION: Final = 1
 BODY_MAX_BYTES: Final = 2 << 20
@@ -216,7 +216,7 @@ class Cancelled(_Message):
 
 @dataclass(frozen=True)
 class Result(_Message):
-    """How a transaction ended. ``outcome`` is Ready, Unchanged or Failed.
+    """The end of a transaction. ``outcome`` is Ready, Unchanged or Failed.
 
     ``request`` names the checkpoint request that this result answers. A request for which no transaction was started
     (it was refused, or the operator is unreachable) is answered by a result with an empty transaction.
@@ -321,5 +321,5 @@ class CheckpointRequest(_Message):
 class Problem(_Message):
     """The body of every answer with status 4xx or 5xx."""
 
-    reason: str = "Error"
+    reason: str = Reason.ERROR
     message: str = ""

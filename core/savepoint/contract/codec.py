@@ -87,11 +87,11 @@ class Codec:
     """
 
     null_is_absent: bool
-    """Whether a field that is null counts as missing, so that its default applies."""
+    """True if a field that is null counts as missing, so that its default applies."""
     smallest_integer: int
-    """Integers below this are refused."""
+    """The smallest integer that is accepted."""
     full_paths: bool
-    """Whether an error names the whole path of a field, or the class and the field."""
+    """True if errors name the whole path of a field, False if they name its class and the field."""
 
     def decode(self, cls: type[T], raw: object, where: str) -> T:
         """Return the message of class ``cls`` in ``raw``, a value from ``json.loads``.

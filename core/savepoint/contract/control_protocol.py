@@ -1,7 +1,7 @@
 """The messages of docs/control-protocol.md between pod and operator, as frozen dataclasses, and their JSON text.
 
 Field names are camelCase on the wire, and ``type`` is the class name in snake_case. Decoding ignores unknown fields,
-refuses wrong types, and builds only the classes listed here. The module does no I/O and knows neither sockets nor HTTP.
+refuses wrong types, and builds only the classes listed here. The module does no I/O; sockets and HTTP are elsewhere.
 """
 
 import json
@@ -182,7 +182,7 @@ class Released:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a restore ended. ``outcome`` is a vocabulary.RestoreOutcome, or the reason of a failure."""
+    """The end of a restore. ``outcome`` is a vocabulary.RestoreOutcome, or the reason of a failure."""
 
     outcome: str
     message: str = ""
@@ -228,7 +228,7 @@ class Grant:
 
 @dataclass(frozen=True)
 class Wait:
-    """Why the init container must wait, and what would end the wait."""
+    """The reason for which the init container must wait, and what would end the wait."""
 
     reason: str
     message: str

@@ -1,4 +1,4 @@
-"""Names that cross a process boundary: labels, annotations, environment, volumes, ports. Nothing but constants."""
+"""Names that cross a process boundary: labels, annotations, environment, volumes, ports. Constants only."""
 
 from typing import Final
 
@@ -7,13 +7,13 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 AUDIENCE: Final = GROUP
 
-# On pods, and on every object of ours.
+# On pods, and on every object that Savepoint creates.
 LABEL_AGENT: Final = f"{GROUP}/agent"
 ANNOTATION_STATE: Final = f"{GROUP}/state"
 ANNOTATION_RUN_AS_USER: Final = f"{GROUP}/run-as-user"
 ANNOTATION_CHECKPOINT_NOW: Final = f"{GROUP}/checkpoint-now"
-ANNOTATION_INJECTED: Final = f"{GROUP}/injected"  # version of the injection, written by the webhook
-ANNOTATION_CONFIG_HASH: Final = f"{GROUP}/config-hash"  # of the pod as its owner wrote it, written by the webhook
+ANNOTATION_INJECTED: Final = f"{GROUP}/injected"  # version of the injection; set by the webhook
+ANNOTATION_CONFIG_HASH: Final = f"{GROUP}/config-hash"  # of the pod as its owner wrote it; set by the webhook
 AGENT_NAME_MAX: Final = 52
 
 # Injected containers and volumes.
@@ -23,7 +23,7 @@ VOLUME_SOCKET: Final = "savepoint-socket"
 VOLUME_STAGE: Final = "savepoint-stage"
 VOLUME_TOKEN: Final = "savepoint-token"  # noqa: S105 - a volume's name
 VOLUME_NO_API_TOKEN: Final = "savepoint-no-api-token"  # noqa: S105 - a volume's name
-STATE_VOLUME_PREFIX: Final = "savepoint-state-"  # emptyDirs for state paths that are no volume
+STATE_VOLUME_PREFIX: Final = "savepoint-state-"  # of emptyDirs for state paths that are not volumes already
 
 # Environment of the agent's container.
 ENV_SOCKET: Final = "SAVEPOINT_SOCKET"

@@ -1,4 +1,4 @@
-"""What the agent is doing, for people: open loops, running steps, and since when. It decides nothing."""
+"""The agent's current activity, for people: open loops, running steps, and since when. It decides nothing."""
 
 import threading
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """The API of an agent's program: documents, loops, steps, effects, safe points, tensors, checkpoints.
 
-It knows neither protocol nor format: each call finds its scope, does one thing to the state under the session's lock,
-and runs the program's own code outside of the lock.
+Protocol and format are elsewhere: each call finds its scope, does one thing to the state under the session's lock, and
+runs the program's own code outside of the lock.
 """
 
 import logging
@@ -202,8 +202,8 @@ class Agent:
         run when it is replayed.
 
         Args:
-            name: Name of the step, 1 to 200 printable characters. Steps of one name are told apart by their order in
-                the scope.
+            name: Name of the step, 1 to 200 printable characters. Steps of one name are distinguished by their order
+                in the scope.
             function: The function; its result must be a savable value.
             *args: Its positional arguments. A digest of the arguments is recorded, not the arguments.
             **kwargs: Its keyword arguments.
@@ -309,8 +309,8 @@ class Agent:
         Args:
             name: Name of the effect, 1 to 200 printable characters.
             function: The body, called with the ``Operation``; its result must be a savable value.
-            key: Tells effects of one name apart: a string, an integer or a tuple of them. Without a key they are told
-                apart by their order in the scope.
+            key: Distinguishes effects of one name: a string, an integer or a tuple of them. Without a key they are
+                distinguished by their order in the scope.
             risk: Any text that helps to judge the effect if it becomes uncertain; see ``Uncertain.risk``.
             on_uncertain: What to do if the effect was sent before and never confirmed: ``"raise"``, ``"retry"`` (send
                 it again under its id) or ``"skip"`` (record it as confirmed, without a result).
@@ -362,7 +362,7 @@ class Agent:
         Raises:
             NotEncodable: With ``SAVEPOINT_REQUIRED=1``: a value cannot be saved.
             StageFull: With ``SAVEPOINT_REQUIRED=1``: the stage volume has no room for the state.
-            Unavailable: With ``SAVEPOINT_REQUIRED=1``: the sidecar was lost and did not come back.
+            Unavailable: With ``SAVEPOINT_REQUIRED=1``: the sidecar was lost and did not return.
             SessionInUse: With ``SAVEPOINT_REQUIRED=1``: another process has taken over the agent.
         """
         session = self._session

@@ -1,6 +1,6 @@
 """A daemon thread for work that the agent must not wait for: messages without an answer, and timers.
 
-Submitting a job is safe in a signal handler. The thread knows nothing of what a job does; a job that fails is logged.
+Submitting a job is safe in a signal handler. A job that fails is logged.
 """
 
 import heapq

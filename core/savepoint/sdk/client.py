@@ -46,7 +46,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class OrderStream:
-    """The open stream of orders. Iteration ends when the sidecar is gone; ``end`` ends it from another thread."""
+    """The open stream of orders. Iteration ends when the sidecar ends; ``end`` ends it from another thread."""
 
     def __init__(self, connection: _Connection, response: http.client.HTTPResponse) -> None:
         self._connection = connection

@@ -101,7 +101,7 @@ def _chosen_for_inline(values: Iterable[Value]) -> set[int]:
 
 
 def carry_over(component: wire.Component, stage: Stage | None) -> wire.Component:
-    """Return a restored component that the program has not asked for, with its files copied below ``agent/``.
+    """Return a restored component that the program has not used yet, with its files copied below ``agent/``.
 
     A component that a flush leaves out would be lost, and a flush may name only files of the agent.
     """

@@ -39,7 +39,7 @@ _DISTRIBUTION: Final = "savepoint-agents"
 
 @dataclass(frozen=True)
 class Settings:
-    """What connect() reads from the environment."""
+    """The environment variables that connect() reads."""
 
     socket: str | None
     stage: str | None
@@ -151,7 +151,9 @@ class _AttachedSession:
                 if time.monotonic() > until and not warned:
                     warned = True
                     log.warning("sidecar is still unreachable: %s", error)
-                    self.session.on_reattach_failed(Unavailable(f"the sidecar did not come back: {error}"))
+                    self.session.on_reattach_failed(
+                        Unavailable(f"the sidecar did not return within {_REATTACH_SECONDS:g} s: {error}")
+                    )
                 time.sleep(_RETRY_SECONDS)
                 continue
             log.info("reconnected to the sidecar")

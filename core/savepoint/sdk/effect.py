@@ -178,7 +178,7 @@ class EffectCall:
     def confirm(self, session: AgentSession, operation: Operation, result: Any) -> None:
         """Journal that the body returned.
 
-        Raises NotEncodable if the result cannot be saved; the confirmation is journaled all the same, without it.
+        Raises NotEncodable if the result cannot be saved; the confirmation is still journaled, without it.
         """
         with session.lock:
             session.state.ledger.running.discard(operation.id)

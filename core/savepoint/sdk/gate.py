@@ -1,4 +1,4 @@
-"""Where threads meet: an order arrives, threads park at their safe points, one of them flushes, and all continue.
+"""The meeting point of threads: an order arrives, threads park at safe points, one of them flushes, all continue.
 
 The gate knows which threads are parked, which are inside ``critical()`` and which iterations are open; the caller
 decides what a flush contains and how it is sent. The lock of its condition is the agent's only lock.
@@ -38,7 +38,7 @@ class PendingOrder:
 
     @property
     def hold_seconds(self) -> float:
-        """How long to wait for the sidecar's answer."""
+        """Seconds to wait for the sidecar's answer."""
         if isinstance(self.order, Quiesce):
             return self.order.hold_seconds
         return max(self.deadline - monotonic(), 0.0)

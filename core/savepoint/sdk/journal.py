@@ -25,7 +25,7 @@ log = logging.getLogger("savepoint")
 
 
 class Journal(Protocol):
-    """Where finished steps and effects are recorded between two checkpoints."""
+    """The record of finished steps and effects between two checkpoints."""
 
     def replay(self, number: int) -> Iterator[dict[str, Any]]:
         """Yield the records of file ``number`` and of those after it, in order.

@@ -1,4 +1,4 @@
-"""Names and keys of durable scopes as text, and compact sets of keys. It knows nothing of scopes themselves."""
+"""Names and keys of durable scopes as text, and compact sets of keys. Scopes themselves are in scope.py."""
 
 import json
 from bisect import bisect_right

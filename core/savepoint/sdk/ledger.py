@@ -13,7 +13,7 @@ from savepoint.sdk.errors import RestoreFailed
 
 
 class EffectState(StrEnum):
-    """How far an effect has got. The values are stored in checkpoints and journals."""
+    """The progress of an effect. The values are stored in checkpoints and journals."""
 
     SENT = "Sent"
     """Its intent is journaled; it may have arrived."""

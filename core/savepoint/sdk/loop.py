@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class LoopHost(Protocol):
-    """What a loop needs from its agent."""
+    """The calls that a loop makes to its agent."""
 
     def loop_opened(self, loop: "Loop[T]") -> None:
         """Note that the loop starts to run. An older iterator over the same loop is superseded."""

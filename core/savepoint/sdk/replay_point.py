@@ -2,8 +2,7 @@
 
 After a restore a program starts from its first line, and iterations that were open start again from theirs. What they
 do to documents is in the checkpoint already. So when the program reaches the point where the checkpoint was taken,
-documents are set back to what they were when the first such iteration started. This module knows documents and points;
-scopes and locks belong to the caller.
+documents are set back to what they were when the first such iteration started. Scopes and locks belong to the caller.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from savepoint.sdk.errors import RestoreFailed
 
 @dataclass(frozen=True)
 class ReplayPoint:
-    """Where a checkpoint was taken: between two iterations of ``loop``, or at explicit safe point ``number`` of a pass.
+    """The place of a checkpoint: between two iterations of ``loop``, or at explicit safe point ``number`` of a pass.
 
     ``scope`` is the path of the scope; explicit safe points are counted from 0 in each pass of it.
     """

@@ -1,7 +1,7 @@
 """The state that an agent would lose with its process: documents, scopes, effects and arrays, as components and back.
 
-It holds no lock (the caller does) and knows neither threads nor the socket. Changes between two checkpoints are written
-to the journal first and to memory second.
+It holds no lock, because the caller does, and uses neither threads nor the socket. Changes between two checkpoints are
+written to the journal first and to memory second.
 """
 
 import logging
@@ -29,7 +29,7 @@ Document = dict[str, Any] | list[Any] | bytearray
 
 @dataclass
 class _Transaction:
-    """What a flushed transaction needs until its result."""
+    """The resources of a flushed transaction, kept until its result."""
 
     journal: int  # the journal number that its checkpoint names
     folder: Path | None  # its files in the stage
@@ -46,9 +46,9 @@ class State:
         self.documents: dict[str, Document] = {}
         self.tensors: dict[str, TensorSet] = {}
         self.handles: dict[str, Callable[[], Any]] = {}  # name -> returns the current descriptor
-        self.unclaimed: dict[str, wire.Component] = {}  # restored tensors and foreign components not asked for yet
-        self._unclaimed_documents: dict[str, Value] = {}  # restored documents not asked for yet
-        self._unclaimed_descriptors: dict[str, Value] = {}  # restored descriptors of handles not asked for yet
+        self.unclaimed: dict[str, wire.Component] = {}  # restored tensors and foreign components not used yet
+        self._unclaimed_documents: dict[str, Value] = {}  # restored documents not used yet
+        self._unclaimed_descriptors: dict[str, Value] = {}  # restored descriptors of handles not used yet
         self.replay_point: ReplayPoint | None = None  # of the restored checkpoint, until the program reaches it
         self._documents_at_replay_point: list[Value] | None = None  # what documents are set back to there
         self._transactions: dict[str, _Transaction] = {}
@@ -213,7 +213,7 @@ class State:
                 self.journal.forget(ended.journal)
 
     def release_all(self) -> None:
-        """Free every transaction, because the sidecar that knew them is gone."""
+        """Free every transaction, because the sidecar that knew them has ended."""
         for transaction in list(self._transactions):
             self.release(transaction, committed=False)
         for tensors in self.tensors.values():

@@ -1,7 +1,8 @@
-"""A random program is killed at every boundary; whatever happens, it ends as if nothing had happened.
+"""Random programs are killed at every boundary and must end with the same result as undisturbed ones.
 
 Boundaries: before, inside and after each write to the journal; before and after a commit and its result; between two
-turns; before and after the body of a step and of an effect. Deaths are of the process (the stage stays) or of the node.
+iterations; before and after the body of a step and of an effect. Either the process dies, and the stage is kept, or the
+node is lost.
 """
 
 from collections import Counter
@@ -23,34 +24,34 @@ from savepoint.testing import SimulatedLink, Simulation
 
 
 class Killed(BaseException):
-    """The process dies here."""
+    """The simulated death of the process."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A shape of nested loops, and at which safe points a checkpoint is due."""
+    """A shape of nested loops, and the safe points at which a checkpoint is due."""
 
     widths: tuple[int, ...]
     steps: int
     effects: bool
     searches: bool
     due: frozenset[int]
-    loses: frozenset[int]  # commits whose result never arrives
-    late: frozenset[int]  # commits whose result arrives after the next cut was taken
-    refuses: frozenset[int]  # flushes that the sidecar does not take
+    lost: frozenset[int]  # commits whose result never arrives
+    late: frozenset[int]  # commits whose result arrives after the next checkpoint was flushed
+    refused: frozenset[int]  # flushes that the sidecar refuses
 
 
 @dataclass
-class World:
-    """What outlives every process: what was done, and what is known to have been kept."""
+class Observations:
+    """The record of a test, which outlives every simulated process: what was done, and what must have been kept."""
 
     program: Program
-    kills: frozenset[int]  # at which boundaries
+    kills: frozenset[int]  # boundaries at which to die
     node_dies: bool
     boundaries: int = 0
     points: int = 0
     flushes: int = 0
-    kept: set[str] = field(default_factory=set)  # steps whose result is safe from the death that is simulated
+    kept: set[str] = field(default_factory=set)  # steps whose result survives the simulated death
     confirmed: set[str] = field(default_factory=set)
     ran: Counter[str] = field(default_factory=Counter)
     ids: dict[str, set[str]] = field(default_factory=dict)
@@ -62,44 +63,44 @@ class World:
             raise Killed
 
     def commit(self) -> None:
-        """What is journaled now is part of a cut; it survives the node."""
+        """Note that everything journaled so far is in a checkpoint, which survives the node."""
         self.kept |= self.journaled
 
 
 class DyingJournal:
-    """The real journal in a process that may die around each write."""
+    """The real journal, in a process that may die around each write."""
 
-    def __init__(self, directory: Path, world: World) -> None:
+    def __init__(self, directory: Path, observed: Observations) -> None:
         self.inner: Journal = FileJournal(directory, durable=False)
         self.directory = directory
-        self.world = world
+        self.observed = observed
 
     def replay(self, number: int) -> Iterator[dict[str, Any]]:
         return self.inner.replay(number)
 
     def append(self, record: Mapping[str, Any], *, durable: bool) -> None:
-        self.world.boundary()
+        self.observed.boundary()
         self.inner.append(record, durable=durable)
         try:
-            self.world.boundary()
+            self.observed.boundary()
         except Killed:  # in the middle of the write
             newest = max(self.directory.glob("*.log"), key=lambda path: int(path.stem))
             newest.write_bytes(newest.read_bytes()[:-3])
             raise
         if record["t"] in ("step", "confirmed"):
-            self.world.journaled.add(record["id"] if record["t"] == "confirmed" else f"{record['p']}/{record['s']}")
-            if not self.world.node_dies:
-                self.world.commit()
-        self.world.boundary()
+            self.observed.journaled.add(record["id"] if record["t"] == "confirmed" else f"{record['p']}/{record['s']}")
+            if not self.observed.node_dies:
+                self.observed.commit()
+        self.observed.boundary()
 
     def rotate(self) -> int:
-        self.world.boundary()
+        self.observed.boundary()
         number = self.inner.rotate()
-        self.world.boundary()
+        self.observed.boundary()
         return number
 
     def forget(self, below: int) -> None:
-        self.world.boundary()
+        self.observed.boundary()
         self.inner.forget(below)
 
     def close(self) -> None:
@@ -107,75 +108,75 @@ class DyingJournal:
 
 
 class DyingLink(SimulatedLink):
-    """A sidecar whose agent may die around each flush; it may refuse one, or tell a result late or never."""
+    """A sidecar whose agent may die around each flush; it may refuse one, or send a result late or never."""
 
-    world: World
-    owed: list[wire.Order]
+    observed: Observations
+    delayed: list[wire.Order]
 
     def flush(self, flush: wire.Flush, hold_seconds: float) -> None:
-        world, tell = self.world, self._receive
-        world.flushes += 1
-        number = world.flushes
-        world.boundary()
-        for order in self.owed:
-            tell(order)
-        self.owed.clear()
-        if number in world.program.refuses:
-            tell(wire.Result(flush.transaction, "Failed", None, "", "Unavailable", "not now"))
+        observed, receive = self.observed, self._receive
+        observed.flushes += 1
+        number = observed.flushes
+        observed.boundary()
+        for order in self.delayed:
+            receive(order)
+        self.delayed.clear()
+        if number in observed.program.refused:
+            receive(wire.Result(flush.transaction, "Failed", None, "", "Unavailable", "not now"))
             raise Unavailable("not now")
 
         def committed(order: wire.Order) -> None:
-            world.commit()
-            world.boundary()
-            if number in world.program.late:
-                self.owed.append(order)
-            elif number not in world.program.loses:
-                tell(order)
-            world.boundary()
+            observed.commit()
+            observed.boundary()
+            if number in observed.program.late:
+                self.delayed.append(order)
+            elif number not in observed.program.lost:
+                receive(order)
+            observed.boundary()
 
         self._receive = committed
         try:
             super().flush(flush, hold_seconds)
         finally:
-            self._receive = tell
+            self._receive = receive
 
 
-class Life(Simulation):
-    def __init__(self, world: World) -> None:
+class FaultySimulation(Simulation):
+    def __init__(self, observed: Observations) -> None:
         super().__init__()
-        self.world = world
+        self.observed = observed
 
     def _journal(self, directory: Path) -> Journal:
-        return DyingJournal(directory, self.world)
+        return DyingJournal(directory, self.observed)
 
     def _link(self, session: AgentSession) -> Link:
         link = DyingLink(self, session)
-        link.world, link.owed = self.world, []
+        link.observed, link.delayed = self.observed, []
         return link
 
 
-def run(agent: savepoint.Agent, life: Life) -> dict[str, Any]:
-    """The program: it changes documents wherever a program may, before, between and after loops, steps and effects."""
-    world, program = life.world, life.world.program
+def run(agent: savepoint.Agent, simulation: FaultySimulation) -> dict[str, Any]:
+    """Run the program, which changes documents before, between and after loops, steps and effects."""
+    observed, program = simulation.observed, simulation.observed.program
     log = agent.document("log", [])
-    count = agent.document("count", {"turns": 0})
+    count = agent.document("count", {"iterations": 0})
 
     def body(path: str) -> Callable[[], str]:
         def work() -> str:
-            world.boundary()
-            assert path not in world.kept, f"step {path} is finished and ran again"
-            world.ran[path] += 1
-            world.boundary()
+            observed.boundary()
+            assert path not in observed.kept, f"finished step {path} ran again"
+            observed.ran[path] += 1
+            observed.boundary()
             return f"result of {path}"
 
         return work
 
     def effect(path: str) -> None:
         def send(op: savepoint.Operation) -> str:
-            world.boundary()
-            assert op.id not in world.kept, f"effect {path} is confirmed and was sent again"
-            world.ids.setdefault(path, set()).add(op.id)
-            world.boundary()
+            observed.boundary()
+            assert op.id not in observed.kept, f"confirmed effect {path} was sent again"
+            observed.ids.setdefault(path, set()).add(op.id)
+            observed.boundary()
             return f"sent {path}"
 
         try:
@@ -186,13 +187,13 @@ def run(agent: savepoint.Agent, life: Life) -> dict[str, Any]:
         assert result == f"sent {path}"
 
     def due() -> None:
-        world.points += 1
-        if world.points in program.due:
-            life.checkpoint_soon()
-        world.boundary()
+        observed.points += 1
+        if observed.points in program.due:
+            simulation.checkpoint_soon()
+        observed.boundary()
 
     def search(here: tuple[int, ...]) -> int:
-        """A loop that is left by break, with what it found in a local variable."""
+        """Leave a loop by break, with what it found in a local variable."""
         found = -1
         for index in agent.loop("search", range(4)):
             due()
@@ -224,7 +225,7 @@ def run(agent: savepoint.Agent, life: Life) -> dict[str, Any]:
                 if program.effects:
                     effect(agent._session.position.current().path)
                 log.append([here, results])
-                count["turns"] += 1
+                count["iterations"] += 1
                 due()
                 agent.safe_point()
             mine.append("end")
@@ -239,17 +240,17 @@ def run(agent: savepoint.Agent, life: Life) -> dict[str, Any]:
     return {"log": list(log), "count": dict(count)}
 
 
-def live(world: World) -> tuple[dict[str, Any], World]:
-    """Lives until the program came through."""
-    with Life(world) as life:
+def run_to_the_end(observed: Observations) -> tuple[dict[str, Any], Observations]:
+    """Restart the program after each death until it ends."""
+    with FaultySimulation(observed) as simulation:
         while True:
             try:
-                agent = life.start()
-                return run(agent, life), world
+                agent = simulation.start()
+                return run(agent, simulation), observed
             except Killed:
-                life.crash(lose_stage=world.node_dies)
-                if world.node_dies:
-                    world.journaled &= world.kept
+                simulation.crash(lose_stage=observed.node_dies)
+                if observed.node_dies:
+                    observed.journaled &= observed.kept
 
 
 programs = st.builds(
@@ -259,29 +260,29 @@ programs = st.builds(
     effects=st.booleans(),
     searches=st.booleans(),
     due=st.frozensets(st.integers(1, 60)),
-    loses=st.frozensets(st.integers(1, 9)),
+    lost=st.frozensets(st.integers(1, 9)),
     late=st.frozensets(st.integers(1, 9)),
-    refuses=st.frozensets(st.integers(1, 9)),
+    refused=st.frozensets(st.integers(1, 9)),
 )
 
 
 @cache
 def undisturbed(program: Program) -> dict[str, Any]:
-    """How the program ends when nothing happens."""
-    return live(World(program, frozenset(), node_dies=False))[0]
+    """Return the result of the program without any fault."""
+    return run_to_the_end(Observations(program, frozenset(), node_dies=False))[0]
 
 
-def check(program: Program, kills: frozenset[int], node_dies: bool) -> World:
-    result, world = live(World(program, kills, node_dies))
+def check(program: Program, kills: frozenset[int], node_dies: bool) -> Observations:
+    result, observed = run_to_the_end(Observations(program, kills, node_dies))
     assert result == undisturbed(program)
-    for path, ids in world.ids.items():
+    for path, ids in observed.ids.items():
         assert len(ids) == 1, f"effect {path} had more than one id"
-    return world
+    return observed
 
 
 @settings(max_examples=80, deadline=None)
 @given(programs, st.frozensets(st.integers(1, 400), max_size=12), st.booleans())
-def test_any_program_killed_anywhere_ends_as_if_nothing_had_happened(
+def test_any_program_killed_anywhere_ends_like_an_undisturbed_one(
     program: Program, kills: frozenset[int], node_dies: bool
 ) -> None:
     check(program, kills, node_dies)
@@ -298,9 +299,9 @@ def test_one_program_killed_once_at_every_boundary() -> None:
 
 
 def test_in_place_no_step_runs_twice_once_its_result_is_journaled() -> None:
-    """Only a death between a step's start and the end of its record repeats it, and then once a death."""
+    """Only a death between a step's start and the end of its record repeats it, once per death."""
     program = Program((3,), 2, False, False, frozenset({2}), frozenset(), frozenset(), frozenset())
     whole = check(program, frozenset(), False).boundaries
     for kill in range(1, whole + 1):
-        world = check(program, frozenset({kill}), False)
-        assert sum(world.ran.values()) - len(world.ran) <= 1
+        observed = check(program, frozenset({kill}), False)
+        assert sum(observed.ran.values()) - len(observed.ran) <= 1

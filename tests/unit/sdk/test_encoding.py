@@ -1,4 +1,4 @@
-"""Values come back exactly, or are refused by their path."""
+"""Values are decoded exactly as they were encoded, or are refused with their path."""
 
 import datetime
 import enum
@@ -23,13 +23,13 @@ values = st.recursive(
 
 
 @given(values)
-def test_comes_back_equal_and_of_the_same_types(value: object) -> None:
-    back = decode(utf8(encode(value)))
-    assert back == value
-    assert repr(back) == repr(value)  # 1 is not True, (1,) is not [1], -0.0 is not 0.0
+def test_a_decoded_value_is_equal_and_of_the_same_types(value: object) -> None:
+    decoded = decode(utf8(encode(value)))
+    assert decoded == value
+    assert repr(decoded) == repr(value)  # 1 is not True, (1,) is not [1], -0.0 is not 0.0
 
 
-def test_not_a_number_comes_back() -> None:
+def test_not_a_number_survives() -> None:
     assert math.isnan(decode(encode([float("nan")]))[0])
     assert decode(encode(float("-inf"))) == -math.inf
 
@@ -50,14 +50,14 @@ def test_a_lone_surrogate_survives_utf8() -> None:
         ({"big": 10**5000}, "$"),
     ],
 )
-def test_refuses_what_would_be_lost_and_says_where(value: object, path: str) -> None:
+def test_refuses_what_would_be_lost_and_names_the_path(value: object, path: str) -> None:
     with pytest.raises(NotEncodable) as caught:
         encode(value)
     assert caught.value.path == path
     assert path in str(caught.value)
 
 
-def test_refuses_subclasses_that_would_come_back_as_something_else() -> None:
+def test_refuses_subclasses_that_would_be_decoded_as_another_type() -> None:
     class Name(str):
         pass
 
@@ -100,16 +100,16 @@ class Point:
         self.x, self.y = x, y
 
 
-def test_registered_classes_come_back() -> None:
+def test_registered_classes_are_restored() -> None:
     types = TypeRegistry()
     types.register(Point, "point", lambda p: {"x": p.x, "y": p.y}, lambda raw: Point(raw["x"], raw["y"]))
     types.register(Decimal, "decimal", str, Decimal)
     one = Decimal("1.10")
-    back = decode(encode({"p": [Point(1, 2)], "d": one, "e": one}, registry=types), registry=types)
-    assert (back["p"][0].x, back["p"][0].y, str(back["d"])) == (1, 2, "1.10")
+    decoded = decode(encode({"p": [Point(1, 2)], "d": one, "e": one}, registry=types), registry=types)
+    assert (decoded["p"][0].x, decoded["p"][0].y, str(decoded["d"])) == (1, 2, "1.10")
 
 
-def test_a_registered_entity_that_stands_twice_is_refused() -> None:
+def test_a_registered_entity_referenced_twice_is_refused() -> None:
     types = TypeRegistry()
     types.register(Point, "point", lambda p: [p.x, p.y], lambda raw: Point(*raw))
     point = Point(1, 2)
@@ -122,7 +122,7 @@ def test_a_registered_entity_that_stands_twice_is_refused() -> None:
         encode(node, registry=types)
 
 
-def test_reading_an_unregistered_class_says_what_to_do() -> None:
+def test_reading_an_unregistered_class_names_the_remedy() -> None:
     with pytest.raises(RestoreFailed, match=r"'point'.*savepoint\.register"):
         decode('{"$type":"point","value":[1,2]}')
 
@@ -157,15 +157,15 @@ def test_the_digest_of_equal_content_is_equal(value: object) -> None:
     assert digest(value) == digest(decode(encode(value)))
 
 
-def test_the_digest_tells_contents_apart() -> None:
-    things = [
+def test_the_digest_distinguishes_contents() -> None:
+    values = [
         0, False, None, "", b"", 1, 1.0, True, "1", [], {}, [1], [[1]], ["1"], [1, 2], [12], ["1", "2"], ["12"],
         {"a": 1}, {"a": 2}, {"b": 1}, {1}, {2}, Colour.RED, Colour.BLUE, datetime.date(2000, 1, 1),
         datetime.date(2000, 1, 2),
     ]  # fmt: skip
-    assert len({digest(thing) for thing in things}) == len(things)
+    assert len({digest(value) for value in values}) == len(values)
 
 
-def test_the_digest_takes_what_has_no_content_by_its_class() -> None:
+def test_the_digest_represents_objects_without_content_by_their_class() -> None:
     assert digest(Point(1, 2)) == digest(Point(3, 4)) != digest(object())
     assert digest({"b": 1, "a": 2}) == digest({"a": 2, "b": 1})

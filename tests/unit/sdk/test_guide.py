@@ -1,4 +1,4 @@
-"""Every example of docs/guides/sdk.md runs as it stands."""
+"""Every example of docs/guides/sdk.md runs unchanged."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ def test_the_example_runs(name: str, code: str, monkeypatch: pytest.MonkeyPatch)
     exec(compile(code, f"sdk.md: {name}", "exec"), {"__name__": "example"})
 
 
-def test_every_method_and_error_has_its_place() -> None:
+def test_every_method_and_error_is_in_the_guide() -> None:
     text = GUIDE.read_text()
     methods = {name for name in vars(savepoint.Agent) if not name.startswith("_")}
     for name in methods:
@@ -30,8 +30,8 @@ def test_every_method_and_error_has_its_place() -> None:
             assert f"`{name}`" in text or f"savepoint.{name}" in text, f"{name} is not in the guide"
 
 
-def test_an_example_stands_alone() -> None:
-    """One of them in a process of its own: nothing is left over from this one."""
+def test_an_example_runs_in_a_process_of_its_own() -> None:
+    """Run one example where nothing of this process is left over."""
     code = dict(EXAMPLES)["loop"]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "not managed by Savepoint" in done.stderr

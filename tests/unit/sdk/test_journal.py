@@ -15,7 +15,7 @@ from savepoint.sdk.journal import RECORD_MAX_BYTES, FileJournal
 
 @contextmanager
 def volume_of(size: int) -> Iterator[None]:
-    """No file may grow beyond ``size`` bytes."""
+    """Limit every file to ``size`` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -34,7 +34,7 @@ def append(journal: FileJournal, *numbers: int) -> None:
         journal.append({"n": number}, durable=number % 2 == 0)
 
 
-def test_replays_what_follows_the_cut_in_order(tmp_path: Path) -> None:
+def test_replays_what_follows_the_checkpoint_in_order(tmp_path: Path) -> None:
     journal, _ = opened(tmp_path / "1")
     append(journal, 1, 2)
     assert journal.rotate() == 1
@@ -42,8 +42,8 @@ def test_replays_what_follows_the_cut_in_order(tmp_path: Path) -> None:
     assert journal.rotate() == 2
     append(journal, 4)
     journal.close()
-    for cut, expected in ((0, [1, 2, 3, 4]), (1, [3, 4]), (2, [4])):
-        journal, found = opened(tmp_path / "1", cut)
+    for number, expected in ((0, [1, 2, 3, 4]), (1, [3, 4]), (2, [4])):
+        journal, found = opened(tmp_path / "1", number)
         assert found == expected
         journal.close()
 
@@ -55,7 +55,7 @@ def test_a_number_is_kept_while_nothing_is_journaled(tmp_path: Path) -> None:
     assert [journal.rotate(), journal.rotate()] == [1, 1]
 
 
-def test_committed_files_go_and_the_rest_stays(tmp_path: Path) -> None:
+def test_files_before_a_committed_checkpoint_are_deleted(tmp_path: Path) -> None:
     journal, _ = opened(tmp_path)
     append(journal, 1)
     first = journal.rotate()
@@ -68,7 +68,7 @@ def test_committed_files_go_and_the_rest_stays(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2.log"]
 
 
-def test_files_behind_a_gap_are_of_another_future(tmp_path: Path) -> None:
+def test_files_behind_a_gap_are_removed(tmp_path: Path) -> None:
     journal, _ = opened(tmp_path, 5)
     append(journal, 1)
     journal.close()
@@ -92,7 +92,7 @@ def test_a_torn_or_damaged_end_is_dropped(tmp_path_factory: pytest.TempPathFacto
     complete = len(kept) * 3 // len(whole)
     assert found[:complete] == [1, 2, 3][:complete]
     assert len(found) <= 3
-    append(journal, 4)  # goes into the next file: nothing stands behind a torn record
+    append(journal, 4)  # written to the next file, because nothing may follow a torn record
     journal.close()
     assert opened(folder)[1] == [*found, 4]
 

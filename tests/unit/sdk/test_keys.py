@@ -1,4 +1,4 @@
-"""Keys, sets of keys, and the numbers of things that fail and are tried again."""
+"""Keys, sets of keys, and the numbers of things that fail and are retried."""
 
 import itertools
 
@@ -13,14 +13,14 @@ keys = st.integers(-5, 20) | st.text(max_size=2) | st.tuples(st.integers(0, 2), 
 
 
 @given(st.lists(keys), st.lists(keys))
-def test_behaves_as_a_set(added: list[object], asked: list[object]) -> None:
+def test_behaves_as_a_set(added: list[object], others: list[object]) -> None:
     texts = [key_text(key, "loop") for key in added]
     found = KeySet()
     for text in texts:
         found.add(text)
     found = KeySet.from_plain(found.to_plain())
     assert len(found) == len(set(texts))
-    for key in [*added, *asked]:
+    for key in [*added, *others]:
         text = key_text(key, "loop")
         assert (text in found) == (text in texts)
 
@@ -50,7 +50,7 @@ def test_refuses_names(name: str) -> None:
         checked_name(name, "step")
 
 
-def test_what_fails_gives_its_number_back() -> None:
+def test_a_failed_thing_gives_its_number_back() -> None:
     numbers = Ordinals()
     assert [numbers.take("a"), numbers.take("a"), numbers.take("b")] == [0, 1, 0]
     numbers.give_back("a", 0)
@@ -58,7 +58,7 @@ def test_what_fails_gives_its_number_back() -> None:
     assert [numbers.take("a"), numbers.take("a")] == [0, 2]
 
 
-def test_names_with_marks_do_not_collide() -> None:
+def test_names_with_separators_do_not_collide() -> None:
     root = Scope("", None)
-    odd = root.child('a%2Fb#0["x%2Fy"]').child("c#0")
-    assert root.descendant(odd.path) is odd
+    escaped = root.child('a%2Fb#0["x%2Fy"]').child("c#0")
+    assert root.descendant(escaped.path) is escaped

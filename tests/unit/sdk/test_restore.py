@@ -1,4 +1,4 @@
-"""What comes back is checked: rubbish ends in an error that says so, a newer format in one that says what to do."""
+"""Restored values are checked: invalid ones are refused, and for a newer format the error names the remedy."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ def restore(name: str, value: Any) -> State:
 
 
 @pytest.mark.parametrize("name", ["execution", "effects"])
-def test_a_newer_version_says_what_to_do(name: str) -> None:
+def test_a_newer_version_is_refused_with_the_remedy(name: str) -> None:
     with pytest.raises(savepoint.SavepointError, match="install a newer savepoint-agents") as caught:
         restore(name, {"version": 2})
     assert caught.value.reason == "SchemaTooNew"
@@ -39,7 +39,7 @@ def test_a_newer_version_says_what_to_do(name: str) -> None:
         ("effects", {"version": 1, "effects": []}), ("effects", {"version": 1, "effects": {"a": {"state": "Lost"}}}),
     ],
 )  # fmt: skip
-def test_rubbish_is_refused(name: str, value: Any) -> None:
+def test_invalid_values_are_refused(name: str, value: Any) -> None:
     with pytest.raises(savepoint.RestoreFailed):
         restore(name, value)
 
@@ -54,7 +54,7 @@ plain = st.recursive(
 
 
 @given(st.sampled_from(["execution", "effects"]), plain, plain)
-def test_no_rubbish_raises_anything_else(name: str, scopes: Any, at: Any) -> None:
+def test_invalid_values_raise_nothing_but_our_errors(name: str, scopes: Any, at: Any) -> None:
     with contextlib.suppress(savepoint.SavepointError):
         restore(name, {"version": 1, "scopes": scopes, "at": at, "effects": scopes})
 
@@ -68,7 +68,7 @@ def test_a_restored_file_of_another_length_is_refused(tmp_path: Path) -> None:
         state.restore([Component("documents", "Memory", (Entry("d", "json", 4, path="restored/d"),))])
 
 
-def test_a_damaged_journal_record_is_said(tmp_path: Path) -> None:
+def test_a_damaged_journal_record_is_reported(tmp_path: Path) -> None:
     journal = FileJournal(tmp_path)
     list(journal.replay(0))
     journal.append({"t": "step"}, durable=False)
@@ -77,7 +77,7 @@ def test_a_damaged_journal_record_is_said(tmp_path: Path) -> None:
         State(FileJournal(tmp_path), None).restore([])
 
 
-def test_records_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
+def test_records_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     journal = FileJournal(tmp_path)
     list(journal.replay(0))
     journal.append({"t": "levitate"}, durable=False)

@@ -1,4 +1,4 @@
-"""What documents, loops, steps and effects promise, one promise a test."""
+"""The guarantees of documents, loops, steps and effects, one per test."""
 
 import itertools
 import logging
@@ -11,13 +11,13 @@ from savepoint import testing
 
 
 @pytest.fixture
-def life() -> Iterator[testing.Simulation]:
+def simulation() -> Iterator[testing.Simulation]:
     with testing.Simulation() as simulation:
         yield simulation
 
 
 class Calls:
-    """A function that notes its calls."""
+    """A function that records its calls."""
 
     def __init__(self) -> None:
         self.made: list[Any] = []
@@ -37,8 +37,8 @@ class Calls:
 # -- documents --
 
 
-def test_a_document_is_a_copy_of_its_default_and_one_object(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_a_document_is_a_copy_of_its_default_and_one_object(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     default: dict[str, Any] = {"notes": []}
     document = agent.document("notes", default)
     document["notes"].append(1)
@@ -47,71 +47,71 @@ def test_a_document_is_a_copy_of_its_default_and_one_object(life: testing.Simula
     assert document.__class__ is dict
 
 
-def test_documents_come_back_as_they_were_at_the_safe_point(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_documents_are_restored_as_they_were_at_the_safe_point(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     notes, raw = agent.document("notes", []), agent.document("raw", bytearray())
     notes.append((1, b"x"))
     raw += b"abc"
     assert agent.checkpoint() == "agent-1"
     notes.append("later")
-    life.crash(lose_stage=True)
-    agent = life.start()
+    simulation.crash(lose_stage=True)
+    agent = simulation.start()
     assert agent.restored is not None
     assert agent.restored.checkpoint == "agent-1"
     assert agent.document("notes", []) == [(1, b"x")]
     assert agent.document("raw", bytearray(b"default")) == b"abc"
 
 
-def test_a_document_that_the_program_does_not_ask_for_is_not_lost(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_a_document_that_the_program_does_not_use_is_kept(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     agent.document("old", {"a": 1})
     agent.checkpoint()
-    agent = life.start()
+    agent = simulation.start()
     agent.document("new", {})
     agent.checkpoint()
-    assert life.start().document("old", {}) == {"a": 1}
+    assert simulation.start().document("old", {}) == {"a": 1}
 
 
-def test_a_document_of_another_shape_is_refused(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_a_document_of_another_type_is_refused(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     agent.document("notes", [])
     agent.checkpoint()
-    agent = life.start()
+    agent = simulation.start()
     with pytest.raises(savepoint.RestoreFailed, match="saved as a list"):
         agent.document("notes", {})
     assert agent.document("notes", []) == []
 
 
-def test_large_documents_and_many_of_them_come_back(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_many_large_documents_are_restored(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     for number in range(5):
         agent.document(f"d{number}", {"text": '"' * 300_000 + str(number)})
     agent.checkpoint()
-    life.crash(lose_stage=True)
-    agent = life.start()
+    simulation.crash(lose_stage=True)
+    agent = simulation.start()
     for number in range(5):
         assert agent.document(f"d{number}", {}) == {"text": '"' * 300_000 + str(number)}
 
 
-def test_an_unsavable_document_fails_the_checkpoint_and_names_the_place(
-    life: testing.Simulation, caplog: pytest.LogCaptureFixture
+def test_an_unsavable_document_fails_the_checkpoint_and_names_the_path(
+    simulation: testing.Simulation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    agent = life.start()
+    agent = simulation.start()
     document = agent.document("notes", {})
     document["owner"] = object()
     with pytest.raises(savepoint.NotEncodable, match=r"notes\.owner"):
         agent.checkpoint()
-    life.checkpoint_soon()
-    agent.safe_point()  # goes on
+    simulation.checkpoint_soon()
+    agent.safe_point()  # does not raise
     assert "notes.owner" in caplog.text
     document.clear()
     assert agent.checkpoint() == "agent-1"
 
 
-# -- catching up: turns that run again change documents once --
+# -- replay: iterations that run again change documents once --
 
 
-def test_a_checkpoint_in_the_middle_of_a_turn_is_no_trap(life: testing.Simulation) -> None:
+def test_a_checkpoint_in_the_middle_of_an_iteration_changes_no_document_twice(simulation: testing.Simulation) -> None:
     def program(agent: savepoint.Agent, until: str) -> list[str]:
         notes = agent.document("notes", [])
         for item in agent.loop("loop", "ab"):
@@ -125,32 +125,32 @@ def test_a_checkpoint_in_the_middle_of_a_turn_is_no_trap(life: testing.Simulatio
         return [*notes, *agent.document("mine", {})["items"]]
 
     with pytest.raises(StopAsyncIteration):
-        program(life.start(), "b")
-    life.crash(lose_stage=True)
-    assert program(life.start(), "-") == ["a", "b", "a", "later", "b", "later"]
+        program(simulation.start(), "b")
+    simulation.crash(lose_stage=True)
+    assert program(simulation.start(), "-") == ["a", "b", "a", "later", "b", "later"]
 
 
-def test_what_the_program_does_before_its_first_loop_is_kept(life: testing.Simulation) -> None:
+def test_changes_before_the_first_loop_are_kept(simulation: testing.Simulation) -> None:
     def program(agent: savepoint.Agent, until: int) -> dict[str, Any]:
-        state = agent.document("state", {"starts": 0, "turns": []})
+        state = agent.document("state", {"starts": 0, "iterations": []})
         state["starts"] += 1
         for outer in agent.loop("outer", range(2)):
-            state["turns"].append([outer])
+            state["iterations"].append([outer])
             for inner in agent.loop("inner", range(3)):
-                state["turns"][-1].append(inner)
-                life.checkpoint_soon()
+                state["iterations"][-1].append(inner)
+                simulation.checkpoint_soon()
                 if inner == until:
                     raise StopAsyncIteration
         return state
 
     for until in (1, 2):
         with pytest.raises(StopAsyncIteration):
-            program(life.start(), until)
-        life.crash(lose_stage=True)
-    assert program(life.start(), -1) == {"starts": 3, "turns": [[0, 0, 1, 2], [1, 0, 1, 2]]}
+            program(simulation.start(), until)
+        simulation.crash(lose_stage=True)
+    assert program(simulation.start(), -1) == {"starts": 3, "iterations": [[0, 0, 1, 2], [1, 0, 1, 2]]}
 
 
-def test_a_loop_left_by_break_is_left_again_without_a_trace(life: testing.Simulation) -> None:
+def test_a_loop_left_by_break_is_left_again_without_repeated_changes(simulation: testing.Simulation) -> None:
     def program(agent: savepoint.Agent, fails: bool) -> tuple[list[Any], Any]:
         notes, found = agent.document("notes", []), None
         for number in agent.loop("search", range(9)):
@@ -161,38 +161,38 @@ def test_a_loop_left_by_break_is_left_again_without_a_trace(life: testing.Simula
         for item in agent.loop("rest", "ab"):
             notes.append(item)
             if fails:
-                life.checkpoint_soon()
+                simulation.checkpoint_soon()
         return notes, found
 
-    program(life.start(), True)
-    life.crash(lose_stage=True)
-    assert program(life.start(), False) == ([0, 1, 2, "a", "b"], 2)
+    program(simulation.start(), True)
+    simulation.crash(lose_stage=True)
+    assert program(simulation.start(), False) == ([0, 1, 2, "a", "b"], 2)
 
 
-def test_a_program_that_takes_another_way_is_warned_and_goes_on(
-    life: testing.Simulation, caplog: pytest.LogCaptureFixture
+def test_a_program_that_misses_the_replay_point_is_warned_and_continues(
+    simulation: testing.Simulation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    agent = life.start()
+    agent = simulation.start()
     notes = agent.document("notes", [])
     for _ in agent.loop("loop", [1]):
         notes.append("first")
         agent.checkpoint()
         break
-    life.crash(lose_stage=True)
-    agent = life.start()  # a newer version, without the checkpoint in the turn
+    simulation.crash(lose_stage=True)
+    agent = simulation.start()  # a newer version, without the checkpoint in the iteration
     notes = agent.document("notes", [])
     for _ in agent.loop("loop", [1]):
         notes.append("again")
     assert notes == ["first", "again"]
     assert "did not reach the point where its checkpoint was taken" in caplog.text
     agent.checkpoint()
-    assert life.checkpoints[-1].documents["notes"] == '["first","again"]'
+    assert simulation.checkpoints[-1].documents["notes"] == '["first","again"]'
 
 
 # -- handles --
 
 
-def test_a_handle_is_opened_again_from_its_descriptor(life: testing.Simulation) -> None:
+def test_a_handle_is_reopened_from_its_descriptor(simulation: testing.Simulation) -> None:
     opened: list[Any] = []
 
     def reopen(descriptor: Any) -> dict[str, Any]:
@@ -202,13 +202,13 @@ def test_a_handle_is_opened_again_from_its_descriptor(life: testing.Simulation) 
     def describe(cursor: dict[str, Any]) -> dict[str, Any]:
         return {"cursor": cursor["cursor"]}
 
-    life.start().handle("search", reopen, describe)["cursor"] = 7
-    agent = life.start()
+    simulation.start().handle("search", reopen, describe)["cursor"] = 7
+    agent = simulation.start()
     agent.handle("search", reopen, describe)["cursor"] = 7
     agent.checkpoint()
-    life.crash(lose_stage=True)
-    life.start().checkpoint()  # a program that does not ask for it keeps it
-    agent = life.start()
+    simulation.crash(lose_stage=True)
+    simulation.start().checkpoint()  # a program that does not use it keeps it
+    agent = simulation.start()
     assert agent.handle("search", reopen, describe) == {"cursor": 7}
     assert opened == [None, None, {"cursor": 7}]
     agent.handle("bad", lambda _: 1, lambda _: object())
@@ -220,7 +220,7 @@ def test_a_handle_is_opened_again_from_its_descriptor(life: testing.Simulation) 
 
 
 def run_loop(agent: savepoint.Agent, items: Any, until: Any = None, **options: Any) -> list[Any]:
-    """The items whose turns ran; leaves in the turn of ``until`` by an exception."""
+    """Return the items whose iterations ran; leave in the iteration of ``until`` by an exception."""
     ran = []
     for item in agent.loop("loop", items, **options):
         ran.append(item)
@@ -229,109 +229,109 @@ def run_loop(agent: savepoint.Agent, items: Any, until: Any = None, **options: A
     return ran
 
 
-def left(agent: savepoint.Agent, items: Any, until: Any) -> list[Any]:
+def run_loop_until(agent: savepoint.Agent, items: Any, until: Any) -> list[Any]:
     with pytest.raises(StopAsyncIteration) as caught:
         run_loop(agent, items, until)
     ran: list[Any] = caught.value.args[0]
     return ran
 
 
-def test_finished_turns_of_the_cut_are_skipped_and_the_rest_runs(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_iterations_finished_in_the_checkpoint_are_skipped_and_the_rest_runs(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     ran = []
     for item in agent.loop("loop", "abcd"):
         ran.append(item)
         if item == "b":
-            life.checkpoint_soon()  # taken once this turn is finished
+            simulation.checkpoint_soon()  # taken once this iteration is finished
         if item == "d":
             break
     assert ran == ["a", "b", "c", "d"]
-    life.crash()
-    assert run_loop(life.start(), "abcd") == ["c", "d"]  # c was finished after the cut
+    simulation.crash()
+    assert run_loop(simulation.start(), "abcd") == ["c", "d"]  # c was finished after the checkpoint
 
 
-def test_leaving_by_an_exception_keeps_the_position(life: testing.Simulation) -> None:
-    agent = life.start()
-    assert left(agent, "abc", "b") == ["a", "b"]
-    assert run_loop(agent, "abc") == ["b", "c"]  # in the same process, too
-    assert run_loop(agent, "abc") == ["a", "b", "c"]  # it is finished: this is the next loop of the name
+def test_leaving_by_an_exception_keeps_the_position(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
+    assert run_loop_until(agent, "abc", "b") == ["a", "b"]
+    assert run_loop(agent, "abc") == ["b", "c"]  # in the same process as well
+    assert run_loop(agent, "abc") == ["a", "b", "c"]  # the first loop is finished: this is the next one of the name
 
 
-def test_a_finished_loop_collapses_and_is_skipped_without_its_items(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_a_finished_loop_collapses_and_is_skipped_without_its_items(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     run_loop(agent, range(1000))
     agent.checkpoint()
-    life.crash(lose_stage=True)
+    simulation.crash(lose_stage=True)
 
     def never() -> Iterator[int]:
-        raise AssertionError("items of a finished loop are not asked for")
+        raise AssertionError("the items of a finished loop are read")
         yield 0
 
-    agent = life.start()
+    agent = simulation.start()
     assert run_loop(agent, never()) == []
     assert run_loop(agent, [7]) == [7]
-    assert "1000" not in life.checkpoints[-1].components[1][1][0].decode()
+    assert "1000" not in simulation.checkpoints[-1].components[1][1][0].decode()
 
 
-def test_a_repeated_key_is_an_error(life: testing.Simulation) -> None:
+def test_a_repeated_key_is_an_error(simulation: testing.Simulation) -> None:
     with pytest.raises(savepoint.LoopKeyRepeated, match=r"'loop'.*two items with the key \"a\""):
-        run_loop(life.start(), ["a", "b", "a"])
+        run_loop(simulation.start(), ["a", "b", "a"])
 
 
-def test_keys_identify_items_whatever_their_order(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_keys_identify_items_in_any_order(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     items = [{"id": 1}, {"id": 2}, {"id": 3}]
     for item in agent.loop("loop", items, key=lambda it: it["id"]):
         if item["id"] == 2:
             break
     agent.checkpoint()
-    life.crash()
-    assert run_loop(life.start(), items[::-1], key=lambda it: it["id"]) == [{"id": 3}, {"id": 2}]
+    simulation.crash()
+    assert run_loop(simulation.start(), items[::-1], key=lambda it: it["id"]) == [{"id": 3}, {"id": 2}]
     with pytest.raises(savepoint.NotEncodable, match="pass key="):
-        run_loop(life.start(), items)
+        run_loop(simulation.start(), items)
 
 
-def test_an_endless_loop_goes_on_counting(life: testing.Simulation) -> None:
-    agent = life.start()
-    for number in agent.loop("turns", itertools.count()):
+def test_an_endless_loop_continues_counting(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
+    for number in agent.loop("iterations", itertools.count()):
         if number == 5000:
-            life.checkpoint_soon()
+            simulation.checkpoint_soon()
         if number == 5001:
             break
-    life.crash()
-    assert next(iter(life.start().loop("turns", itertools.count()))) == 5001
+    simulation.crash()
+    assert next(iter(simulation.start().loop("iterations", itertools.count()))) == 5001
 
 
-def test_nested_loops_keep_their_own_positions(life: testing.Simulation) -> None:
+def test_nested_loops_keep_their_own_positions(simulation: testing.Simulation) -> None:
     def program(agent: savepoint.Agent, until: tuple[str, int] | None) -> list[tuple[str, int]]:
         ran = []
         for outer in agent.loop("outer", "ab"):
             for inner in agent.loop("inner", range(3)):
                 ran.append((outer, inner))
                 if (outer, inner) == until:
-                    life.checkpoint_soon()
+                    simulation.checkpoint_soon()
                     raise StopAsyncIteration
         return ran
 
     with pytest.raises(StopAsyncIteration):
-        program(agent := life.start(), ("b", 1))
+        program(agent := simulation.start(), ("b", 1))
     agent.safe_point()
-    life.crash(lose_stage=True)
-    assert program(life.start(), None) == [("b", 1), ("b", 2)]
+    simulation.crash(lose_stage=True)
+    assert program(simulation.start(), None) == [("b", 1), ("b", 2)]
 
 
-def test_break_leaves_the_scope(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_break_leaves_the_scope(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     calls = Calls()
     for _ in agent.loop("loop", "ab"):
         agent.step("inside", calls, 1)
         break
-    agent.step("inside", calls, 2)  # another scope, so another step
+    agent.step("inside", calls, 2)  # in another scope, so it is another step
     assert calls.made == [1, 2]
 
 
-def test_two_loops_of_one_name_at_once_are_refused(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_two_loops_of_one_name_at_once_are_refused(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     with pytest.raises(RuntimeError, match="different names"):
         list(zip(agent.loop("loop", "ab"), agent.loop("loop", "ab"), strict=True))
 
@@ -339,60 +339,60 @@ def test_two_loops_of_one_name_at_once_are_refused(life: testing.Simulation) -> 
 # -- steps --
 
 
-def test_a_finished_step_is_replayed_after_a_crash_in_place(life: testing.Simulation) -> None:
+def test_a_finished_step_is_replayed_after_a_crash_in_place(simulation: testing.Simulation) -> None:
     calls = Calls()
-    assert life.start().step("ask", calls, ("a", b"b")) == ("a", b"b")
-    life.crash()
-    assert life.start().step("ask", calls, ("a", b"b")) == ("a", b"b")
+    assert simulation.start().step("ask", calls, ("a", b"b")) == ("a", b"b")
+    simulation.crash()
+    assert simulation.start().step("ask", calls, ("a", b"b")) == ("a", b"b")
     assert calls.made == [("a", b"b")]
 
 
-def test_without_the_stage_only_what_was_committed_counts(life: testing.Simulation) -> None:
+def test_without_the_stage_only_committed_steps_are_replayed(simulation: testing.Simulation) -> None:
     calls = Calls()
-    agent = life.start()
+    agent = simulation.start()
     agent.step("first", calls, 1)
     agent.checkpoint()
     agent.step("second", calls, 2)
-    life.crash(lose_stage=True)
-    agent = life.start()
+    simulation.crash(lose_stage=True)
+    agent = simulation.start()
     agent.step("first", calls, 1)
     agent.step("second", calls, 2)
     assert calls.made == [1, 2, 2]
 
 
-def test_changed_arguments_are_refused(life: testing.Simulation) -> None:
-    life.start().step("ask", Calls(), 1)
-    agent = life.start()
+def test_changed_arguments_are_refused(simulation: testing.Simulation) -> None:
+    simulation.start().step("ask", Calls(), 1)
+    agent = simulation.start()
     with pytest.raises(savepoint.StepChanged, match=r"'ask'.*agent\.loop"):
         agent.step("ask", Calls(), 2)
     assert agent.step("ask", Calls(), 1) == 1
 
 
-def test_a_failed_step_is_tried_again_under_its_own_name(life: testing.Simulation) -> None:
+def test_a_failed_step_is_retried_under_its_own_name(simulation: testing.Simulation) -> None:
     calls = Calls()
-    agent = life.start()
+    agent = simulation.start()
     with pytest.raises(ValueError, match="no"):
         agent.step("ask", calls.failing(ValueError("no")), 1)
     agent.step("ask", calls, 1)
     agent.step("ask", calls, 2)
-    agent = life.start()
+    agent = simulation.start()
     assert [agent.step("ask", calls, 1), agent.step("ask", calls, 2)] == [1, 2]
     assert calls.made == [1, 1, 2]
 
 
-def test_steps_inside_a_step_do_not_count_among_its_neighbours(life: testing.Simulation) -> None:
+def test_steps_inside_a_step_are_numbered_apart_from_its_neighbours(simulation: testing.Simulation) -> None:
     calls = Calls()
 
     def program(agent: savepoint.Agent) -> list[Any]:
         inner = agent.step("plan", lambda: agent.step("ask", calls, 1))
         return [inner, agent.step("ask", calls, 2)]
 
-    assert program(life.start()) == [1, 2]
-    assert program(life.start()) == [1, 2]
+    assert program(simulation.start()) == [1, 2]
+    assert program(simulation.start()) == [1, 2]
     assert calls.made == [1, 2]
 
 
-def test_a_step_left_half_way_keeps_what_is_finished_inside(life: testing.Simulation) -> None:
+def test_an_interrupted_step_keeps_the_steps_finished_inside_it(simulation: testing.Simulation) -> None:
     calls = Calls()
 
     def plan(agent: savepoint.Agent, fails: bool) -> int:
@@ -402,29 +402,29 @@ def test_a_step_left_half_way_keeps_what_is_finished_inside(life: testing.Simula
         return 3
 
     with pytest.raises(ValueError, match="half way"):
-        (agent := life.start()).step("plan", lambda: plan(agent, True))
-    agent = life.start()
+        (agent := simulation.start()).step("plan", lambda: plan(agent, True))
+    agent = simulation.start()
     assert agent.step("plan", lambda: plan(agent, False)) == 3
     assert calls.made == [1]
 
 
-def test_an_unsavable_result_names_its_path(life: testing.Simulation) -> None:
+def test_an_unsavable_result_names_its_path(simulation: testing.Simulation) -> None:
     with pytest.raises(savepoint.NotEncodable, match=r"result of step 'ask'\.answers\[1\]"):
-        life.start().step("ask", lambda: {"answers": [1, object()]})
+        simulation.start().step("ask", lambda: {"answers": [1, object()]})
 
 
-def test_steps_of_finished_turns_are_forgotten(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_steps_of_finished_iterations_are_dropped(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     for number in agent.loop("loop", range(100)):
         agent.step("ask", Calls(), f"text {number}")
     agent.checkpoint()
-    assert "text" not in life.checkpoints[-1].components[1][1][0].decode()
+    assert "text" not in simulation.checkpoints[-1].components[1][1][0].decode()
 
 
-def test_a_repeated_step_across_safe_points_is_warned_of(
-    life: testing.Simulation, caplog: pytest.LogCaptureFixture
+def test_a_step_repeated_across_safe_points_is_warned_about(
+    simulation: testing.Simulation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    agent = life.start()
+    agent = simulation.start()
     agent.step("a", Calls(), 1)
     agent.step("a", Calls(), 2)
     assert caplog.text == ""
@@ -435,7 +435,7 @@ def test_a_repeated_step_across_safe_points_is_warned_of(
     assert caplog.text.count("put what repeats into agent.loop()") == 1
 
 
-def test_scopes_give_names_of_their_own(life: testing.Simulation) -> None:
+def test_scopes_separate_names(simulation: testing.Simulation) -> None:
     calls = Calls()
 
     def program(agent: savepoint.Agent) -> None:
@@ -443,13 +443,13 @@ def test_scopes_give_names_of_their_own(life: testing.Simulation) -> None:
             with agent.scope(reviewer):
                 agent.step("review", calls, reviewer)
 
-    program(life.start())
-    life.checkpoint_soon()
-    agent = life.start()
+    program(simulation.start())
+    simulation.checkpoint_soon()
+    agent = simulation.start()
     program(agent)
     agent.checkpoint()
-    life.crash(lose_stage=True)
-    program(life.start())
+    simulation.crash(lose_stage=True)
+    program(simulation.start())
     assert calls.made == ["kind", "strict"]
 
 
@@ -464,17 +464,17 @@ def send(agent: savepoint.Agent, sent: list[str], **options: Any) -> Any:
     return agent.effect("mail", body, **options)
 
 
-def test_a_confirmed_effect_is_skipped_and_gives_its_result(life: testing.Simulation) -> None:
+def test_a_confirmed_effect_is_skipped_and_its_result_returned(simulation: testing.Simulation) -> None:
     sent: list[str] = []
-    assert send(life.start(), sent) == 1
-    life.crash()
-    assert send(life.start(), sent) == 1
+    assert send(simulation.start(), sent) == 1
+    simulation.crash()
+    assert send(simulation.start(), sent) == 1
     assert len(sent) == 1
 
 
-def test_effects_are_told_apart_by_scope_name_key_and_order(life: testing.Simulation) -> None:
+def test_effects_are_distinguished_by_scope_name_key_and_order(simulation: testing.Simulation) -> None:
     sent: list[str] = []
-    agent = life.start()
+    agent = simulation.start()
     for _ in agent.loop("loop", "ab"):
         send(agent, sent)
         send(agent, sent)
@@ -483,22 +483,22 @@ def test_effects_are_told_apart_by_scope_name_key_and_order(life: testing.Simula
     assert len(sent) == len(set(sent)) == 6
 
 
-def uncertain(life: testing.Simulation, sent: list[str]) -> savepoint.Agent:
-    """An agent that comes back after it died while it sent."""
+def uncertain(simulation: testing.Simulation, sent: list[str]) -> savepoint.Agent:
+    """Return an agent that was restarted after it died while sending."""
 
     def dies(op: savepoint.Operation) -> None:
         sent.append(op.id)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        life.start().effect("mail", dies, risk="high")
-    life.crash()
-    return life.start()
+        simulation.start().effect("mail", dies, risk="high")
+    simulation.crash()
+    return simulation.start()
 
 
-def test_an_uncertain_effect_is_handed_back(life: testing.Simulation) -> None:
+def test_an_uncertain_effect_is_reported(simulation: testing.Simulation) -> None:
     sent: list[str] = []
-    agent = uncertain(life, sent)
+    agent = uncertain(simulation, sent)
     (found,) = agent.uncertain()
     assert (found.id, found.name, found.risk) == (sent[0], "mail", "high")
     with pytest.raises(savepoint.EffectUncertain, match="never confirmed") as caught:
@@ -507,52 +507,52 @@ def test_an_uncertain_effect_is_handed_back(life: testing.Simulation) -> None:
     assert len(sent) == 1
 
 
-def test_an_uncertain_effect_can_be_confirmed(life: testing.Simulation) -> None:
+def test_an_uncertain_effect_can_be_confirmed(simulation: testing.Simulation) -> None:
     sent: list[str] = []
-    agent = uncertain(life, sent)
+    agent = uncertain(simulation, sent)
     agent.uncertain()[0].confirm({"status": "seen"})
     assert agent.uncertain() == []
-    life.crash()
-    assert send(life.start(), sent) == {"status": "seen"}
+    simulation.crash()
+    assert send(simulation.start(), sent) == {"status": "seen"}
     assert len(sent) == 1
 
 
-def test_an_uncertain_effect_can_be_sent_again_under_its_id(life: testing.Simulation) -> None:
+def test_an_uncertain_effect_can_be_resent_under_its_id(simulation: testing.Simulation) -> None:
     sent: list[str] = []
-    agent = uncertain(life, sent)
+    agent = uncertain(simulation, sent)
     agent.uncertain()[0].retry()
-    life.crash()
-    assert send(life.start(), sent) == 2
+    simulation.crash()
+    assert send(simulation.start(), sent) == 2
     assert sent[0] == sent[1]
 
 
 @pytest.mark.parametrize(("policy", "result", "times"), [("retry", 2, 2), ("skip", None, 1)])
-def test_the_caller_may_decide_beforehand(life: testing.Simulation, policy: Any, result: Any, times: int) -> None:
+def test_the_caller_may_decide_in_advance(simulation: testing.Simulation, policy: Any, result: Any, times: int) -> None:
     sent: list[str] = []
-    agent = uncertain(life, sent)
+    agent = uncertain(simulation, sent)
     assert send(agent, sent, on_uncertain=policy) == result
-    assert send(life.start(), sent) == result
+    assert send(simulation.start(), sent) == result
     assert len(sent) == times
     assert len(set(sent)) == 1
 
 
-def test_a_body_may_say_that_nothing_was_sent(life: testing.Simulation) -> None:
+def test_a_body_may_say_that_nothing_was_sent(simulation: testing.Simulation) -> None:
     def refused(op: savepoint.Operation) -> None:
         op.not_sent()
         raise ConnectionRefusedError
 
     sent: list[str] = []
-    agent = life.start()
+    agent = simulation.start()
     with pytest.raises(ConnectionRefusedError):
         agent.effect("mail", refused)
     assert agent.uncertain() == []
     assert send(agent, sent) == 1
 
 
-def test_a_with_block_runs_again_under_the_same_id(life: testing.Simulation) -> None:
+def test_a_with_block_runs_again_under_the_same_id(simulation: testing.Simulation) -> None:
     seen = []
     for fails in (True, False, False):
-        agent = life.start()
+        agent = simulation.start()
         try:
             with agent.effect("mail", key=7) as op:
                 seen.append((op.id, op.sent_before, op.confirmed, op.result))
@@ -569,46 +569,46 @@ def test_a_with_block_runs_again_under_the_same_id(life: testing.Simulation) -> 
     ]
 
 
-def test_a_fenced_agent_sends_nothing(life: testing.Simulation) -> None:
+def test_a_fenced_agent_sends_nothing(simulation: testing.Simulation) -> None:
     sent: list[str] = []
-    agent = life.start()
-    life.fence("another pod may run")
+    agent = simulation.start()
+    simulation.fence("another pod may run")
     with pytest.raises(savepoint.Superseded, match="another pod may run"):
         send(agent, sent)
-    life.unfence()
+    simulation.unfence()
     assert send(agent, sent) == 1
 
 
-def test_uncertain_effects_travel_with_the_checkpoint(life: testing.Simulation) -> None:
+def test_uncertain_effects_are_part_of_the_checkpoint(simulation: testing.Simulation) -> None:
     sent: list[str] = []
-    agent = uncertain(life, sent)
+    agent = uncertain(simulation, sent)
     agent.checkpoint()
-    assert life.checkpoints[-1].uncertain == tuple(sent)
-    life.crash(lose_stage=True)
-    assert [item.id for item in life.start().uncertain()] == sent
+    assert simulation.checkpoints[-1].uncertain == tuple(sent)
+    simulation.crash(lose_stage=True)
+    assert [item.id for item in simulation.start().uncertain()] == sent
 
 
-def test_an_unsavable_result_of_an_effect_is_said_and_the_effect_stays_confirmed(life: testing.Simulation) -> None:
+def test_an_unsavable_result_of_an_effect_raises_and_the_effect_stays_confirmed(simulation: testing.Simulation) -> None:
     sent: list[str] = []
 
     def body(op: savepoint.Operation) -> object:
         sent.append(op.id)
         return object()
 
-    agent = life.start()
+    agent = simulation.start()
     with pytest.raises(savepoint.NotEncodable):
         agent.effect("mail", body)
-    assert send(life.start(), sent) is None
+    assert send(simulation.start(), sent) is None
     assert len(sent) == 1
 
 
-# -- the end --
+# -- the end of a run, and agents that are not managed --
 
 
-def test_the_next_run_starts_fresh_with_new_ids(life: testing.Simulation) -> None:
+def test_the_next_run_starts_fresh_with_new_ids(simulation: testing.Simulation) -> None:
     sent: list[str] = []
     for _ in range(2):
-        agent = life.start()
+        agent = simulation.start()
         assert agent.restored is None
         notes = agent.document("notes", [])
         notes.append(1)
@@ -620,29 +620,29 @@ def test_the_next_run_starts_fresh_with_new_ids(life: testing.Simulation) -> Non
     assert len(set(sent)) == 2
 
 
-def test_no_checkpoint_inside_critical(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_no_checkpoint_inside_critical(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     with agent.critical():
-        life.checkpoint_soon()
+        simulation.checkpoint_soon()
         agent.safe_point()
-        assert life.checkpoints == []
+        assert simulation.checkpoints == []
         with pytest.raises(savepoint.NotAtSafePoint):
             agent.checkpoint()
     agent.safe_point()
-    assert len(life.checkpoints) == 1
+    assert len(simulation.checkpoints) == 1
 
 
-def test_the_position_is_told_in_words(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_the_position_is_described_in_words(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     for number in agent.loop("docs", [1, 2, 3]):
         if number == 2:
-            life.checkpoint_soon()
+            simulation.checkpoint_soon()
             agent.safe_point()
             break
-    assert life.checkpoints[-1].step == "docs 2 of 3"
+    assert simulation.checkpoints[-1].step == "docs 2 of 3"
 
 
-def test_unmanaged_works_in_memory_and_says_so_once(
+def test_an_unmanaged_agent_works_in_memory_and_logs_it_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("SAVEPOINT_SOCKET", raising=False)
@@ -662,7 +662,7 @@ def test_unmanaged_works_in_memory_and_says_so_once(
     assert len(caplog.records) == 1
 
 
-def test_required_and_unmanaged_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_required_agent_that_is_not_managed_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAVEPOINT_SOCKET", raising=False)
     monkeypatch.setenv("SAVEPOINT_REQUIRED", "1")
     with pytest.raises(savepoint.Unavailable, match="SAVEPOINT_REQUIRED"):

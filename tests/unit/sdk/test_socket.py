@@ -1,4 +1,4 @@
-"""The SDK over a real Unix socket, against a sidecar that behaves and one that does not."""
+"""The SDK over a real Unix socket, against a fake sidecar that follows the protocol and one that does not."""
 
 import json
 import logging
@@ -42,23 +42,23 @@ def connect(sidecar: FakeSidecar) -> Iterator[Any]:
 
 
 def at_safe_points(agent: savepoint.Agent, until: Any, seconds: float = 10.0) -> None:
-    """Pass safe points until something is true."""
+    """Pass safe points until a condition is true."""
     end = time.monotonic() + seconds
     while not until():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition did not become true in time"
         agent.safe_point()
         time.sleep(0.001)
 
 
-def test_tells_who_it_is_and_learns_who_it_runs_as(sidecar: FakeSidecar, connect: Any) -> None:
+def test_connect_sends_its_process_and_receives_its_identity(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect(schema_version="3")
     assert (agent.name, agent.namespace, agent.epoch, agent.managed, agent.restored) == ("coder", "team", 1, True, None)
-    told = sidecar.connects[0]
-    assert (told.pid, told.protocol, told.schema_version, told.reattach) == (os.getpid(), 1, "3", False)
-    assert "pytest" in told.dependencies
+    sent = sidecar.connects[0]
+    assert (sent.pid, sent.protocol, sent.schema_version, sent.reattach) == (os.getpid(), 1, "3", False)
+    assert "pytest" in sent.dependencies
 
 
-def test_flushes_at_a_safe_point_and_goes_on(sidecar: FakeSidecar, connect: Any) -> None:
+def test_flushes_at_a_safe_point_and_continues(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
     agent.document("notes", []).append("é")
     sidecar.quiesce()
@@ -72,7 +72,7 @@ def test_flushes_at_a_safe_point_and_goes_on(sidecar: FakeSidecar, connect: Any)
     assert sidecar.pauses[0].transaction == flush.transaction
 
 
-def test_state_comes_back_in_the_next_process(sidecar: FakeSidecar, connect: Any) -> None:
+def test_state_is_restored_in_the_next_process(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
     agent.document("notes", []).append(1)
     agent.document("raw", bytearray()).extend(b"x" * 100)
@@ -93,7 +93,7 @@ def test_state_comes_back_in_the_next_process(sidecar: FakeSidecar, connect: Any
     assert agent.step("after", lambda: 8) == 7
 
 
-def test_large_values_go_through_the_stage_until_the_result(sidecar: FakeSidecar, connect: Any) -> None:
+def test_large_values_are_in_the_stage_until_the_result(sidecar: FakeSidecar, connect: Any) -> None:
     sidecar.results = False
     agent = connect()
     agent.document("large", {"text": '"' * wire.INLINE_MAX_BYTES})
@@ -131,7 +131,7 @@ def test_a_sidecar_that_refuses_or_hangs_never_breaks_the_agent(
     at_safe_points(agent, lambda: len(sidecar.flushes) >= 2)
 
 
-def test_a_late_agent_says_what_keeps_it(sidecar: FakeSidecar, connect: Any) -> None:
+def test_a_late_agent_reports_the_running_step(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
 
     def crawl() -> None:
@@ -139,21 +139,21 @@ def test_a_late_agent_says_what_keeps_it(sidecar: FakeSidecar, connect: Any) -> 
         sidecar.wait_for(lambda: bool(sidecar.failures))
 
     agent.step("crawl", crawl)
-    told = sidecar.failures[0]
-    assert told.reason == "QuiesceTimeout"
-    assert "within 0.3 s (in step 'crawl' for 0 s)" in told.message
+    failure = sidecar.failures[0]
+    assert failure.reason == "QuiesceTimeout"
+    assert "within 0.3 s (in step 'crawl' for 0 s)" in failure.message
     agent.safe_point()
     assert sidecar.flushes == []  # the order is void
 
 
-def test_a_cancelled_order_is_not_flushed_for(sidecar: FakeSidecar, connect: Any) -> None:
+def test_a_cancelled_order_is_not_served(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
     gate = agent._session.gate
     transaction = sidecar.quiesce()
     wait(lambda: gate.attention)
     sidecar.send(wire.Cancelled(transaction, "DeadlineExceeded", "over"))
     wait(lambda: not gate.attention)
-    sidecar.send(wire.Quiesce(transaction, 10, 10))  # every order may come twice
+    sidecar.send(wire.Quiesce(transaction, 10, 10))  # every order may arrive twice
     sidecar.send(wire.Fenced("sync"))
     wait(lambda: agent._session.fenced)
     agent.safe_point()
@@ -163,7 +163,7 @@ def test_a_cancelled_order_is_not_flushed_for(sidecar: FakeSidecar, connect: Any
 def wait(condition: Any, seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.001)
 
 
@@ -175,21 +175,23 @@ def test_a_checkpoint_that_fails_raises_its_reason(
     sidecar: FakeSidecar, connect: Any, reason: str, error: type[Exception]
 ) -> None:
     agent = connect()
-    sidecar.on_request = lambda asked: sidecar.send(wire.Result("", "Failed", asked.request, "", reason, "said so"))
-    with pytest.raises(error, match="said so"):
+    sidecar.on_request = lambda request: sidecar.send(
+        wire.Result("", "Failed", request.request, "", reason, "the cause")
+    )
+    with pytest.raises(error, match="the cause"):
         agent.checkpoint()
 
 
-def test_a_checkpoint_without_result_raises_at_its_timeout(sidecar: FakeSidecar, connect: Any) -> None:
+def test_a_checkpoint_without_a_result_raises_at_its_timeout(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
-    sidecar.on_request = lambda asked: None
+    sidecar.on_request = lambda request: None
     with pytest.raises(savepoint.DeadlineExceeded, match="no result of the checkpoint"):
         agent.checkpoint(timeout=0.1)
 
 
-def test_a_checkpoint_without_sidecar_raises(sidecar: FakeSidecar, connect: Any) -> None:
+def test_a_checkpoint_without_a_sidecar_raises(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
-    sidecar.on_request = lambda asked: threading.Thread(target=sidecar.stop, daemon=True).start()
+    sidecar.on_request = lambda request: threading.Thread(target=sidecar.stop, daemon=True).start()
     with pytest.raises(savepoint.Unavailable):
         agent.checkpoint()
     with pytest.raises(savepoint.Unavailable):
@@ -208,7 +210,7 @@ def test_finish_completes_the_run(sidecar: FakeSidecar, connect: Any) -> None:
     assert agent.effect("mail", lambda op: op.id) != first
 
 
-def test_finish_without_sidecar_raises_and_may_be_tried_again(sidecar: FakeSidecar, connect: Any) -> None:
+def test_finish_without_a_sidecar_raises_and_can_be_retried(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
     sidecar.stop()
     with pytest.raises(savepoint.Unavailable):
@@ -219,7 +221,7 @@ def test_finish_without_sidecar_raises_and_may_be_tried_again(sidecar: FakeSidec
     assert agent.finish() == "coder-1"
 
 
-def test_a_restarted_sidecar_is_attached_to_without_touching_state(
+def test_the_sdk_reattaches_to_a_restarted_sidecar_without_touching_state(
     sidecar: FakeSidecar, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = connect()
@@ -229,11 +231,11 @@ def test_a_restarted_sidecar_is_attached_to_without_touching_state(
     sidecar.stop()
     wait(lambda: "lost connection to the sidecar" in caplog.text)
     agent.safe_point()
-    assert agent.step("goes on", lambda: 1) == 1
+    assert agent.step("alone", lambda: 1) == 1
     sidecar.start()
     wait(lambda: len(sidecar.connects) == 2)
-    again = sidecar.connects[1]
-    assert (again.instance, again.reattach) == (sidecar.connects[0].instance, True)
+    second = sidecar.connects[1]
+    assert (second.instance, second.reattach) == (sidecar.connects[0].instance, True)
     wait(lambda: sidecar._session is not None)
     sidecar.quiesce()
     at_safe_points(agent, lambda: len(sidecar.flushes) == 2)
@@ -241,7 +243,7 @@ def test_a_restarted_sidecar_is_attached_to_without_touching_state(
     assert notes == ["newer"]
 
 
-def test_a_sidecar_that_takes_nobody_back_leaves_the_agent_running(
+def test_an_agent_that_cannot_reattach_keeps_running(
     sidecar: FakeSidecar, connect: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     sidecar.features = ()
@@ -254,7 +256,7 @@ def test_a_sidecar_that_takes_nobody_back_leaves_the_agent_running(
     assert len(sidecar.connects) == 1
 
 
-def test_a_required_agent_stops_when_its_sidecar_takes_nobody_back(
+def test_a_required_agent_that_cannot_reattach_raises(
     sidecar: FakeSidecar, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVEPOINT_REQUIRED", "1")
@@ -266,7 +268,7 @@ def test_a_required_agent_stops_when_its_sidecar_takes_nobody_back(
         agent.safe_point()
 
 
-def test_one_session_a_process(sidecar: FakeSidecar, connect: Any) -> None:
+def test_a_process_has_one_session(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
     with pytest.raises(savepoint.SessionInUse, match="already"):
         savepoint.connect()
@@ -274,16 +276,14 @@ def test_one_session_a_process(sidecar: FakeSidecar, connect: Any) -> None:
     connect()
 
 
-def test_one_session_an_agent(sidecar: FakeSidecar, connect: Any) -> None:
+def test_an_agent_has_one_session(sidecar: FakeSidecar, connect: Any) -> None:
     connect()
     program = "import savepoint\ntry: savepoint.connect()\nexcept savepoint.SessionInUse as error: print(error)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert f"process {os.getpid()} is connected" in done.stdout
 
 
-def test_a_reason_why_the_state_could_not_be_brought_back_is_raised(
-    sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reason_of_a_failed_restore_is_raised(sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(connect: wire.Connect) -> wire.Connected:
         raise Refusal(503, "IntegrityError", "pack 7 is damaged")
 
@@ -291,11 +291,11 @@ def test_a_reason_why_the_state_could_not_be_brought_back_is_raised(
     with pytest.raises(savepoint.SavepointError, match="pack 7 is damaged") as caught:
         savepoint.connect()
     assert caught.value.reason == "IntegrityError"
-    with pytest.raises(savepoint.SavepointError, match="pack 7"):  # the first try holds nothing
+    with pytest.raises(savepoint.SavepointError, match="pack 7"):  # the failed call keeps no session
         savepoint.connect()
 
 
-def test_a_missing_stage_is_said(sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_stage_is_reported(sidecar: FakeSidecar, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAVEPOINT_STAGE")
     with pytest.raises(savepoint.Unavailable, match="SAVEPOINT_STAGE"):
         savepoint.connect()
@@ -319,29 +319,29 @@ def test_a_forked_child_must_not_use_the_session(sidecar: FakeSidecar, connect: 
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        said = []
+        outcomes = []
         for call in (agent.safe_point, lambda: agent.step("x", int), lambda: agent.document("d", {}), agent.checkpoint):
             try:
                 call()
-                said.append("nothing")
+                outcomes.append("nothing")
             except savepoint.SessionInUse as error:
-                said.append(str(error)[:24])
+                outcomes.append(str(error)[:24])
             except BaseException as error:
-                said.append(repr(error))
-        os.write(writer, json.dumps(said).encode())
+                outcomes.append(repr(error))
+        os.write(writer, json.dumps(outcomes).encode())
         os._exit(0)
     os.waitpid(child, 0)
     assert json.loads(os.read(reader, 10_000)) == ["this is a forked child o"] * 4
     os.close(reader)
     os.close(writer)
-    assert not sidecar.session.ended.is_set()  # the child's end is not the agent's
+    assert not sidecar.session.ended.is_set()  # the end of the child does not end the session
     agent.checkpoint()
     agent.close()
     assert sidecar.session.ended.wait(5)
 
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
-def test_the_end_of_the_parent_is_seen_while_a_forked_child_lives(sidecar: FakeSidecar) -> None:
+def test_the_end_of_the_parent_is_noticed_while_a_forked_child_lives(sidecar: FakeSidecar) -> None:
     program = """if True:
         import os, savepoint, signal, time
         agent = savepoint.connect()
@@ -393,14 +393,14 @@ def test_sigterm_flushes_at_the_next_safe_point_and_ends_with_143(sidecar: FakeS
     process = spawn(looping())
     assert process.stdout is not None
     process.stdout.readline()
-    sidecar.stopping()  # as the sidecar's preStop hook tells it
+    sidecar.stopping()  # as the pod's preStop hook makes the sidecar do
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 143, errors
     assert len(sidecar.flushes) == 1
 
 
-def test_sigterm_without_an_order_asks_for_the_last_checkpoint(sidecar: FakeSidecar) -> None:
+def test_sigterm_without_an_order_requests_the_final_checkpoint(sidecar: FakeSidecar) -> None:
     process = spawn(looping())
     assert process.stdout is not None
     process.stdout.readline()
@@ -411,8 +411,8 @@ def test_sigterm_without_an_order_asks_for_the_last_checkpoint(sidecar: FakeSide
     assert len(sidecar.flushes) == 1
 
 
-def test_a_refusal_is_no_answer_the_order_to_stop_may_come_late(sidecar: FakeSidecar) -> None:
-    """An operator that is about to stop refuses; the pod's hook of a busy node runs seconds after SIGTERM."""
+def test_after_a_refusal_the_sdk_still_waits_for_the_order_to_stop(sidecar: FakeSidecar) -> None:
+    """An operator that is stopping refuses; on a busy node the pod's hook runs seconds after SIGTERM."""
 
     def refuse(request: wire.CheckpointRequest) -> None:
         sidecar.send(wire.Result("", "Failed", request.request, reason="Unavailable", message="not now"))
@@ -428,7 +428,7 @@ def test_a_refusal_is_no_answer_the_order_to_stop_may_come_late(sidecar: FakeSid
     assert len(sidecar.flushes) == 1
 
 
-def test_a_call_that_never_returns_is_ended_before_the_pods_grace_is(sidecar: FakeSidecar) -> None:
+def test_a_call_that_never_returns_is_ended_before_the_grace_period(sidecar: FakeSidecar) -> None:
     process = spawn("import savepoint, time; agent = savepoint.connect(); print(1, flush=True); time.sleep(600)")
     assert process.stdout is not None
     process.stdout.readline()
@@ -438,10 +438,10 @@ def test_a_call_that_never_returns_is_ended_before_the_pods_grace_is(sidecar: Fa
     assert process.returncode == 143, errors
 
 
-@pytest.mark.parametrize("taken", [False, True], ids=["given up", "taken"])
+@pytest.mark.parametrize("accepted", [False, True], ids=["given up", "accepted"])
 @pytest.mark.parametrize("early", [False, True], ids=["signal first", "order first"])
-def test_a_flush_under_way_at_sigterm_is_not_the_last_one(sidecar: FakeSidecar, taken: bool, early: bool) -> None:
-    """The sidecar ends an attempt that is not complete when the pod stops, and asks for the flush that counts."""
+def test_a_flush_in_progress_at_sigterm_is_not_the_final_one(sidecar: FakeSidecar, accepted: bool, early: bool) -> None:
+    """The sidecar ends an incomplete attempt when the pod stops, and orders the flush that counts."""
     process = spawn(looping())
     assert process.stdout is not None
     process.stdout.readline()
@@ -457,15 +457,15 @@ def test_a_flush_under_way_at_sigterm_is_not_the_last_one(sidecar: FakeSidecar, 
         time.sleep(0.1)
         if not early:
             transactions.append(sidecar.stopping())
-        if not taken:
+        if not accepted:
             sidecar.send(wire.Cancelled(first, "Unavailable", "the pod is stopping"))
-            raise Refusal(409, "TransactionOver", "nobody waits for this flush any more; go on")
+            raise Refusal(409, "TransactionOver", "this flush is no longer expected")
 
     sidecar.on_flush = on_flush
     first = sidecar.quiesce()
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 143, errors
-    assert transactions[0] == first and transactions[1] == transactions[2], "the order to stop was not flushed for"
+    assert transactions[0] == first and transactions[1] == transactions[2], "the order to stop was not served"
     assert len(transactions) == 3 and not sidecar.requests
 
 
@@ -479,7 +479,7 @@ def test_a_stopping_order_alone_ends_the_process(sidecar: FakeSidecar) -> None:
     assert len(sidecar.flushes) == 1
 
 
-def test_a_handler_of_the_programs_own_decides_when_to_end(sidecar: FakeSidecar) -> None:
+def test_a_program_with_its_own_handler_decides_when_to_exit(sidecar: FakeSidecar) -> None:
     process = spawn(
         looping(
             before="stop = []; signal.signal(signal.SIGTERM, lambda *_: stop.append(1))",
@@ -517,7 +517,7 @@ def test_a_call_that_never_returns_is_ended_by_the_second_sigterm(sidecar: FakeS
     assert process.returncode == 143, errors
 
 
-def test_sigterm_after_the_session_was_closed_elsewhere_is_as_ever(sidecar: FakeSidecar) -> None:
+def test_sigterm_has_its_default_effect_after_another_thread_closed_the_session(sidecar: FakeSidecar) -> None:
     process = spawn("""if True:
         import savepoint, threading, time
         agent = savepoint.connect()
@@ -534,7 +534,7 @@ def test_sigterm_after_the_session_was_closed_elsewhere_is_as_ever(sidecar: Fake
     assert process.returncode == -signal.SIGTERM
 
 
-def test_a_worker_thread_that_flushes_ends_the_process_too(sidecar: FakeSidecar) -> None:
+def test_a_worker_thread_that_flushes_ends_the_process(sidecar: FakeSidecar) -> None:
     process = spawn("""if True:
         import itertools, savepoint, threading, time
         agent = savepoint.connect()
@@ -553,7 +553,7 @@ def test_a_worker_thread_that_flushes_ends_the_process_too(sidecar: FakeSidecar)
     assert len(sidecar.flushes) == 1
 
 
-def test_sigterm_ends_every_thread_that_comes_to_a_safe_point(sidecar: FakeSidecar) -> None:
+def test_sigterm_ends_every_thread_that_reaches_a_safe_point(sidecar: FakeSidecar) -> None:
     process = spawn("""if True:
         import itertools, savepoint, threading, time
         agent = savepoint.connect()
@@ -574,8 +574,8 @@ def test_sigterm_ends_every_thread_that_comes_to_a_safe_point(sidecar: FakeSidec
     assert len(sidecar.flushes) == 1
 
 
-def test_killed_in_the_middle_it_goes_on_where_it_was(sidecar: FakeSidecar, tmp_path: Path) -> None:
-    """A real process, killed with SIGKILL again and again."""
+def test_a_killed_process_continues_where_it_was(sidecar: FakeSidecar, tmp_path: Path) -> None:
+    """A real process is killed with SIGKILL repeatedly."""
     made = tmp_path / "made"
     program = f"""if True:
         import os, savepoint, time
@@ -592,15 +592,15 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(sidecar: FakeSidecar, tmp_
         print("notes", notes)
         agent.finish()
     """
-    for life in range(6):
+    for start in range(6):
         process = spawn(program)
         assert process.stdout is not None
-        if life == 5:
+        if start == 5:
             break
         for _ in range(9):
             process.stdout.readline()
         sidecar.quiesce()
-        for _ in range(life):
+        for _ in range(start):
             process.stdout.readline()
         process.kill()
         process.communicate(timeout=20)
@@ -629,11 +629,11 @@ def test_import_needs_the_standard_library_only() -> None:
     assert "not managed" in done.stderr
 
 
-def test_nothing_pending_costs_next_to_nothing(sidecar: FakeSidecar, connect: Any) -> None:
+def test_a_safe_point_without_an_order_costs_microseconds(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
     rounds = 20_000
     best = min(_timed(agent.safe_point, rounds) for _ in range(5))
-    assert best / rounds < 5e-6  # about 0.3 µs alone; the machine that runs tests is busy
+    assert best / rounds < 5e-6  # about 0.3 µs on an idle machine; the one that runs tests is busy
 
 
 def _timed(call: Any, rounds: int) -> float:
@@ -643,7 +643,9 @@ def _timed(call: Any, rounds: int) -> float:
     return time.perf_counter() - began
 
 
-def test_logs_one_line_for_what_came_back(sidecar: FakeSidecar, connect: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_logs_one_line_for_the_restored_state(
+    sidecar: FakeSidecar, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     agent = connect()
     agent.step("a", lambda: 1)
     agent.checkpoint()

@@ -1,4 +1,4 @@
-"""Arrays are staged twice, copied where they differ, and held until their transaction is over."""
+"""Arrays are staged twice, copied where they differ, and held until their transaction ends."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.unit.sdk.test_journal import volume_of
 
 
 @pytest.fixture
-def life() -> Iterator[testing.Simulation]:
+def simulation() -> Iterator[testing.Simulation]:
     with testing.Simulation() as simulation:
         yield simulation
 
@@ -28,39 +28,39 @@ def contents(stage: Stage, component: Component) -> dict[str, bytes]:
     return {entry.name: (stage.root / str(entry.path)).read_bytes() for entry in component.entries}
 
 
-def test_arrays_come_back_with_dtype_and_shape(life: testing.Simulation) -> None:
+def test_arrays_are_restored_with_dtype_and_shape(simulation: testing.Simulation) -> None:
     arrays: dict[str, Any] = {
         "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
         "scalar": np.array(7),
         "empty": np.zeros((0, 4), np.int8),
         "raw": bytearray(b"abc"),
     }
-    agent = life.start()
+    agent = simulation.start()
     agent.tensors("weights", lambda: arrays, kind="OptimizerState")
     arrays["matrix"] += 1
     agent.checkpoint()
-    life.crash(lose_stage=True)
+    simulation.crash(lose_stage=True)
     loaded: dict[str, savepoint.Tensor] = {}
-    life.start().tensors("weights", lambda: arrays, loaded.update)
+    simulation.start().tensors("weights", lambda: arrays, loaded.update)
     matrix = np.frombuffer(loaded["matrix"].data, loaded["matrix"].dtype).reshape(loaded["matrix"].shape)
     assert (matrix == arrays["matrix"]).all()
     assert (loaded["scalar"].shape, loaded["empty"].shape, loaded["empty"].dtype) == ((), (0, 4), "int8")
     assert (bytes(loaded["raw"].data), loaded["raw"].dtype) == (b"abc", None)
     with pytest.raises(TypeError):
         loaded["raw"].data[0] = 1
-    component = next(item for item, _ in life.checkpoints[-1].components if item.name == "tensors.weights")
+    component = next(item for item, _ in simulation.checkpoints[-1].components if item.name == "tensors.weights")
     assert component.kind == "OptimizerState"
 
 
-def test_a_set_that_is_not_registered_again_is_carried_along(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_a_set_that_is_not_registered_again_is_kept(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     agent.tensors("weights", lambda: {"w": b"abc"})
     agent.checkpoint()
     for _ in range(3):
-        life.crash(lose_stage=True)
-        life.start().checkpoint()
+        simulation.crash(lose_stage=True)
+        simulation.start().checkpoint()
     loaded: dict[str, savepoint.Tensor] = {}
-    life.start().tensors("weights", lambda: {"w": b"new"}, loaded.update)
+    simulation.start().tensors("weights", lambda: {"w": b"new"}, loaded.update)
     assert bytes(loaded["w"].data) == b"abc"
 
 
@@ -106,12 +106,12 @@ def test_sets_may_grow_shrink_and_change(tmp_path: Path) -> None:
         arrays.update(now)
         assert contents(stage, tensors.flush(str(number))) == now
         tensors.release(str(number))
-    assert len(list(tmp_path.rglob("tensors-*/*"))) <= 4  # what is gone from a set leaves no file
+    assert len(list(tmp_path.rglob("tensors-*/*"))) <= 4  # arrays removed from a set leave no file
 
 
-def test_a_full_stage_fails_the_checkpoint_and_not_the_agent(life: testing.Simulation) -> None:
+def test_a_full_stage_fails_the_checkpoint_but_not_the_agent(simulation: testing.Simulation) -> None:
     arrays = {"w": b"x" * 1000}
-    agent = life.start()
+    agent = simulation.start()
     agent.tensors("weights", lambda: arrays)
     arrays["w"] = b"y" * 100_000
     with volume_of(50_000), pytest.raises(savepoint.StageFull, match="make it larger"):
@@ -125,8 +125,10 @@ def test_a_full_stage_fails_the_checkpoint_and_not_the_agent(life: testing.Simul
     assert agent.checkpoint() == "agent-3"
 
 
-def test_a_full_stage_at_registration_is_a_warning(life: testing.Simulation, caplog: pytest.LogCaptureFixture) -> None:
-    agent = life.start()
+def test_a_full_stage_at_registration_is_a_warning(
+    simulation: testing.Simulation, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = simulation.start()
     with volume_of(1000):
         agent.tensors("weights", lambda: {"w": b"x" * 10_000})
     assert "'weights' are not staged" in caplog.text
@@ -134,12 +136,12 @@ def test_a_full_stage_at_registration_is_a_warning(life: testing.Simulation, cap
 
 
 @pytest.mark.parametrize("value", [object(), "text", np.zeros((4, 4))[:, ::2], memoryview(b"abcd")[::2]])
-def test_what_gives_no_contiguous_buffer_is_named(life: testing.Simulation, value: Any) -> None:
+def test_a_value_without_a_contiguous_buffer_is_named(simulation: testing.Simulation, value: Any) -> None:
     with pytest.raises(savepoint.NotEncodable, match=r"tensors\.weights\.w is a .*contiguous"):
-        life.start().tensors("weights", lambda: {"w": value})
+        simulation.start().tensors("weights", lambda: {"w": value})
 
 
-def test_a_dtype_that_buffers_do_not_know_is_taken_by_its_bytes(tmp_path: Path) -> None:
+def test_a_dtype_that_buffers_do_not_support_is_saved_as_its_bytes(tmp_path: Path) -> None:
     array = np.array(["2000-01-01", "2000-01-02"], "datetime64[D]")
     with pytest.raises(ValueError, match="cannot include dtype"):
         memoryview(array)
@@ -161,6 +163,6 @@ def test_refresh_makes_equal(tmp_path_factory: pytest.TempPathFactory, old: byte
     mapped.close()
 
 
-def test_unknown_kinds_are_refused(life: testing.Simulation) -> None:
+def test_unknown_kinds_are_refused(simulation: testing.Simulation) -> None:
     with pytest.raises(ValueError, match="kind must be one of"):
-        life.start().tensors("weights", dict, kind="Weights")  # type: ignore[arg-type]
+        simulation.start().tensors("weights", dict, kind="Weights")  # type: ignore[arg-type]

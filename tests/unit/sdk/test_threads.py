@@ -1,4 +1,4 @@
-"""Threads meet at safe points: nobody is in the middle of a turn or of a critical block while the state is read."""
+"""Threads park at safe points: no thread is inside an iteration or a critical block while the state is read."""
 
 import contextvars
 import threading
@@ -15,7 +15,7 @@ from savepoint.sdk.scope import Scope
 
 
 @pytest.fixture
-def life() -> Iterator[testing.Simulation]:
+def simulation() -> Iterator[testing.Simulation]:
     with testing.Simulation() as simulation:
         yield simulation
 
@@ -26,35 +26,35 @@ def thread(work: Callable[[], object]) -> threading.Thread:
     return started
 
 
-def test_a_safe_point_waits_for_a_critical_block_in_another_thread(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_a_safe_point_waits_for_a_critical_block_in_another_thread(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     notes = agent.document("notes", [])
-    inside, go_on = threading.Event(), threading.Event()
+    inside, proceed = threading.Event(), threading.Event()
 
     def half_and_half() -> None:
         with agent.critical():
             notes.append("first half")
             inside.set()
-            go_on.wait(10)
+            proceed.wait(10)
             notes.append("second half")
 
     worker = thread(half_and_half)
     inside.wait(10)
-    life.checkpoint_soon()
+    simulation.checkpoint_soon()
     main = thread(agent.safe_point)
     main.join(0.2)
     assert main.is_alive()
-    assert life.checkpoints == []
-    go_on.set()
+    assert simulation.checkpoints == []
+    proceed.set()
     main.join(10)
     worker.join(10)
-    assert life.checkpoints[0].documents["notes"] == '["first half","second half"]'
+    assert simulation.checkpoints[0].documents["notes"] == '["first half","second half"]'
 
 
-def test_a_cut_is_taken_when_every_open_turn_is_at_its_end(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_a_checkpoint_is_taken_when_every_open_iteration_is_at_its_end(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     notes = agent.document("notes", {"a": 0, "b": 0})
-    go_on = threading.Event()
+    proceed = threading.Event()
     inside = threading.Barrier(3)
 
     def work(name: str) -> None:
@@ -63,46 +63,46 @@ def test_a_cut_is_taken_when_every_open_turn_is_at_its_end(life: testing.Simulat
             if notes[name] == 1:
                 inside.wait(10)
                 if name == "b":
-                    go_on.wait(10)
+                    proceed.wait(10)
             notes[name] += 10
 
     workers = [thread(lambda name=name: work(name)) for name in "ab"]  # type: ignore[misc]
     inside.wait(10)
-    life.checkpoint_soon()
+    simulation.checkpoint_soon()
     workers[0].join(0.2)
-    assert life.checkpoints == []
-    go_on.set()
+    assert simulation.checkpoints == []
+    proceed.set()
     for worker in workers:
         worker.join(10)
-    assert life.checkpoints[0].documents["notes"] == '{"a":11,"b":11}'
+    assert simulation.checkpoints[0].documents["notes"] == '{"a":11,"b":11}'
     assert notes == {"a": 22, "b": 22}
 
 
-def test_a_thread_that_never_comes_lets_the_others_go_on_at_the_timeout(life: testing.Simulation) -> None:
-    agent = life.start()
-    inside, go_on = threading.Event(), threading.Event()
+def test_a_thread_that_reaches_no_safe_point_releases_the_others_at_the_timeout(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
+    inside, proceed = threading.Event(), threading.Event()
 
     def stuck() -> None:
         for _ in agent.loop("stuck", [1]):
             inside.set()
-            go_on.wait(20)
+            proceed.wait(20)
 
     worker = thread(stuck)
     inside.wait(10)
     agent._session.receive(Quiesce("late", 0.2, 1))
     agent.safe_point()
-    assert life.checkpoints == []
-    go_on.set()
+    assert simulation.checkpoints == []
+    proceed.set()
     worker.join(10)
 
 
-def test_a_worker_in_the_context_of_a_turn_speaks_for_that_turn(life: testing.Simulation) -> None:
-    """As frameworks do that run nodes in a pool while their caller waits."""
-    agent = life.start()
+def test_a_worker_in_the_context_of_an_iteration_parks_for_that_iteration(simulation: testing.Simulation) -> None:
+    """Run nodes in a pool while their caller waits, as frameworks do."""
+    agent = simulation.start()
     calls = []
     for item in agent.loop("jobs", ["a", "b"]):
         with ThreadPoolExecutor(2) as pool:
-            life.checkpoint_soon()
+            simulation.checkpoint_soon()
 
             def node(item: str = item) -> Any:
                 calls.append(agent.step("node", lambda: item))
@@ -110,20 +110,20 @@ def test_a_worker_in_the_context_of_a_turn_speaks_for_that_turn(life: testing.Si
 
             pool.submit(contextvars.copy_context().run, node).result(10)
     assert calls == ["a", "b"]
-    assert len(life.checkpoints) == 2
-    assert 'jobs#0[\\"a\\"]' in life.checkpoints[0].components[1][1][0].decode()
+    assert len(simulation.checkpoints) == 2
+    assert 'jobs#0[\\"a\\"]' in simulation.checkpoints[0].components[1][1][0].decode()
 
 
-def test_steps_of_one_name_in_many_threads_have_numbers_of_their_own(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_steps_of_one_name_in_many_threads_have_different_numbers(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda n: agent.step("work", lambda: n), range(50)))
     assert results == list(range(50))
     assert len(agent._session.state.root.steps) == 50
 
 
-def test_a_document_that_changes_while_it_is_read_fails_the_checkpoint(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_a_document_that_changes_while_it_is_read_fails_the_checkpoint(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     document = agent.document("notes", {})
 
     class Meddler:
@@ -137,10 +137,10 @@ def test_a_document_that_changes_while_it_is_read_fails_the_checkpoint(life: tes
     assert agent.checkpoint() == "agent-1"
 
 
-def test_the_programs_own_failure_while_it_is_read_is_no_crash(
-    life: testing.Simulation, caplog: pytest.LogCaptureFixture
+def test_a_failure_of_the_programs_save_function_does_not_stop_the_agent(
+    simulation: testing.Simulation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    agent = life.start()
+    agent = simulation.start()
     broken = False
 
     def save() -> dict[str, bytes]:
@@ -150,15 +150,15 @@ def test_the_programs_own_failure_while_it_is_read_is_no_crash(
 
     agent.tensors("weights", save)
     broken = True
-    life.checkpoint_soon()
+    simulation.checkpoint_soon()
     agent.safe_point()
     assert "ZeroDivisionError" in caplog.text
     broken = False
     assert agent.checkpoint() == "agent-1"
 
 
-def test_a_dead_threads_open_turn_is_no_obstacle(life: testing.Simulation) -> None:
-    agent = life.start()
+def test_the_open_iteration_of_a_dead_thread_does_not_block_a_checkpoint(simulation: testing.Simulation) -> None:
+    agent = simulation.start()
     kept = []
 
     def dies() -> None:
@@ -170,7 +170,7 @@ def test_a_dead_threads_open_turn_is_no_obstacle(life: testing.Simulation) -> No
     assert agent.checkpoint() == "agent-1"
 
 
-def test_one_of_many_parked_threads_flushes_and_all_go_on() -> None:
+def test_one_of_many_parked_threads_flushes_and_all_continue() -> None:
     gate = Gate(list)
     root = Scope("", None)
     flushed: list[str] = []

@@ -1,4 +1,4 @@
-"""Every message comes back from the wire as it was, spelled as in docs/agent-protocol.md, and rubbish is refused."""
+"""Messages survive the wire, are spelled as in docs/agent-protocol.md, and invalid ones are refused."""
 
 import contextlib
 import json
@@ -36,12 +36,12 @@ ORDERS: list[Any] = [
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_messages_come_back(message: Any) -> None:
+def test_messages_survive_the_wire(message: Any) -> None:
     assert type(message).from_wire(json.loads(json.dumps(message.to_wire()))) == message
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.TYPE)
-def test_orders_come_back(order: Any) -> None:
+def test_orders_survive_the_wire(order: Any) -> None:
     assert wire.order_from_wire(json.loads(json.dumps(order.to_wire()))) == order
 
 
@@ -61,7 +61,7 @@ def test_the_spelling_is_that_of_the_page() -> None:
     assert wire.Result("t", "Ready").to_wire()["request"] is None
 
 
-def test_what_is_unknown_is_ignored() -> None:
+def test_unknown_fields_and_orders_are_ignored() -> None:
     assert wire.order_from_wire({}) is None
     assert wire.order_from_wire({"type": "levitate"}) is None
     assert wire.Problem.from_wire({"reason": "A", "colour": 1}) == wire.Problem("A", "")
@@ -79,7 +79,7 @@ def test_what_is_unknown_is_ignored() -> None:
         (wire.Flush, {"execution": {"open": [1]}}), (wire.Quiesce, {"timeoutSeconds": "10"}),
     ],
 )  # fmt: skip
-def test_wrong_messages_are_refused(cls: Any, change: dict[str, Any]) -> None:
+def test_messages_with_wrong_fields_are_refused(cls: Any, change: dict[str, Any]) -> None:
     examples = {type(message): message.to_wire() for message in reversed(MESSAGES + ORDERS)}
     with pytest.raises(wire.ProtocolError):
         cls.from_wire({**examples[cls], **change})
@@ -102,7 +102,7 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from(MESSAGES + ORDERS), st.data())
-def test_no_rubbish_does_more_than_a_protocol_error(message: Any, data: st.DataObject) -> None:
+def test_invalid_messages_raise_nothing_but_a_protocol_error(message: Any, data: st.DataObject) -> None:
     raw = message.to_wire()
     for name in list(raw):
         if data.draw(st.booleans()):
