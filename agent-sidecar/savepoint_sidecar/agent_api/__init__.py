@@ -1,4 +1,4 @@
-"""The agent's side of the sidecar: the Unix socket of docs/agent-protocol.md, its sessions, and the pauses it asks for.
+"""The agent's side of the sidecar: the Unix socket of docs/agent-protocol.md, sessions, and pauses of the agent.
 
 It captures and stores nothing, and does not know the operator.
 """

@@ -17,7 +17,7 @@ from savepoint_sidecar.agent_api.quiesce import Transaction
 STREAM_OPEN_SECONDS: Final = 10.0
 """A process that does not open its orders stream within this time after connect is considered dead."""
 STREAM_END_SECONDS: Final = 2.0
-"""How long a connect waits for the end of a killed predecessor's stream, which may be noticed late."""
+"""Seconds that a connect waits for the end of a killed predecessor's stream, which may be noticed late."""
 REMEMBERED_TRANSACTIONS: Final = 8
 
 

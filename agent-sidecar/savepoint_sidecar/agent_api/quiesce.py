@@ -30,9 +30,9 @@ class Transaction:
     resumed: "asyncio.Future[bool]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """True: everything is captured and the agent may continue. False: the transaction ended without that."""
     flushed_at: float | None = None
-    """On the event loop's clock."""
+    """Time of the flush, on the event loop's clock."""
     pause_milliseconds: int | None = None
-    """As measured by the agent."""
+    """The pause that the agent measured."""
 
     async def flush(self, timeout_seconds: float, last_step: str = "") -> Flush:
         """Return the agent's flush. Raise QuiesceTimeout if none arrives in time, or the error that the agent reports.

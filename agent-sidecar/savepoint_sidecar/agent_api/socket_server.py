@@ -26,7 +26,7 @@ _STATUS: Final[dict[str, int]] = {Reason.SESSION_IN_USE: 409, Reason.QUIESCE_TIM
 
 
 class AgentHost(Protocol):
-    """Carries out what the agent asks for."""
+    """The receiver of the agent's calls."""
 
     async def connect(self, session: ProcessSession) -> wire.Connected:
         """Bring files and documents to one checkpoint and return the answer. A SavepointError refuses the session."""
@@ -50,7 +50,7 @@ class AgentHost(Protocol):
 
 
 class SocketServer:
-    """Serves one socket until it is closed."""
+    """The server of one socket, until it is closed."""
 
     def __init__(self, path: Path, sessions: ProcessSessions, host: AgentHost) -> None:
         self._path, self._sessions, self._host = path, sessions, host

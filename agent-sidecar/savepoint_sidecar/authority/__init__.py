@@ -1,4 +1,4 @@
-"""What grants epochs, orders checkpoints and commits them: the operator, or a directory store on a laptop.
+"""The authority that grants epochs and that orders and commits checkpoints: the operator, or a directory store.
 
 It takes no checkpoint and restores nothing; ``lifecycle`` and ``restore_container`` do.
 """

@@ -1,7 +1,7 @@
 """The protocol that a sidecar needs: it says who the sidecar is, when to take a checkpoint, and which ones exist.
 
-``control_client.ControlClient`` asks the operator, ``local.LocalAuthority`` uses a directory store, and
-``tests.fakes.authority.FakeAuthority`` is driven by a test.
+Implementations: ``control_client.ControlClient`` asks the operator, ``local.LocalAuthority`` uses a directory store,
+``tests.fakes.authority.FakeAuthority`` is controlled by a test.
 """
 
 from collections.abc import AsyncIterator

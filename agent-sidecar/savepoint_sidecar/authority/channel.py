@@ -78,7 +78,7 @@ class Channel:
 
 
 class Dialer:
-    """Opens connections to the operator: its URL, its certificate, and the file with this pod's token."""
+    """The operator's URL and certificate and this pod's token file, from which connections are opened."""
 
     def __init__(self, url: str, ca_pem: str, token_path: Path) -> None:
         self._url, self._token_path = url, token_path

@@ -37,8 +37,8 @@ HEARTBEAT_DETAIL_MAX: Final = 1000
 
 
 @dataclass(frozen=True)
-class PodIdentity:
-    """What a sidecar tells the operator about itself."""
+class SidecarIdentity:
+    """A sidecar's description of itself for the operator."""
 
     pod_uid: str
     node: str
@@ -52,14 +52,18 @@ class ConnectionClock:
     monotonic: Callable[[], float]
     random_bytes: Callable[[int], bytes]
     jitter: Callable[[], float]
-    """Between 0 and 1."""
+    """A random number between 0 and 1."""
 
 
 class ControlClient:
-    """Implements ``Authority``. The first ``welcome`` starts it; ``close`` ends it."""
+    """The ``Authority`` that asks the operator. The first ``welcome`` starts it; ``close`` ends it."""
 
     def __init__(
-        self, dialer: Dialer, identity: PodIdentity, clock: ConnectionClock, reachability: Reachability | None = None
+        self,
+        dialer: Dialer,
+        identity: SidecarIdentity,
+        clock: ConnectionClock,
+        reachability: Reachability | None = None,
     ) -> None:
         self._dialer, self._identity, self._clock, self._reachability = dialer, identity, clock, reachability
         self._backoff = Backoff(clock.jitter)

@@ -1,7 +1,7 @@
 """The authority of a single supervisor on one machine: a directory store, its chain, and a timer.
 
-It grants epochs and commits by the same functions as the operator. The caller holds the lock that keeps a second
-supervisor away from the agent. Blocking store calls run in threads.
+It grants epochs and commits by the same functions as the operator. The caller holds the lock that prevents a second
+supervisor of the same agent. Blocking store calls run in threads.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ FIRST_CHECKPOINT_SECONDS: Final = 2.0
 
 @dataclass(frozen=True)
 class LocalConfig:
-    """What the user of ``savepoint run`` chooses."""
+    """Settings that the user of ``savepoint run`` chooses."""
 
     interval_seconds: float = 30.0
     policy: PolicyTerms = field(default_factory=PolicyTerms)
@@ -66,7 +66,7 @@ class LocalClock:
 
 
 class LocalAuthority:
-    """Implements ``Authority`` for one run of one agent. ``open`` creates it and grants the epoch."""
+    """The ``Authority`` of one run of one agent. ``open`` creates it and grants the epoch."""
 
     def __init__(
         self, repository: Repository, chain: Chain, head: Head, config: LocalConfig, clock: LocalClock

@@ -14,7 +14,7 @@ INTERVAL_SECONDS: Final = 3.0
 
 
 class Reachability:
-    """Probes the API server while the caller needs to know."""
+    """A repeated probe of the API server, and the time of its last answer."""
 
     def __init__(self, address: tuple[str, int], monotonic: Callable[[], float]) -> None:
         self._address, self._monotonic = address, monotonic

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 SILENT_SECONDS: Final = 3600.0
 ACK_SECONDS: Final = 5.0
 LONGEST_PAUSE_SECONDS: Final = 1.0
-"""Between two dials; short, because the agent cannot start before this container has finished."""
+"""The longest pause between two dials; short, because the agent cannot start before this container has finished."""
 
 
 class RestoreClient:

@@ -45,7 +45,7 @@ class UrlBook:
                 table.update({key: _Url(url, now, expires_at) for key, url in fresh.items()})
 
     def add_put(self, key: str, url: str, seconds: float) -> None:
-        """Add one PUT URL that came in another message and is valid for so many seconds."""
+        """Add one PUT URL that came in another message and is valid for ``seconds``."""
         now = self._monotonic()
         with self._lock:
             self._put[key] = _Url(url, now, now + seconds)

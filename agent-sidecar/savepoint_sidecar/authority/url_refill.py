@@ -1,4 +1,4 @@
-"""Requests presigned URLs ahead of need: a reserve for new packs, and reads of the parent checkpoint.
+"""Presigned URLs requested ahead of need: a reserve for new packs, and reads of the parent checkpoint.
 
 A sidecar that loses the operator can then still store a checkpoint and recover from a crash.
 """
@@ -19,7 +19,7 @@ INTERVAL_SECONDS: Final = 30.0
 
 
 class UrlRefill:
-    """Keeps the book of ``urls`` filled."""
+    """A background task that keeps the book of ``urls`` filled."""
 
     def __init__(self, urls: UrlRequests, random_bytes: Callable[[int], bytes]) -> None:
         self._urls, self._random_bytes = urls, random_bytes

@@ -15,7 +15,7 @@ from savepoint.errors import Refused, StoreUnavailable, Unavailable
 from savepoint_sidecar.authority.url_book import UrlBook
 
 WAIT_SECONDS: Final = 90.0
-"""How long a thread waits for a URL: longer than a restart of the operator takes."""
+"""Seconds that a thread waits for a URL: longer than a restart of the operator takes."""
 RETRY_SECONDS: Final = 0.2
 
 

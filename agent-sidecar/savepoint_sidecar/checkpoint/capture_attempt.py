@@ -25,7 +25,7 @@ class CaptureAttempt:
     id: str
     trigger: str
     deadline: float
-    """By ``monotonic``."""
+    """Time of ``monotonic`` at which the attempt must have ended."""
     monotonic: Callable[[], float]
     request: str = ""
     completed: bool = False
@@ -33,7 +33,7 @@ class CaptureAttempt:
     deferrable: bool = False
     """No attempt follows: if the authority cannot be reached, the finished manifest is left for a later commit."""
     succeeded: bool = False
-    """What was captured is committed, left for a later commit, or already stored."""
+    """True once the captured state is committed, left for a later commit, or already stored."""
     defer_after_seconds: float = 5.0
     phase: Phase = Phase.QUIESCING
     transaction: Transaction | None = None
@@ -65,7 +65,7 @@ class CaptureAttempt:
 
     @property
     def commit_timeout_seconds(self) -> float:
-        """How long the commit may take before it is deferred or fails."""
+        """Seconds that the commit may take before it is deferred or fails."""
         remaining = max(0.0, self.remaining_seconds)
         return min(self.defer_after_seconds, remaining / 2) if self.deferrable else remaining
 
@@ -90,7 +90,7 @@ class CaptureAttempt:
             self.stop_waiting()
 
     def hold(self, seconds: float | None) -> None:
-        """Limit the capture to so many seconds from now, while the agent is paused. None removes the limit."""
+        """Limit the capture to ``seconds`` from now, while the agent is paused. None removes the limit."""
         self._hold_deadline = None if seconds is None else self.monotonic() + seconds
 
     def check(self) -> None:

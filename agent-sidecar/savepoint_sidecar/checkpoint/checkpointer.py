@@ -43,12 +43,12 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS: Final = 2.0
 POLL_SECONDS: Final = 0.1
-"""How often the wait for the agent's end checks whether the attempt was interrupted."""
+"""Seconds between checks for an interruption while the attempt waits for the agent's end."""
 
 
 @dataclass
 class FinalState:
-    """How far an agent that is ending has got, for the final checkpoint that is taken meanwhile."""
+    """The progress of an ending agent, updated while its final checkpoint is being taken."""
 
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the agent writes nothing more."""
@@ -57,7 +57,7 @@ class FinalState:
 
 
 class Checkpointer:
-    """Takes one checkpoint after the other, and keeps between them what makes the next one incremental."""
+    """The write path of one incarnation. Between checkpoints it keeps what makes the next one incremental."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Checkpointer:
         """True once an agent with the SDK has connected in this run: its files alone are no longer a checkpoint."""
 
     def rebase(self, parent: ParentCheckpoint | None) -> None:
-        """Continue from a checkpoint that this process did not take, and discard the index of its own."""
+        """Continue from a checkpoint that this process did not take; discard the chunk index of the previous one."""
         self.parent, self._index = parent, None
 
     def require_capturable(self, *, has_values: bool) -> None:

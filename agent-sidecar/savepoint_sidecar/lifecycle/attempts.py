@@ -1,4 +1,4 @@
-"""Runs the attempts of an incarnation: takes or declines them, and moves the restore markers after a commit.
+"""The attempts of an incarnation: each is taken or declined, and a commit updates the restore markers.
 
 The caller holds the state lock. ``checkpoint`` does the work of one attempt.
 """
@@ -29,7 +29,7 @@ BASELINE_MAX_BYTES: Final = 256 << 20
 
 
 class AttemptRunner:
-    """Runs one attempt at a time."""
+    """The runner of one incarnation's attempts, one at a time."""
 
     def __init__(self, context: IncarnationContext, capture: Capture) -> None:
         self._context, self._capture = context, capture
@@ -72,7 +72,7 @@ class AttemptRunner:
     async def take_baseline(self, session: ProcessSession) -> None:
         """Take a checkpoint before an agent with the SDK touches its files, for a crash before its own first one.
 
-        The agent waits in connect() meanwhile, so large files get no baseline.
+        The agent waits in connect() until it is taken, so there is no baseline of large files.
         """
         if not self._context.config.roots:
             return

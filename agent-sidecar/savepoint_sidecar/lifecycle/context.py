@@ -1,4 +1,4 @@
-"""What the parts of a started incarnation share: its dependencies, and whether it may still take checkpoints."""
+"""Values that the parts of a started incarnation share: its dependencies, and whether it may still take checkpoints."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +21,7 @@ COMPLETED: Final = "The run is completed: its final checkpoint holds its last st
 
 @dataclass
 class RunState:
-    """How far the incarnation has got. Changed on the event loop only."""
+    """Progress of the incarnation. Changed on the event loop only."""
 
     stopped: Refused | None = None
     """The authority's order to stop, once it has arrived."""

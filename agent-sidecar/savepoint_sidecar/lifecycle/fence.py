@@ -1,4 +1,4 @@
-"""Tells the agent's SDK when it must refuse effects: this incarnation was stopped, or its node may be cut off.
+"""The fence that makes the agent's SDK refuse effects: this incarnation was stopped, or its node may be cut off.
 
 It stops no process and no checkpoint. The chain itself refuses commits under an old epoch.
 """
@@ -16,12 +16,12 @@ CHECK_SECONDS: Final = 1.0
 
 
 class Fence:
-    """Lowered until something raises it."""
+    """The fence of one incarnation; lowered until something raises it."""
 
     def __init__(self, authority: Authority, sessions: ProcessSessions) -> None:
         self._authority, self._sessions = authority, sessions
         self._message = ""
-        """Why the fence is raised; empty while it is lowered."""
+        """Reason why the fence is raised; empty while it is lowered."""
         self._permanent = False
 
     async def watch(self) -> None:

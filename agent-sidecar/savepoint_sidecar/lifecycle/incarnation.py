@@ -39,10 +39,11 @@ log = logging.getLogger(__name__)
 RELEASE_SECONDS: Final = 0.8
 """Kubernetes gives a sidecar two seconds after the grace period; this part of them is for the release."""
 FINISH_SECONDS: Final = 300.0
+NOT_STORED: Final = "The agent's last state is not stored; its next pod restores the latest checkpoint."
 
 
 class Incarnation:
-    """Implements ``AgentHost``. Started once and shut down once."""
+    """The ``AgentHost`` of one incarnation. Started once and shut down once."""
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class Incarnation:
         if not stored and self.state_lock.attempt is not None:
             self.state_lock.attempt.interrupt(Unavailable("the grace period ended before this checkpoint was complete"))
         if state.stopped is None:
-            message = "" if stored else "The agent's last state is in no checkpoint; its latest checkpoint is current."
+            message = "" if stored else NOT_STORED
             with contextlib.suppress(TimeoutError, SavepointError):
                 async with asyncio.timeout(RELEASE_SECONDS):
                     await self._authority.report_release(Released(self._welcome.epoch, state.completed, message))
@@ -189,7 +190,7 @@ class Incarnation:
     async def _leave_to_next_run(self) -> None:
         """Leave an agent that connects after the end of its run to the next incarnation.
 
-        Its container was started again in the same pod. The connection ends without an answer when this incarnation
+        Its container was restarted in the same pod. The connection ends without an answer when this incarnation
         closes, and the SDK dials again.
         """
         if self._can_start_next_run:
@@ -205,7 +206,7 @@ class Incarnation:
             failed = CheckpointOutcome.FAILED
             session.send(wire.Result("", failed, request.request, reason=stopped.code, message=str(stopped)))
             return
-        trigger = Trigger.SHUTDOWN if request.reason == "Shutdown" else Trigger.AGENT
+        trigger = Trigger.SHUTDOWN if request.reason == Trigger.SHUTDOWN else Trigger.AGENT
         message = RequestCheckpoint(request.request, trigger, request.reason)
         self._tasks.spawn(self._requests.forward(session, message))
 

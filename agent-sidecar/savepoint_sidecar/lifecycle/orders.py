@@ -1,4 +1,4 @@
-"""Handles the authority's orders: each ordered checkpoint is taken once or declined, and a stop ends all work."""
+"""The authority's orders: each ordered checkpoint is taken once or declined, and a stop ends all work."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from savepoint_sidecar.lifecycle.tasks import BackgroundTasks
 log = logging.getLogger(__name__)
 
 RECONNECT_SECONDS: Final = 5.0
-"""How long an ordered checkpoint waits for an agent with the SDK that is not connected."""
+"""Seconds that an ordered checkpoint waits for an agent with the SDK that is not connected."""
 FIRST_CONNECT_SECONDS: Final = 20.0
 """The same for an agent without files, which cannot be captured before its first connect."""
 POLL_SECONDS: Final = 0.05
@@ -26,7 +26,7 @@ REMEMBERED_ATTEMPTS: Final = 64
 
 
 class OrderHandler:
-    """Handles the orders of one incarnation."""
+    """The handler of one incarnation's orders."""
 
     def __init__(
         self, context: IncarnationContext, attempts: AttemptRunner, fence: Fence, tasks: BackgroundTasks
@@ -66,7 +66,7 @@ class OrderHandler:
         """Take or decline the ordered checkpoint. The authority always gets an answer, before the deadline."""
         context, attempt = self._context, self._attempts.attempt_for(order)
         await self._await_agent()
-        if context.state.obstacle is not None:  # declined now, because the lock may stay taken for long
+        if context.state.obstacle is not None:  # declined now, because the lock may be held for a long time
             await self._attempts.decline(attempt, context.state.obstacle)
             return
         async with context.state_lock.lock:

@@ -1,4 +1,4 @@
-"""What a connecting agent gets back: files and values of the last checkpoint, or nothing on its first connect.
+"""Recovery of a connecting agent: files and values of the last checkpoint, or nothing on its first connect.
 
 It also follows the parent checkpoint and the policy that the authority announces. It takes no checkpoint; the caller
 holds the incarnation's state lock.
@@ -35,7 +35,7 @@ SDK_RUN_MAX_BYTES: Final = 32
 
 
 class Recovery:
-    """Follows the parent checkpoint of one incarnation, and restores it."""
+    """The parent checkpoint of one incarnation, and its restore."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Recovery:
             log.info("continuing from checkpoint %s, whose commit was not confirmed to this process", ref.name)
             await self._load(ref)
             self._capture.tables = {root.name: FileTable() for root in self._config.roots}
-        if self._newer is newer:  # another welcome may have arrived meanwhile
+        if self._newer is newer:  # unless another welcome has arrived in the meantime
             self._newer = None
 
     async def is_first_connect(self) -> bool:

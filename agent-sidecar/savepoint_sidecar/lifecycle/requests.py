@@ -17,7 +17,7 @@ from savepoint_sidecar.agent_api.process_session import ProcessSession
 from savepoint_sidecar.authority.authority import Authority
 
 ORDER_SECONDS: Final = 5.0
-"""How long a final checkpoint waits for the authority's order before it proceeds without one."""
+"""Seconds that a final checkpoint waits for the authority's order before it proceeds without one."""
 AGENT_REQUEST_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 0.1
 

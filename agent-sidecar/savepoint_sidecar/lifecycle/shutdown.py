@@ -28,7 +28,7 @@ STOPPING: Final = "the pod is stopping"
 
 
 class Take(Protocol):
-    """Runs one attempt. The caller holds the state lock."""
+    """A function that runs one attempt. The caller holds the state lock."""
 
     def __call__(
         self, attempt: CaptureAttempt, session: ProcessSession | None, final: FinalState | None = None
@@ -36,7 +36,7 @@ class Take(Protocol):
 
 
 class Shutdown:
-    """Begins once, when the pod is stopping or the agent exits; is over when ``finish`` returns."""
+    """The shutdown of one incarnation, from the preStop hook or the agent's exit to the end of ``finish``."""
 
     def __init__(self, context: IncarnationContext, take: Take) -> None:
         self._context, self._take = context, take
@@ -73,7 +73,7 @@ class Shutdown:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def final_attempt(self, trigger: str, seconds: float) -> CaptureAttempt:
-        """Return a deferrable attempt: as the authority orders it, or with an id of our own if it cannot be reached."""
+        """Return a deferrable attempt: as the authority orders it, or with a random id if it cannot be reached."""
         identifier = self._context.clock.random_id()
         try:
             identifier = (await self._context.requests.request_order(trigger, seconds)).attempt

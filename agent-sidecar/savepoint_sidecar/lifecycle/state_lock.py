@@ -14,7 +14,7 @@ from savepoint_sidecar.authority.authority import Authority
 from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt
 
 UNREACHABLE_SECONDS: Final = 3.0
-"""How long a final checkpoint waits for an attempt whose commit waits for an unreachable authority."""
+"""Seconds that a final checkpoint waits for an attempt whose commit waits for an unreachable authority."""
 CONNECT_WAIT_SECONDS: Final = 120.0
 POLL_SECONDS: Final = 0.05
 RECONNECTED: Final = "the agent's process was replaced while it was captured"
@@ -46,7 +46,7 @@ class StateLock:
     async def for_connect(self) -> AsyncIterator[None]:
         """Hold the lock for an agent that connects.
 
-        The running attempt ends, because the process that it captures is gone; if its capture is complete, it may
+        The running attempt ends, because the process that it captures has ended; if its capture is complete, it may
         still commit.
         """
         self.interrupt(RECONNECTED)

@@ -1,4 +1,4 @@
-"""What a connecting agent gets back, and how the incarnation follows a parent that it did not commit itself."""
+"""Restores for a connecting agent, and parent checkpoints that the incarnation did not commit itself."""
 
 import asyncio
 from dataclasses import replace
