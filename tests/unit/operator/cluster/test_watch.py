@@ -108,7 +108,7 @@ async def test_a_list_then_a_watch_from_its_version() -> None:
     assert all(asked["_request_timeout"] > 0 for asked in script.asked)
 
 
-async def test_it_is_not_synced_before_the_first_list_and_stays_so_through_faults() -> None:
+async def test_a_watch_is_synced_after_the_first_list_and_stays_so_through_faults() -> None:
     script, sink, subject = await follow(
         Answer(403, {"message": "no"}),
         aiohttp.ClientConnectionError("refused"),
@@ -133,7 +133,7 @@ async def test_an_expired_watch_lists_again(expired: Answer) -> None:
     assert [asked.get("resource_version") for asked in script.asked] == [None, "7", None, "9"]
 
 
-async def test_other_errors_in_the_stream_list_again_too() -> None:
+async def test_another_error_in_the_stream_lists_again_too() -> None:
     error = {"type": "ERROR", "object": {"code": 500, "message": "etcd"}}
     _, sink, _ = await follow(listed("7", "a"), Answer(events=[error]), listed("9", "b"))
     assert sink.held == {"b"}

@@ -1,4 +1,4 @@
-"""A harness that leads."""
+"""The harness of the reconcile tests."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from tests.fakes.reconcile_harness import ReconcileHarness
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> ReconcileHarness:
+    """Return a harness with a store and a leader."""
     harness = ReconcileHarness(tmp_path)
     await harness.prepare()
     return harness

@@ -1,4 +1,4 @@
-"""Checkpoints: by request, by time, by annotation; serialized, bounded, told once, and repaired from the chain."""
+"""Checkpoints by request, schedule and annotation: one at a time, limited in time, and repaired from the chain."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def condition(status: dict[str, Any], kind: str = "Ready") -> dict[str, Any]:
     return next(each for each in status["conditions"] if each["type"] == kind)
 
 
-async def test_a_request_becomes_an_order_and_a_ready_checkpoint(harness: ReconcileHarness) -> None:
+async def test_a_request_is_ordered_and_becomes_a_ready_checkpoint(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     attempt = harness.request()
     await harness.settle()
@@ -38,7 +38,7 @@ async def test_a_request_becomes_an_order_and_a_ready_checkpoint(harness: Reconc
     assert harness.agent()["reason"] == "Protected"
 
 
-async def test_several_requests_are_answered_one_after_the_other(harness: ReconcileHarness) -> None:
+async def test_requests_are_ordered_one_at_a_time(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     for number in range(3):
         harness.request(f"manual-{number}")
@@ -50,7 +50,7 @@ async def test_several_requests_are_answered_one_after_the_other(harness: Reconc
     assert [harness.checkpoint(f"manual-{number}")["number"] for number in range(3)] == [1, 2, 3]
 
 
-async def test_a_request_that_waits_says_for_what(harness: ReconcileHarness) -> None:
+async def test_a_waiting_request_says_what_it_waits_for(harness: ReconcileHarness) -> None:
     await harness.start(harness.pod())
     harness.request("first")
     harness.request("second")
@@ -59,21 +59,21 @@ async def test_a_request_that_waits_says_for_what(harness: ReconcileHarness) -> 
     assert "starts after it has ended" in condition(harness.checkpoint("second"))["message"]
 
 
-async def test_a_commit_that_is_tried_again_says_why(harness: ReconcileHarness) -> None:
+async def test_a_delayed_commit_shows_the_cause(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
-    own = harness.request("first")
+    attempt = harness.request("first")
     await harness.settle()
-    await harness.leader.recorder.delayed(CODER, own, "nobody answers at s3.test")
+    await harness.leader.recorder.delayed(CODER, attempt, "no answer from s3.test")
     await harness.settle()
     assert harness.checkpoint("first")["reason"] == "Committing"
-    assert "nobody answers at s3.test" in condition(harness.checkpoint("first"))["message"]
+    assert "no answer from s3.test" in condition(harness.checkpoint("first"))["message"]
     await harness.commit(incarnation)
-    await harness.leader.recorder.delayed(CODER, own, "too late to be news")
+    await harness.leader.recorder.delayed(CODER, attempt, "too late")
     await harness.settle()
     assert harness.checkpoint("first")["reason"] == "Ready"
 
 
-async def test_without_a_sidecar_a_request_ends_within_a_bound(harness: ReconcileHarness) -> None:
+async def test_a_request_without_a_sidecar_fails_after_a_minute(harness: ReconcileHarness) -> None:
     await harness.advance(100)
     harness.request()
     await harness.advance(30)
@@ -87,7 +87,7 @@ async def test_without_a_sidecar_a_request_ends_within_a_bound(harness: Reconcil
     assert harness.checkpoint("manual-1")["reason"] == "AgentNotRunning"
 
 
-async def test_a_new_leader_gives_sidecars_time_to_come_back(harness: ReconcileHarness) -> None:
+async def test_a_new_leader_gives_sidecars_time_to_reconnect(harness: ReconcileHarness) -> None:
     await harness.start(harness.pod())
     await harness.new_leader()
     await harness.advance(200)
@@ -97,7 +97,7 @@ async def test_a_new_leader_gives_sidecars_time_to_come_back(harness: ReconcileH
     assert harness.checkpoint("manual-1")["reason"] == "Pending"
 
 
-async def test_a_failure_is_told_with_the_last_good_one(harness: ReconcileHarness) -> None:
+async def test_a_failure_is_reported_with_the_last_good_checkpoint(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request("good")
     await harness.settle()
@@ -115,7 +115,7 @@ async def test_a_failure_is_told_with_the_last_good_one(harness: ReconcileHarnes
     assert harness.agent()["reason"] == "AtRisk"
 
 
-async def test_a_checkpoint_by_time_has_an_object_only_once_there_is_something(harness: ReconcileHarness) -> None:
+async def test_a_scheduled_checkpoint_gets_its_object_when_it_uploads(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await harness.advance(31)
     ((_, attempt, trigger),) = harness.orders.ordered
@@ -133,7 +133,7 @@ async def test_a_checkpoint_by_time_has_an_object_only_once_there_is_something(h
     assert harness.checkpoint("coder-1")["trigger"]["type"] == "Interval"
 
 
-async def test_an_unchanged_interval_writes_no_object_and_moves_the_recovery_point(harness: ReconcileHarness) -> None:
+async def test_an_unchanged_interval_only_advances_the_recovery_point(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await harness.advance(31)
     await harness.commit(incarnation)
@@ -145,7 +145,7 @@ async def test_an_unchanged_interval_writes_no_object_and_moves_the_recovery_poi
     assert harness.agent()["recoveryPointTime"] > before
 
 
-async def test_an_interval_that_was_shown_and_found_nothing_changed_leaves_no_object(harness: ReconcileHarness) -> None:
+async def test_the_object_of_an_attempt_that_turns_out_unchanged_is_deleted(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await harness.advance(31)
     await harness.commit(incarnation)
@@ -158,20 +158,20 @@ async def test_an_interval_that_was_shown_and_found_nothing_changed_leaves_no_ob
     assert harness.checkpoints() == {"coder-1": "Ready"}
 
 
-async def test_a_pods_request_that_is_never_begun_holds_up_nothing(harness: ReconcileHarness) -> None:
+async def test_a_pods_request_that_never_starts_blocks_no_other_checkpoint(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
-    ask = RequestCheckpoint("r1", "Shutdown", "the pod ends")
-    first = await harness.leader.recorder.requested(CODER, ask)
-    assert await harness.leader.recorder.requested(CODER, ask) == first
+    request = RequestCheckpoint("r1", "Shutdown", "the pod ends")
+    first = await harness.leader.recorder.requested(CODER, request)
+    assert await harness.leader.recorder.requested(CODER, request) == first
     await harness.advance(31)
     assert [trigger for _, _, trigger in harness.orders.ordered] == ["Interval"]
     await harness.commit(incarnation)
-    harness.request("by-hand")
+    harness.request("manual")
     await harness.settle()
     assert [trigger for _, _, trigger in harness.orders.ordered] == ["Interval", "Manual"]
 
 
-async def test_what_was_asked_for_and_is_unchanged_is_the_same_checkpoint(harness: ReconcileHarness) -> None:
+async def test_an_unchanged_request_shows_the_latest_checkpoint(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request("first")
     await harness.settle()
@@ -185,7 +185,7 @@ async def test_what_was_asked_for_and_is_unchanged_is_the_same_checkpoint(harnes
     assert "Nothing has changed since first" in condition(second)["message"]
 
 
-async def test_the_period_is_the_policys(harness: ReconcileHarness) -> None:
+async def test_the_policy_sets_the_period(harness: ReconcileHarness) -> None:
     trigger = {"interval": {"periodSeconds": 10, "jitterSeconds": 0}}
     harness.cluster.put(POLICIES, "quick", NAMESPACE, spec={"triggers": [trigger]})
     incarnation = await harness.start(harness.pod())
@@ -196,7 +196,7 @@ async def test_the_period_is_the_policys(harness: ReconcileHarness) -> None:
 
 
 @pytest.mark.parametrize("spec", [{"suspend": True}, {"triggers": []}])
-async def test_a_policy_may_leave_out_checkpoints_by_time(harness: ReconcileHarness, spec: dict[str, Any]) -> None:
+async def test_a_policy_can_disable_scheduled_checkpoints(harness: ReconcileHarness, spec: dict[str, Any]) -> None:
     harness.cluster.put(POLICIES, "quiet", NAMESPACE, spec=spec)
     await harness.start(harness.pod())
     await harness.advance(1000, step=20)
@@ -206,7 +206,7 @@ async def test_a_policy_may_leave_out_checkpoints_by_time(harness: ReconcileHarn
     assert len(harness.orders.ordered) == 1
 
 
-async def test_each_new_value_of_the_annotation_is_one_checkpoint(harness: ReconcileHarness) -> None:
+async def test_each_new_annotation_value_is_one_checkpoint(harness: ReconcileHarness) -> None:
     harness.cluster.put(POLICIES, "quiet", NAMESPACE, spec={"triggers": []})
     pod = harness.pod()
     incarnation = await harness.start(pod)
@@ -223,7 +223,7 @@ async def test_each_new_value_of_the_annotation_is_one_checkpoint(harness: Recon
     assert harness.checkpoint("coder-3")["trigger"] == {"type": "Manual", "requestedBy": f"pod/{pod.name}"}
 
 
-async def test_what_a_pod_asks_for_twice_is_one_attempt(harness: ReconcileHarness) -> None:
+async def test_a_repeated_request_of_a_pod_is_one_attempt(harness: ReconcileHarness) -> None:
     await harness.start(harness.pod())
     recorder = harness.leader.recorder
     first = await recorder.requested(CODER, RequestCheckpoint("r1", "Agent", "before tool mail"))
@@ -232,7 +232,7 @@ async def test_what_a_pod_asks_for_twice_is_one_attempt(harness: ReconcileHarnes
     assert first != await recorder.requested(CODER, RequestCheckpoint("r2", "Agent"))
 
 
-async def test_what_a_pod_asked_for_and_was_refused_leaves_nothing_behind(harness: ReconcileHarness) -> None:
+async def test_a_refused_request_of_a_pod_leaves_no_object(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await harness.leader.recorder.requested(CODER, RequestCheckpoint("r1", "Agent"))
     await harness.advance(31)
@@ -242,16 +242,16 @@ async def test_what_a_pod_asked_for_and_was_refused_leaves_nothing_behind(harnes
     assert set(harness.checkpoints().values()) == {"Ready"}
 
 
-async def test_what_an_agent_asked_for_says_why(harness: ReconcileHarness) -> None:
+async def test_an_agents_request_shows_its_reason(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
-    asked = RequestCheckpoint("r1", "Agent", "before tool mail")
-    attempt = await harness.leader.recorder.requested(CODER, asked)
+    request = RequestCheckpoint("r1", "Agent", "before tool mail")
+    attempt = await harness.leader.recorder.requested(CODER, request)
     assert isinstance(attempt, str)
     await harness.commit(incarnation, attempt=attempt, trigger="Agent")
     assert harness.checkpoint("coder-1")["trigger"] == {"type": "Agent", "reason": "before tool mail"}
 
 
-async def test_a_shutdown_says_who_ended_the_pod(harness: ReconcileHarness) -> None:
+async def test_a_shutdown_shows_what_ended_the_pod(harness: ReconcileHarness) -> None:
     pod = harness.pod()
     incarnation = await harness.start(pod)
     attempt = await harness.leader.recorder.requested(CODER, RequestCheckpoint("r1", "Shutdown"))
@@ -262,7 +262,7 @@ async def test_a_shutdown_says_who_ended_the_pod(harness: ReconcileHarness) -> N
     assert harness.checkpoint("coder-1")["trigger"] == {"type": "Drain", "reason": "EvictionByEvictionAPI"}
 
 
-async def test_numbers_rise_above_names_that_users_took(harness: ReconcileHarness) -> None:
+async def test_numbers_are_higher_than_those_in_users_names(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request("coder-7")
     await harness.settle()
@@ -273,7 +273,7 @@ async def test_numbers_rise_above_names_that_users_took(harness: ReconcileHarnes
     assert set(harness.checkpoints()) == {"coder-7", "coder-8"}
 
 
-async def test_a_commit_that_nobody_heard_of_is_repaired_from_the_chain(harness: ReconcileHarness) -> None:
+async def test_an_unrecorded_commit_is_repaired_from_the_chain(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request()
     await harness.settle()
@@ -282,7 +282,7 @@ async def test_a_commit_that_nobody_heard_of_is_repaired_from_the_chain(harness:
     await harness.new_leader()
     status = harness.checkpoint("manual-1")
     assert (status["reason"], status["sequence"]) == ("Ready", 2)
-    assert status["summary"] == {"progress": "100%", "size": "410Mi", "uploaded": "3Mi"}  # nobody tells the pause
+    assert status["summary"] == {"progress": "100%", "size": "410Mi", "uploaded": "3Mi"}  # the pause is unknown
     assert status["size"] == {"logical": 410 << 20, "stored": 200 << 20, "uploaded": 3 << 20}
     assert (status["type"], status["consistency"]) == ("Incremental", "Application")
     assert status["execution"] == {"openOperations": 0, "step": "docs 42 of 90"}
@@ -294,7 +294,7 @@ async def test_a_commit_that_nobody_heard_of_is_repaired_from_the_chain(harness:
     assert harness.agent()["head"]["sequence"] == 2
 
 
-async def test_a_commit_without_any_object_is_repaired_too(harness: ReconcileHarness) -> None:
+async def test_an_unrecorded_commit_without_an_object_gets_one(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     head = harness.head()
     assert head is not None
@@ -315,7 +315,7 @@ async def test_a_commit_without_any_object_is_repaired_too(harness: ReconcileHar
     assert harness.checkpoint("coder-1")["summary"]["size"] == "410Mi"
 
 
-async def test_a_manifest_that_cannot_be_read_costs_words_only(harness: ReconcileHarness) -> None:
+async def test_a_checkpoint_with_an_unreadable_manifest_lacks_only_details(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request()
     await harness.settle()
@@ -328,11 +328,11 @@ async def test_a_manifest_that_cannot_be_read_costs_words_only(harness: Reconcil
     assert "size" not in status
 
 
-async def test_the_recovery_point_of_what_was_committed_late_is_its_cut(harness: ReconcileHarness) -> None:
+async def test_the_recovery_point_of_a_late_commit_is_its_capture_time(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     head = harness.head()
     assert head is not None
-    offer, cut = harness.offer(incarnation, "ab" * 16, "Shutdown"), harness.clock.now()
+    offer, captured = harness.offer(incarnation, "ab" * 16, "Shutdown"), harness.clock.now()
     await harness.advance(600, step=60)
     late = lineage.commit_checkpoint(
         harness.repository(),
@@ -347,10 +347,10 @@ async def test_the_recovery_point_of_what_was_committed_late_is_its_cut(harness:
     contents = contents_of(harness.repository(), late)
     await harness.leader.recorder.committed(CODER, None, late, "default", contents)
     await harness.settle()
-    assert harness.agent()["recoveryPointTime"] == cut.strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert harness.agent()["recoveryPointTime"] == captured.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-async def test_what_an_earlier_leader_began_and_nobody_ends_is_given_up(harness: ReconcileHarness) -> None:
+async def test_an_attempt_of_an_earlier_leader_that_is_not_reported_fails(harness: ReconcileHarness) -> None:
     await harness.start(harness.pod())
     await harness.advance(31)
     ((_, attempt, _),) = harness.orders.ordered
@@ -361,12 +361,12 @@ async def test_what_an_earlier_leader_began_and_nobody_ends_is_given_up(harness:
     assert harness.checkpoints() == {"coder-1": "Uploading"}
     await harness.advance(80)
     assert harness.checkpoints() == {"coder-1": "DeadlineExceeded"}
-    (told,) = harness.cluster.events("CheckpointFailed", "AgentCheckpoint")
-    assert told.startswith("DeadlineExceeded: The operator restarted during this attempt")
-    assert told.endswith("There is no checkpoint yet.")
+    (event,) = harness.cluster.events("CheckpointFailed", "AgentCheckpoint")
+    assert event.startswith("DeadlineExceeded: The operator restarted during this attempt")
+    assert event.endswith("There is no checkpoint yet.")
 
 
-async def test_a_deleted_checkpoint_does_not_come_back(harness: ReconcileHarness) -> None:
+async def test_a_deleted_checkpoint_is_not_created_again(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request()
     await harness.settle()
@@ -380,7 +380,7 @@ async def test_a_deleted_checkpoint_does_not_come_back(harness: ReconcileHarness
     assert harness.checkpoints() == {}
 
 
-async def test_while_the_api_server_is_down_the_name_is_not_waited_for(harness: ReconcileHarness) -> None:
+async def test_no_name_is_reserved_while_the_api_server_is_down(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await harness.advance(31)
     ((_, attempt, trigger),) = harness.orders.ordered
@@ -392,7 +392,7 @@ async def test_while_the_api_server_is_down_the_name_is_not_waited_for(harness: 
         await harness.leader.recorder.name_for(CODER, offer, head)
 
 
-async def test_status_that_could_not_be_written_is_written_later(harness: ReconcileHarness) -> None:
+async def test_a_failed_status_write_is_retried(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request()
     await harness.settle()
@@ -402,7 +402,7 @@ async def test_status_that_could_not_be_written_is_written_later(harness: Reconc
     assert harness.checkpoint("manual-1")["reason"] == "StageFull"
 
 
-async def test_an_attempt_that_never_ends_is_given_up(harness: ReconcileHarness) -> None:
+async def test_an_attempt_without_an_outcome_fails_after_its_deadline(harness: ReconcileHarness) -> None:
     await harness.start(harness.pod())
     harness.request()
     await harness.settle()
@@ -410,7 +410,7 @@ async def test_an_attempt_that_never_ends_is_given_up(harness: ReconcileHarness)
     assert harness.checkpoint("manual-1")["reason"] == "DeadlineExceeded"
 
 
-async def test_old_checkpoints_go_and_what_is_held_stays(harness: ReconcileHarness) -> None:
+async def test_old_checkpoints_expire_unless_they_are_on_hold(harness: ReconcileHarness) -> None:
     harness.cluster.put(POLICIES, "few", NAMESPACE, spec={"triggers": [], "retention": {"keepLast": 2}})
     incarnation = await harness.start(harness.pod())
     for number in range(1, 6):

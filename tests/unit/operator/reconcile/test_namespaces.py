@@ -1,4 +1,4 @@
-"""A namespace that is deleted and made again, while the bucket keeps what its agents stored."""
+"""A namespace that is deleted and created again, while the bucket keeps its agents' checkpoints."""
 
 import logging
 
@@ -10,8 +10,8 @@ from savepoint_operator.model.views import Incarnation
 from tests.fakes.reconcile_harness import CODER, NAMESPACE, ReconcileHarness
 
 
-async def used(harness: ReconcileHarness) -> Incarnation:
-    """An agent with three checkpoints."""
+async def used_agent(harness: ReconcileHarness) -> Incarnation:
+    """Start an agent and take three checkpoints."""
     incarnation = await harness.start(harness.pod())
     for number in (1, 2, 3):
         harness.request(f"coder-{number}")
@@ -21,27 +21,27 @@ async def used(harness: ReconcileHarness) -> Incarnation:
     return incarnation
 
 
-def empty(harness: ReconcileHarness) -> None:
-    """What the namespace controller does."""
+def delete_objects(harness: ReconcileHarness) -> None:
+    """Delete the namespace's objects as the namespace controller does."""
     for kind in (CHECKPOINTS, RESTORES, AGENTS, EVENTS, PODS):
         for raw in harness.cluster.every(kind):
             harness.cluster.remove(kind, raw["metadata"]["name"], NAMESPACE)
 
 
-async def delete(harness: ReconcileHarness, incarnation: Incarnation) -> None:
-    """Its pod ends, then its objects go."""
+async def delete_namespace(harness: ReconcileHarness, incarnation: Incarnation) -> None:
+    """Delete the namespace: the pod ends, then the objects are deleted."""
     harness.cluster.terminating.add(NAMESPACE)
     await harness.disconnect(incarnation, released=True)
-    empty(harness)
+    delete_objects(harness)
     await harness.advance(20)
     harness.cluster.terminating.clear()
 
 
 @pytest.mark.parametrize("another_leader", [False, True])
-async def test_old_checkpoints_stay_in_the_store_and_numbers_go_on(
+async def test_old_checkpoints_stay_in_the_store_and_numbers_continue(
     harness: ReconcileHarness, another_leader: bool
 ) -> None:
-    await delete(harness, await used(harness))
+    await delete_namespace(harness, await used_agent(harness))
     if another_leader:
         await harness.new_leader()
     incarnation = await harness.start(harness.pod())
@@ -62,8 +62,8 @@ async def test_old_checkpoints_stay_in_the_store_and_numbers_go_on(
     assert harness.checkpoints() == {"coder-4": "Ready"}
 
 
-async def test_a_leader_that_comes_between_brings_nothing_back_either(harness: ReconcileHarness) -> None:
-    await delete(harness, await used(harness))
+async def test_a_new_leader_in_between_creates_no_old_objects(harness: ReconcileHarness) -> None:
+    await delete_namespace(harness, await used_agent(harness))
     harness.pod()
     await harness.new_leader()
     await harness.advance(5)
@@ -71,9 +71,9 @@ async def test_a_leader_that_comes_between_brings_nothing_back_either(harness: R
     assert "head" in harness.agent()
 
 
-async def test_an_agent_that_does_not_return_stays_until_its_objects_are_deleted(harness: ReconcileHarness) -> None:
-    """As the guide on sizing says: by label first, the ProtectedAgent last, in a namespace that stays."""
-    incarnation = await used(harness)
+async def test_an_agent_without_pods_exists_until_its_objects_are_deleted(harness: ReconcileHarness) -> None:
+    """Delete them as the guide on sizing says: by label first and the ProtectedAgent last; the namespace stays."""
+    incarnation = await used_agent(harness)
     await harness.disconnect(incarnation, released=True)
     harness.cluster.remove(PODS, incarnation.pod.name, NAMESPACE)
     await harness.advance(3 * 3600, step=300)
@@ -90,8 +90,8 @@ async def test_an_agent_that_does_not_return_stays_until_its_objects_are_deleted
     assert (harness.checkpoints(), harness.restores(), harness.cluster.every(AGENTS)) == ({}, [], [])
 
 
-async def test_what_was_committed_before_the_first_pin_is_told(harness: ReconcileHarness) -> None:
-    """The ProtectedAgent is new and has no pin, yet the record is of its own life."""
+async def test_a_commit_before_the_first_pin_is_recorded(harness: ReconcileHarness) -> None:
+    """The ProtectedAgent is new and has no pin, but the record is newer than it."""
     incarnation = await harness.start(harness.pod())
     harness.request()
     await harness.settle()
@@ -102,8 +102,8 @@ async def test_what_was_committed_before_the_first_pin_is_told(harness: Reconcil
     assert harness.checkpoints() == {"manual-1": "Ready"}
 
 
-async def test_the_notes_of_the_deleted_namespace_go_with_it(harness: ReconcileHarness) -> None:
-    incarnation = await used(harness)
+async def test_the_records_of_a_deleted_namespace_are_dropped(harness: ReconcileHarness) -> None:
+    incarnation = await used_agent(harness)
     harness.request("last")
     await harness.settle()
     await harness.commit(incarnation, report=False)
@@ -112,23 +112,23 @@ async def test_the_notes_of_the_deleted_namespace_go_with_it(harness: ReconcileH
     assert head is not None
     await harness.leader.recorder.committed(CODER, None, head, "default")
     await harness.disconnect(incarnation, released=True)
-    empty(harness)
+    delete_objects(harness)
     await harness.advance(90)
     assert harness.leader.agent_records.get(CODER) is None
     assert not harness.leader.queue.due
     harness.cluster.terminating.clear()
     await harness.start(harness.pod())
-    line = harness.leader.agent_records.get(CODER)
-    assert line is not None
-    assert (line.attempts, line.requests, line.failure) == ({}, {}, None)
+    record = harness.leader.agent_records.get(CODER)
+    assert record is not None
+    assert (record.attempts, record.requests, record.failure) == ({}, {}, None)
     assert harness.checkpoints() == {}
 
 
-async def test_writes_into_a_terminating_namespace_are_one_line(
+async def test_failed_writes_into_a_terminating_namespace_are_logged_once(
     harness: ReconcileHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its objects went first; its pod has long to end."""
-    incarnation = await used(harness)
+    """The objects are deleted first; the pod has a long grace period."""
+    incarnation = await used_agent(harness)
     harness.cluster.terminating.add(NAMESPACE)
     for kind in (CHECKPOINTS, RESTORES, AGENTS):
         for raw in harness.cluster.every(kind):

@@ -1,4 +1,4 @@
-"""Agents' states, policies, stores, labels in vain: what users see of what is around a checkpoint."""
+"""ProtectedAgents, policies, stores, misplaced labels, and the pod resolver."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def conditions(status: dict[str, Any]) -> dict[str, str]:
 # -- ProtectedAgent -----------------------------------------------------------------------------------------------
 
 
-async def test_a_pod_that_was_not_injected_is_told_on_both(harness: ReconcileHarness) -> None:
+async def test_a_pod_without_a_sidecar_is_reported_on_agent_and_pod(harness: ReconcileHarness) -> None:
     harness.pod("bare", injected=False)
     await harness.settle()
     assert harness.agent("bare")["reason"] == "Unprotected"
@@ -61,17 +61,17 @@ async def test_an_agent_on_a_lost_node_is_at_risk(harness: ReconcileHarness) -> 
     assert harness.cluster.events("AtRisk") == ["Node n1 is lost. Last checkpoint: manual-1."]
 
 
-async def test_a_recovery_point_that_grows_old_is_a_risk(harness: ReconcileHarness) -> None:
+async def test_an_agent_with_an_old_recovery_point_is_at_risk(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request()
     await harness.settle()
     await harness.commit(incarnation)
-    harness.orders.in_flight[CODER] = "somebody else's"
+    harness.orders.in_flight[CODER] = "another attempt"
     await harness.advance(1200, step=20)
     assert harness.agent()["reason"] == "AtRisk"
 
 
-async def test_the_pin_rises_and_is_read_back(harness: ReconcileHarness) -> None:
+async def test_the_pin_advances_and_is_read_by_a_new_leader(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request()
     await harness.settle()
@@ -81,7 +81,7 @@ async def test_the_pin_rises_and_is_read_back(harness: ReconcileHarness) -> None
     assert await harness.leader.pod_resolver.pinned(CODER) == (2, head.digest)
 
 
-async def test_whoever_deletes_it_accepts_what_the_store_holds(harness: ReconcileHarness) -> None:
+async def test_deleting_the_protected_agent_removes_its_pin(harness: ReconcileHarness) -> None:
     await harness.start(harness.pod())
     assert await harness.leader.pod_resolver.pinned(CODER) is not None
     harness.cluster.remove(AGENTS, "coder", NAMESPACE)
@@ -103,7 +103,7 @@ async def test_an_agent_whose_deletion_no_watch_reported_is_created_again_withou
 
 
 @pytest.mark.parametrize("runs", [True, False])
-async def test_a_store_that_was_put_back_is_noticed(harness: ReconcileHarness, runs: bool) -> None:
+async def test_a_store_restored_from_an_old_copy_is_detected(harness: ReconcileHarness, runs: bool) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request()
     await harness.settle()
@@ -130,7 +130,7 @@ async def test_a_store_that_was_put_back_is_noticed(harness: ReconcileHarness, r
     assert harness.agent()["reason"] == "Protected"
 
 
-async def test_a_listing_finds_what_no_watch_told(harness: ReconcileHarness) -> None:
+async def test_a_listing_counts_changes_that_the_watches_missed(harness: ReconcileHarness) -> None:
     reconciler = harness.leader.reconciler
     assert await reconciler.list_all() == 0
     harness.cluster.watcher = lambda *_: None
@@ -143,7 +143,7 @@ async def test_a_listing_finds_what_no_watch_told(harness: ReconcileHarness) -> 
 # -- policies and labels ------------------------------------------------------------------------------------------
 
 
-async def test_a_policy_counts_its_pods_and_its_rivals(harness: ReconcileHarness) -> None:
+async def test_a_policy_counts_its_pods_and_reports_overlaps(harness: ReconcileHarness) -> None:
     harness.cluster.put(POLICIES, "wide", NAMESPACE, spec={})
     await harness.advance(3)
     harness.cluster.put(POLICIES, "narrow", NAMESPACE, spec={"selector": {"matchLabels": {"team": "coding"}}})
@@ -157,32 +157,30 @@ async def test_a_policy_counts_its_pods_and_its_rivals(harness: ReconcileHarness
 
 
 def policy(harness: ReconcileHarness, name: str = "coders") -> tuple[str, str, str]:
-    """Reason, and status and message of Ready."""
+    """Return the policy's reason, and the status and message of its condition Ready."""
     status = harness.cluster.object(POLICIES, name, NAMESPACE)["status"]
     ready = next(each for each in status["conditions"] if each["type"] == "Ready")
     assert status["reason"] == ready["reason"]
     return status["reason"], ready["status"], ready["message"]
 
 
-async def refused_alike(harness: ReconcileHarness, reason: str, message: str) -> None:
-    """A pod of the policy is told the same."""
+async def assert_pod_is_refused(harness: ReconcileHarness, reason: str, message: str) -> None:
+    """Assert that a pod of the policy is refused with the same message."""
     refused = await harness.leader.pod_resolver.incarnation(harness.pod())
     assert isinstance(refused, Refusal)
     assert (refused.reason, refused.message) == (reason, message)
 
 
 @pytest.mark.parametrize("names", [{"storeName": "far"}, {}])
-async def test_a_policy_without_a_store_is_not_ready_until_there_is_one(
-    harness: ReconcileHarness, names: dict[str, str]
-) -> None:
+async def test_a_policy_is_not_ready_until_its_store_exists(harness: ReconcileHarness, names: dict[str, str]) -> None:
     harness.cluster.remove(STORES, STORE)
     harness.cluster.put(POLICIES, "coders", NAMESPACE, spec={**names, "suspend": True})
     await harness.settle()
     reason, status, message = policy(harness)
     assert (reason, status) == ("NoStore", "False")
-    await refused_alike(harness, reason, message)
+    await assert_pod_is_refused(harness, reason, message)
     s3 = {"endpoint": "https://s3.test", "bucket": "agents", "credentialsSecretName": "s3-keys"}
-    harness.cluster.put(STORES, "unlike", spec={"s3": s3})
+    harness.cluster.put(STORES, "not-default", spec={"s3": s3})
     await harness.settle()
     assert policy(harness)[0] == "NoStore"
     harness.cluster.put(STORES, "far", spec={"s3": s3, "default": True})
@@ -193,7 +191,7 @@ async def test_a_policy_without_a_store_is_not_ready_until_there_is_one(
     assert policy(harness)[:2] == ("NoStore", "False")
 
 
-async def test_a_policy_whose_store_is_closed_to_its_namespace_is_not_ready(harness: ReconcileHarness) -> None:
+async def test_a_policy_whose_store_excludes_its_namespace_is_not_ready(harness: ReconcileHarness) -> None:
     spec = harness.cluster.object(STORES, STORE)["spec"]
     harness.cluster.put(POLICIES, "coders", NAMESPACE, spec={"storeName": STORE})
     await harness.settle()
@@ -202,13 +200,13 @@ async def test_a_policy_whose_store_is_closed_to_its_namespace_is_not_ready(harn
     await harness.settle()
     reason, status, message = policy(harness)
     assert (reason, status) == ("StoreNotAllowed", "False")
-    await refused_alike(harness, reason, message)
+    await assert_pod_is_refused(harness, reason, message)
     harness.cluster.put(STORES, STORE, spec=spec)
     await harness.settle()
     assert policy(harness)[0] == "Ready"
 
 
-async def test_a_policy_learns_of_its_namespaces_labels_by_the_next_listing(harness: ReconcileHarness) -> None:
+async def test_new_namespace_labels_apply_after_the_next_listing(harness: ReconcileHarness) -> None:
     spec = harness.cluster.object(STORES, STORE)["spec"]
     selector = {"selector": {"matchLabels": {"agents": "yes"}}}
     harness.cluster.put(STORES, STORE, spec={**spec, "allowedNamespaces": selector})
@@ -225,7 +223,7 @@ async def test_a_policy_learns_of_its_namespaces_labels_by_the_next_listing(harn
     ("reason", "words"),
     [("ErrImagePull", "image far/away:1 cannot be pulled. Correct"), ("CreateContainerConfigError", "no such key")],
 )
-async def test_a_pod_whose_container_cannot_start_says_why(harness: ReconcileHarness, reason: str, words: str) -> None:
+async def test_a_pod_with_a_blocked_container_is_reported(harness: ReconcileHarness, reason: str, words: str) -> None:
     pod = harness.pod()
     waiting = {"waiting": {"reason": reason, "message": "no such key"}}
     blocked = {"containerStatuses": [{"name": "agent", "image": "far/away:1", "state": waiting}]}
@@ -237,7 +235,7 @@ async def test_a_pod_whose_container_cannot_start_says_why(harness: ReconcileHar
     assert words in harness.agent()["conditions"][0]["message"]
 
 
-async def test_a_label_on_the_deployment_only_is_told_there(harness: ReconcileHarness) -> None:
+async def test_a_label_on_the_deployment_only_is_reported_on_it(harness: ReconcileHarness) -> None:
     labels = {"labels": {LABEL_AGENT: "coder"}}
     harness.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, metadata=labels, spec={"template": {"metadata": {}}})
     harness.cluster.put(DEPLOYMENTS, "good", NAMESPACE, metadata=labels, spec={"template": {"metadata": labels}})
@@ -246,7 +244,7 @@ async def test_a_label_on_the_deployment_only_is_told_there(harness: ReconcileHa
     assert "spec.template.metadata.labels" in message
 
 
-async def test_the_same_words_are_one_event(harness: ReconcileHarness) -> None:
+async def test_a_repeated_message_is_one_event(harness: ReconcileHarness) -> None:
     pod = harness.pod("Coder!", injected=False)
     await harness.settle()
     for step in range(3):
@@ -255,10 +253,10 @@ async def test_the_same_words_are_one_event(harness: ReconcileHarness) -> None:
     assert len(harness.cluster.events("AgentNameInvalid")) == 1
 
 
-# -- the pod_resolver ------------------------------------------------------------------------------------------------
+# -- the pod resolver ---------------------------------------------------------------------------------------------
 
 
-async def test_a_deployment_of_two_is_refused_with_an_event(harness: ReconcileHarness) -> None:
+async def test_a_deployment_with_two_replicas_is_refused_with_an_event(harness: ReconcileHarness) -> None:
     harness.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, metadata={"uid": "d"}, spec={"replicas": 2})
     owner = {"kind": "Deployment", "name": "coder", "uid": "d", "controller": True}
     harness.cluster.put(REPLICASETS, "coder-7f", NAMESPACE, metadata={"uid": "rs", "ownerReferences": [owner]}, spec={})
@@ -277,17 +275,17 @@ async def test_a_deployment_of_two_is_refused_with_an_event(harness: ReconcileHa
     incarnation = await harness.start(pod)
     harness.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, spec={"replicas": 2})
     await harness.advance(10)
-    assert await harness.resolve(pod) == incarnation  # it holds the epoch: only the others are too many
+    assert await harness.resolve(pod) == incarnation  # it holds the epoch, so only other pods are refused
 
 
-async def test_a_pod_of_another_uid_is_gone(harness: ReconcileHarness) -> None:
+async def test_a_pod_with_another_uid_is_refused_as_gone(harness: ReconcileHarness) -> None:
     pod = harness.pod()
     refused = await harness.leader.pod_resolver.incarnation(PodIdentity(NAMESPACE, pod.name, "another"))
     assert isinstance(refused, Refusal)
     assert refused.reason == "PodGone"
 
 
-async def test_without_a_store_a_pod_waits(harness: ReconcileHarness) -> None:
+async def test_a_pod_waits_until_its_store_exists(harness: ReconcileHarness) -> None:
     harness.cluster.put(POLICIES, "far", NAMESPACE, spec={"storeName": "far"})
     await harness.settle()
     refused = await harness.leader.pod_resolver.incarnation(harness.pod())
@@ -301,12 +299,12 @@ async def test_without_a_store_a_pod_waits(harness: ReconcileHarness) -> None:
     assert harness.cluster.events("NoStore", "Pod") == [refused.message]
 
 
-async def test_how_a_predecessor_stands_is_read_afresh(harness: ReconcileHarness) -> None:
+async def test_the_predecessors_state_is_read_from_the_api_server(harness: ReconcileHarness) -> None:
     pod_resolver = harness.leader.pod_resolver
     pod = harness.pod()
     running = PredecessorState(PodState.RUNNING, NodeState.READY)
     assert await pod_resolver.predecessor_state(CODER, pod.uid, "n1") == running
-    harness.cluster.watcher = lambda *_: None  # a blind watch must not decide a grant
+    harness.cluster.watcher = lambda *_: None  # a grant must not depend on a watch
     harness.cluster.put(PODS, pod.name, NAMESPACE, status={"phase": "Failed"})
     assert (await pod_resolver.predecessor_state(CODER, pod.uid, "n1")).pod is PodState.TERMINAL
     harness.cluster.remove(PODS, pod.name, NAMESPACE)
@@ -317,7 +315,7 @@ async def test_how_a_predecessor_stands_is_read_afresh(harness: ReconcileHarness
     assert (await pod_resolver.predecessor_state(CODER, pod.uid, "")).node is NodeState.READY
 
 
-async def test_a_pod_that_lost_its_label_is_not_taken_for_gone(harness: ReconcileHarness) -> None:
+async def test_a_pod_that_lost_its_label_still_runs(harness: ReconcileHarness) -> None:
     pod = harness.pod()
     harness.cluster.watcher(PODS, True, harness.cluster.object(PODS, pod.name, NAMESPACE))
     standing = await harness.leader.pod_resolver.predecessor_state(CODER, pod.uid, "n1")
@@ -327,7 +325,7 @@ async def test_a_pod_that_lost_its_label_is_not_taken_for_gone(harness: Reconcil
 # -- stores -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_good_store_is_ready(harness: ReconcileHarness) -> None:
+async def test_a_usable_store_is_ready(harness: ReconcileHarness) -> None:
     status = store(harness)
     assert conditions(status) == {"Available": "True", "ConditionalWrites": "True", "Ready": "True"}
     assert status["reason"] == "Ready"
@@ -336,15 +334,15 @@ async def test_a_good_store_is_ready(harness: ReconcileHarness) -> None:
     assert await harness.leader.stores.open(STORE) is opened
 
 
-async def test_the_master_key_is_made_once(harness: ReconcileHarness) -> None:
+async def test_the_master_key_is_created_once(harness: ReconcileHarness) -> None:
     before = harness.master()
     await harness.new_leader()
     assert harness.master().check == before.check
     assert len(harness.cluster.object(SECRETS, "savepoint-master-key", "savepoint-system")["data"]) == 1
 
 
-def told(harness: ReconcileHarness) -> list[tuple[str, str]]:
-    """Type and reason of the Events on the store, oldest first."""
+def store_events(harness: ReconcileHarness) -> list[tuple[str, str]]:
+    """Return type and reason of the Events on stores, oldest first."""
     events = [
         each for each in harness.cluster.every(EVENTS) if each["involvedObject"]["kind"] == "AgentCheckpointStore"
     ]
@@ -352,39 +350,39 @@ def told(harness: ReconcileHarness) -> list[tuple[str, str]]:
     return [(each["type"], each["reason"]) for each in events]
 
 
-async def test_a_store_says_in_events_what_has_changed(
+async def test_changes_of_a_store_are_reported_in_events(
     harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert told(harness) == [("Normal", "StoreReady")]
+    assert store_events(harness) == [("Normal", "StoreReady")]
     await harness.new_leader()
     await harness.advance(180, step=5)
-    assert told(harness) == [("Normal", "StoreReady")]  # nothing was new
+    assert store_events(harness) == [("Normal", "StoreReady")]  # nothing has changed
 
-    def away(*_: object) -> None:
-        raise StoreUnavailable("nobody answers")
+    def unavailable(*_: object) -> None:
+        raise StoreUnavailable("the store does not answer")
 
-    monkeypatch.setattr(harness.objects, "head", away)
+    monkeypatch.setattr(harness.objects, "head", unavailable)
     await harness.advance(180, step=5)
-    assert told(harness)[1:] == [("Warning", "StoreUnavailable")]
-    assert "nobody answers. Earlier checkpoints are safe" in harness.cluster.events("StoreUnavailable")[0]
+    assert store_events(harness)[1:] == [("Warning", "StoreUnavailable")]
+    assert "the store does not answer. Earlier checkpoints are safe" in harness.cluster.events("StoreUnavailable")[0]
     assert store(harness)["conditions"][-1]["message"] == harness.cluster.events("StoreUnavailable")[0]
     harness.cluster.remove(SECRETS, "s3-keys", "savepoint-system")
     await harness.advance(60, step=5)
-    assert told(harness)[2:] == [("Warning", "StoreMisconfigured")]
+    assert store_events(harness)[2:] == [("Warning", "StoreMisconfigured")]
     monkeypatch.undo()
     harness.cluster.put(SECRETS, "s3-keys", "savepoint-system", data={"accessKey": "YQ==", "secretKey": "Yg=="})
     await harness.advance(60, step=5)
-    assert told(harness)[3:] == [("Normal", "StoreReady")]
+    assert store_events(harness)[3:] == [("Normal", "StoreReady")]
 
 
-async def test_a_store_that_is_deleted_while_it_is_looked_at_is_let_go(harness: ReconcileHarness) -> None:
+async def test_a_store_deleted_during_its_reconcile_gets_no_event(harness: ReconcileHarness) -> None:
     harness.cluster.fail["patch", "AgentCheckpointStore"] = NotFound("it does not exist")
     harness.cluster.put(STORES, STORE, spec={"s3": {"endpoint": "https://other.test", "bucket": "agents"}})
     await harness.settle()
-    assert told(harness) == [("Normal", "StoreReady")]
+    assert store_events(harness) == [("Normal", "StoreReady")]
 
 
-async def test_a_store_of_another_cluster_is_not_taken(harness: ReconcileHarness) -> None:
+async def test_a_store_of_another_cluster_is_not_adopted(harness: ReconcileHarness) -> None:
     harness.objects.delete("savepoint.json")
     open_store(harness.objects, "another-cluster", harness.master())
     await harness.new_leader()
@@ -393,7 +391,7 @@ async def test_a_store_of_another_cluster_is_not_taken(harness: ReconcileHarness
     assert conditions(status)["Available"] == "True"
 
 
-async def test_another_key_is_a_mismatch_and_never_regenerated(harness: ReconcileHarness) -> None:
+async def test_a_wrong_master_key_is_reported_and_never_replaced(harness: ReconcileHarness) -> None:
     data = {MASTER_KEY_FIELD: "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE="}
     harness.cluster.put(SECRETS, "savepoint-master-key", "savepoint-system", data=data)
     await harness.advance(61)
@@ -406,7 +404,9 @@ async def test_another_key_is_a_mismatch_and_never_regenerated(harness: Reconcil
 @pytest.mark.parametrize(
     ("data", "word"), [(None, "does not exist"), ({"accessKey": "YQ=="}, "accessKey and secretKey")]
 )
-async def test_missing_credentials_are_named(harness: ReconcileHarness, data: dict[str, str] | None, word: str) -> None:
+async def test_missing_credentials_are_reported_and_recovered_from(
+    harness: ReconcileHarness, data: dict[str, str] | None, word: str
+) -> None:
     harness.cluster.remove(SECRETS, "s3-keys", "savepoint-system")
     if data is not None:
         harness.cluster.put(SECRETS, "s3-keys", "savepoint-system", data=data)
@@ -422,7 +422,7 @@ async def test_missing_credentials_are_named(harness: ReconcileHarness, data: di
     assert store(harness)["reason"] == "Ready"
 
 
-async def test_a_store_that_is_not_opened_yet_may_pass(harness: ReconcileHarness) -> None:
+async def test_a_store_that_is_not_probed_yet_is_a_transient_fault(harness: ReconcileHarness) -> None:
     with pytest.raises(StoreMisconfigured):
         await harness.leader.stores.open("never")
     s3 = {"endpoint": "https://s3.test", "bucket": "b", "credentialsSecretName": "s3-keys"}
@@ -431,26 +431,26 @@ async def test_a_store_that_is_not_opened_yet_may_pass(harness: ReconcileHarness
         await harness.leader.stores.open("new")
 
 
-async def test_the_same_fault_of_a_store_has_the_same_words(
+async def test_the_same_fault_of_a_store_has_the_same_message(
     harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(_: ObjectStore, random_hex: str) -> None:
-        raise StoreUnavailable(f"the store could not be asked to GET 'probe/{random_hex}'")
+        raise StoreUnavailable(f"the store did not answer GET 'probe/{random_hex}'")
 
     monkeypatch.setattr(stores, "probe", faulty)
     await harness.new_leader()
-    told = store(harness)["conditions"]
-    assert "'probe/…'" in told[-1]["message"]
+    before = store(harness)["conditions"]
+    assert "'probe/…'" in before[-1]["message"]
     await harness.advance(60)
-    assert store(harness)["conditions"] == told
+    assert store(harness)["conditions"] == before
 
 
-async def test_a_store_that_was_never_ready_says_why_to_those_who_wait(harness: ReconcileHarness) -> None:
+async def test_opening_a_store_that_was_never_ready_gives_the_cause(harness: ReconcileHarness) -> None:
     def build(_: S3Config) -> ObjectStore:
-        raise StoreUnavailable("nobody answers at s3.test")
+        raise StoreUnavailable("no answer from s3.test")
 
     await harness.new_leader(build_store=build)
-    with pytest.raises(StoreUnavailable, match="default: nobody answers at s3"):
+    with pytest.raises(StoreUnavailable, match="default: no answer from s3"):
         await harness.leader.stores.open(STORE)
     s3 = {"endpoint": "https://s3.test", "bucket": "b", "credentialsSecretName": "none"}
     harness.cluster.put(STORES, "new", spec={"s3": s3})
@@ -459,7 +459,7 @@ async def test_a_store_that_was_never_ready_says_why_to_those_who_wait(harness: 
         await harness.leader.stores.open("new")
 
 
-async def test_the_default_store_follows_the_values_until_somebody_takes_it_over(harness: ReconcileHarness) -> None:
+async def test_the_default_store_follows_the_chart_until_its_label_is_removed(harness: ReconcileHarness) -> None:
     make = harness.leader.stores.make_default
     spec = {"s3": {"endpoint": "https://s3.test", "bucket": "b"}, "default": True}
     await make("chart", spec)

@@ -1,4 +1,4 @@
-"""Starts of pods, as AgentRestores and Events tell them."""
+"""Starts of pods, as AgentRestores and Events show them."""
 
 from typing import Any
 
@@ -16,6 +16,7 @@ RESUMED = "Agent coder resumed at step docs 42 of 90 from coder-41, 3.1s."
 
 
 async def ready(harness: ReconcileHarness, incarnation: Any, name: str) -> None:
+    """Take a checkpoint with this name."""
     harness.request(name)
     await harness.settle()
     await harness.commit(incarnation)
@@ -33,7 +34,7 @@ async def test_the_first_start_is_fresh(harness: ReconcileHarness) -> None:
     assert item["metadata"]["labels"] == {LABEL_AGENT: "coder"}
 
 
-async def test_a_successor_resumes_and_says_from_where(harness: ReconcileHarness) -> None:
+async def test_a_successor_reports_the_checkpoint_it_resumes_from(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-41")
     await harness.disconnect(incarnation, released=True)
@@ -48,11 +49,11 @@ async def test_a_successor_resumes_and_says_from_where(harness: ReconcileHarness
     ]
 
 
-async def test_a_successor_says_the_step_of_what_was_committed_while_nobody_led(harness: ReconcileHarness) -> None:
+async def test_a_successor_reports_the_step_of_an_unrecorded_commit(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     harness.request("coder-41")
     await harness.settle()
-    await harness.commit(incarnation, report=False)  # as of a deferred commit, nobody hears an offer
+    await harness.commit(incarnation, report=False)  # as after a deferred commit, no leader receives an offer
     harness.cluster.remove(PODS, incarnation.pod.name, NAMESPACE)
     await harness.new_leader()
     await harness.start(harness.pod())
@@ -62,7 +63,7 @@ async def test_a_successor_says_the_step_of_what_was_committed_while_nobody_led(
 
 
 @pytest.mark.parametrize("outcome", ["Restored", "KeptLocal"])
-async def test_a_checkpoint_of_another_configuration_is_told_once(harness: ReconcileHarness, outcome: str) -> None:
+async def test_a_checkpoint_of_another_configuration_is_reported_once(harness: ReconcileHarness, outcome: str) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-41")
     await harness.disconnect(incarnation, released=True)
@@ -78,12 +79,12 @@ async def test_a_checkpoint_of_another_configuration_is_told_once(harness: Recon
     assert (event["type"], event["involvedObject"]["kind"]) == ("Warning", "Pod")
 
 
-async def test_a_fresh_start_has_nothing_to_compare(harness: ReconcileHarness) -> None:
+async def test_a_fresh_start_reports_no_changed_configuration(harness: ReconcileHarness) -> None:
     await harness.start(harness.pod(), config_changed=True)
     assert harness.cluster.events("ConfigurationChanged") == []
 
 
-async def test_what_was_lost_with_a_crash_is_told(harness: ReconcileHarness) -> None:
+async def test_work_lost_in_a_crash_is_reported(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-41")
     await harness.advance(120, step=10)
@@ -96,7 +97,7 @@ async def test_what_was_lost_with_a_crash_is_told(harness: ReconcileHarness) -> 
     assert status["discarded"]["since"] == harness.agent()["recoveryPointTime"]
 
 
-async def test_a_pod_that_waits_says_for_what(harness: ReconcileHarness) -> None:
+async def test_a_waiting_pod_says_what_it_waits_for(harness: ReconcileHarness) -> None:
     harness.cluster.put(DEPLOYMENTS, "coder", NAMESPACE, spec={"replicas": 1, "strategy": {"type": "RollingUpdate"}})
     owner = {"kind": "ReplicaSet", "name": "coder-7f", "uid": "rs", "controller": True}
     incarnation = await harness.resolve(harness.pod(ownerReferences=[owner]))
@@ -108,23 +109,26 @@ async def test_a_pod_that_waits_says_for_what(harness: ReconcileHarness) -> None
     assert harness.agent()["reason"] == "Restoring"
     for kind in ("Pod", "AgentRestore"):
         assert harness.cluster.events("PredecessorRunning", kind) == ["Pod coder-1 holds epoch 1."]
-    (told,) = harness.cluster.events("PredecessorRunning", "Deployment")
-    assert "Recreate" in told
+    (event,) = harness.cluster.events("PredecessorRunning", "Deployment")
+    assert "Recreate" in event
     await harness.start(incarnation.pod)
     (status,) = harness.restores()
     assert (status["reason"], status["epoch"]) == ("Fresh", 1)
 
 
-async def test_a_pod_that_waits_for_something_else_by_now_says_so(harness: ReconcileHarness) -> None:
+async def test_each_new_cause_of_a_wait_is_reported(harness: ReconcileHarness) -> None:
     incarnation = await harness.resolve(harness.pod())
-    for message in ("It is being looked at.", "Nobody answers.", "Nobody answers."):
+    for message in ("The store has not been probed yet.", "The store does not answer.", "The store does not answer."):
         await harness.leader.recorder.waiting(incarnation, Wait("StoreUnavailable", message))
         await harness.settle()
     for kind in ("Pod", "AgentRestore"):
-        assert harness.cluster.events("StoreUnavailable", kind) == ["It is being looked at.", "Nobody answers."]
+        assert harness.cluster.events("StoreUnavailable", kind) == [
+            "The store has not been probed yet.",
+            "The store does not answer.",
+        ]
 
 
-async def test_progress_and_a_failure_with_its_object(harness: ReconcileHarness) -> None:
+async def test_progress_and_a_failure_with_its_store_object_are_shown(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-41")
     await harness.disconnect(incarnation)
@@ -142,12 +146,12 @@ async def test_progress_and_a_failure_with_its_object(harness: ReconcileHarness)
     assert status["reason"] == "IntegrityError"
     assert status["conditions"][0]["status"] == "False"
     assert "packs/1-ab" in status["conditions"][0]["message"]
-    (told,) = harness.cluster.events("IntegrityError", "AgentRestore")
-    assert harness.cluster.events("IntegrityError", "Pod") == [told]
-    assert "It is damaged." in told
+    (event,) = harness.cluster.events("IntegrityError", "AgentRestore")
+    assert harness.cluster.events("IntegrityError", "Pod") == [event]
+    assert "It is damaged." in event
 
 
-async def test_a_restore_that_only_its_pod_knows_to_be_held_up_is_told_once(harness: ReconcileHarness) -> None:
+async def test_a_wait_that_only_the_pod_knows_of_is_reported_once(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-41")
     await harness.disconnect(incarnation)
@@ -156,33 +160,33 @@ async def test_a_restore_that_only_its_pod_knows_to_be_held_up_is_told_once(harn
     await recorder.granted(incarnation, head, "coder-41")
     await harness.settle()
     assert harness.restores()[-1]["reason"] == "Fetching"
-    held_up = Progress("", "Fetching", reason="StoreUnavailable", message="The store cannot be reached from here.")
-    going_on = Progress("", "Restoring", 40)
-    for said in (held_up, held_up, going_on, held_up):
-        await recorder.restore_progress(incarnation, said)
+    blocked = Progress("", "Fetching", reason="StoreUnavailable", message="The store cannot be reached from here.")
+    restoring = Progress("", "Restoring", 40)
+    for progress in (blocked, blocked, restoring, blocked):
+        await recorder.restore_progress(incarnation, progress)
         await harness.settle()
         status, condition = harness.restores()[-1], harness.restores()[-1]["conditions"][0]
-        if said is going_on:
+        if progress is restoring:
             assert (condition["reason"], condition["message"]) == ("Restoring", "40% of coder-41")
             continue
         assert (condition["status"], condition["reason"]) == ("Unknown", "StoreUnavailable")
-        assert condition["message"] == status["targets"][0]["message"] == held_up.message
+        assert condition["message"] == status["targets"][0]["message"] == blocked.message
         assert (status["reason"], status["epoch"], status["targets"][0]["state"]) == (
             "StoreUnavailable",
             1,
             status["reason"],
         )
         (protected,) = harness.agent()["conditions"][:1]
-        assert held_up.message in protected["message"]
-    told = [each for each in harness.cluster.every(EVENTS) if each["reason"] == "StoreUnavailable"]
-    assert sorted(each["involvedObject"]["kind"] for each in told) == ["AgentRestore", "Pod"]
-    assert {(each["type"], each["message"], each["count"]) for each in told} == {("Warning", held_up.message, 1)}
+        assert blocked.message in protected["message"]
+    events = [each for each in harness.cluster.every(EVENTS) if each["reason"] == "StoreUnavailable"]
+    assert sorted(each["involvedObject"]["kind"] for each in events) == ["AgentRestore", "Pod"]
+    assert {(each["type"], each["message"], each["count"]) for each in events} == {("Warning", blocked.message, 1)}
     await recorder.restored(incarnation, Outcome("Restored", "", "", 410, 3100))
     await harness.settle()
     assert harness.restores()[-1]["reason"] == "Restored"
 
 
-async def test_a_pod_cannot_fill_the_events_with_what_it_waits_for(harness: ReconcileHarness) -> None:
+async def test_a_pods_waits_cause_a_limited_number_of_events(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     head = harness.head()
     assert head is not None
@@ -197,7 +201,7 @@ async def test_a_pod_cannot_fill_the_events_with_what_it_waits_for(harness: Reco
     assert harness.restores()[-1]["conditions"][0]["message"] == f"{3 * MAX_WAIT_EVENTS - 1}"
 
 
-async def test_a_start_whose_pod_is_gone_ends(harness: ReconcileHarness) -> None:
+async def test_a_start_ends_when_its_pod_is_deleted(harness: ReconcileHarness) -> None:
     pod = harness.pod()
     incarnation = await harness.resolve(pod)
     await harness.leader.recorder.waiting(incarnation, Wait("PredecessorRunning", "…"))
@@ -209,7 +213,7 @@ async def test_a_start_whose_pod_is_gone_ends(harness: ReconcileHarness) -> None
     assert status["completionTime"]
 
 
-async def test_a_start_that_an_earlier_leader_saw_ends_too(harness: ReconcileHarness) -> None:
+async def test_a_start_recorded_by_an_earlier_leader_ends_too(harness: ReconcileHarness) -> None:
     pod = harness.pod()
     incarnation = await harness.resolve(pod)
     await harness.leader.recorder.waiting(incarnation, Wait("PredecessorRunning", "…"))
@@ -222,7 +226,7 @@ async def test_a_start_that_an_earlier_leader_saw_ends_too(harness: ReconcileHar
     assert harness.cluster.events("PodGone", "AgentRestore") == [status["conditions"][0]["message"]]
 
 
-async def test_an_init_container_that_runs_again_is_the_same_start(harness: ReconcileHarness) -> None:
+async def test_a_restarted_init_container_is_the_same_start(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     head = harness.head()
     assert head is not None
@@ -236,7 +240,7 @@ async def test_an_init_container_that_runs_again_is_the_same_start(harness: Reco
     assert [each["reason"] for each in harness.restores()] == ["KeptLocal"]
 
 
-async def test_ten_are_kept(harness: ReconcileHarness) -> None:
+async def test_ten_starts_are_kept(harness: ReconcileHarness) -> None:
     for _ in range(RESTORES_KEPT + 3):
         pod = harness.pod()
         incarnation = await harness.start(pod)
@@ -246,14 +250,14 @@ async def test_ten_are_kept(harness: ReconcileHarness) -> None:
     assert len(harness.restores()) == RESTORES_KEPT
 
 
-async def test_a_completed_run_is_told(harness: ReconcileHarness) -> None:
+async def test_a_completed_run_is_shown(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-41")
     await harness.disconnect(incarnation, released=True, completed=True)
     assert harness.agent()["reason"] == "Completed"
 
 
-async def test_a_completed_run_whose_pod_stays_is_asked_for_nothing_more(harness: ReconcileHarness) -> None:
+async def test_no_checkpoint_is_scheduled_after_a_completed_run(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-41")
     head = harness.head()

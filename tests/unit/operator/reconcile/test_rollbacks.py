@@ -1,4 +1,4 @@
-"""Rollbacks and resets that users ask for: in what order, what keeps them, and how they end."""
+"""Rollbacks and resets that users request: the order of their steps, what delays them, and how they end."""
 
 from itertools import pairwise
 from typing import Any
@@ -35,12 +35,13 @@ GENERATED = {"generateName": "back-"}
 
 
 def rollback(harness: ReconcileHarness, name: str = "back", **source: str) -> None:
+    """Create an AgentRestore of mode Rollback or Reset."""
     mode = "Rollback" if "checkpointName" in source else "Reset"
     harness.cluster.put(RESTORES, name, NAMESPACE, spec={"mode": mode, "source": source}, metadata=GENERATED)
 
 
-async def go_back(harness: ReconcileHarness, incarnation: Any) -> None:
-    """A rollback to coder-1 whose last checkpoint finds nothing changed."""
+async def roll_back(harness: ReconcileHarness, incarnation: Any) -> None:
+    """Roll back to coder-1; the final checkpoint finds nothing changed."""
     rollback(harness, checkpointName="coder-1")
     await harness.settle()
     await harness.end_attempt(incarnation, "Unchanged")
@@ -79,7 +80,7 @@ async def test_a_rollback_checkpoints_first_then_commits_then_evicts(harness: Re
     assert resume["resolved"]["checkpointName"] == "coder-1"
 
 
-async def test_without_a_pod_it_is_only_the_record(harness: ReconcileHarness) -> None:
+async def test_a_rollback_without_a_pod_is_only_a_record(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
     await harness.disconnect(incarnation, released=True)
@@ -91,11 +92,11 @@ async def test_without_a_pod_it_is_only_the_record(harness: ReconcileHarness) ->
     assert "latest" not in harness.agent()
 
 
-async def test_a_new_leader_finishes_what_the_old_one_began(harness: ReconcileHarness) -> None:
+async def test_a_new_leader_finishes_a_rollback(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
     harness.cluster.blocked.add(incarnation.pod.name)
-    await go_back(harness, incarnation)
+    await roll_back(harness, incarnation)
     await harness.advance(5)
     assert restore(harness)["reason"] == "EvictionBlocked"
     before = harness.head()
@@ -108,7 +109,7 @@ async def test_a_new_leader_finishes_what_the_old_one_began(harness: ReconcileHa
 
 
 @pytest.mark.parametrize("applied", [False, True])
-async def test_ten_that_users_asked_for_are_kept_beside_the_starts(harness: ReconcileHarness, applied: bool) -> None:
+async def test_ten_rollbacks_are_kept_besides_the_starts(harness: ReconcileHarness, applied: bool) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
     harness.request("slow")
@@ -117,7 +118,7 @@ async def test_ten_that_users_asked_for_are_kept_beside_the_starts(harness: Reco
         name, spec = f"back-{number}", {"mode": "Rollback", "source": {"checkpointName": "slow"}}
         harness.cluster.put(RESTORES, name, NAMESPACE, spec=spec, metadata={} if applied else GENERATED)
         await harness.advance(1)
-    if applied:  # a tool would make it again, and ask for the same rollback once more
+    if applied:  # a tool would create it again, and so request the same rollback once more
         assert restore(harness, "back-0")["reason"]
         return
     left = {raw["metadata"]["name"] for raw in harness.cluster.every(RESTORES) if raw["spec"]["mode"] == "Rollback"}
@@ -132,7 +133,7 @@ async def test_ten_that_users_asked_for_are_kept_beside_the_starts(harness: Reco
     assert "agent" in restore(harness, "start-over")
 
 
-async def test_what_has_not_ended_is_not_removed(harness: ReconcileHarness) -> None:
+async def test_an_unfinished_rollback_is_not_deleted(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
     rollback(harness, "first", checkpointName="coder-1")
@@ -147,7 +148,9 @@ async def test_what_has_not_ended_is_not_removed(harness: ReconcileHarness) -> N
     ("source", "reason"),
     [({"checkpointName": "never"}, "CheckpointNotFound"), ({"agent": "never"}, "AgentNotFound")],
 )
-async def test_what_cannot_be_done_ends_at_once(harness: ReconcileHarness, source: dict[str, str], reason: str) -> None:
+async def test_an_impossible_rollback_ends_at_once(
+    harness: ReconcileHarness, source: dict[str, str], reason: str
+) -> None:
     rollback(harness, **source)
     await harness.settle()
     status = restore(harness)
@@ -156,7 +159,7 @@ async def test_what_cannot_be_done_ends_at_once(harness: ReconcileHarness, sourc
     assert harness.cluster.events(reason)
 
 
-async def test_a_checkpoint_that_is_not_ready_is_no_goal(harness: ReconcileHarness) -> None:
+async def test_a_checkpoint_that_is_not_ready_cannot_be_rolled_back_to(harness: ReconcileHarness) -> None:
     await harness.start(harness.pod())
     harness.request("slow")
     await harness.settle()
@@ -165,10 +168,10 @@ async def test_a_checkpoint_that_is_not_ready_is_no_goal(harness: ReconcileHarne
     assert restore(harness)["reason"] == "CheckpointNotReady"
 
 
-# -- a leader that has only begun ---------------------------------------------------------------------------------
+# -- a new leader -------------------------------------------------------------------------------------------------
 
 
-async def test_a_new_leader_gives_the_sidecar_time_to_dial(harness: ReconcileHarness) -> None:
+async def test_a_new_leader_gives_the_sidecar_time_to_connect(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
     await harness.new_leader()
@@ -185,7 +188,7 @@ async def test_a_new_leader_gives_the_sidecar_time_to_dial(harness: ReconcileHar
     assert harness.checkpoint("coder-2")["trigger"] == {"type": "Rollback", "reason": "before AgentRestore back"}
 
 
-async def test_a_sidecar_that_does_not_dial_is_not_waited_for_longer(harness: ReconcileHarness) -> None:
+async def test_a_sidecar_that_does_not_connect_in_time_is_skipped(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
     await harness.new_leader()
@@ -197,7 +200,7 @@ async def test_a_sidecar_that_does_not_dial_is_not_waited_for_longer(harness: Re
     assert restore(harness)["reason"] == "Succeeded"
 
 
-async def test_a_pod_that_does_not_run_has_no_sidecar_that_could_dial(harness: ReconcileHarness) -> None:
+async def test_the_sidecar_of_a_pending_pod_is_not_waited_for(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
     harness.cluster.put(PODS, incarnation.pod.name, NAMESPACE, status={"phase": "Pending"})
@@ -207,17 +210,17 @@ async def test_a_pod_that_does_not_run_has_no_sidecar_that_could_dial(harness: R
     assert harness.orders.rolled_back == [(CODER, 2)]
 
 
-# -- what keeps it from going on ----------------------------------------------------------------------------------
+# -- faults -------------------------------------------------------------------------------------------------------
 
 
 def warnings(harness: ReconcileHarness) -> list[str]:
-    """Reasons of the Warning Events on AgentRestores that users made, oldest first."""
+    """Return the reasons of the Warning Events on AgentRestore back, oldest first."""
     events = [each for each in harness.cluster.every(EVENTS) if each["involvedObject"]["name"] == "back"]
     return [each["reason"] for each in events if each["type"] == "Warning"]
 
 
-async def no_pod(harness: ReconcileHarness) -> None:
-    """An agent with a checkpoint, and nothing that runs."""
+async def agent_without_pod(harness: ReconcileHarness) -> None:
+    """Start an agent, take a checkpoint, and delete its pod."""
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
     await harness.disconnect(incarnation, released=True)
@@ -226,7 +229,7 @@ async def no_pod(harness: ReconcileHarness) -> None:
 
 
 def refusing(harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch, *errors: SavepointError) -> list[float]:
-    """Each rollback is refused by the next of these, the last one for good; the seconds at which it was tried."""
+    """Make each rollback fail with the next error, then with the last one; return the times of the tries."""
     tried: list[float] = []
 
     async def refuse(*_: object) -> None:
@@ -240,7 +243,7 @@ def refusing(harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch, *errors
 @pytest.mark.parametrize(
     ("error", "step"),
     [
-        (StoreUnavailable("nobody answers"), "Check the conditions of the AgentCheckpointStore."),
+        (StoreUnavailable("the store does not answer"), "Check the conditions of the AgentCheckpointStore."),
         (StoreDenied("the store refuses its keys"), "Check the permissions of the store's credentials."),
         (StoreMisconfigured("there is no such bucket"), "Check the conditions of the AgentCheckpointStore."),
         (KeyMismatch("written under another key; give Savepoint its own"), ""),
@@ -249,10 +252,10 @@ def refusing(harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch, *errors
     ],
     ids=lambda each: each.reason if isinstance(each, SavepointError) else "",
 )
-async def test_what_keeps_it_is_told_tried_again_and_given_up(
+async def test_a_fault_is_reported_retried_and_given_up_on(
     harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch, error: SavepointError, step: str
 ) -> None:
-    await no_pod(harness)
+    await agent_without_pod(harness)
     tried = refusing(harness, monkeypatch, error)
     rollback(harness, checkpointName="coder-1")
     await harness.settle()
@@ -267,7 +270,7 @@ async def test_what_keeps_it_is_told_tried_again_and_given_up(
     await harness.advance(GIVE_UP_SECONDS - 1)
     assert restore(harness)["conditions"] == status["conditions"]
     assert warnings(harness) == [error.reason]
-    assert {later - sooner for sooner, later in pairwise(tried)} == {RETRY_SECONDS}
+    assert {later - earlier for earlier, later in pairwise(tried)} == {RETRY_SECONDS}
     await harness.advance(RETRY_SECONDS + 1)
     status = restore(harness)
     assert (status["reason"], status["conditions"][0]["status"]) == (error.reason, "False")
@@ -279,8 +282,8 @@ async def test_what_keeps_it_is_told_tried_again_and_given_up(
     assert len(tried) == count
 
 
-async def test_it_goes_on_once_the_store_is_back(harness: ReconcileHarness) -> None:
-    await no_pod(harness)
+async def test_a_rollback_continues_once_the_store_is_usable_again(harness: ReconcileHarness) -> None:
+    await agent_without_pod(harness)
     spec = harness.cluster.object(STORES, "default")["spec"]
     harness.cluster.remove(STORES, "default")
     rollback(harness, checkpointName="coder-1")
@@ -295,10 +298,10 @@ async def test_it_goes_on_once_the_store_is_back(harness: ReconcileHarness) -> N
     assert harness.orders.rolled_back == [(CODER, 2)]
 
 
-async def test_each_new_reason_is_one_event_whatever_the_words(
+async def test_each_new_reason_is_one_event_whatever_the_message(
     harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await no_pod(harness)
+    await agent_without_pod(harness)
     tried = refusing(
         harness,
         monkeypatch,
@@ -310,16 +313,14 @@ async def test_each_new_reason_is_one_event_whatever_the_words(
     await harness.settle()
     assert len(tried) == 1
     await harness.advance(RETRY_SECONDS)
-    assert len(tried) == 2  # that its words are new is no reason to ask again at once
+    assert len(tried) == 2  # a new message does not cause an earlier retry
     assert "request 2" in restore(harness)["conditions"][0]["message"]
     await harness.advance(5 * RETRY_SECONDS)
     assert warnings(harness) == ["StoreUnavailable", "StoreDenied"]
 
 
-async def test_what_can_never_be_done_is_not_tried_again(
-    harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await no_pod(harness)
+async def test_a_permanent_fault_is_not_retried(harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    await agent_without_pod(harness)
     tried = refusing(harness, monkeypatch, IntegrityError("record 3 is damaged", "commits/3"))
     rollback(harness, checkpointName="coder-1")
     await harness.advance(20)
@@ -329,14 +330,14 @@ async def test_what_can_never_be_done_is_not_tried_again(
     assert len(tried) == 1
 
 
-async def test_a_new_leader_has_as_long_as_the_one_before(
+async def test_a_new_leader_retries_for_the_full_time(
     harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await no_pod(harness)
-    refusing(harness, monkeypatch, StoreUnavailable("nobody answers"))
+    await agent_without_pod(harness)
+    refusing(harness, monkeypatch, StoreUnavailable("the store does not answer"))
     rollback(harness, checkpointName="coder-1")
     await harness.settle()
-    harness.clock.seconds += 3 * GIVE_UP_SECONDS  # nobody leads
+    harness.clock.seconds += 3 * GIVE_UP_SECONDS  # without a leader
     await harness.new_leader()
     await harness.advance(20)
     assert restore(harness)["conditions"][0]["status"] == "Unknown"
@@ -344,23 +345,23 @@ async def test_a_new_leader_has_as_long_as_the_one_before(
     assert restore(harness)["conditions"][0]["status"] == "False"
 
 
-async def test_the_last_checkpoint_is_taken_once_however_often_it_fails(
+async def test_the_final_checkpoint_is_taken_once_however_often_the_rollback_fails(
     harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
-    refusing(harness, monkeypatch, StoreUnavailable("nobody answers"))
-    await go_back(harness, incarnation)
+    refusing(harness, monkeypatch, StoreUnavailable("the store does not answer"))
+    await roll_back(harness, incarnation)
     await harness.advance(30)
     assert restore(harness)["reason"] == "StoreUnavailable"
     assert [trigger for _, _, trigger in harness.orders.ordered].count("Rollback") == 1
 
 
-async def test_an_eviction_that_a_budget_forbids_is_told_once_and_has_no_bound(harness: ReconcileHarness) -> None:
+async def test_a_blocked_eviction_is_reported_once_and_retried_without_limit(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
     harness.cluster.blocked.add(incarnation.pod.name)
-    await go_back(harness, incarnation)
+    await roll_back(harness, incarnation)
     await harness.advance(3 * GIVE_UP_SECONDS, step=5)
     status = restore(harness)
     condition = status["conditions"][0]
@@ -373,7 +374,7 @@ async def test_an_eviction_that_a_budget_forbids_is_told_once_and_has_no_bound(h
     assert restore(harness)["reason"] == "Succeeded"
 
 
-async def test_an_eviction_that_nobody_permits_ends_and_says_what_is_recorded(
+async def test_an_eviction_without_permission_ends_and_says_what_is_recorded(
     harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     incarnation = await harness.start(harness.pod())
@@ -383,7 +384,7 @@ async def test_an_eviction_that_nobody_permits_ends_and_says_what_is_recorded(
         raise Denied("the operator may not evict pods")
 
     monkeypatch.setattr(harness.cluster, "evict", forbid)
-    await go_back(harness, incarnation)
+    await roll_back(harness, incarnation)
     await harness.advance(GIVE_UP_SECONDS + 20, step=5)
     status = restore(harness)
     assert (status["reason"], status["conditions"][0]["status"]) == ("Forbidden", "False")
@@ -392,7 +393,7 @@ async def test_an_eviction_that_nobody_permits_ends_and_says_what_is_recorded(
     assert len(harness.orders.rolled_back) == 1
 
 
-async def test_only_failures_that_nothing_interrupts_end_it(
+async def test_only_consecutive_failures_end_a_rollback(
     harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     incarnation = await harness.start(harness.pod())
@@ -406,7 +407,7 @@ async def test_only_failures_that_nothing_interrupts_end_it(
 
     monkeypatch.setattr(harness.cluster, "evict", sometimes)
     harness.cluster.blocked.add(incarnation.pod.name)
-    await go_back(harness, incarnation)
+    await roll_back(harness, incarnation)
     for reason in ("Forbidden", "EvictionBlocked", "Forbidden"):
         denied = {incarnation.pod.name} if reason == "Forbidden" else set()
         await harness.advance(GIVE_UP_SECONDS - 20, step=5)

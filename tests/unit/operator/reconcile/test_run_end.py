@@ -1,4 +1,4 @@
-"""A run that its pod ends by exiting with 0: recorded once, and only when the pod has the last word."""
+"""A run that ends when its pod exits with 0: recorded once, and only if the pod holds the newest epoch."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from tests.fakes.reconcile_harness import CODER, NAMESPACE, STORE, ReconcileHarn
 DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]}
 
 
-async def at_work(harness: ReconcileHarness, policy: str = "Never", name: str = "coder-41") -> Incarnation:
-    """A pod of a Job with a checkpoint."""
+async def working_agent(harness: ReconcileHarness, policy: str = "Never", name: str = "coder-41") -> Incarnation:
+    """Start a pod and take a checkpoint."""
     incarnation = await harness.start(harness.pod(restart_policy=policy))
     harness.request(name)
     await harness.settle()
@@ -20,13 +20,14 @@ async def at_work(harness: ReconcileHarness, policy: str = "Never", name: str = 
     return incarnation
 
 
-async def exits(harness: ReconcileHarness, incarnation: Incarnation, phase: str = "Succeeded", **status: Any) -> None:
-    """As its kubelet reports it."""
+async def end_pod(harness: ReconcileHarness, incarnation: Incarnation, phase: str = "Succeeded", **status: Any) -> None:
+    """End the pod as its kubelet reports it."""
     harness.cluster.put(PODS, incarnation.pod.name, NAMESPACE, status={"phase": phase, **status})
     await harness.settle()
 
 
 def kinds(harness: ReconcileHarness) -> list[str]:
+    """Return the kinds of all records of the chain, oldest first."""
     head = harness.head()
     assert head is not None
     return [each.record.kind for each in harness.chain().back(head, 100)][::-1]
@@ -34,9 +35,9 @@ def kinds(harness: ReconcileHarness) -> list[str]:
 
 @pytest.mark.parametrize("policy", ["Never", "OnFailure"])
 async def test_an_exit_with_0_completes_the_run(harness: ReconcileHarness, policy: str) -> None:
-    incarnation = await at_work(harness, policy)
+    incarnation = await working_agent(harness, policy)
     await harness.disconnect(incarnation, released=True)
-    await exits(harness, incarnation)
+    await end_pod(harness, incarnation)
     assert kinds(harness) == ["grant", "checkpoint", "completed"]
     status = harness.agent()
     assert (status["reason"], status["conditions"][0]["status"]) == ("Completed", "True")
@@ -48,19 +49,19 @@ async def test_an_exit_with_0_completes_the_run(harness: ReconcileHarness, polic
     assert harness.agent()["reason"] != "Completed"
 
 
-async def test_it_waits_for_the_last_words_of_the_sidecar(harness: ReconcileHarness) -> None:
-    incarnation = await at_work(harness)
-    await exits(harness, incarnation)  # the kubelet was faster
+async def test_the_runs_end_waits_for_the_sidecars_connection_to_close(harness: ReconcileHarness) -> None:
+    incarnation = await working_agent(harness)
+    await end_pod(harness, incarnation)  # the kubelet was faster
     assert kinds(harness) == ["grant", "checkpoint"]
     await harness.disconnect(incarnation, released=True)
     assert kinds(harness) == ["grant", "checkpoint", "completed"]
 
 
-async def test_a_store_that_is_away_is_asked_again(harness: ReconcileHarness) -> None:
-    incarnation = await at_work(harness)
+async def test_the_runs_end_is_retried_while_the_store_is_unreachable(harness: ReconcileHarness) -> None:
+    incarnation = await working_agent(harness)
     await harness.disconnect(incarnation)
     harness.orders.store_unavailable = True
-    await exits(harness, incarnation)
+    await end_pod(harness, incarnation)
     assert harness.agent()["reason"] == "Protected"
     harness.orders.store_unavailable = False
     await harness.advance(3)
@@ -71,54 +72,54 @@ async def test_a_store_that_is_away_is_asked_again(harness: ReconcileHarness) ->
     ("policy", "phase", "status"),
     [("Never", "Failed", {}), ("Always", "Succeeded", {}), ("Never", "Succeeded", DISRUPTED)],
 )
-async def test_any_other_end_is_none_of_the_run(
+async def test_no_other_exit_ends_the_run(
     harness: ReconcileHarness, policy: str, phase: str, status: dict[str, Any]
 ) -> None:
-    incarnation = await at_work(harness, policy)
+    incarnation = await working_agent(harness, policy)
     await harness.disconnect(incarnation, released=True)
-    await exits(harness, incarnation, phase, **status)
+    await end_pod(harness, incarnation, phase, **status)
     await harness.advance(120, step=10)
     assert kinds(harness) == ["grant", "checkpoint"]
     await harness.start(harness.pod(restart_policy=policy))
     assert harness.restores()[-1]["reason"] == "Restored"
 
 
-async def test_a_deleted_pod_that_exits_with_0_goes_on_elsewhere(harness: ReconcileHarness) -> None:
-    incarnation = await at_work(harness)
-    asked = {"deletionTimestamp": "2026-11-24T12:00:30Z", "deletionGracePeriodSeconds": 30}
-    harness.cluster.put(PODS, incarnation.pod.name, NAMESPACE, metadata=asked)
+async def test_a_deleted_pod_that_exits_with_0_does_not_end_the_run(harness: ReconcileHarness) -> None:
+    incarnation = await working_agent(harness)
+    deletion = {"deletionTimestamp": "2026-11-24T12:00:30Z", "deletionGracePeriodSeconds": 30}
+    harness.cluster.put(PODS, incarnation.pod.name, NAMESPACE, metadata=deletion)
     await harness.disconnect(incarnation, released=True)
     late = {"containerStatuses": [{"name": "agent", "state": {"terminated": {"finishedAt": "2026-11-24T12:00:04Z"}}}]}
-    await exits(harness, incarnation, **late)
+    await end_pod(harness, incarnation, **late)
     harness.cluster.remove(PODS, incarnation.pod.name, NAMESPACE)
     await harness.settle()
     assert kinds(harness) == ["grant", "checkpoint"]
 
 
-async def test_a_job_that_is_deleted_at_once_has_ended_all_the_same(harness: ReconcileHarness) -> None:
-    incarnation = await at_work(harness)
+async def test_a_pod_that_is_deleted_after_its_exit_has_ended_the_run(harness: ReconcileHarness) -> None:
+    incarnation = await working_agent(harness)
     pod_resolver = harness.leader.pod_resolver
     harness.cluster.put(PODS, incarnation.pod.name, NAMESPACE, status={"phase": "Succeeded"})
-    harness.cluster.remove(PODS, incarnation.pod.name, NAMESPACE)  # before anybody has looked
+    harness.cluster.remove(PODS, incarnation.pod.name, NAMESPACE)  # before it is reconciled
     found = await pod_resolver.predecessor_state(CODER, incarnation.pod.uid, "n1")
     assert found == PredecessorState(PodState.GONE, NodeState.READY, run_ended=True)
     await harness.disconnect(incarnation, released=True)
     assert kinds(harness) == ["grant", "checkpoint", "completed"]
 
 
-async def test_the_directory_says_so_to_a_successor(harness: ReconcileHarness) -> None:
-    incarnation = await at_work(harness)
+async def test_the_pod_resolver_reports_the_end_to_a_successor(harness: ReconcileHarness) -> None:
+    incarnation = await working_agent(harness)
     pod_resolver = harness.leader.pod_resolver
     assert not (await pod_resolver.predecessor_state(CODER, incarnation.pod.uid, "n1")).run_ended
-    await exits(harness, incarnation)
+    await end_pod(harness, incarnation)
     found = await pod_resolver.predecessor_state(CODER, incarnation.pod.uid, "n1")
     assert found == PredecessorState(PodState.TERMINAL, NodeState.READY, run_ended=True)
 
 
 async def test_a_new_leader_finds_the_pod_that_has_exited(harness: ReconcileHarness) -> None:
-    incarnation = await at_work(harness)
+    incarnation = await working_agent(harness)
     await harness.disconnect(incarnation)
-    harness.cluster.watcher = lambda *_: None  # nobody leads
+    harness.cluster.watcher = lambda *_: None  # without a leader
     harness.cluster.put(PODS, incarnation.pod.name, NAMESPACE, status={"phase": "Succeeded"})
     await harness.new_leader()
     assert kinds(harness) == ["grant", "checkpoint", "completed"]
@@ -126,10 +127,10 @@ async def test_a_new_leader_finds_the_pod_that_has_exited(harness: ReconcileHarn
 
 
 async def test_pods_of_earlier_runs_end_nothing(harness: ReconcileHarness) -> None:
-    first = await at_work(harness)
+    first = await working_agent(harness)
     await harness.disconnect(first, released=True)
-    await exits(harness, first)
-    second = await at_work(harness, name="coder-42")
+    await end_pod(harness, first)
+    second = await working_agent(harness, name="coder-42")
     await harness.new_leader()  # sees both pods, of which one has exited
     await harness.connect(second)
     await harness.advance(30, step=10)
@@ -137,29 +138,29 @@ async def test_pods_of_earlier_runs_end_nothing(harness: ReconcileHarness) -> No
     assert harness.leader.agent_records[CODER].ended_pods == set()
 
 
-async def test_what_was_rolled_back_is_not_completed(harness: ReconcileHarness) -> None:
-    incarnation = await at_work(harness)
+async def test_a_rolled_back_run_is_not_completed(harness: ReconcileHarness) -> None:
+    incarnation = await working_agent(harness)
     await harness.disconnect(incarnation, released=True)
     await harness.orders.rollback(CODER, "ab" * 16, 2, STORE)
-    await exits(harness, incarnation)
+    await end_pod(harness, incarnation)
     await harness.advance(10)
     assert kinds(harness) == ["grant", "checkpoint", "rollback"]
 
 
-async def test_the_next_leader_knows_which_pod_has_released(harness: ReconcileHarness) -> None:
-    incarnation = await at_work(harness, "Always")
+async def test_the_next_leader_knows_which_pod_released_its_epoch(harness: ReconcileHarness) -> None:
+    incarnation = await working_agent(harness, "Always")
     assert harness.agent()["podRef"]["released"] is False
     await harness.disconnect(incarnation, released=True)
     assert harness.agent()["podRef"] == {"name": incarnation.pod.name, "uid": incarnation.pod.uid, "released": True}
     pod_resolver = (await harness.new_leader()).pod_resolver
     assert await pod_resolver.released(CODER, incarnation.pod.uid)
     assert not await pod_resolver.released(CODER, "another pod")
-    await harness.connect(incarnation)  # its sidecar was started again
+    await harness.connect(incarnation)  # its sidecar was restarted
     assert not await pod_resolver.released(CODER, incarnation.pod.uid)
 
 
-async def test_a_pod_that_was_told_to_end_is_going(harness: ReconcileHarness) -> None:
-    incarnation = await at_work(harness)
+async def test_a_pod_that_is_being_deleted_is_terminating(harness: ReconcileHarness) -> None:
+    incarnation = await working_agent(harness)
     pod_resolver = harness.leader.pod_resolver
     assert not await pod_resolver.terminating(incarnation.pod)
     harness.cluster.put(PODS, incarnation.pod.name, NAMESPACE, metadata={"deletionTimestamp": "2026-11-24T00:00:30Z"})

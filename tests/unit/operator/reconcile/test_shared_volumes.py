@@ -1,4 +1,4 @@
-"""A claim that other pods may write is told to the pod, which leaves it alone, and to its user, once."""
+"""A claim that other pods may write is reported to the pod, which leaves it alone, and once to its user."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ SHARED = ClaimedRoot("team", "files", "team-files")
 
 
 def claimed_pod(harness: ReconcileHarness, *, chosen: bool = False) -> PodIdentity:
-    """A pod whose folder /team lies on a claim."""
+    """Create a pod whose folder /team lies on a claim."""
     pod = harness.pod()
     spec: dict[str, Any] = harness.cluster.object(PODS, pod.name, NAMESPACE)["spec"]
     roots = [{"name": "team", "mountPath": "/team", "path": "/savepoint/state/team", "persistent": True}]
@@ -32,10 +32,11 @@ def claimed_pod(harness: ReconcileHarness, *, chosen: bool = False) -> PodIdenti
 
 
 def claim(harness: ReconcileHarness, *modes: str) -> None:
+    """Create the claim with these access modes."""
     harness.cluster.put(CLAIMS, "team-files", NAMESPACE, spec={"accessModes": list(modes)})
 
 
-async def test_a_claim_of_many_writers_is_told_to_the_pod_and_once_in_an_event(harness: ReconcileHarness) -> None:
+async def test_a_shared_claim_is_sent_to_the_pod_and_reported_in_one_event(harness: ReconcileHarness) -> None:
     claim(harness, "ReadWriteMany")
     incarnation = await harness.start(claimed_pod(harness))
     assert incarnation.shared == (SHARED,)
@@ -47,7 +48,7 @@ async def test_a_claim_of_many_writers_is_told_to_the_pod_and_once_in_an_event(h
 
 
 @pytest.mark.parametrize(("modes", "chosen"), [(["ReadWriteOnce"], False), (["ReadWriteMany"], True)])
-async def test_what_one_pod_writes_or_the_policy_names_is_state(
+async def test_a_claim_of_one_writer_or_named_by_the_policy_is_state(
     harness: ReconcileHarness, modes: list[str], chosen: bool
 ) -> None:
     claim(harness, *modes)

@@ -1,4 +1,4 @@
-"""What a new leader looks at before it serves pods: stores, for a bounded time."""
+"""A new leader reconciles stores before it serves pods, for a limited time."""
 
 import pytest
 from savepoint.errors import StoreMisconfigured, StoreUnavailable
@@ -10,12 +10,12 @@ SECOND = "second"
 
 
 def another_store(harness: ReconcileHarness, secret: str = "s3-keys") -> None:
-    """One that nobody has looked at yet."""
+    """Create a store that is not reconciled yet."""
     s3 = {"endpoint": "https://s3.test", "bucket": "agents", "credentialsSecretName": secret}
     harness.cluster.put(STORES, SECOND, spec={"s3": s3})
 
 
-async def test_a_store_that_was_looked_at_can_be_opened(harness: ReconcileHarness) -> None:
+async def test_a_reconciled_store_can_be_opened(harness: ReconcileHarness) -> None:
     another_store(harness)
     parts = harness.leader
     with pytest.raises(StoreUnavailable, match="has not been probed yet"):
@@ -25,7 +25,7 @@ async def test_a_store_that_was_looked_at_can_be_opened(harness: ReconcileHarnes
     assert harness.cluster.object(STORES, SECOND)["status"]["reason"] == "Ready"
 
 
-async def test_a_store_that_takes_longer_comes_from_the_queue(harness: ReconcileHarness) -> None:
+async def test_a_slow_store_is_left_to_the_queue(harness: ReconcileHarness) -> None:
     another_store(harness)
     parts = harness.leader
     await parts.reconciler.reconcile_stores(0)
@@ -35,7 +35,7 @@ async def test_a_store_that_takes_longer_comes_from_the_queue(harness: Reconcile
     assert (await parts.stores.open(SECOND)).name == SECOND
 
 
-async def test_a_store_that_cannot_be_used_says_why_and_holds_up_nobody(harness: ReconcileHarness) -> None:
+async def test_an_unusable_store_gives_the_cause_and_does_not_block(harness: ReconcileHarness) -> None:
     another_store(harness, "no-such-secret")
     parts = harness.leader
     await parts.reconciler.reconcile_stores(30)
@@ -43,7 +43,7 @@ async def test_a_store_that_cannot_be_used_says_why_and_holds_up_nobody(harness:
         await parts.stores.open(SECOND)
 
 
-async def test_without_a_store_there_is_nothing_to_wait_for(harness: ReconcileHarness) -> None:
+async def test_without_a_store_the_start_does_not_wait(harness: ReconcileHarness) -> None:
     for name in [store.meta.name for store in harness.leader.reconciler._cache.stores]:
         harness.cluster.remove(STORES, name)
     await harness.leader.reconciler.reconcile_stores(30)
