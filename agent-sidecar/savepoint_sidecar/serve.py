@@ -93,7 +93,7 @@ async def _run_incarnation(configured: Settings, failpoints: Failpoints, termina
             return 0
         welcome = starting.result()
         stage_layout.started_file(configured.stage).touch()
-        log.info("agent %s/%s, epoch %d", welcome.namespace, welcome.agent, welcome.epoch)
+        log.info("sidecar ready (agent=%s/%s, epoch=%d)", welcome.namespace, welcome.agent, welcome.epoch)
         commands = await _listen(configured.stage, incarnation)
         await _first_of(asyncio.ensure_future(incarnation.next_run_requested.wait()), terminated)
         commands.close()
@@ -103,7 +103,7 @@ async def _run_incarnation(configured: Settings, failpoints: Failpoints, termina
     except SavepointError as error:
         if error.code == Reason.COMPLETED and not terminated.is_set():  # the sidecar's container was restarted, too
             return None
-        log.error("%s: %s", error.code, error)
+        log.error("the sidecar cannot continue: %s: %s; exiting", error.code, error)
         return 1
     finally:
         await incarnation.close()

@@ -60,8 +60,8 @@ class PendingOffers:
         offer, future = self._open[refusal.attempt]
         if refusal.reason in _RETRIED_REASONS:
             log.info(
-                "the operator cannot commit attempt %s yet: %s: %s; retrying in %.0f s",
-                offer.attempt, refusal.reason, refusal.message, RETRY_SECONDS,
+                "the operator cannot commit the checkpoint yet: %s: %s; retrying in %.0f s (attempt=%s)",
+                refusal.reason, refusal.message, RETRY_SECONDS, offer.attempt,
             )  # fmt: skip
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._due.put_nowait, offer.attempt)
         elif not future.done():

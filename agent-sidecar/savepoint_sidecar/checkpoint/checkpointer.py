@@ -34,6 +34,7 @@ from savepoint_sidecar.capture.capture import Capture, ignore_planned, no_check
 from savepoint_sidecar.capture.draft import Draft
 from savepoint_sidecar.capture.spool import Spool
 from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt, in_thread
+from savepoint_sidecar.checkpoint.failures import resumed_early, to_savepoint_error
 from savepoint_sidecar.checkpoint.offer_message import offer_message
 from savepoint_sidecar.checkpoint.parent_checkpoint import ParentCheckpoint
 from savepoint_sidecar.failpoint import Failpoints, WatchedWriter
@@ -115,7 +116,7 @@ class Checkpointer:
             async with asyncio.timeout(max(0.0, attempt.remaining_seconds)):
                 outcome = await self._take(attempt, session, final)
         except (SavepointError, TimeoutError, OSError) as cause:
-            error = _to_savepoint_error(cause, attempt)
+            error = to_savepoint_error(cause, attempt)
             await self._report_failure(attempt, session, error)
             raise error from cause
         finally:
@@ -136,7 +137,7 @@ class Checkpointer:
     ) -> None:
         code, message = error.code, str(error)
         level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
-        log.log(level, "checkpoint attempt %s failed: %s: %s", attempt.id, code, message)
+        log.log(level, "checkpoint attempt failed: %s: %s (attempt=%s)", code, message, attempt.id)
         failed = CheckpointOutcome.FAILED
         if session is not None and attempt.transaction is not None:
             session.cancel_transaction(attempt.transaction, error)
@@ -195,8 +196,8 @@ class Checkpointer:
             if not attempt.deferrable:
                 raise
             log.warning(
-                "cannot commit checkpoint attempt %s: %s; leaving it for the operator to commit later",
-                attempt.id, str(error) or "the operator cannot be reached",
+                "cannot commit the checkpoint: %s; leaving it for the operator to commit later (attempt=%s)",
+                str(error) or "the operator cannot be reached", attempt.id,
             )  # fmt: skip
         await self._authority.leave_pending(attempt.id, attempt.trigger, attempt.completed, offer.manifest_bytes)
         return None
@@ -226,7 +227,7 @@ class Checkpointer:
         attempt.check()
         attempt.hold(None)
         if not transaction.resume():
-            raise _resumed_early(transaction)
+            raise resumed_early(transaction)
         attempt.resumed = self._time()
         return flush, finals
 
@@ -270,7 +271,7 @@ class Checkpointer:
     ) -> bool:
         """Store the rest of the state. Return False if it equals the parent's, so that no commit is needed."""
         for warning in (text for draft in drafts for text in (*draft.walk.skipped, *draft.warnings)):
-            log.warning("skipped or inconsistent in checkpoint attempt %s: %s", attempt.id, warning)
+            log.warning("skipped or inconsistent in the checkpoint: %s (attempt=%s)", warning, attempt.id)
         if flush is not None:
             attempt.add_planned(sum(entry.size for component in flush.components for entry in component.entries))
             store_components(writer, self._stage, flush.components)
@@ -312,25 +313,3 @@ class Checkpointer:
 
     def _time(self) -> str:
         return time_text(self._now())
-
-
-def _resumed_early(transaction: Transaction) -> SavepointError:
-    """Return the error for an agent that resumed, or ended, before the capture was complete."""
-    with suppress(asyncio.InvalidStateError):
-        error = transaction.flushed.exception()
-        if isinstance(error, SavepointError):
-            return error
-    return Unavailable("the agent resumed or ended before the capture was complete; this attempt is discarded")
-
-
-def _to_savepoint_error(cause: Exception, attempt: CaptureAttempt) -> SavepointError:
-    if isinstance(cause, SavepointError):
-        return cause
-    if isinstance(cause, TimeoutError):
-        try:
-            attempt.check()
-        except SavepointError as error:
-            return error
-    if isinstance(cause, OSError):
-        return Unavailable(f"cannot read the agent's state: {cause.strerror or cause}")
-    return Unavailable(f"the attempt failed: {cause}")

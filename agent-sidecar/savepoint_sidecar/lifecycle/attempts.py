@@ -63,7 +63,7 @@ class AttemptRunner:
     async def decline(self, attempt: CaptureAttempt, error: SavepointError) -> None:
         """Report that the attempt does not begin: to the authority, and to the agent if it made the request."""
         reason, failed = error.code, CheckpointOutcome.FAILED
-        log.info("checkpoint attempt %s declined: %s: %s", attempt.id, reason, error)
+        log.info("checkpoint attempt declined: %s: %s (attempt=%s)", reason, error, attempt.id)
         session = self._context.sessions.live
         if session is not None and attempt.request:
             session.send(wire.Result("", failed, attempt.request, reason=reason, message=str(error)))
@@ -78,7 +78,7 @@ class AttemptRunner:
             return
         size = await asyncio.to_thread(self._capture.file_bytes)
         if size > BASELINE_MAX_BYTES:
-            log.warning("no checkpoint before the agent starts: its files are too large for it (%d bytes)", size)
+            log.warning("no checkpoint before the agent starts: its files are too large (bytes=%d)", size)
             return
         try:
             order = await self._context.requests.request_order(Trigger.AGENT, BASELINE_SECONDS)
@@ -93,7 +93,7 @@ class AttemptRunner:
     async def _update_markers(self) -> None:
         context, parent = self._context, self._context.checkpointer.parent
         assert parent is not None
-        log.info("checkpoint %s committed (sequence %d)", parent.ref.name, parent.ref.sequence)
+        log.info("checkpoint committed (checkpoint=%s, sequence=%d)", parent.ref.name, parent.ref.sequence)
         marker = ready_marker(context.welcome, context.config.pod_uid, parent.ref)
         for root in context.config.roots:
             try:

@@ -220,13 +220,13 @@ class Incarnation:
             final.ended.set()
             outcome = await self._attempts.take(attempt, session, final)
         self._state.completed = True
-        log.info("run completed; final checkpoint: %s", outcome)
+        log.info("run completed (final checkpoint: %s)", outcome)
         parent = self.checkpointer.parent
         return parent.ref.name if parent is not None and outcome == CheckpointOutcome.READY else ""
 
     def handle_disconnect(self, session: ProcessSession) -> None:
         """Log the end of the agent's process."""
-        log.info("agent disconnected (pid %d)", session.connect.pid)
+        log.info("agent disconnected (pid=%d)", session.connect.pid)
 
     def status(self) -> dict[str, Any]:
         """Return the body of ``GET /v1/status``."""
@@ -246,8 +246,9 @@ class Incarnation:
     ) -> wire.Connected:
         assert self._welcome is not None
         welcome = self._welcome
-        start = "nothing restored" if restored is None else f"restored from {restored.checkpoint}"
-        log.info("agent connected (pid %d): epoch %d, %s", session.connect.pid, welcome.epoch, start)
+        checkpoint = "none" if restored is None else restored.checkpoint
+        pid = session.connect.pid
+        log.info("agent connected (pid=%d, epoch=%d, checkpoint=%s)", pid, welcome.epoch, checkpoint)
         self._fence.announce(session)
         return wire.Connected(
             session.id,

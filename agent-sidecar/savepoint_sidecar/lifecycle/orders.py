@@ -47,7 +47,9 @@ class OrderHandler:
                     if repeatable is not None:
                         self._tasks.spawn(context.requests.forward(*repeatable, after=context.state_lock.lock))
                 case Stop() if context.state.stopped is None:
-                    log.error("this incarnation was stopped: %s: %s", order.reason, order.message)
+                    log.error(
+                        "this incarnation was stopped: %s: %s; taking no more checkpoints", order.reason, order.message
+                    )
                     context.state.stopped = RefusedError(order.message, order.reason)
                     context.state_lock.interrupt(order.message)
                     self._fence.raise_permanently(order.message)

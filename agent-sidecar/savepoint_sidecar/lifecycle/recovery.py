@@ -77,7 +77,7 @@ class Recovery:
         self._checkpointer.policy = newer.policy
         ref = newer.parent
         if ref is not None and (parent is None or ref.sequence > parent.ref.sequence):
-            log.info("continuing from checkpoint %s, whose commit was not confirmed to this process", ref.name)
+            log.info("continuing from a checkpoint that this process did not know (checkpoint=%s)", ref.name)
             await self._load(ref)
             self._capture.tables = {root.name: FileTable() for root in self._config.roots}
         if self._newer is newer:  # unless another welcome has arrived in the meantime
@@ -106,7 +106,7 @@ class Recovery:
         with parent.reader(self._authority.blobs, self._key) as reader:
             if not roots_match:
                 report = await in_thread(None, lambda: in_place.restore_in_place(reader, self._capture))
-                log.info("files restored to checkpoint %s: %s", parent.ref.name, report)
+                log.info("files restored: %s (checkpoint=%s)", report, parent.ref.name)
             components = staged
             if components is None:
                 components = await in_thread(None, lambda: restore_components(reader, stage, str(sequence)))
@@ -125,8 +125,8 @@ class Recovery:
                 return await self._load(ref)
             except (StoreUnavailable, Unavailable) as error:
                 log.warning(
-                    "cannot load checkpoint %s: %s: %s; retrying in %.0f s",
-                    ref.name, error.reason, error, LOAD_RETRY_SECONDS,
+                    "cannot load the checkpoint: %s: %s; retrying in %.0f s (checkpoint=%s)",
+                    error.reason, error, LOAD_RETRY_SECONDS, ref.name,
                 )  # fmt: skip
                 await asyncio.sleep(LOAD_RETRY_SECONDS)
         await self._load(ref)

@@ -41,8 +41,8 @@ class Agent:
 
     async def connect(self, *, reattach: bool = False, listen: bool = True) -> wire.Connected:
         """Connect. Raise AssertionError with the answer if the connection is refused."""
-        hello = wire.Connect(1, self.instance, "test", dependencies={"dep": "1"}, reattach=reattach)
-        self.connected = wire.Connected.from_wire(await self.post(wire.PATH_CONNECT, hello.to_wire()))
+        connect = wire.Connect(1, self.instance, "test", dependencies={"dep": "1"}, reattach=reattach)
+        self.connected = wire.Connected.from_wire(await self.post(wire.PATH_CONNECT, connect.to_wire()))
         self.session = self.connected.session
         for component in self.connected.components:
             if component.name == wire.COMPONENT_DOCUMENTS:

@@ -25,8 +25,6 @@ async def test_a_repeated_order_is_handled_once(tmp_path: Path) -> None:
 async def test_an_attempt_waits_briefly_for_an_agent_to_reconnect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from savepoint_sidecar.lifecycle import orders
-
     monkeypatch.setattr(orders, "RECONNECT_SECONDS", 5.0)
     async with running(tmp_path) as harness:
         agent = await harness.connected()
@@ -79,9 +77,7 @@ async def test_a_stop_fences_the_agent_and_ends_all_attempts(tmp_path: Path) -> 
         assert harness.authority.releases == []
 
 
-async def test_a_stop_declines_an_order_that_waits_for_an_agent_without_files(
-    tmp_path: Path,
-) -> None:
+async def test_a_stop_declines_an_order_that_waits_for_an_agent_without_files(tmp_path: Path) -> None:
     async with running(tmp_path, roots=()) as harness:
         attempt = harness.authority.order(seconds=1800)
         await asyncio.sleep(0.05)
