@@ -9,6 +9,7 @@ from savepoint.errors import SavepointError
 
 from savepoint_operator.cluster.kinds import Kind
 from savepoint_operator.reconcile.agent.agents import Agents
+from savepoint_operator.reconcile.agent.attempt_status import AttemptStatus
 from savepoint_operator.reconcile.agent.attempts import Attempts
 from savepoint_operator.reconcile.agent.chain_repair import ChainRepair
 from savepoint_operator.reconcile.agent.protected_agent import ProtectedAgents
@@ -89,11 +90,15 @@ def assemble(dependencies: ReconcileDependencies) -> ReconcileParts:
     stores = StoreRegistry(steps, keyring, dependencies.cluster_id, dependencies.build_store)
     objects = CheckpointObjects(steps.cluster, cache, steps.status_writer)
     recorder = QueueingRecorder(agent_records, queue, objects, steps.metrics, clocks=clocks, random_bytes=random_bytes)
+    attempt_status = AttemptStatus(steps, objects, recorder)
     agents = Agents(
         cache,
         agent_records,
         chain_repair=ChainRepair(cache, stores, objects, recorder),
-        attempts=Attempts(steps, objects, recorder, not_running_seconds=dependencies.not_running_seconds),
+        attempt_status=attempt_status,
+        attempts=Attempts(
+            steps, objects, recorder, attempt_status, not_running_seconds=dependencies.not_running_seconds
+        ),
         restores=Restores(steps, objects),
         retention=Retention(steps, objects, stores.record_collection),
         protected=ProtectedAgents(steps, objects),

@@ -9,6 +9,7 @@ from savepoint_operator.model.objects import ObjectKey, Pod, Policy
 from savepoint_operator.model.ports import Orders
 from savepoint_operator.model.views import AgentRef
 from savepoint_operator.reconcile.agent import run_end
+from savepoint_operator.reconcile.agent.attempt_status import AttemptStatus
 from savepoint_operator.reconcile.agent.attempts import Attempts
 from savepoint_operator.reconcile.agent.chain_repair import ChainRepair
 from savepoint_operator.reconcile.agent.protected_agent import ProtectedAgents
@@ -31,13 +32,15 @@ class Agents:
         agent_records: AgentRecords,
         *,
         chain_repair: ChainRepair,
+        attempt_status: AttemptStatus,
         attempts: Attempts,
         restores: Restores,
         retention: Retention,
         protected: ProtectedAgents,
     ) -> None:
         self._cache, self._agent_records = cache, agent_records
-        self._chain_repair, self._attempts, self._restores = chain_repair, attempts, restores
+        self._chain_repair, self._restores = chain_repair, restores
+        self._attempt_status, self._attempts = attempt_status, attempts
         self._retention, self._protected = retention, protected
 
     async def reconcile(self, agent: AgentRef, orders: Orders) -> float | None:
@@ -53,7 +56,7 @@ class Agents:
         delays = [await self._chain_repair.repair(agent_record, store, orders)]
         delays.append(await run_end.end_run(agent_record, store, orders))
         await self._attempts.follow_annotation(agent_record, pod)
-        delays.append(await self._attempts.write_status(agent_record))
+        delays.append(await self._attempt_status.write(agent_record))
         delays.append(await self._attempts.order_requested(agent_record, policy, orders))
         if agent_record.chain_read:
             delays.append(await self._attempts.order_scheduled(agent_record, policy, orders))
@@ -71,7 +74,7 @@ class Agents:
         """Write what was reported, and nothing else: no checkpoint is ordered, expired or collected."""
         agent_record = self._agent_records[agent]
         policy = self._policy(self._newest_pod(agent))
-        await self._attempts.write_status(agent_record)
+        await self._attempt_status.write(agent_record)
         await self._restores.write_status(agent_record)
         await self._protected.write_status(agent_record, policy, self._store(agent_record, policy))
 

@@ -1,38 +1,28 @@
-"""The steps for checkpoints: order what is requested or due, and write what was reported to the AgentCheckpoints.
-
-Only this module writes their status; ``rules.status.checkpoint_status`` decides what it says.
-"""
+"""The steps that order checkpoints: those that are requested, those that are scheduled, and the annotation on a pod."""
 
 from typing import Final
 
-from savepoint.contract.control_protocol import Result
 from savepoint.contract.names import ANNOTATION_CHECKPOINT_NOW
-from savepoint.contract.vocabulary import CheckpointOutcome, Phase, Reason, Trigger
+from savepoint.contract.vocabulary import Phase, Reason, Trigger
 from savepoint.errors import Refused, Unavailable
 
 from savepoint_operator.cluster.events import EventTarget
-from savepoint_operator.cluster.kinds import AGENTS, CHECKPOINTS, PODS
+from savepoint_operator.cluster.kinds import AGENTS, CHECKPOINTS
 from savepoint_operator.model.objects import CheckpointObject, Interval, ObjectKey, Pod, Policy
 from savepoint_operator.model.ports import Orders
+from savepoint_operator.reconcile.agent.attempt_status import ATTEMPT_SECONDS, AttemptStatus, keep_trigger
 from savepoint_operator.reconcile.agent_record import AgentRecord, AttemptRecord
 from savepoint_operator.reconcile.checkpoint_objects import ANNOTATION_ATTEMPT, CheckpointObjects
 from savepoint_operator.reconcile.dependencies import StepDependencies
 from savepoint_operator.reconcile.recorder import QueueingRecorder
 from savepoint_operator.rules import schedule
 from savepoint_operator.rules.status import checkpoint_status
-from savepoint_operator.rules.status.conditions import Condition, parsed_time
-from savepoint_operator.rules.status.texts import ago, with_next_step
+from savepoint_operator.rules.status.conditions import parsed_time
+from savepoint_operator.rules.status.texts import with_next_step
 
-ATTEMPT_SECONDS: Final = 1800
-"""The deadline of an attempt; the registry fails it some seconds later."""
-LOST_SECONDS: Final = 120.0
-"""Time after its deadline at which an attempt without an outcome is failed here."""
-PROGRESS_SECONDS: Final = 5.0
 REQUEUE_SECONDS: Final = 2.0
 OPEN_SECONDS: Final = 60.0
 """Time that a request waits for a sidecar, and that an attempt of an earlier leader waits to be reported again."""
-VISIBLE: Final = frozenset({Phase.UPLOADING, Phase.COMMITTING})
-"""Phases in which a scheduled attempt gets its AgentCheckpoint: earlier it may still turn out to be unchanged."""
 
 
 class Attempts:
@@ -43,6 +33,7 @@ class Attempts:
         dependencies: StepDependencies,
         objects: CheckpointObjects,
         recorder: QueueingRecorder,
+        status: AttemptStatus,
         *,
         not_running_seconds: float = OPEN_SECONDS,
     ) -> None:
@@ -50,101 +41,9 @@ class Attempts:
         self._status_writer, self._random_bytes = dependencies.status_writer, dependencies.random_bytes
         self._now, self._monotonic = dependencies.clocks.now, dependencies.clocks.monotonic
         self._leader_since, self._not_running_seconds = dependencies.leader_since, not_running_seconds
-        self._objects, self._recorder = objects, recorder
+        self._objects, self._recorder, self._status = objects, recorder, status
         self._waiting_since: dict[str, float] = {}
         """Monotonic seconds since when a request waits for a sidecar or store, by the request's UID."""
-
-    # -- status of attempts ----------------------------------------------------------------------------------------
-
-    async def write_status(self, agent_record: AgentRecord) -> float | None:
-        """Write every attempt's progress or outcome to its AgentCheckpoint."""
-        delays: list[float] = []
-        for attempt in list(agent_record.attempts.values()):
-            overdue = self._monotonic() - attempt.started_at > ATTEMPT_SECONDS + LOST_SECONDS
-            if not attempt.finished and overdue:
-                message = "The attempt did not end before its deadline, and its sidecar no longer reports it."
-                result = Result(attempt.id, CheckpointOutcome.FAILED, Reason.DEADLINE_EXCEEDED, message)
-                await self._recorder.failed(agent_record.agent, result)
-            delay = await self._write_attempt(agent_record, attempt)
-            delays += [] if delay is None else [delay]
-        return min(delays, default=None)
-
-    async def _write_attempt(self, agent_record: AgentRecord, attempt: AttemptRecord) -> float | None:
-        item = self._objects.find(agent_record.agent, attempt.id)
-        if item is None:
-            if attempt.unchanged:
-                del agent_record.attempts[attempt.id]
-                return None
-            if not attempt.finished and attempt.phase not in VISIBLE:
-                return None
-            head_number = agent_record.head.record.number if agent_record.head else 0
-            item = await self._objects.ensure(agent_record, attempt, head_number)
-        if not attempt.finished:
-            return await self._write_progress(agent_record, attempt, item)
-        if attempt.unchanged and not self._objects.created_by_user(item):
-            await self._objects.delete(item)  # it became visible before the attempt turned out to be unchanged
-            del agent_record.attempts[attempt.id]
-            return None
-        written = (attempt.head, attempt.result)  # the outcome may change while the API server answers
-        patch, condition = self._outcome(agent_record, attempt)
-        await self._objects.write_status(item, {**self._start(agent_record, attempt, item), **patch}, condition)
-        if attempt.result is not None and not attempt.unchanged:
-            await self._report_failure(agent_record, attempt, item)
-        if agent_record.attempts.get(attempt.id) is attempt and (attempt.head, attempt.result) == written:
-            del agent_record.attempts[attempt.id]
-        return None
-
-    async def _write_progress(
-        self, agent_record: AgentRecord, attempt: AttemptRecord, item: CheckpointObject
-    ) -> float | None:
-        now = self._monotonic()
-        if item.reason == attempt.phase and attempt.progress_written_at is not None:
-            elapsed = now - attempt.progress_written_at
-            if elapsed < PROGRESS_SECONDS:
-                return PROGRESS_SECONDS - elapsed
-        delay = ""
-        if attempt.delay_cause:
-            delay = f"Everything is stored, but the commit is delayed and will be retried: {attempt.delay_cause}"
-        patch, condition = checkpoint_status.running(attempt.phase, attempt.progress, delay)
-        await self._objects.write_status(item, {**self._start(agent_record, attempt, item), **patch}, condition)
-        attempt.progress_written_at = now
-        return None
-
-    def _start(
-        self, agent_record: AgentRecord, attempt: AttemptRecord, item: CheckpointObject
-    ) -> checkpoint_status.Patch:
-        pod = self._cache.pod_by_uid(agent_record.agent, attempt.pod[1])
-        disruption = pod.disruption if pod is not None else ""
-        trigger, trigger_reason = checkpoint_status.shown_trigger(attempt.trigger, disruption)
-        start = checkpoint_status.started(
-            attempt.id, trigger, attempt.requested_by, attempt.trigger_reason or trigger_reason, attempt.pod
-        )
-        return _keep_trigger(start, item)
-
-    def _outcome(self, agent_record: AgentRecord, attempt: AttemptRecord) -> tuple[checkpoint_status.Patch, Condition]:
-        if attempt.head is not None:
-            contents = attempt.offer or attempt.contents
-            return checkpoint_status.committed(contents, attempt.head, attempt.store, attempt.parent, self._now())
-        assert attempt.result is not None
-        if attempt.unchanged:
-            name = self._objects.latest_name(agent_record)
-            latest = self._cache.checkpoints.get(ObjectKey(agent_record.agent.namespace, name))
-            return checkpoint_status.unchanged(latest.status if latest else {}, name, attempt.result)
-        return checkpoint_status.failed(attempt.result.reason, attempt.result.message)
-
-    async def _report_failure(self, agent_record: AgentRecord, attempt: AttemptRecord, item: CheckpointObject) -> None:
-        assert attempt.result is not None
-        text = f"{attempt.result.reason}: {attempt.result.message}{self._last_good(agent_record)}"
-        await self._events.warning(EventTarget.of(CHECKPOINTS, item.meta), Reason.CHECKPOINT_FAILED, text)
-        name, uid, _ = attempt.pod
-        if name:
-            pod = EventTarget(PODS, agent_record.agent.namespace, name, uid)
-            await self._events.warning(pod, Reason.CHECKPOINT_FAILED, f"{item.meta.name}: {text}")
-
-    def _last_good(self, agent_record: AgentRecord) -> str:
-        name = self._objects.latest_name(agent_record)
-        age = f" ({ago(agent_record.recovery_point, self._now())})" if agent_record.recovery_point else ""
-        return f" Last good: {name}{age}." if name else " There is no checkpoint yet."
 
     # -- requested checkpoints -------------------------------------------------------------------------------------
 
@@ -190,7 +89,7 @@ class Attempts:
         attempt.requested_by = (item.status.get("trigger") or {}).get("requestedBy", "")
         if not attempt.finished and attempt.phase == Reason.PENDING:
             attempt.phase = Phase.QUIESCING
-            await self._write_progress(agent_record, attempt, item)
+            await self._status.write_progress(agent_record, attempt, item)
         return None
 
     async def _wait_or_fail(
@@ -243,7 +142,7 @@ class Attempts:
         text = "The operator restarted during this attempt, and the sidecar no longer reports it."
         message = with_next_step(Reason.DEADLINE_EXCEEDED, text, None)
         await self._objects.write_status(item, *checkpoint_status.failed(Reason.DEADLINE_EXCEEDED, message))
-        event = f"{Reason.DEADLINE_EXCEEDED}: {message}{self._last_good(agent_record)}"
+        event = f"{Reason.DEADLINE_EXCEEDED}: {message}{self._status.last_good(agent_record)}"
         await self._events.warning(EventTarget.of(CHECKPOINTS, item.meta), Reason.CHECKPOINT_FAILED, event)
         return None
 
@@ -323,10 +222,4 @@ class Attempts:
 def _manual_start(item: CheckpointObject) -> checkpoint_status.Patch:
     """Return the first fields of a request that no pod has started yet."""
     start = checkpoint_status.started(item.own_attempt, item.trigger or Trigger.MANUAL, "", "", ("", "", ""))
-    return _keep_trigger(start, item)
-
-
-def _keep_trigger(start: checkpoint_status.Patch, item: CheckpointObject) -> checkpoint_status.Patch:
-    """Leave out the trigger if one is written already: the first one written is the most precise."""
-    trigger = item.status.get("trigger") or {}
-    return {name: value for name, value in start.items() if name != "trigger"} if trigger.get("type") else start
+    return keep_trigger(start, item)

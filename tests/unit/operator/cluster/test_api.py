@@ -21,23 +21,24 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """An HTTPS server that answers as the test says and remembers what it was asked."""
+    """An HTTPS server that gives scripted answers and records its requests."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str, dict[str, str], Any]] = []
+        self.requests: list[tuple[str, str, dict[str, str], Any]] = []
         self.answers: list[tuple[int, Any]] = []
         self.port = 0
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
         body = json.loads(text) if text else None
-        self.asked.append((request.method, request.path_qs, dict(request.headers), body))
+        self.requests.append((request.method, request.path_qs, dict(request.headers), body))
         status, content = self.answers.pop(0) if self.answers else (200, {})
         return web.json_response(content, status=status)
 
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """Run a server with a certificate of its own CA."""
     ca = make_ca(NOW)
     serving = make_serving(ca, ("localhost",), NOW)
     (tmp_path / "ca.crt").write_bytes(ca.certificate)
@@ -58,6 +59,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def api(server: Server, tmp_path: Path) -> AsyncIterator[Api]:
+    """Connect to the server as in a cluster."""
     (tmp_path / "token").write_text("of-the-account")
     environment = {"KUBERNETES_SERVICE_HOST": "localhost", "KUBERNETES_SERVICE_PORT": str(server.port)}
     access = Access.in_cluster(environment, tmp_path / "token", tmp_path / "ca.crt")
@@ -67,7 +69,7 @@ async def api(server: Server, tmp_path: Path) -> AsyncIterator[Api]:
 
 async def test_the_service_accounts_token_is_sent(api: Api, server: Server) -> None:
     await api.get(PODS, "demo", "coder-1")
-    ((method, path, headers, _),) = server.asked
+    ((method, path, headers, _),) = server.requests
     assert (method, path) == ("GET", "/api/v1/namespaces/demo/pods/coder-1")
     assert headers["Authorization"].lower() == "bearer of-the-account"
 
@@ -85,7 +87,7 @@ async def test_a_rotated_token_is_read_again(server: Server, tmp_path: Path) -> 
     assert (await access.connection()).token == "new"
     async with access.client() as client:
         await Api(client).list(NODES)
-    assert server.asked[-1][2]["Authorization"].lower() == "bearer new"
+    assert server.requests[-1][2]["Authorization"].lower() == "bearer new"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ async def test_lists_are_read_in_pages(api: Api, server: Server) -> None:
         (200, {"metadata": {}, "items": [{"a": 2}]}),
     ]
     assert await api.list(PODS, selector="savepoint.dev/agent") == [{"a": 1}, {"a": 2}]
-    assert [path for _, path, _, _ in server.asked] == [
+    assert [path for _, path, _, _ in server.requests] == [
         "/api/v1/pods?limit=500&labelSelector=savepoint.dev/agent",
         "/api/v1/pods?limit=500&labelSelector=savepoint.dev/agent&continue=more",
     ]
@@ -170,12 +172,12 @@ async def test_patches_deletions_and_evictions_name_their_type_and_uid(api: Api,
     await api.delete(PODS, "demo", "a", "uid-1")
     with pytest.raises(Blocked):
         await api.evict("demo", "a", "uid-1")
-    method, path, headers, _ = server.asked[0]
+    method, path, headers, _ = server.requests[0]
     assert (method, headers["Content-Type"]) == ("PATCH", "application/merge-patch+json")
     assert path == "/apis/savepoint.dev/v1alpha1/namespaces/demo/agentcheckpoints/a/status"
-    assert server.asked[1][3]["preconditions"] == {"uid": "uid-1"}
-    assert server.asked[3][1].endswith("/pods/a/eviction")
-    assert server.asked[3][3]["deleteOptions"] == {"preconditions": {"uid": "uid-1"}}
+    assert server.requests[1][3]["preconditions"] == {"uid": "uid-1"}
+    assert server.requests[3][1].endswith("/pods/a/eviction")
+    assert server.requests[3][3]["deleteOptions"] == {"preconditions": {"uid": "uid-1"}}
 
 
 @pytest.mark.parametrize(
@@ -190,13 +192,13 @@ async def test_patches_deletions_and_evictions_name_their_type_and_uid(api: Api,
     ],
 )
 async def test_an_invalid_name_is_never_sent(api: Api, server: Server, name: str) -> None:
-    """Owner references hold any text, and so do records in a bucket: the operator may read more than they."""
+    """Owner references and records in a bucket may hold any text, and the operator may read more than their authors."""
     assert await api.get(DEPLOYMENTS, "demo", name) is None
     with pytest.raises(NotFound):
         await api.patch(PODS, "demo", name, {})
-    assert server.asked == []
+    assert server.requests == []
 
 
 async def test_a_name_is_one_segment_of_the_path(api: Api, server: Server) -> None:
     await api.get(PODS, "demo", "a?watch=1#b c")
-    assert server.asked[0][1] == "/api/v1/namespaces/demo/pods/a%3Fwatch=1%23b%20c"
+    assert server.requests[0][1] == "/api/v1/namespaces/demo/pods/a%3Fwatch=1%23b%20c"

@@ -8,7 +8,7 @@ from savepoint_operator.cluster.errors import Denied
 from savepoint_operator.cluster.reviewer import Reviewer
 from savepoint_operator.model.views import PodIdentity
 
-GOOD: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "authenticated": True,
     "audiences": ["savepoint.dev"],
     "user": {
@@ -22,21 +22,23 @@ GOOD: dict[str, Any] = {
 
 
 class Reviews:
+    """Answers every review alike, and records the requests."""
+
     def __init__(self, answer: dict[str, Any] | SavepointError) -> None:
         self.answer = answer
-        self.asked: list[Any] = []
+        self.requests: list[Any] = []
 
     async def review(self, spec: dict[str, Any]) -> dict[str, Any]:
-        self.asked.append(spec)
+        self.requests.append(spec)
         if isinstance(self.answer, SavepointError):
             raise self.answer
         return self.answer
 
 
 async def test_a_valid_token_proves_its_pod() -> None:
-    reviews = Reviews(GOOD)
+    reviews = Reviews(VALID)
     assert await Reviewer(reviews).review("t") == PodIdentity("demo", "coder-1", "uid-1")
-    assert reviews.asked == [{"token": "t", "audiences": ["savepoint.dev"]}]
+    assert reviews.requests == [{"token": "t", "audiences": ["savepoint.dev"]}]
 
 
 @pytest.mark.parametrize(
@@ -45,13 +47,13 @@ async def test_a_valid_token_proves_its_pod() -> None:
         {"authenticated": False},
         {"audiences": ["https://kubernetes.default.svc"]},
         {"audiences": None},
-        {"user": {"username": "admin", "extra": GOOD["user"]["extra"]}},
+        {"user": {"username": "admin", "extra": VALID["user"]["extra"]}},
         {"user": {"username": "system:serviceaccount:demo:default", "extra": {}}},
-        {"user": {**GOOD["user"], "extra": {"authentication.kubernetes.io/pod-name": ["a", "b"]}}},
+        {"user": {**VALID["user"], "extra": {"authentication.kubernetes.io/pod-name": ["a", "b"]}}},
     ],
 )
 async def test_any_other_token_proves_nothing(change: dict[str, Any]) -> None:
-    assert await Reviewer(Reviews({**GOOD, **change})).review("t") is None
+    assert await Reviewer(Reviews({**VALID, **change})).review("t") is None
 
 
 async def test_a_missing_permission_to_review_is_a_transient_fault() -> None:

@@ -12,7 +12,7 @@ from savepoint_operator.cluster.watch import Watch
 
 
 class Answer:
-    """One answer of the API server: a body, and for a watch its lines."""
+    """One answer of the API server: a body, or the events of a watch."""
 
     def __init__(self, status: int = 200, body: Any = None, events: Iterable[Any] = ()) -> None:
         self.status = status
@@ -32,15 +32,15 @@ class Answer:
 
 
 class Script:
-    """Answers in order; then it hangs, as a quiet watch does."""
+    """Gives the answers in order, then hangs as a watch without events does."""
 
     def __init__(self, *answers: Answer | Exception) -> None:
         self._answers = list(answers)
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.done = asyncio.Event()
 
     async def __call__(self, **arguments: Any) -> Answer:
-        self.asked.append(arguments)
+        self.requests.append(arguments)
         if not self._answers:
             self.done.set()
             await asyncio.Event().wait()
@@ -51,19 +51,19 @@ class Script:
 
 
 class Names:
-    """A sink that keeps names."""
+    """A sink that keeps the objects' names."""
 
     def __init__(self) -> None:
-        self.held: set[str] = set()
+        self.names: set[str] = set()
 
     def replace(self, objects: Iterable[Mapping[str, Any]]) -> None:
-        self.held = {item["metadata"]["name"] for item in objects}
+        self.names = {item["metadata"]["name"] for item in objects}
 
     def put(self, item: Mapping[str, Any]) -> None:
-        self.held.add(item["metadata"]["name"])
+        self.names.add(item["metadata"]["name"])
 
     def remove(self, item: Mapping[str, Any]) -> None:
-        self.held.discard(item["metadata"]["name"])
+        self.names.discard(item["metadata"]["name"])
 
 
 def thing(name: str, version: str = "1") -> dict[str, Any]:
@@ -75,13 +75,13 @@ def listed(version: str, *names: str) -> Answer:
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PAUSE_SECONDS", "RETRY_MIN_SECONDS"):
         monkeypatch.setattr(watch, name, 0.0)
 
 
 async def follow(*answers: Answer | Exception) -> tuple[Script, Names, Watch]:
-    """Run until the script is at its end."""
+    """Run a watch until the script has no more answers."""
     script, sink = Script(*answers), Names()
     subject = Watch("things", script, sink, lambda: 0.0)
     assert not subject.synced
@@ -102,10 +102,10 @@ async def test_a_list_then_a_watch_from_its_version() -> None:
     first = Answer(events=events)
     script, sink, subject = await follow(listed("7", "a", "b"), first)
     assert subject.synced
-    assert sink.held == {"b", "c"}
+    assert sink.names == {"b", "c"}
     assert first.closed
-    assert [asked.get("resource_version") for asked in script.asked] == [None, "7", "12"]
-    assert all(asked["_request_timeout"] > 0 for asked in script.asked)
+    assert [request.get("resource_version") for request in script.requests] == [None, "7", "12"]
+    assert all(request["_request_timeout"] > 0 for request in script.requests)
 
 
 async def test_a_watch_is_synced_after_the_first_list_and_stays_so_through_faults() -> None:
@@ -118,8 +118,8 @@ async def test_a_watch_is_synced_after_the_first_list_and_stays_so_through_fault
         listed("8", "b"),
     )
     assert subject.synced
-    assert sink.held == {"b"}
-    assert [asked.get("resource_version") for asked in script.asked] == [None, None, None, None, "7", None, "8"]
+    assert sink.names == {"b"}
+    assert [request.get("resource_version") for request in script.requests] == [None, None, None, None, "7", None, "8"]
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ async def test_a_watch_is_synced_after_the_first_list_and_stays_so_through_fault
 )
 async def test_an_expired_watch_lists_again(expired: Answer) -> None:
     script, sink, _ = await follow(listed("7", "a"), expired, listed("9", "b"))
-    assert sink.held == {"b"}
-    assert [asked.get("resource_version") for asked in script.asked] == [None, "7", None, "9"]
+    assert sink.names == {"b"}
+    assert [request.get("resource_version") for request in script.requests] == [None, "7", None, "9"]
 
 
 async def test_another_error_in_the_stream_lists_again_too() -> None:
     error = {"type": "ERROR", "object": {"code": 500, "message": "etcd"}}
     _, sink, _ = await follow(listed("7", "a"), Answer(events=[error]), listed("9", "b"))
-    assert sink.held == {"b"}
+    assert sink.names == {"b"}
