@@ -17,7 +17,7 @@ from e2e.cluster.up import down, up
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 1 with a message on stderr when it cannot be done."""
+    """Run one command; return 1 with a message on stderr if it fails."""
     options = _parser().parse_args(arguments)
     paths = default_paths()
     steps = Steps(paths.cache / "timings.json")
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; `down` removes what there is, `up` goes on from it", file=sys.stderr)
+        print("interrupted: run `up` to continue or `down` to remove everything", file=sys.stderr)
         return 130
 
 
@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace, paths: Paths, steps: Steps) -> int:
             return _status(paths)
         case "kubeconfig":
             if not paths.kubeconfig.exists():
-                raise ClusterError("no cluster runs here: python -m e2e.cluster up")
+                raise ClusterError("no cluster is running: run `python -m e2e.cluster up`")
             print(paths.kubeconfig)
         case "images":
             for name in images.build_all(engine.current(paths), paths, steps):
@@ -55,30 +55,30 @@ def _run(options: argparse.Namespace, paths: Paths, steps: Steps) -> int:
 
 def _status(paths: Paths) -> int:
     print(f"engine:     {engine.describe(paths)}")
-    up_now = kind.answers(paths)
+    ready = kind.is_ready(paths)
     print(f"kubeconfig: {paths.kubeconfig if paths.kubeconfig.exists() else 'none'}")
-    print(f"cluster:    {'all nodes Ready' if up_now else 'does not answer'}")
-    if up_now:
+    print(f"cluster:    {'all nodes are Ready' if ready else 'not Ready'}")
+    if ready:
         print(kind.kubectl(paths, "get", "nodes", "-o", "wide"))
-    return 0 if up_now else 1
+    return 0 if ready else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m e2e.cluster", description="A real kind cluster on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
-    starting = commands.add_parser("up", help="bring the cluster up, from whatever state this machine is in")
-    starting.add_argument(
-        "--slow-detection", action="store_true", help="leave Kubernetes' own times for noticing that a node is gone"
+    up_parser = commands.add_parser("up", help="start the cluster, or repair it if it is broken")
+    up_parser.add_argument(
+        "--slow-detection", action="store_true", help="keep Kubernetes' default times for detecting a lost node"
     )
-    starting.add_argument(
-        "--node-image", metavar="IMAGE", help="kind node image where a container engine answers; default: kind's own"
+    up_parser.add_argument(
+        "--node-image", metavar="IMAGE", help="kind node image, if a container engine is running; default: kind's own"
     )
-    commands.add_parser("down", help="remove the cluster and all that it left on the machine; the cache stays")
-    commands.add_parser("status", help="say what runs; exit 1 unless all nodes are Ready")
+    commands.add_parser("down", help="remove the cluster and everything it left on the machine; keep the cache")
+    commands.add_parser("status", help="show what is running; exit with 1 unless all nodes are Ready")
     commands.add_parser("kubeconfig", help="print the path of the cluster's kubeconfig")
     commands.add_parser("images", help="build the project's images from its Dockerfiles")
-    loading = commands.add_parser("load", help="put images into the workers")
-    loading.add_argument("names", nargs="*", metavar="IMAGE", help="default: all of the project's")
+    load_parser = commands.add_parser("load", help="load images into the nodes")
+    load_parser.add_argument("names", nargs="*", metavar="IMAGE", help="default: all images of the project")
     commands.add_parser("heal", help="undo every fault on every node")
     return parser
 

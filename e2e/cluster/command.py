@@ -1,6 +1,6 @@
-"""Running a program of this machine, with its last words in the error.
+"""Running programs on this machine, with the end of their output in the error.
 
-What it is: one function around subprocess. What it is not: a shell; arguments are lists.
+A thin layer over subprocess; arguments are lists, never shell text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ TAIL_LINES = 15
 
 
 class ClusterError(Exception):
-    """The cluster cannot be made, changed or removed; the message says why and ends with the program's own words."""
+    """The cluster cannot be created, changed or removed; the message gives the cause and the end of the output."""
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
     check: bool = True,
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """The finished program with its output. Raises ClusterError when check is set and its status is not 0."""
+    """Run a program and return it with its output. Raises ClusterError if check is set and its status is not 0."""
     try:
         done = subprocess.run(
             [str(part) for part in arguments],
@@ -40,22 +40,22 @@ def run(
             cwd=cwd,
         )
     except FileNotFoundError as error:
-        raise ClusterError(f"{arguments[0]} is not on this machine") from error
+        raise ClusterError(f"{arguments[0]} not found on this machine") from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{_words(arguments)}: no end after {timeout:.0f} s") from error
+        raise ClusterError(f"{_shortened(arguments)} did not finish within {timeout:.0f} s") from error
     if check and done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-TAIL_LINES:])
-        raise ClusterError(f"{_words(arguments)} exited {done.returncode}:\n{tail}")
+        raise ClusterError(f"{_shortened(arguments)} exited with {done.returncode}:\n{tail}")
     return done
 
 
 def output(arguments: Sequence[str | Path], **options: object) -> str:
-    """What the program printed, without the last newline."""
+    """Run a program and return its standard output without surrounding whitespace."""
     return run(arguments, **options).stdout.strip()  # type: ignore[arg-type]  # the options of run, passed on
 
 
 def pipe(source: Sequence[str | Path], sink: Sequence[str | Path], *, env: Mapping[str, str] | None = None) -> str:
-    """`source | sink`; what sink printed. Raises ClusterError when either fails."""
+    """Run `source | sink` and return the output of sink. Raises ClusterError if either fails."""
     environment = dict(env) if env is not None else None
     with subprocess.Popen([str(part) for part in source], stdout=subprocess.PIPE, env=environment) as first:
         done = subprocess.run(
@@ -71,11 +71,12 @@ def pipe(source: Sequence[str | Path], sink: Sequence[str | Path], *, env: Mappi
     if first.returncode != 0 or done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-TAIL_LINES:])
         raise ClusterError(
-            f"{_words(source)} exited {first.returncode}, {_words(sink)} exited {done.returncode}:\n{tail}"
+            f"{_shortened(source)} exited with {first.returncode}, "
+            f"{_shortened(sink)} exited with {done.returncode}:\n{tail}"
         )
     return done.stdout.strip()
 
 
-def _words(arguments: Sequence[str | Path]) -> str:
+def _shortened(arguments: Sequence[str | Path]) -> str:
     text = " ".join(str(part) for part in arguments)
     return text if len(text) <= 160 else f"{text[:157]}..."

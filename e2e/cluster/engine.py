@@ -1,10 +1,10 @@
-"""The container engine: the machine's own where one answers, else a dockerd of ours that nobody else sees.
+"""The container engine: an external one if docker or podman is running, otherwise a dockerd that we manage.
 
-What it is: find, start and stop, and the environment in which `docker` and `kind` reach it. What it is not: a package
-installer (bootstrap) and not the broom (leftovers), which `stop` calls.
+Finds, starts and stops it, and provides the environment in which `docker` and `kind` reach it. Packages are installed
+by bootstrap.py, and cleanup.py removes what the engine leaves on the machine.
 
-Our dockerd has its own socket, data, state and pid file, and no default bridge; its containers sit in a cgroup of
-their own. It works in the machine's network namespace, so kubectl reaches the cluster directly.
+Our dockerd has its own socket, data, state and pid file, and no default bridge; its containers are in a cgroup of their
+own. It runs in the machine's network namespace, so kubectl reaches the cluster directly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster import leftovers
+from e2e.cluster import cleanup
 from e2e.cluster.command import ClusterError, run
 from e2e.cluster.paths import Paths
 from e2e.cluster.process import alive, terminate
@@ -28,98 +28,100 @@ CGROUP = "savepoint-engine"
 START_SECONDS = 60.0
 CAP_SYS_RESOURCE = 24
 _RUNTIME = Path(__file__).parent / "node" / "runtime.sh"
-_OWN_VARIABLES = (
+_CLIENT_VARIABLES = (
     "DOCKER_HOST",
     "DOCKER_CONTEXT",
     "DOCKER_TLS_VERIFY",
     "DOCKER_CERT_PATH",
     "KIND_EXPERIMENTAL_PROVIDER",
 )
+"""Variables of the user that would direct the clients to another engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine that answers."""
+    """A running engine."""
 
     program: str
     """`docker` or `podman`."""
-    ours: bool
-    """Started by us: the node image is built here, and `down` stops it."""
+    managed: bool
+    """True if we started it: the node image is built here, and `down` stops the engine."""
     env: dict[str, str]
     """The environment for `docker`, `podman` and `kind`."""
 
     def __call__(self, *arguments: str | Path, stdin: str | None = None, timeout: float | None = None) -> str:
-        """What `docker ARGUMENTS` printed. Raises ClusterError."""
+        """Run `docker ARGUMENTS` and return its output. Raises ClusterError."""
         return run([self.program, *arguments], env=self.env, stdin=stdin, timeout=timeout).stdout.strip()
 
     def has_image(self, name: str) -> bool:
+        """Return whether the engine has the image."""
         return run([self.program, "image", "inspect", name], env=self.env, check=False).returncode == 0
 
 
-def of_the_machine() -> Engine | None:
-    """The engine that the user has running, if any."""
+def find_external() -> Engine | None:
+    """Return the engine that the user has running, if any."""
     for program in ("docker", "podman"):
         if shutil.which(program) is None:
             continue
-        # A docker client without an engine exits 0 for --version, and for `info` only with the engine's answer.
+        # `docker --version` succeeds without an engine; `docker info` needs one.
         version = "{{.ServerVersion}}" if program == "docker" else "{{.Version.Version}}"
         answer = run([program, "info", "--format", version], check=False, timeout=30)
         if answer.returncode == 0 and answer.stdout.strip():
             env = dict(os.environ)
             if program == "podman":
                 env["KIND_EXPERIMENTAL_PROVIDER"] = "podman"
-            return Engine(program, ours=False, env=env)
+            return Engine(program, managed=False, env=env)
     return None
 
 
-def running(paths: Paths) -> Engine | None:
-    """Our engine if it runs and answers."""
+def find_managed(paths: Paths) -> Engine | None:
+    """Return our engine if it runs and answers."""
     if not _dockerd_runs(paths):
         return None
-    engine = _ours(paths)
+    engine = _managed(paths)
     if run(["docker", "info"], env=engine.env, check=False, timeout=30).returncode != 0:
         return None
     return engine
 
 
 def current(paths: Paths) -> Engine:
-    """The engine that the cluster runs in, ours or the machine's. Raises ClusterError when there is none."""
-    found = running(paths) or of_the_machine()
+    """Return the engine that the cluster runs in, managed or external. Raises ClusterError if there is none."""
+    found = find_managed(paths) or find_external()
     if found is None:
-        raise ClusterError("no cluster runs here: python -m e2e.cluster up")
+        raise ClusterError("no cluster is running: run `python -m e2e.cluster up`")
     return found
 
 
 def start(paths: Paths) -> Engine:
-    """Our engine, started if it does not run. Raises ClusterError."""
-    found = running(paths)
+    """Start our engine unless it runs already, and return it. Raises ClusterError."""
+    found = find_managed(paths)
     if found is not None:
         return found
     if os.geteuid() != 0:
-        raise ClusterError("no engine answers `docker info`, and starting one needs root")
-    if leftovers.anything(paths, CGROUP):
-        stop(paths)  # of an engine that was killed: its containers may still run, without anybody who could stop them
+        raise ClusterError("`docker info` finds no container engine, and starting one requires root")
+    if cleanup.leftovers_exist(paths, CGROUP):
+        stop(paths)  # of an engine that was killed: its containers may still run without anything to stop them
     paths.make()
-    leftovers.remember(paths)
+    cleanup.record_state(paths)
     paths.engine_data.mkdir(parents=True, exist_ok=True)
     log = paths.run / "dockerd.log"
-    with log.open("ab") as words:
+    with log.open("ab") as output:
         daemon = subprocess.Popen(
             _command(paths),
             stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=words,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
             preexec_fn=_raise_limits,  # noqa: PLW1509  # no threads hold locks that this touches
             env={**os.environ, "PATH": f"/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"},
         )
-    engine = _ours(paths)
+    engine = _managed(paths)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if daemon.poll() is not None:
             break
         if paths.socket.exists() and run(["docker", "info"], env=engine.env, check=False).returncode == 0:
-            _forget(engine)
+            _remove_containers(engine)
             return engine
         time.sleep(0.1)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
@@ -128,35 +130,35 @@ def start(paths: Paths) -> Engine:
 
 
 def stop(paths: Paths) -> list[str]:
-    """Stop our engine and remove all that it left outside its data; what could not be removed, in words.
+    """Stop our engine and remove everything it left outside its data directory; return what could not be removed.
 
-    Safe in any state, also when nothing runs.
+    Safe in any state, also if nothing runs.
     """
     pid = _pid(paths)
     if pid is not None and _is_dockerd(pid, paths):
-        _forget(_ours(paths))
+        _remove_containers(_managed(paths))
         terminate(pid, grace_seconds=20)
-    return leftovers.sweep(paths, CGROUP)
+    return cleanup.clean_up(paths, CGROUP)
 
 
-def _forget(engine: Engine) -> None:
+def _remove_containers(engine: Engine) -> None:
     """Remove every container, volume and network; images stay.
 
-    When stopping, and also after a start: an engine that was killed still knows its containers, and they are halves.
+    Also called after a start: an engine that was killed still knows its containers, which are incomplete.
     """
 
-    def words(*arguments: str) -> list[str]:
+    def listed(*arguments: str) -> list[str]:
         return run(["docker", *arguments], env=engine.env, check=False, timeout=30).stdout.split()
 
-    if containers := words("ps", "--all", "--quiet"):
+    if containers := listed("ps", "--all", "--quiet"):
         run(["docker", "rm", "--force", "--volumes", *containers], env=engine.env, check=False, timeout=120)
-    if networks := words("network", "ls", "--quiet", "--filter", "type=custom"):
+    if networks := listed("network", "ls", "--quiet", "--filter", "type=custom"):
         run(["docker", "network", "rm", *networks], env=engine.env, check=False, timeout=60)
     run(["docker", "volume", "prune", "--force"], env=engine.env, check=False, timeout=120)
 
 
 def lacks_sys_resource() -> bool:
-    """Whether this root cannot give CAP_SYS_RESOURCE to a container."""
+    """Return whether this root user cannot give CAP_SYS_RESOURCE to a container."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapBnd:"):
             return not int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1
@@ -184,7 +186,7 @@ def _command(paths: Paths) -> list[str]:
 
 
 def _runtime(paths: Paths) -> Path:
-    copy = paths.run / "runtime"  # a copy: the working tree may change or move while the engine runs
+    copy = paths.run / "runtime"  # a copy, because the working tree may change or move while the engine runs
     shutil.copyfile(_RUNTIME, copy)
     copy.chmod(0o755)
     return copy
@@ -195,11 +197,11 @@ def _raise_limits() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _ours(paths: Paths) -> Engine:
-    kept = {name: value for name, value in os.environ.items() if name not in _OWN_VARIABLES}
-    client = paths.run / "client"  # else the client would read the user's contexts, proxies and credentials
+def _managed(paths: Paths) -> Engine:
+    kept = {name: value for name, value in os.environ.items() if name not in _CLIENT_VARIABLES}
+    client = paths.run / "client"  # otherwise the client would read the user's contexts, proxies and credentials
     env = {**kept, "DOCKER_HOST": f"unix://{paths.socket}", "DOCKER_CONFIG": str(client), "DOCKER_BUILDKIT": "0"}
-    return Engine("docker", ours=True, env=env)
+    return Engine("docker", managed=True, env=env)
 
 
 def _pid(paths: Paths) -> int | None:
@@ -211,10 +213,10 @@ def _pid(paths: Paths) -> int | None:
 
 def _is_dockerd(pid: int, paths: Paths) -> bool:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return f"--pidfile={paths.pidfile}".encode() in words and alive(pid)
+    return f"--pidfile={paths.pidfile}".encode() in arguments and alive(pid)
 
 
 def _dockerd_runs(paths: Paths) -> bool:
@@ -223,9 +225,9 @@ def _dockerd_runs(paths: Paths) -> bool:
 
 
 def describe(paths: Paths) -> str:
-    """One line for `status`."""
+    """Return one line for `status`."""
     pid = _pid(paths)
     if pid is None or not _is_dockerd(pid, paths):
         return "not running"
-    before = json.loads(paths.before.read_text()) if paths.before.exists() else {}
+    before = json.loads(paths.state_before.read_text()) if paths.state_before.exists() else {}
     return f"dockerd {pid}, started {before.get('at', 'at an unknown time')}"

@@ -1,11 +1,11 @@
-"""The project's own images, from its Dockerfiles, and the way into the nodes.
+"""Building the project's own images from its Dockerfiles, and loading them into the nodes.
 
-What it is: a list of Dockerfiles that is compared with what exists, bases for them, wheels collected on the host, a
-build, a load. What it is not: a registry.
+It provides base images, collects wheels on the host, and rebuilds an image only if its inputs have changed. There is no
+registry.
 
-A build context is the Dockerfile's folder plus `wheels/` (for those that ask for it) and the repository's own wheel in
-it; a Dockerfile says `ARG BASE` and `RUN pip install --no-index --find-links /wheels ...`. The same Dockerfile works
-where a registry answers, with BASE left at the published image.
+A build context is the Dockerfile's folder plus `wheels/` (for images that require it), which includes the repository's
+own wheel; a Dockerfile contains `ARG BASE` and `RUN pip install --no-index --find-links /wheels ...`. Where a registry
+is available, the same Dockerfile works with BASE left at the published image.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Project:
     folder: str
     base: str = PYTHON_BASE
     wheels: tuple[str, ...] = ()
-    """Lock files whose pins go into the context's `wheels/`, beside the repository's own wheel."""
+    """Lock files, or single projects in requirements/dev.lock, whose wheels go into the context's `wheels/`."""
     own_wheel: bool = False
+    """True if the repository's own wheel goes there, too."""
 
     @property
     def dockerfile(self) -> Path:
@@ -56,16 +57,17 @@ PROJECTS = (
     Project("savepoint.local/services:dev", "e2e/agents/services"),
 )
 
-_SERVERS = ("savepoint.local/services:dev", system_images.VERSITYGW)  # these run on the control plane, beyond any drain
+_SERVERS = ("savepoint.local/services:dev", system_images.VERSITYGW)
+"""Images that run on the control plane, which is never drained."""
 
 
 def build_all(engine: Engine, paths: Paths, steps: Steps) -> tuple[str, ...]:
-    """Build every image whose Dockerfile exists and whose inputs have changed; the names of all."""
+    """Build every image whose Dockerfile exists and whose inputs have changed; return the names of all images."""
     present = [project for project in PROJECTS if project.dockerfile.exists()]
     for project in PROJECTS:
         if project not in present:
-            steps.say(f"{project.name}: no {project.folder}/Dockerfile, left out")
-    if engine.ours:
+            steps.say(f"{project.name}: skipped, {project.folder}/Dockerfile does not exist")
+    if engine.managed:
         for base in dict.fromkeys(project.base for project in present):
             _import_base(engine, paths, steps, base)
     own = wheels.own(ROOT, paths) if any(project.own_wheel for project in present) else None
@@ -76,7 +78,7 @@ def build_all(engine: Engine, paths: Paths, steps: Steps) -> tuple[str, ...]:
 
 
 def build(engine: Engine, paths: Paths, steps: Steps, project: Project, own: Path | None) -> None:
-    """Build one image, unless the engine's has the same inputs. Raises ClusterError."""
+    """Build one image unless the engine has it with the same inputs. Raises ClusterError."""
     with tempfile.TemporaryDirectory(prefix="savepoint-context-") as scratch:
         context = Path(scratch)
         shutil.copytree(
@@ -86,19 +88,19 @@ def build(engine: Engine, paths: Paths, steps: Steps, project: Project, own: Pat
             ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
         )
         if project.wheels or project.own_wheel:
-            room = context / "wheels"
-            room.mkdir(exist_ok=True)
+            folder = context / "wheels"
+            folder.mkdir(exist_ok=True)
             for requirement in project.wheels:
                 for wheel in wheels.collect(ROOT, requirement, paths):
-                    shutil.copyfile(wheel, room / wheel.name)
+                    shutil.copyfile(wheel, folder / wheel.name)
             if project.own_wheel and own is not None:
-                shutil.copyfile(own, room / own.name)
-        base = project.base if engine.ours else _PUBLISHED[project.base]
+                shutil.copyfile(own, folder / own.name)
+        base = project.base if engine.managed else _PUBLISHED[project.base]
         key = _key(context, engine, base)
         if _label(engine, project.name) == key:
-            steps.say(f"{project.name}: nothing has changed")
+            steps.say(f"{project.name}: unchanged")
             return
-        with steps.step(f"build {project.name}"):
+        with steps.step(f"building {project.name}"):
             engine(
                 "build",
                 "--quiet",
@@ -114,24 +116,24 @@ def build(engine: Engine, paths: Paths, steps: Steps, project: Project, own: Pat
 
 
 def load(engine: Engine, paths: Paths, steps: Steps, names: tuple[str, ...] = ()) -> None:
-    """Put images into the nodes that run them, those that are not there yet. Without names: all that exist."""
+    """Load images into the nodes that run them, unless they are there already. Without names: all that exist."""
     wanted = names or tuple(
         name for name in (*(project.name for project in PROJECTS), system_images.VERSITYGW) if engine.has_image(name)
     )
     if not wanted:
-        raise ClusterError("no image to load: python -m e2e.cluster images")
+        raise ClusterError("no image to load: run `python -m e2e.cluster images`")
     controller = NodeController(engine, paths)
     servers = tuple(name for name in wanted if name in _SERVERS)
-    rest = tuple(name for name in wanted if name not in _SERVERS)
-    for names_there, nodes in ((servers, (controller.control_plane,)), (rest, controller.workers())):
-        loader.load(engine, steps, names_there, nodes)
+    others = tuple(name for name in wanted if name not in _SERVERS)
+    for group, nodes in ((servers, (controller.control_plane,)), (others, controller.workers())):
+        loader.load(engine, steps, group, nodes)
 
 
 def _import_base(engine: Engine, paths: Paths, steps: Steps, base: str) -> None:
     recipe = _BASES[base]
     pinned = f"{base.rpartition(':')[0]}:{recipe.key}"
     if not engine.has_image(pinned):
-        with steps.step(f"import {base}"):
+        with steps.step(f"importing {base}"):
             engine("import", "-c", 'CMD ["/bin/sh"]', rootfs.make(recipe, paths), pinned, timeout=300)
     engine("tag", pinned, base)
 
@@ -141,21 +143,23 @@ def _import_versitygw(engine: Engine, steps: Steps) -> None:
     binary = image.files["usr/bin/versitygw"]
     pinned = f"{image.name.rpartition(':')[0]}:{binary.parents[1].name}"
     if not engine.has_image(pinned):
-        with steps.step(f"import {image.name}"):
+        with steps.step(f"importing {image.name}"):
             system_images.import_one(engine, image)
             engine("tag", image.name, pinned)
     engine("tag", pinned, image.name)
 
 
 def _label(engine: Engine, name: str) -> str:
+    """Return the key that the image was built with; empty if the engine lacks the image."""
     if not engine.has_image(name):
         return ""
     return engine("image", "inspect", "--format", f'{{{{index .Config.Labels "{_LABEL}"}}}}', name)
 
 
 def _key(context: Path, engine: Engine, base: str) -> str:
+    """Return a digest of everything that the image is built from."""
     digest = hashlib.sha256(base.encode())
-    if engine.ours:
+    if engine.managed:
         digest.update(engine("image", "inspect", "--format", "{{.Id}}", base).encode())
     for path in _files(context):
         digest.update(f"{path.relative_to(context)}\0{path.stat().st_mode & 0o777:o}\0".encode())

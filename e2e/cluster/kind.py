@@ -1,13 +1,12 @@
-"""The cluster: one control plane and two workers, made by kind.
+"""The kind cluster: one control plane and two workers.
 
-What it is: the configuration, create, delete, and waiting until everything works. What it is not: an engine (engine)
-and not a node image (node_image); it is given both.
+Configuration, creation, deletion, and waiting until everything works. The engine (engine.py) and the node image
+(node_image.py) are given.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from e2e.cluster.programs import program
 NAME = "savepoint"
 WORKERS = 2
 READY_SECONDS = 180
-_SYSTEM = (
+_SYSTEM_WORKLOADS = (
     ("kube-system", "daemonset/kube-proxy"),
     ("kube-system", "deployment/coredns"),
     ("local-path-storage", "deployment/local-path-provisioner"),
@@ -28,7 +27,7 @@ _SYSTEM = (
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """How soon the cluster notices that a node is gone, and moves its pods."""
+    """How soon the cluster detects the loss of a node and evicts its pods."""
 
     grace_seconds: int
     status_seconds: int
@@ -37,23 +36,23 @@ class Detection:
 
 
 FAST = Detection(grace_seconds=8, status_seconds=1, lease_seconds=4, toleration_seconds=10)
-"""For tests: Unknown about 8 s after the loss. Kubernetes' own values take 50 s, and 300 s more for the pods."""
+"""For tests: Ready becomes Unknown about 8 s after the loss. By default it takes 50 s, and 300 s more for pods."""
 
 
 def configuration(detection: Detection | None) -> str:
-    """kind's configuration file, as JSON (which is YAML). None leaves Kubernetes' own times."""
+    """Return kind's configuration file as JSON, which is YAML. None keeps Kubernetes' default detection times."""
     kubelet: dict[str, object] = {"failCgroupV1": False}
     patches: list[dict[str, object]] = []
     if detection is not None:
         kubelet["nodeStatusUpdateFrequency"] = f"{detection.status_seconds}s"
         kubelet["nodeLeaseDurationSeconds"] = detection.lease_seconds
         api_server = {
-            "runtime-config": "",  # kind's own: a patch replaces the whole list
+            "runtime-config": "",  # kind sets it, and a patch replaces the whole list
             "default-not-ready-toleration-seconds": str(detection.toleration_seconds),
             "default-unreachable-toleration-seconds": str(detection.toleration_seconds),
         }
         controllers = {
-            "enable-hostpath-provisioner": "true",  # kind's own, too
+            "enable-hostpath-provisioner": "true",  # set by kind, too
             "node-monitor-grace-period": f"{detection.grace_seconds}s",
             "node-monitor-period": "1s",
         }
@@ -77,11 +76,19 @@ def configuration(detection: Detection | None) -> str:
 
 
 def exists(engine: Engine) -> bool:
+    """Return whether kind knows the cluster, in whatever state it is."""
     return NAME in run([program("kind"), "get", "clusters"], env=engine.env, check=False).stdout.split()
 
 
 def create(engine: Engine, paths: Paths, image: str | None, detection: Detection | None) -> None:
-    """Create the cluster and wait until it works. image None takes kind's published one. Raises ClusterError."""
+    """Create the cluster and wait until it works. Raises ClusterError.
+
+    Args:
+        engine: The engine whose containers are the nodes.
+        paths: Where the kubeconfig is written.
+        image: The node image; None for the one that kind publishes.
+        detection: How soon lost nodes are detected; None for Kubernetes' defaults.
+    """
     command: list[str | Path] = [program("kind"), "create", "cluster", "--name", NAME, "--kubeconfig", paths.kubeconfig]
     if image is not None:
         command += ["--image", image]
@@ -94,6 +101,7 @@ def create(engine: Engine, paths: Paths, image: str | None, detection: Detection
 
 
 def delete(engine: Engine, paths: Paths) -> None:
+    """Delete the cluster and its kubeconfig, if they exist."""
     run(
         [program("kind"), "delete", "cluster", "--name", NAME, "--kubeconfig", paths.kubeconfig],
         env=engine.env,
@@ -104,14 +112,14 @@ def delete(engine: Engine, paths: Paths) -> None:
 
 
 def wait(paths: Paths, seconds: int = READY_SECONDS) -> None:
-    """Wait until every node is Ready and the cluster's own services run. Raises ClusterError."""
+    """Wait until every node is Ready and the system workloads are rolled out. Raises ClusterError."""
     kubectl(paths, "wait", "--for=condition=Ready", "nodes", "--all", f"--timeout={seconds}s")
-    for namespace, workload in _SYSTEM:
+    for namespace, workload in _SYSTEM_WORKLOADS:
         kubectl(paths, "--namespace", namespace, "rollout", "status", workload, f"--timeout={seconds}s")
 
 
-def answers(paths: Paths) -> bool:
-    """Whether the cluster of our kubeconfig is up: all nodes Ready."""
+def is_ready(paths: Paths) -> bool:
+    """Return whether the cluster of our kubeconfig answers and all nodes are Ready."""
     if not paths.kubeconfig.exists():
         return False
     template = '{range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{"\\n"}{end}'
@@ -121,18 +129,12 @@ def answers(paths: Paths) -> bool:
 
 
 def kubectl(paths: Paths, *arguments: str, stdin: str | None = None, timeout: float | None = None) -> str:
-    """What `kubectl ARGUMENTS` printed. Raises ClusterError."""
+    """Run `kubectl ARGUMENTS` and return its output. Raises ClusterError."""
     return run(_kubectl(paths, *arguments), stdin=stdin, timeout=timeout).stdout.strip()
 
 
 def _kubectl(paths: Paths, *arguments: str) -> list[str | Path]:
     return [program("kubectl"), "--kubeconfig", paths.kubeconfig, *arguments]
-
-
-def environment(paths: Paths) -> dict[str, str]:
-    """The environment for programs that talk to the cluster: kubectl and helm on PATH, KUBECONFIG set."""
-    rooms = os.pathsep.join(str(program(name).parent) for name in ("kubectl",))
-    return {**os.environ, "KUBECONFIG": str(paths.kubeconfig), "PATH": f"{rooms}{os.pathsep}{os.environ['PATH']}"}
 
 
 def _arguments(values: dict[str, str]) -> list[dict[str, str]]:

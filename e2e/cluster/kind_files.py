@@ -1,6 +1,6 @@
-"""The files of the pinned kind module that its base image is made of, read from Go's module cache.
+"""The base image files of the pinned kind module, copied from Go's module cache.
 
-What it is: a copy into our cache, so that later runs need no `go`. What it is not: nothing of kind is committed here.
+The copy in our cache saves later runs from needing `go`. No file of kind is committed to this repository.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXECUTABLE = ("bin",)
 
 
 def fetch(paths: Paths) -> Path:
-    """The directory whose content belongs at a node's root. Raises ClusterError, ProgramError."""
+    """Return the directory whose content is copied to a node's root. Raises ClusterError, ProgramError."""
     target = paths.cache / "kind" / path_of("kind").parents[1].name
     if target.exists():
         return target
@@ -38,17 +38,17 @@ def fetch(paths: Paths) -> Path:
     source = Path(json.loads(answer.stdout)["Dir"]) / "images" / "base" / "files"
     if not (source / "usr/local/bin/entrypoint").exists():
         raise ClusterError(f"the kind module has no base image files in {source}")
-    half = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copytree(source, half)
-    for path in (half, *half.rglob("*")):  # the module cache is read-only and forgets executable bits
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copytree(source, partial)
+    for path in (partial, *partial.rglob("*")):  # the module cache is read-only and loses executable bits
         path.chmod(0o755 if path.is_dir() or path.parent.name in _EXECUTABLE else 0o644)
     target.parent.mkdir(parents=True, exist_ok=True)
-    half.replace(target)
+    partial.replace(target)
     return target
 
 
 def pause_image(files: Path) -> str:
-    """The name under which the nodes' containerd looks for the sandbox image."""
+    """Return the name under which the nodes' containerd looks for the sandbox image."""
     for line in (files / "etc/containerd/config.toml").read_text().splitlines():
         name, _, value = line.strip().partition("=")
         if name.strip() == "sandbox_image":

@@ -1,7 +1,7 @@
-"""Images of the engine, put into the containerd of nodes.
+"""Loading the engine's images into the containerd of nodes.
 
-What it is: what `kind load` does, with all nodes at once and only the images that one of them lacks; it takes less than
-half the time. What it is not: a registry, and no cleaner: what an image's name pointed at before stays in the node.
+It does what `kind load` does, in less than half the time: all nodes at once, and only images that a node lacks. It does
+not remove anything: an image whose name was reused stays in the node.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ _IMPORT = (
 
 
 def load(engine: Engine, steps: Steps, names: Sequence[str], nodes: Sequence[str]) -> None:
-    """Put the images into the nodes. Raises ClusterError."""
+    """Load the images into the nodes. Raises ClusterError."""
     wanted = {name: engine("image", "inspect", "--format", "{{.Id}}", name) for name in names}
-    lacking = {node: _lacking(engine, node, wanted) for node in nodes}
-    travelling = [name for name in names if any(name in missing for missing in lacking.values())]
-    if not travelling:
+    missing_in = {node: _missing(engine, node, wanted) for node in nodes}
+    to_load = [name for name in names if any(name in missing for missing in missing_in.values())]
+    if not to_load:
         if names:
-            steps.say(f"already there: {' '.join(names)}")
+            steps.say(f"already loaded: {' '.join(names)}")
         return
-    # The archive holds what the images share once, so one for all nodes is smaller than one for each.
-    with steps.step(f"load {' '.join(travelling)}"), tempfile.TemporaryDirectory(prefix="savepoint-load-") as scratch:
+    # The archive holds layers that images share once, so one archive for all nodes is smaller than one for each.
+    with steps.step(f"loading {' '.join(to_load)}"), tempfile.TemporaryDirectory(prefix="savepoint-load-") as scratch:
         archive = Path(scratch) / "images.tar"
-        engine("save", "--output", archive, *travelling, timeout=300)
-        _import(engine, archive, [node for node, missing in lacking.items() if missing])
+        engine("save", "--output", archive, *to_load, timeout=300)
+        _import(engine, archive, [node for node, missing in missing_in.items() if missing])
 
 
-def _lacking(engine: Engine, node: str, wanted: dict[str, str]) -> set[str]:
+def _missing(engine: Engine, node: str, wanted: dict[str, str]) -> set[str]:
     listed = json.loads(engine("exec", node, "crictl", "images", "--output", "json"))["images"]
     present = {tag: image["id"] for image in listed for tag in image.get("repoTags", ())}
     return {name for name, identifier in wanted.items() if present.get(name) != identifier}
 
 
 def _import(engine: Engine, archive: Path, nodes: Iterable[str]) -> None:
-    running: list[tuple[str, subprocess.Popen[str]]] = []
+    imports: list[tuple[str, subprocess.Popen[str]]] = []
     for node in nodes:
         with archive.open("rb") as content:
-            importing = subprocess.Popen(
+            process = subprocess.Popen(
                 [engine.program, "exec", "--interactive", node, *_IMPORT],
                 stdin=content,
                 stdout=subprocess.DEVNULL,
@@ -62,11 +62,11 @@ def _import(engine: Engine, archive: Path, nodes: Iterable[str]) -> None:
                 text=True,
                 env=engine.env,
             )
-        running.append((node, importing))
+        imports.append((node, process))
     failed = []
-    for node, importing in running:
-        _, words = importing.communicate()
-        if importing.returncode != 0:
-            failed.append(f"{node}: {words.strip()}")
+    for node, process in imports:
+        _, errors = process.communicate()
+        if process.returncode != 0:
+            failed.append(f"{node}: {errors.strip()}")
     if failed:
         raise ClusterError(f"loading images failed: {'; '.join(failed)}")

@@ -1,4 +1,4 @@
-"""One command at a time changes the cluster."""
+"""A lock file that lets one command at a time change the cluster."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 @contextmanager
-def held(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock file; say when it has to be waited for."""
+def exclusive(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock file during the block; report through say if it must wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another command is changing the cluster: waiting for it")
+            say("waiting for another command that is changing the cluster…")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,10 +1,10 @@
-"""What can happen to a node, made to happen: power loss, freeze, cut cable, dead kubelet, killed containers.
+"""Fault injection for nodes: power loss, freeze, unplugged network, dead kubelet, killed containers.
 
-What it is: `NodeController`, the tests' one way to a node's faults. What it is not: a view of Kubernetes; it acts below
-it, on the containers that are our nodes, and asks the API server only to find a pod or to wait for a node.
+`NodeController` is the only way in which tests inject faults. It works below Kubernetes, on the containers that are our
+nodes, and uses the API server only to find a pod or to wait for a node.
 
-Every fault has its cure, and `heal` applies all cures; a test that dies half-way leaves nothing for the next.
-Cutting the cable works on the machine that runs the engine, as root; the rest needs only the engine.
+Every fault can be undone, and `heal` undoes all of them, so a test that fails half-way does not affect the next one.
+Unplugging the network requires root on the machine that runs the engine; everything else requires only the engine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from e2e.cluster.kind import NAME, kubectl, wait
 from e2e.cluster.paths import Paths, default_paths
 
 _TABLE = "savepoint_cut"
-_STAY_DEAD = "/run/systemd/system/kubelet.service.d/90-stay-dead.conf"
+_NO_RESTART = "/run/systemd/system/kubelet.service.d/90-stay-dead.conf"
 SIGKILL, SIGSTOP, SIGCONT = 9, 19, 18
 
 
 @dataclass(frozen=True, slots=True)
 class NodeController:
-    """Faults of the cluster's nodes. Every method raises ClusterError when the fault cannot be made."""
+    """Faults of the cluster's nodes. Every method raises ClusterError if it fails."""
 
     engine: Engine = field(default_factory=lambda: current(default_paths()))
     paths: Paths = field(default_factory=default_paths)
@@ -36,7 +36,7 @@ class NodeController:
         return f"{NAME}-control-plane"
 
     def names(self) -> tuple[str, ...]:
-        """All nodes, also those that are killed; the control plane first."""
+        """Return all nodes, including killed ones; the control plane first."""
         listed = self.engine(
             "ps", "--all", "--filter", f"label=io.x-k8s.kind.cluster={NAME}", "--format", "{{.Names}}"
         ).split()
@@ -46,39 +46,41 @@ class NodeController:
         return tuple(name for name in self.names() if name != self.control_plane)
 
     def state(self, node: str) -> str:
-        """`running`, `paused` or `exited`, as the engine calls it."""
+        """Return the engine's state of the node: `running`, `paused` or `exited`."""
         return self.engine("inspect", "--format", "{{.State.Status}}", node)
 
     # The whole node
 
     def kill(self, node: str) -> None:
-        """Power loss: everything on the node ends at once; disks stay, memory (tmpfs) is lost."""
+        """Simulate power loss: everything on the node ends at once; disks survive, memory (tmpfs) is lost."""
         self.engine("kill", node)
 
     def start(self, node: str) -> None:
-        """Power on. Ready some seconds later: see wait_ready."""
+        """Power the node on. It is Ready some seconds later: see wait_ready."""
         self.engine("start", node, timeout=60)
 
     def freeze(self, node: str) -> None:
-        """Every process of the node stops where it is, as in a suspended virtual machine."""
+        """Stop every process of the node, as if a virtual machine were suspended."""
         self.engine("pause", node)
 
     def thaw(self, node: str) -> None:
+        """Undo freeze."""
         self.engine("unpause", node)
 
     def cut_off(self, node: str) -> None:
-        """Pull the network cable: pods run on, and nothing reaches them or is reached by them off the node."""
-        run(["ip", "link", "set", "dev", self._cable(node), "down"])
+        """Unplug the node's network: pods keep running, without any traffic to or from other machines."""
+        run(["ip", "link", "set", "dev", self._host_link(node), "down"])
 
     def reconnect(self, node: str) -> None:
-        run(["ip", "link", "set", "dev", self._cable(node), "up"])
+        """Undo cut_off."""
+        run(["ip", "link", "set", "dev", self._host_link(node), "up"])
 
-    # A part of its network
+    # Parts of its network
 
     def block(self, node: str, addresses: Iterable[str]) -> None:
-        """Drop all packets between the node, with its pods, and these addresses; blocked ones add up until unblock.
+        """Drop all packets between the node with its pods and these addresses; earlier blocks remain in force.
 
-        Addresses are those of pods or nodes: a service's address never reaches the wire.
+        Addresses must be those of pods or nodes: packets to a service's address carry a pod's address instead.
         """
         chains = "".join(
             f"add chain inet {_TABLE} {hook} {{ type filter hook {hook} priority -300; }}\n"
@@ -93,102 +95,109 @@ class NodeController:
         self.execute(node, "nft", "-f", "-", stdin=f"add table inet {_TABLE}\n{chains}{rules}")
 
     def unblock(self, node: str) -> None:
-        table = f"add table inet {_TABLE}\ndelete table inet {_TABLE}\n"  # no error where there was none
+        """Undo block, block_pods and block_control_plane."""
+        # Adding the table first avoids an error if it does not exist.
+        table = f"add table inet {_TABLE}\ndelete table inet {_TABLE}\n"
         self.execute(node, "nft", "-f", "-", stdin=table)
 
     def block_pods(self, node: str, namespace: str, selector: str) -> None:
-        """Cut the node off from the pods with these labels only, for example from the store."""
+        """Block traffic between the node and the pods with these labels, for example those of the store."""
         template = '{range .items[*]}{.status.podIP}{"\\n"}{end}'
         addresses = self.kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", f"jsonpath={template}").split()
         if not addresses:
-            raise ClusterError(f"no pod in {namespace} with {selector} has an address")
+            raise ClusterError(f"no pod in namespace {namespace} with labels {selector} has an address")
         self.block(node, addresses)
 
     def block_control_plane(self, node: str) -> None:
-        """Cut a worker off from the API server only."""
+        """Block traffic between a worker and the API server."""
         self.block(node, [self.address(self.control_plane)])
 
-    # Its programs
+    # Programs on the node
 
     def kill_kubelet(self, node: str) -> None:
-        """kill -9, and it stays dead until start_kubelet; the node's containers run on."""
+        """Send SIGKILL to the kubelet and keep it dead until start_kubelet; the node's containers keep running."""
         script = (
-            f"mkdir -p {_STAY_DEAD.rpartition('/')[0]} && printf '[Service]\\nRestart=no\\n' >{_STAY_DEAD}"
+            f"mkdir -p {_NO_RESTART.rpartition('/')[0]} && printf '[Service]\\nRestart=no\\n' >{_NO_RESTART}"
             " && systemctl daemon-reload && systemctl kill -s KILL kubelet"
         )
         self.execute(node, "sh", "-c", script)
 
     def start_kubelet(self, node: str) -> None:
-        # A node that has just been started has no such file, and no systemd to talk to yet.
+        """Undo kill_kubelet."""
+        # On a node that has just been started the file does not exist, and systemd does not answer yet.
         script = (
-            f"test ! -f {_STAY_DEAD} || {{ rm {_STAY_DEAD} && systemctl daemon-reload && systemctl start kubelet; }}"
+            f"test ! -f {_NO_RESTART} || {{ rm {_NO_RESTART} && systemctl daemon-reload && systemctl start kubelet; }}"
         )
         self.execute(node, "sh", "-c", script)
 
     def restart_service(self, node: str, service: str) -> None:
-        """`kubelet` or `containerd`."""
+        """Restart `kubelet` or `containerd`."""
         self.execute(node, "systemctl", "restart", service)
 
     def kill_container(self, namespace: str, pod: str, container: str, signal: int = SIGKILL) -> None:
-        """Send a signal to the main process of a container, in place: no pod is deleted, no init container re-runs.
+        """Send a signal to the main process of a container; the pod stays, and its init containers do not run again.
 
-        With SIGSTOP the main process alone stops; see freeze_container for all of them.
+        SIGSTOP stops only the main process; freeze_container stops all of them.
         """
         node, identifier = self._find(namespace, pod, container)
         self.execute(node, "kill", f"-{signal}", str(self._pid(node, identifier)))
 
     def freeze_container(self, namespace: str, pod: str, container: str) -> None:
-        """Stop every process of a container where it is."""
+        """Stop every process of a container."""
         node, identifier = self._find(namespace, pod, container)
         self.execute(node, "ctr", "--namespace", "k8s.io", "tasks", "pause", identifier)
 
     def thaw_container(self, namespace: str, pod: str, container: str) -> None:
+        """Undo freeze_container."""
         node, identifier = self._find(namespace, pod, container)
         self.execute(node, "ctr", "--namespace", "k8s.io", "tasks", "resume", identifier)
 
-    # Looking and waiting
+    # Queries and waits
 
     def execute(self, node: str, *command: str, stdin: str | None = None) -> str:
-        """Run a command on the node; what it printed."""
+        """Run a command on the node and return its output."""
         interactive = ("--interactive",) if stdin is not None else ()
         return self.engine("exec", *interactive, node, *command, stdin=stdin, timeout=120)
 
     def kubectl(self, *arguments: str) -> str:
+        """Run `kubectl ARGUMENTS` and return its output."""
         return kubectl(self.paths, *arguments, timeout=300)
 
     def address(self, node: str) -> str:
+        """Return the node's internal IP address."""
         template = '{.status.addresses[?(@.type=="InternalIP")].address}'
         return self.kubectl("get", "node", node, "-o", f"jsonpath={template}")
 
     def node_of(self, namespace: str, pod: str) -> str:
-        """The node that a pod is bound to; empty before that."""
+        """Return the node that the pod is bound to; empty if it is not bound yet."""
         return self.kubectl("-n", namespace, "get", "pod", pod, "-o", "jsonpath={.spec.nodeName}")
 
     def ready(self, node: str) -> bool:
+        """Return whether the node is Ready."""
         template = '{.status.conditions[?(@.type=="Ready")].status}'
         return self.kubectl("get", "node", node, "-o", f"jsonpath={template}") == "True"
 
     def wait_ready(self, *nodes: str, seconds: float = 120) -> None:
-        """Wait until the nodes are Ready and have said so anew: an old word is believed for some seconds."""
+        """Wait until the nodes are Ready and have renewed their leases: a lost node stays Ready for some seconds."""
         deadline = time.monotonic() + seconds
-        old: dict[str, str] = {}
-        missing = set(nodes)
+        before: dict[str, str] = {}
+        waiting = set(nodes)
         while True:
             try:
-                old = old or self._leases()
-                now = self._leases()
-                missing = {node for node in nodes if now.get(node, "") == old.get(node, "") or not self.ready(node)}
+                before = before or self._lease_renewals()
+                now = self._lease_renewals()
+                waiting = {node for node in nodes if now.get(node, "") == before.get(node, "") or not self.ready(node)}
             except ClusterError:
                 if time.monotonic() > deadline:
                     raise  # the API server itself does not answer
-            if not missing:
+            if not waiting:
                 return
             if time.monotonic() > deadline:
-                raise ClusterError(f"not Ready after {seconds:.0f} s: {', '.join(sorted(missing))}")
+                raise ClusterError(f"nodes not Ready after {seconds:.0f} s: {', '.join(sorted(waiting))}")
             time.sleep(0.3)
 
     def wait_not_ready(self, node: str, seconds: float = 120) -> None:
-        """Wait until the cluster has noticed that the node is gone."""
+        """Wait until the cluster has detected the loss of the node."""
         deadline = time.monotonic() + seconds
         while self.ready(node):
             if time.monotonic() > deadline:
@@ -196,7 +205,7 @@ class NodeController:
             time.sleep(0.3)
 
     def heal(self, seconds: float = 120) -> None:
-        """Undo every fault on every node and wait until all are Ready, for so many seconds."""
+        """Undo every fault on every node and wait up to ``seconds`` until all nodes are Ready."""
         for node in self.names():
             if self.state(node) == "paused":
                 self.thaw(node)
@@ -209,34 +218,35 @@ class NodeController:
         self.kubectl("uncordon", *self.names())
         wait(self.paths)
 
-    def _leases(self) -> dict[str, str]:
-        """When each node's kubelet last renewed its lease."""
+    def _lease_renewals(self) -> dict[str, str]:
+        """Return for each node when its kubelet last renewed its lease."""
         template = '{range .items[*]}{.metadata.name} {.spec.renewTime}{"\\n"}{end}'
         listed = self.kubectl("-n", "kube-node-lease", "get", "leases", "-o", f"jsonpath={template}")
         return dict(line.split() for line in listed.splitlines())
 
-    def _cable(self, node: str) -> str:
-        """The end of the node's network link that lies on the machine's side."""
-        if not self.engine.ours and self.engine.program != "docker":
-            raise ClusterError("cutting the cable is written for docker on Linux")
+    def _host_link(self, node: str) -> str:
+        """Return the name of the host's end of the node's network link."""
+        if not self.engine.managed and self.engine.program != "docker":
+            raise ClusterError("unplugging a node's network is implemented only for docker on Linux")
         pid = self.engine("inspect", "--format", "{{.State.Pid}}", node)
         shown = run(["nsenter", "--target", pid, "--net", "ip", "-json", "link", "show", "dev", "eth0"]).stdout
         peer = json.loads(shown)[0]["link_index"]
         for link in json.loads(run(["ip", "-json", "link", "show"]).stdout):
             if link["ifindex"] == peer:
                 return str(link["ifname"])
-        raise ClusterError(f"the machine has no link {peer}, the other end of {node}'s")
+        raise ClusterError(f"the host has no link {peer}, the peer of eth0 in {node}")
 
     def _find(self, namespace: str, pod: str, container: str) -> tuple[str, str]:
-        """The container's node and its id there."""
+        """Return the container's node and its id."""
         document = json.loads(self.kubectl("-n", namespace, "get", "pod", pod, "-o", "json"))
         status = document["status"]
         listed = [*status.get("containerStatuses", []), *status.get("initContainerStatuses", [])]
         for entry in listed:
             if entry["name"] == container and "running" in entry.get("state", {}):
                 return str(document["spec"]["nodeName"]), str(entry["containerID"]).rpartition("/")[2]
-        raise ClusterError(f"{namespace}/{pod} has no running container {container}")
+        raise ClusterError(f"pod {namespace}/{pod} has no running container {container}")
 
     def _pid(self, node: str, identifier: str) -> int:
+        """Return the process id of the container's main process."""
         inspected = json.loads(self.execute(node, "crictl", "inspect", identifier))
         return int(inspected["info"]["pid"])

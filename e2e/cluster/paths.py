@@ -1,6 +1,6 @@
-"""Where the local cluster keeps things: a cache that outlives it and a run directory that does not.
+"""Paths of the local cluster: a cache that outlives it, and a run directory that does not.
 
-What it is: names. What it is not: it creates nothing, except through `make`.
+Names only; nothing is created except by ``make``.
 
     CACHE/                      ${SAVEPOINT_CACHE or $XDG_CACHE_HOME/savepoint or ~/.cache/savepoint}
         programs/               binaries (programs.py)
@@ -9,7 +9,7 @@ What it is: names. What it is not: it creates nothing, except through `make`.
         kind/                   files of the pinned kind module
         engine/                 dockerd's data: images, and volumes while a cluster runs
         timings.json            seconds that each step took last time
-    RUN/                        $SAVEPOINT_RUN or /run/savepoint; gone after `down`
+    RUN/                        $SAVEPOINT_RUN or /run/savepoint; removed by `down`
         docker.sock, dockerd.pid, dockerd.log, exec/, runtime, kubeconfig, before.json
 """
 
@@ -24,7 +24,7 @@ from e2e.cluster.programs import cache_root
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The two directories; everything else is a name below them."""
+    """The two directories, and the paths below them."""
 
     cache: Path
     run: Path
@@ -46,14 +46,16 @@ class Paths:
         return self.run / "dockerd.pid"
 
     @property
-    def before(self) -> Path:
-        """What the machine looked like before the engine started, for `down`."""
+    def state_before(self) -> Path:
+        """The machine's state before the engine started, for `down`."""
         return self.run / "before.json"
 
     def make(self) -> None:
+        """Create both directories."""
         self.cache.mkdir(parents=True, exist_ok=True)
         self.run.mkdir(parents=True, exist_ok=True)
 
 
 def default_paths() -> Paths:
+    """Return the paths that the environment variables select."""
     return Paths(cache_root(), Path(os.environ.get("SAVEPOINT_RUN") or "/run/savepoint").absolute())

