@@ -1,7 +1,7 @@
 """A fake sidecar for unit tests: the server side of docs/agent-protocol.md for one agent, with its state in memory.
 
-It commits everything that is flushed, keeps what is committed across sessions, and can be made to misbehave. It captures
-no files and has no operator. Standard library only, with threads.
+It commits everything that is flushed, keeps what is committed across sessions, and can be made to misbehave. It
+captures no files and has no operator. Standard library only, with threads.
 """
 
 import json
@@ -244,12 +244,12 @@ class FakeSidecar:
         assert len(data) == entry.size
         return data
 
-    def _restore(self, contents: Contents) -> tuple[wire.Component, ...]:
+    def _restore(self, committed: Contents) -> tuple[wire.Component, ...]:
         folder = stage_layout.restored_folder(self.stage)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         components: list[wire.Component] = []
-        for component, contents in contents:
+        for component, contents in committed:
             entries: list[wire.Entry] = []
             for entry, content in zip(component.entries, contents, strict=True):
                 path = folder / f"{component.name}-{len(entries)}"
