@@ -1,7 +1,7 @@
-"""Every status field of every kind is written by the code that writes that kind's status.
+"""Every status field of every kind is written by the modules that write that kind's status.
 
-It reads the source: a field counts as written where its name is a key of a literal or is assigned to. That it holds the
-right thing, or that it is ever reached, is for other tests to say.
+The test reads their source: a field counts as written if its name is a key of a dict literal or is assigned to. Whether
+the value is right, or the code is ever reached, is for other tests.
 """
 
 import ast
@@ -31,7 +31,7 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
 
 
 def written(file: str) -> set[str]:
-    """Names that the file uses as keys of what it makes."""
+    """Return the names that the file uses as keys of dicts."""
     found = set[ast.expr | None]()
     for node in ast.walk(ast.parse((SOURCE / file).read_text())):
         if isinstance(node, ast.Dict):
@@ -42,7 +42,7 @@ def written(file: str) -> set[str]:
 
 
 def paths(schema: Mapping[str, Any], above: str) -> Iterator[str]:
-    """Every field below a schema, in the form of printer columns; conditions are written in one place for all kinds."""
+    """Yield every field below a schema, in the form of printer columns; all kinds share how conditions are written."""
     for name, inner in (schema.get("properties") or {}).items():
         yield f"{above}.{name}"
         if name != "conditions":
@@ -67,8 +67,8 @@ def test_every_status_field_is_written(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_every_column_shows_a_field(kind: str) -> None:
-    """Columns of single conditions are none of them: what no code says would stay empty for ever."""
+def test_every_printer_column_shows_a_written_field(kind: str) -> None:
+    """No column shows a single condition: a column that no code fills would stay empty forever."""
     known = set(paths(KINDS[kind]["schema"]["openAPIV3Schema"], "")) | {".metadata.creationTimestamp"}
     columns = {each["name"]: re.sub(r"\[0\]", "", each["jsonPath"]) for each in KINDS[kind]["additionalPrinterColumns"]}
     assert {name: path for name, path in columns.items() if path not in known} == {}

@@ -1,4 +1,4 @@
-"""Pods as their owners write them, and as the API server hands them to a webhook."""
+"""Pods as their owners write them and as the API server sends them to a webhook."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def pod(
     container: dict[str, Any] | None = None,
     **spec: Any,
 ) -> dict[str, Any]:
-    """A pod of one container; ``container`` adds fields to it, ``spec`` to the spec."""
+    """Return a pod of one container; ``container`` adds fields to it, ``spec`` to the spec."""
     agent_container = {"name": "agent", "image": "coder:7"} | (container or {})
     return {
         "apiVersion": "v1",
@@ -35,11 +35,11 @@ def pod(
 
 
 def mounted(**mounts: str) -> dict[str, Any]:
-    """A container's mounts, volume=path."""
+    """Return a container's mounts, given as volume=path."""
     return {"volumeMounts": [{"name": name, "mountPath": path} for name, path in mounts.items()]}
 
 
 def by_name(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The one item of that name."""
+    """Return the one item of that name."""
     (found,) = (item for item in items if item["name"] == name)
     return found

@@ -1,4 +1,4 @@
-"""The serving certificate is taken up from files while the server runs."""
+"""The serving certificate is reloaded from files while the server runs."""
 
 import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ def write_pair(directory: Path, name: str) -> None:
     )
 
 
-def test_nothing_is_loaded_until_the_files_are_there(tmp_path: Path) -> None:
+def test_nothing_is_loaded_until_the_files_exist(tmp_path: Path) -> None:
     certificate = ServingCertificate(tmp_path)
     assert certificate.reload() is False
     assert not certificate.loaded
@@ -36,7 +36,7 @@ def test_nothing_is_loaded_until_the_files_are_there(tmp_path: Path) -> None:
     assert certificate.reload() is False
 
 
-def test_a_renewed_pair_goes_into_the_same_context(tmp_path: Path) -> None:
+def test_a_renewed_pair_is_loaded_into_the_same_context(tmp_path: Path) -> None:
     write_pair(tmp_path, "one")
     certificate = ServingCertificate(tmp_path)
     certificate.reload()
@@ -48,7 +48,7 @@ def test_a_renewed_pair_goes_into_the_same_context(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["tls.crt", "tls.key", "ca.crt"])
-def test_a_pair_that_does_not_fit_leaves_the_earlier_one(
+def test_a_mismatched_pair_leaves_the_earlier_one_in_use(
     tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_pair(tmp_path, "one")

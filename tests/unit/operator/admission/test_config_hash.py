@@ -39,12 +39,12 @@ VOLUMES = [{"name": "c", "configMap": {"name": "settings"}}]
         {"volumes": VOLUMES, "volumeMounts": [{"name": "c", "mountPath": "/c"}]},
     ],
 )
-def test_it_changes_with_image_command_arguments_environment_and_config_maps(fields: dict[str, Any]) -> None:
+def test_the_hash_changes_with_image_command_arguments_environment_and_config_maps(fields: dict[str, Any]) -> None:
     others = [hashed(), hashed(**variable("3")), hashed(image="coder:9")]
     assert hashed(**fields) not in others
 
 
-def test_it_holds_no_value_from_a_secret_but_its_name() -> None:
+def test_the_hash_covers_names_but_no_values_from_secrets() -> None:
     def secret(name: str, key: str) -> str:
         return hashed(env=[{"name": "K", "valueFrom": {"secretKeyRef": {"name": name, "key": key}}}])
 
@@ -57,7 +57,7 @@ def test_the_order_of_variables_does_not_count() -> None:
     assert hashed(env=[one, two]) == hashed(env=[two, one])
 
 
-def test_what_differs_from_pod_to_pod_does_not_count() -> None:
+def test_parts_that_differ_from_pod_to_pod_do_not_count() -> None:
     token = {
         "name": "kube-api-access-x7k2p",
         "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}, {"configMap": {"name": "kube-root-ca"}}]},
@@ -74,7 +74,7 @@ def test_a_projected_config_map_counts() -> None:
 
 
 def admitted(given: dict[str, Any], **config: Any) -> dict[str, Any]:
-    """As the webhook returns it."""
+    """Return the pod as the webhook returns it."""
     made = inject(given, (), "baseline", replace(CONFIG, **config))
     assert isinstance(made, Injected), made
     return made.pod
@@ -85,7 +85,7 @@ def annotated(given: dict[str, Any], **config: Any) -> str:
 
 
 def from_template(number: int = 0, **container: Any) -> dict[str, Any]:
-    """One of the pods that a controller makes of one template, as the API server hands it to the webhook."""
+    """Return one of the pods that a controller creates from one template, as the API server sends it to the webhook."""
     token = {
         "name": f"kube-api-access-{number:05}",
         "projected": {
@@ -118,8 +118,8 @@ def test_pods_of_one_template_have_one_hash() -> None:
     assert {annotated(from_template(number)) for number in range(2, 6)} == {first}
 
 
-def test_what_is_injected_does_not_count() -> None:
-    """Neither ours, seen again under reinvocation or after an upgrade, nor what others put beside the agent."""
+def test_injected_parts_do_not_count() -> None:
+    """Neither our own, on reinvocation or after an upgrade, nor what other injectors add beside the agent."""
     first = annotated(from_template())
     once = admitted(from_template())
     assert annotated(once) == first
@@ -152,7 +152,7 @@ def test_another_template_has_another_hash(container: dict[str, Any]) -> None:
     assert annotated(from_template(**container)) != annotated(from_template())
 
 
-def test_an_annotation_that_is_no_hash_is_none() -> None:
-    """It would else stand in the manifest, which nobody could read."""
+def test_an_annotation_that_is_not_a_hash_counts_as_empty() -> None:
+    """Otherwise it would be written into the manifest, which could then not be read."""
     assert noted_hash(annotated(from_template())) == annotated(from_template())
-    assert {noted_hash(word) for word in ("", "mine", "AB" * 32, "ab" * 31, "ab" * 32 + "\n")} == {""}
+    assert {noted_hash(text) for text in ("", "mine", "AB" * 32, "ab" * 31, "ab" * 32 + "\n")} == {""}

@@ -1,6 +1,6 @@
-"""Whole pods, before and after, as files: what a change to the injection does to pods is seen in its diff.
+"""Whole pods before and after injection, as files, so that the diff shows how a change to injection affects pods.
 
-Write them anew with: python -m tests.unit.operator.admission.test_golden
+Rewrite them with: python -m tests.unit.operator.admission.test_golden
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def made(case: str) -> dict[str, Any]:
+def inject_case(case: str) -> dict[str, Any]:
     given = load(GOLDEN / f"{case}.yaml")
     policies = [policy_of(item) for item in given["policies"]]
     result = inject(given["pod"], policies, given["enforce"], CONFIG)
@@ -29,15 +29,15 @@ def made(case: str) -> dict[str, Any]:
     return {"pod": result.pod, "warnings": list(result.warnings), "policy": result.policy}
 
 
-def test_there_are_cases() -> None:
+def test_golden_cases_exist() -> None:
     assert CASES
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden(case: str) -> None:
-    assert made(case) == load(GOLDEN / f"{case}.injected.yaml")
+    assert inject_case(case) == load(GOLDEN / f"{case}.injected.yaml")
 
 
 if __name__ == "__main__":
     for name in CASES:
-        (GOLDEN / f"{name}.injected.yaml").write_text(yaml.safe_dump(made(name), sort_keys=True, width=120))
+        (GOLDEN / f"{name}.injected.yaml").write_text(yaml.safe_dump(inject_case(name), sort_keys=True, width=120))

@@ -1,4 +1,4 @@
-"""Running the injection again changes nothing, whatever the pod looks like."""
+"""Injecting an injected pod changes nothing, whatever the pod looks like."""
 
 import copy
 from typing import Any
@@ -25,7 +25,7 @@ SOURCES: list[dict[str, Any]] = [
 
 @st.composite
 def named(draw: st.DrawFn, wanted: list[str], values: st.SearchStrategy[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A list of things with distinct names."""
+    """Draw a list of objects with distinct names."""
     chosen = draw(st.lists(st.sampled_from(wanted), unique=True, max_size=len(wanted)))
     return [{"name": name} | draw(values) for name in chosen]
 
@@ -113,7 +113,7 @@ def test_injecting_an_injected_pod_changes_nothing(subject: dict[str, Any], chos
 
 @settings(max_examples=100, deadline=None)
 @given(pods(), policies)
-def test_what_the_owner_wrote_stays(subject: dict[str, Any], chosen: list[Policy]) -> None:
+def test_the_owners_containers_stay(subject: dict[str, Any], chosen: list[Policy]) -> None:
     result = inject(subject, chosen, "", CONFIG)
     if not isinstance(result, Injected):
         return

@@ -1,4 +1,4 @@
-"""What the webhook knows of the cluster."""
+"""The webhook's in-memory index of policies and namespaces."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def test_policies_are_kept_by_namespace() -> None:
     assert index.of("c") == ()
 
 
-def test_policies_change_and_go() -> None:
+def test_policies_are_updated_and_removed() -> None:
     index = PolicyIndex()
     index.put(policy("a", "p"))
     index.put(policy("a", "p", containerName="x"))

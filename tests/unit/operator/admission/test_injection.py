@@ -1,4 +1,4 @@
-"""What an opted-in pod becomes."""
+"""How the webhook changes an opted-in pod."""
 
 import copy
 import json
@@ -44,14 +44,14 @@ def test_the_order_is_own_init_containers_then_meshes_then_restore_then_sidecar(
     assert order == ["seed", "mesh", "savepoint-restore", "savepoint-sidecar"]
 
 
-def test_an_injector_that_comes_later_ends_up_before_the_restore_at_reinvocation() -> None:
+def test_a_later_injectors_container_precedes_the_restore_after_reinvocation() -> None:
     first = injected(pod()).pod
     first["spec"]["initContainers"].append({"name": "mesh", "image": "mesh:1", "restartPolicy": "Always"})
     order = [container["name"] for container in injected(first).pod["spec"]["initContainers"]]
     assert order == ["mesh", "savepoint-restore", "savepoint-sidecar"]
 
 
-def test_only_the_sidecar_stays_and_serves() -> None:
+def test_only_the_sidecar_restarts_and_has_probes() -> None:
     containers = injected(pod()).pod["spec"]["initContainers"]
     restore, sidecar = by_name(containers, names.CONTAINER_RESTORE), by_name(containers, names.CONTAINER_SIDECAR)
     assert sidecar["restartPolicy"] == "Always"
@@ -62,7 +62,7 @@ def test_only_the_sidecar_stays_and_serves() -> None:
     assert names.VOLUME_SOCKET not in {mount["name"] for mount in restore["volumeMounts"]}
 
 
-def test_both_are_small_and_have_no_cpu_limit() -> None:
+def test_both_containers_are_small_and_have_no_cpu_limit() -> None:
     for container in injected(pod()).pod["spec"]["initContainers"]:
         assert container["resources"] == {
             "requests": {"cpu": "20m", "memory": "48Mi"},
@@ -70,7 +70,7 @@ def test_both_are_small_and_have_no_cpu_limit() -> None:
         }
 
 
-def test_both_have_their_token_and_not_the_api_servers() -> None:
+def test_both_containers_mount_their_token_and_not_the_api_servers() -> None:
     result = injected(pod())
     for container in result.pod["spec"]["initContainers"]:
         token = by_name(container["volumeMounts"], names.VOLUME_TOKEN)
@@ -93,13 +93,13 @@ def test_the_agent_gets_socket_and_stage_and_neither_token_nor_url() -> None:
     assert [mount["name"] for mount in agent["volumeMounts"]] == [names.VOLUME_SOCKET, names.VOLUME_STAGE]
 
 
-@pytest.mark.parametrize(("given", "told"), [({}, "30"), ({"terminationGracePeriodSeconds": 0}, "0")])
-def test_the_sidecar_is_told_the_grace_period(given: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("given", "seconds"), [({}, "30"), ({"terminationGracePeriodSeconds": 0}, "0")])
+def test_the_sidecar_gets_the_grace_period(given: dict[str, Any], seconds: str) -> None:
     for container in injected(pod(**given)).pod["spec"]["initContainers"]:
-        assert by_name(container["env"], names.ENV_GRACE_SECONDS)["value"] == told
+        assert by_name(container["env"], names.ENV_GRACE_SECONDS)["value"] == seconds
 
 
-def test_the_pod_knows_itself_by_the_downward_api() -> None:
+def test_the_containers_get_the_pods_identity_by_the_downward_api() -> None:
     sidecar = by_name(injected(pod()).pod["spec"]["initContainers"], names.CONTAINER_SIDECAR)
     paths = {item["name"]: item["valueFrom"]["fieldRef"]["fieldPath"] for item in sidecar["env"] if "valueFrom" in item}
     assert paths == {
@@ -126,18 +126,18 @@ def test_the_first_container_is_the_agents() -> None:
     assert agent_of(injected(pod(containers=TWO))) == "helper"
 
 
-def test_unless_the_default_container_is_named() -> None:
+def test_the_default_container_annotation_names_the_agents_container() -> None:
     named = {"kubectl.kubernetes.io/default-container": "brain"}
     assert agent_of(injected(pod(containers=TWO, annotations=named))) == "brain"
 
 
-def test_or_the_policy_names_it() -> None:
+def test_the_policy_names_the_agents_container() -> None:
     named = {"kubectl.kubernetes.io/default-container": "helper"}
     given = pod(containers=TWO, annotations=named)
     assert agent_of(injected(given, policy("p", container_name="brain"))) == "brain"
 
 
-def test_a_policy_that_names_no_container_of_the_pod_is_told_which_there_are() -> None:
+def test_a_policy_that_names_a_missing_container_is_refused_with_the_existing_names() -> None:
     refusal = refused(pod(containers=TWO), policy("p", container_name="mind"))
     assert refusal.reason == "ContainerNotFound"
     assert "'mind'" in refusal.message
@@ -161,7 +161,7 @@ def test_a_policy_sizes_the_stage_and_the_containers() -> None:
     assert result.policy == "p"
 
 
-def test_a_policys_path_gets_a_volume_of_its_size() -> None:
+def test_a_policys_state_path_gets_a_volume_of_its_size() -> None:
     sized = policy("p", state_paths=(StatePath("/workspace", "10Gi"),))
     result = injected(pod(), sized)
     assert by_name(result.pod["spec"]["volumes"], "savepoint-state-workspace")["emptyDir"] == {"sizeLimit": "10Gi"}
@@ -178,7 +178,7 @@ def test_a_policys_path_gets_a_volume_of_its_size() -> None:
     ]
 
 
-def test_paths_and_uids_that_cannot_be_are_refused() -> None:
+def test_invalid_paths_and_uids_are_refused() -> None:
     assert refused(pod(annotations={names.ANNOTATION_STATE: "workspace"})).reason == "StatePathInvalid"
     assert refused(pod(), level="restricted").reason == "RunAsUserRequired"
 
@@ -202,7 +202,7 @@ def test_the_api_servers_default_tolerations_are_shortened() -> None:
     assert injected(pod()).pod["spec"]["tolerations"] == expected
 
 
-def test_what_the_owner_tolerates_stays() -> None:
+def test_the_owners_tolerations_stay() -> None:
     own = [toleration("not-ready", 60), {"key": "gpu", "operator": "Exists"}]
     result = injected(pod(tolerations=own)).pod["spec"]["tolerations"]
     assert result == [*own, toleration("unreachable", 30)]
@@ -210,7 +210,7 @@ def test_what_the_owner_tolerates_stays() -> None:
     assert injected(pod(tolerations=everything)).pod["spec"]["tolerations"] == everything
 
 
-def test_the_autoscaler_may_evict_our_volumes_and_those_its_owner_listed() -> None:
+def test_the_autoscaler_annotation_lists_our_volumes_and_the_owners() -> None:
     key = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
     result = injected(pod(annotations={key: "cache", names.ANNOTATION_STATE: "/workspace"}))
     assert result.pod["metadata"]["annotations"][key].split(",") == [
@@ -231,7 +231,7 @@ def test_the_injection_is_marked() -> None:
 # -- forged copies ------------------------------------------------------------------------------------------------
 
 
-def test_whatever_bears_our_names_is_made_anew() -> None:
+def test_everything_under_a_reserved_name_is_replaced() -> None:
     forged = pod(
         annotations={names.ANNOTATION_INJECTED: "9", names.ANNOTATION_CONFIG_HASH: "0" * 64},
         container={"env": [{"name": "SAVEPOINT_SOCKET", "value": "/tmp/x"}]},
@@ -267,7 +267,7 @@ def test_a_token_for_our_audience_under_another_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("path", ["/run/savepoint", "/run/savepoint/socket", "/savepoint/state"])
-def test_a_volume_over_our_folders_is_refused(path: str) -> None:
+def test_a_volume_over_reserved_paths_is_refused(path: str) -> None:
     given = pod(container=mounted(mine=path), volumes=[{"name": "mine", "emptyDir": {}}])
     assert refused(given).reason == "MountPathReserved"
 
@@ -292,11 +292,11 @@ def test_static_pods_are_refused() -> None:
 
 
 @pytest.mark.parametrize("agent", ["", "Coder", "a_b", "-a", "a-", "a.b", "a" * 53])
-def test_names_that_are_no_dns_label_of_52_are_refused(agent: str) -> None:
+def test_names_that_are_not_a_dns_label_of_52_characters_are_refused(agent: str) -> None:
     refusal = refused(pod(agent=agent))
     assert refusal.reason == "AgentNameInvalid"
     assert "savepoint.dev/agent" in refusal.message
 
 
-def test_a_name_of_52_is_taken() -> None:
+def test_a_name_of_52_characters_is_accepted() -> None:
     injected(pod(agent="a" * 52))

@@ -1,4 +1,4 @@
-"""Which policy counts for a pod."""
+"""Parsing a policy, and which policy applies to a pod."""
 
 from datetime import timedelta
 from typing import Any
@@ -40,7 +40,7 @@ def test_the_empty_selector_selects_everything_and_all_requirements_must_hold() 
     assert not both.selects({"a": "2", "b": ""})
 
 
-def test_the_oldest_policy_counts_then_the_first_by_name() -> None:
+def test_the_oldest_policy_applies_then_the_first_by_name() -> None:
     team = LabelSelector.parse({"matchLabels": {"team": "x"}})
     old, twin = policy("z", selector=team), policy("a", selector=team)
     young = policy("b", created=CREATED + timedelta(days=31))
@@ -49,7 +49,7 @@ def test_the_oldest_policy_counts_then_the_first_by_name() -> None:
     assert choose_policy([old], {"team": "y"}) is None
 
 
-def test_a_policy_is_read_whole_and_with_nothing_set() -> None:
+def test_a_policy_is_parsed_with_everything_and_with_nothing_set() -> None:
     raw = {
         "metadata": {"name": "p", "namespace": "agents", "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {

@@ -1,4 +1,4 @@
-"""The wire around the injection."""
+"""The AdmissionReview wire format around the injection."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ def patch_of(response: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_patch_makes_the_injected_pod() -> None:
+def test_the_patch_produces_the_injected_pod() -> None:
     given = pod()
     reply = answer(review(given), decide)
     assert reply["response"]["uid"] == "u-1"
@@ -57,13 +57,13 @@ def test_the_patch_makes_the_injected_pod() -> None:
     assert apply(given, patch_of(reply["response"])) == result.pod
 
 
-def test_a_pod_that_is_as_it_shall_be_gets_no_patch() -> None:
+def test_an_injected_pod_gets_no_patch() -> None:
     first = inject(pod(), [], "", CONFIG)
     assert isinstance(first, Injected)
     assert answer(review(first.pod), decide)["response"] == {"uid": "u-1", "allowed": True}
 
 
-def test_a_refusal_carries_reason_and_mend() -> None:
+def test_a_refusal_carries_reason_and_remedy() -> None:
     response = answer(review(pod(hostPID=True)), decide)["response"]
     assert response["allowed"] is False
     assert response["status"]["code"] == 422
@@ -94,6 +94,6 @@ def test_warnings_are_short_enough_for_the_api_server() -> None:
         review(pod(volumes=[{"emptyDir": {}}])),
     ],
 )
-def test_what_is_no_review_of_a_new_pod_is_an_error(broken: Any) -> None:
+def test_anything_but_a_review_of_a_new_pod_is_an_error(broken: Any) -> None:
     with pytest.raises(ReviewError):
         answer(broken, decide)

@@ -25,7 +25,7 @@ def judged(
     return run_as(given, given["spec"]["containers"][0], policy, level)
 
 
-def test_the_container_counts_before_the_pod_before_the_annotation_before_the_policy() -> None:
+def test_container_pod_annotation_and_policy_count_in_this_order() -> None:
     own, shared = {"runAsUser": 1, "runAsGroup": 11}, {"runAsUser": 2, "runAsGroup": 12}
     assert judged(own=own, shared=shared, annotation="3", policy=4) == RunAs(1, 11)
     assert judged(shared=shared, annotation="3", policy=4) == RunAs(2, 12)
@@ -39,7 +39,7 @@ def test_a_declared_zero_is_not_overridden() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "node", "-1", "1.5", "2147483648", "٣", " 1"])
-def test_an_annotation_that_is_no_uid_is_refused(text: str) -> None:
+def test_an_annotation_that_is_not_a_uid_is_refused(text: str) -> None:
     result = judged(annotation=text)
     assert isinstance(result, Refusal)
     assert result.reason == "RunAsUserInvalid"
@@ -54,7 +54,7 @@ def test_non_root_without_a_number_is_refused_everywhere(where: str) -> None:
     assert judged(shared={"runAsNonRoot": True}, annotation="7") == RunAs(7, None)
 
 
-def test_a_container_may_lift_the_pods_non_root() -> None:
+def test_a_container_may_override_the_pods_run_as_non_root() -> None:
     assert judged(own={"runAsNonRoot": False}, shared={"runAsNonRoot": True}) == RunAs(0, None)
 
 

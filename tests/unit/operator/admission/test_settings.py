@@ -1,4 +1,4 @@
-"""The webhook's environment."""
+"""The webhook's settings."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_three_variables_are_enough() -> None:
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_each_of_them_is_needed(name: str) -> None:
+def test_each_of_the_three_variables_is_required(name: str) -> None:
     with pytest.raises(SettingsError, match=name):
         WebhookSettings.from_environment(GIVEN | {name: ""})
 
@@ -36,6 +36,6 @@ def test_each_of_them_is_needed(name: str) -> None:
         ("SAVEPOINT_HEALTH_PORT", "65536"),
     ],
 )
-def test_wrong_values_are_named(name: str, value: str) -> None:
+def test_an_invalid_value_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
         WebhookSettings.from_environment(GIVEN | {name: value})

@@ -1,4 +1,4 @@
-"""Which folders are state, and how the injected containers see them."""
+"""Which directories are state, and how the injected containers mount them."""
 
 import time
 from typing import Any
@@ -54,7 +54,7 @@ def test_every_writable_volume_of_the_agent_is_state() -> None:
         ({"projected": {"sources": []}}, {}),
     ],
 )
-def test_what_cannot_be_written_and_shared_memory_is_no_state(volume: dict[str, Any], mount: dict[str, Any]) -> None:
+def test_read_only_volumes_and_shared_memory_are_not_state(volume: dict[str, Any], mount: dict[str, Any]) -> None:
     given = pod(
         container={"volumeMounts": [{"name": "v", "mountPath": "/v"} | mount]}, volumes=[{"name": "v"} | volume]
     )
@@ -64,7 +64,7 @@ def test_what_cannot_be_written_and_shared_memory_is_no_state(volume: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("volume", "mount", "word"),
+    ("volume", "mount", "cause"),
     [
         ({"hostPath": {"path": "/x"}}, {}, "hostPath"),
         ({"nfs": {"server": "s", "path": "/"}}, {}, "nfs"),
@@ -73,18 +73,20 @@ def test_what_cannot_be_written_and_shared_memory_is_no_state(volume: dict[str, 
         ({"emptyDir": {}}, {"subPathExpr": "$(POD)"}, "subPathExpr"),
     ],
 )
-def test_what_looks_like_state_but_is_not_is_named(volume: dict[str, Any], mount: dict[str, Any], word: str) -> None:
+def test_a_warning_names_what_looks_like_state_but_is_not(
+    volume: dict[str, Any], mount: dict[str, Any], cause: str
+) -> None:
     given = pod(
         container={"volumeMounts": [{"name": "v", "mountPath": "/v"} | mount]}, volumes=[{"name": "v"} | volume]
     )
     found = state(given)
     assert found.roots == ()
     (warning,) = found.warnings
-    assert word in warning
+    assert cause in warning
     assert "/v" in warning
 
 
-def test_a_policy_may_name_the_volumes_that_are_state() -> None:
+def test_a_policy_may_list_the_volumes_that_are_state() -> None:
     given = pod(
         container=mounted(work="/workspace", shared="/shared"),
         volumes=[{"name": "work", "emptyDir": {}}, {"name": "shared", "persistentVolumeClaim": {"claimName": "c"}}],
@@ -95,7 +97,7 @@ def test_a_policy_may_name_the_volumes_that_are_state() -> None:
     assert paths(state(given, policy("p", state_volumes=()))) == []
 
 
-def test_a_shared_volume_that_the_policy_names_is_state() -> None:
+def test_a_shared_volume_that_the_policy_lists_is_state() -> None:
     many = {"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteMany"]}}}
     given = pod(
         container=mounted(claim="/claim", scratch="/scratch"),
@@ -115,7 +117,7 @@ def test_a_shared_volume_that_the_policy_names_is_state() -> None:
     assert (left.mount_path, left.chosen) == ("/claim", False)
 
 
-def test_a_sub_path_is_honoured() -> None:
+def test_a_sub_path_is_mounted_in_the_injected_containers() -> None:
     given = pod(
         container={"volumeMounts": [{"name": "v", "mountPath": "/v/", "subPath": "a/b"}]},
         volumes=[{"name": "v", "emptyDir": {}}],
@@ -124,7 +126,7 @@ def test_a_sub_path_is_honoured() -> None:
     assert root.mount() == {"name": "v", "mountPath": "/savepoint/state/v", "subPath": "a/b"}
 
 
-def test_a_part_of_a_volume_is_captured_once() -> None:
+def test_each_part_of_a_volume_is_captured_once() -> None:
     mounts = [
         {"name": "v", "mountPath": "/inner", "subPath": "a/b"},
         {"name": "v", "mountPath": "/outer", "subPath": "a"},
@@ -143,7 +145,7 @@ def test_an_annotated_path_gets_an_empty_volume() -> None:
     assert [root.volume for root, _ in found.added] == [f"savepoint-state-{root.name}" for root in found.roots]
 
 
-def test_a_path_that_is_in_a_volume_gets_none() -> None:
+def test_a_path_inside_a_volume_gets_no_volume() -> None:
     given = pod(
         annotations={"savepoint.dev/state": "/workspace,/workspace/src,/data"},
         container=mounted(work="/workspace"),
@@ -162,13 +164,13 @@ def test_a_path_inside_another_is_covered_by_it() -> None:
     assert [(path.mount_path, path.size_limit) for _, path in found.added] == [("/a", "1Gi"), ("/ab", None)]
 
 
-def test_the_policy_gives_the_size_of_a_path_that_both_name() -> None:
+def test_the_policy_sizes_a_path_that_annotation_and_policy_list() -> None:
     given = pod(annotations={"savepoint.dev/state": "/a/"})
     found = state(given, policy("p", state_paths=(StatePath("/a", "1Gi"),)))
     assert [path.size_limit for _, path in found.added] == ["1Gi"]
 
 
-def test_a_path_in_a_volume_that_cannot_be_captured_is_named() -> None:
+def test_a_warning_names_a_path_in_a_volume_that_cannot_be_captured() -> None:
     given = pod(
         annotations={"savepoint.dev/state": "/v/x"},
         container=mounted(v="/v"),
@@ -207,7 +209,7 @@ def test_names_are_distinct_labels() -> None:
     assert all(len(name) <= 47 and name.replace("-", "").isalnum() and name == name.strip("-") for name in made)
 
 
-def test_the_kubelet_expands_nothing_in_the_roots() -> None:
+def test_the_kubelet_expands_no_variable_in_the_roots() -> None:
     found = state(pod(annotations={"savepoint.dev/state": "/a/$(HOME)"}))
     assert '"mountPath":"/a/$$(HOME)"' in found.environment()
 
@@ -233,8 +235,8 @@ def test_the_kubelet_expands_nothing_in_the_roots() -> None:
     ],
     ids=["paths", "mounts", "long subPaths"],
 )
-def test_no_pod_is_so_large_that_others_wait_for_it(huge: dict[str, Any]) -> None:
-    """The webhook judges all pods of the cluster one after another."""
+def test_a_huge_pod_does_not_delay_the_admission_of_others(huge: dict[str, Any]) -> None:
+    """The webhook handles the pods of the whole cluster one after another."""
     started = time.process_time()
     result = find_state(huge, huge["spec"]["containers"][0], NO_POLICY)
     assert time.process_time() - started < 1

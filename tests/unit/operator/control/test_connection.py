@@ -1,4 +1,4 @@
-"""A peer that reads nothing is cut off, and holds nobody up."""
+"""A connection whose peer does not read is dropped, so that it delays nobody else."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from savepoint.errors import Unavailable
 from savepoint_operator.control.connection import Connection
 
 
-async def test_a_peer_that_does_not_read_is_cut_off() -> None:
+async def test_a_peer_that_does_not_read_is_disconnected() -> None:
     flood = Wait("PredecessorRunning", "x" * 500_000)
     outcome: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 

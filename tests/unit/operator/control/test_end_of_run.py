@@ -1,4 +1,4 @@
-"""A run that ends by its pod's exit with 0: the last checkpoint first, then the end, then the next one starts fresh."""
+"""A run that ends when its pod exits with 0: the final checkpoint first, then the end, then a fresh start."""
 
 import pytest
 from savepoint.contract.control_protocol import Ack, Checkpoint, Committed, Released, RequestCheckpoint, Wait
@@ -11,7 +11,7 @@ from tests.unit.operator.control.test_restart import leave_behind
 STORE = "default"
 
 
-def exits(harness: ControlHarness, uid: str) -> None:
+def exit_with_0(harness: ControlHarness, uid: str) -> None:
     harness.pod_resolver.predecessors[uid] = PredecessorState(PodState.TERMINAL, NodeState.READY, run_ended=True)
 
 
@@ -19,7 +19,7 @@ def kinds(harness: ControlHarness) -> list[str]:
     return [kind for kind, _, _ in harness.chain()]
 
 
-async def test_it_is_recorded_once(harness: ControlHarness) -> None:
+async def test_the_end_of_the_run_is_recorded_once(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     await pod.request(harness.offer(attempt(1), 1), Committed)
@@ -35,7 +35,7 @@ async def test_it_is_recorded_once(harness: ControlHarness) -> None:
     assert (welcome.epoch, welcome.run, welcome.parent) == (2, 2, None)
 
 
-async def test_not_while_its_sidecar_is_connected(harness: ControlHarness) -> None:
+async def test_the_run_does_not_end_while_its_sidecar_is_connected(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     assert harness.server is not None
@@ -47,12 +47,12 @@ async def test_not_while_its_sidecar_is_connected(harness: ControlHarness) -> No
     assert kinds(harness) == ["grant", "checkpoint", "completed"]
 
 
-async def test_not_while_its_last_offer_waits_for_the_store(harness: ControlHarness) -> None:
+async def test_the_run_does_not_end_while_its_last_offer_waits_for_the_store(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     offer = harness.offer(attempt(1), 1)
     assert harness.server is not None
-    harness.stores.error = StoreUnavailable("it is away")
+    harness.stores.error = StoreUnavailable("the store does not answer")
     await pod.send(offer)
     await until(lambda: harness.recorder.calls_of("delayed"))
     with pytest.raises(Unavailable):
@@ -65,7 +65,7 @@ async def test_not_while_its_last_offer_waits_for_the_store(harness: ControlHarn
     assert kinds(harness) == ["grant", "checkpoint", "completed"]
 
 
-async def test_what_was_left_for_an_operator_is_committed_first(harness: ControlHarness) -> None:
+async def test_a_pending_checkpoint_is_committed_before_the_run_ends(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, welcome = await harness.sidecar("a")
     await harness.leave(pod)
@@ -75,7 +75,7 @@ async def test_what_was_left_for_an_operator_is_committed_first(harness: Control
     assert kinds(harness) == ["grant", "checkpoint", "completed"]
 
 
-async def test_a_pod_that_does_not_hold_the_epoch_ends_nothing(harness: ControlHarness) -> None:
+async def test_a_pod_that_does_not_hold_the_epoch_cannot_end_the_run(harness: ControlHarness) -> None:
     assert harness.server is not None
     assert await harness.server.orders.end_run(AGENT, "a", STORE) is None
     await harness.grant("a")
@@ -83,7 +83,7 @@ async def test_a_pod_that_does_not_hold_the_epoch_ends_nothing(harness: ControlH
     assert kinds(harness) == ["grant"]
 
 
-async def test_a_rollback_is_not_overruled(harness: ControlHarness) -> None:
+async def test_the_end_of_a_run_does_not_override_a_rollback(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     await pod.request(harness.offer(attempt(1), 1), Committed)
@@ -91,20 +91,20 @@ async def test_a_rollback_is_not_overruled(harness: ControlHarness) -> None:
     assert harness.server is not None
     await harness.server.orders.rollback(AGENT, attempt(9), 2, STORE)
     await harness.server.orders.end_run(AGENT, "a", STORE)
-    exits(harness, "a")
+    exit_with_0(harness, "a")
     harness.clock.advance(20)
     assert (await harness.grant("b")).parent is not None
     assert kinds(harness) == ["grant", "checkpoint", "rollback", "grant"]
 
 
-async def test_a_successor_that_is_quick_starts_fresh(harness: ControlHarness) -> None:
+async def test_a_waiting_successor_starts_fresh_after_the_run_has_ended(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     harness.pod("b")
     successor = await harness.hello("b", "restore")
     await successor.expect(Wait)
     order = await pod.request(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
-    exits(harness, "a")
+    exit_with_0(harness, "a")
     await pod.request(harness.offer(order.attempt, 1, trigger="Shutdown"), Committed)
     await pod.send(Released(1))
     welcome = await successor.granted()
@@ -113,12 +113,14 @@ async def test_a_successor_that_is_quick_starts_fresh(harness: ControlHarness) -
     assert [each.record.kind for each in harness.recorder.calls_of("committed")] == ["checkpoint", "completed"]
 
 
-async def test_a_successor_adopts_then_completes_then_starts_fresh(harness: ControlHarness) -> None:
+async def test_a_pending_checkpoint_is_adopted_before_the_run_ends_and_restarts_fresh(
+    harness: ControlHarness,
+) -> None:
     await harness.grant("a")
     pod, welcome = await harness.sidecar("a")
     await harness.leave(pod)
     leave_behind(harness, welcome, 1)
-    exits(harness, "a")
+    exit_with_0(harness, "a")
     harness.clock.advance(20)
     assert (await harness.grant("b")).parent is None
     assert kinds(harness) == ["grant", "checkpoint", "completed", "grant"]

@@ -1,4 +1,4 @@
-"""A pod with a good token that means harm: what it sends must neither use up the operator nor spoil what it shows."""
+"""A malicious pod with a valid token can neither exhaust the operator nor corrupt what it shows."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ from tests.fakes.control_harness import ControlHarness, attempt, until
 from tests.fakes.operator_ports import Clock
 
 
-async def test_results_of_attempts_that_nobody_ordered_become_no_flood_of_objects(harness: ControlHarness) -> None:
+async def test_results_of_attempts_that_were_not_ordered_are_rate_limited(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     for number in range(BURST_ATTEMPTS + 40):
@@ -50,7 +50,7 @@ async def test_results_of_attempts_that_nobody_ordered_become_no_flood_of_object
     assert len(harness.recorder.calls_of("failed")) == BURST_ATTEMPTS + 2
 
 
-async def test_offers_and_requests_of_a_pods_own_are_counted_with_them(harness: ControlHarness) -> None:
+async def test_a_pods_own_offers_and_requests_share_the_limit(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     for number in range(BURST_ATTEMPTS - 1):
@@ -59,10 +59,10 @@ async def test_offers_and_requests_of_a_pods_own_are_counted_with_them(harness: 
     refused = await pod.request(harness.offer(attempt(1001), 1), Refused)
     assert refused.reason == "Refused"
     assert (await pod.request(RequestCheckpoint("r", "Agent"), Refused)).reason == "Refused"
-    await pod.request(harness.offer(attempt(1000), 1), Committed)  # told again, it is answered
+    await pod.request(harness.offer(attempt(1000), 1), Committed)  # a repeated offer is answered
 
 
-async def test_large_messages_do_not_pile_up_while_the_store_is_away(harness: ControlHarness) -> None:
+async def test_large_messages_do_not_pile_up_while_the_store_is_unreachable(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     harness.store.hold()
@@ -70,7 +70,7 @@ async def test_large_messages_do_not_pile_up_while_the_store_is_away(harness: Co
     large = Result(attempt(2), "Failed", "StageFull", "x" * 1_000_000)
     for _ in range(3):
         await pod.send(large)
-        harness.clock.advance(10)  # within its allowance
+        harness.clock.advance(10)  # within its rate limit
         await asyncio.sleep(0.05)
     for _ in range(3):
         await pod.send(large)
@@ -80,26 +80,26 @@ async def test_large_messages_do_not_pile_up_while_the_store_is_away(harness: Co
     assert await pod.closed() == 1008
 
 
-def test_an_allowance_fills_again() -> None:
+def test_a_rate_limit_refills() -> None:
     clock = Clock()
-    allowance = RateLimit(clock.monotonic, 10, 2)
-    assert allowance.spend(10) == 0
-    assert allowance.spend(4) == 2
+    limit = RateLimit(clock.monotonic, 10, 2)
+    assert limit.spend(10) == 0
+    assert limit.spend(4) == 2
     clock.advance(2)
-    assert not allowance.take()
+    assert not limit.take()
     clock.advance(100)
-    assert all(allowance.take() for _ in range(10))
-    assert not allowance.take()
+    assert all(limit.take() for _ in range(10))
+    assert not limit.take()
 
 
-def test_a_reconnect_gives_a_pod_no_new_allowance() -> None:
+def test_a_reconnect_does_not_reset_a_pods_rate_limit() -> None:
     rate_limits = RateLimits(Clock().monotonic)
     rate_limits.of("a").spend(BURST_BYTES)
     assert rate_limits.of("a").spend(BYTES_PER_SECOND) == 1
     assert rate_limits.of("b").spend(1) == 0
 
 
-def test_the_dearest_message_is_decoded_within_a_part_of_a_second() -> None:
+def test_the_most_expensive_message_is_decoded_within_a_second() -> None:
     text = encode(Hello("sidecar", 1, "1", attempts=tuple(AttemptState("", "") for _ in range(30_000))))
     started = time.process_time()
     decode(text)
@@ -107,7 +107,7 @@ def test_the_dearest_message_is_decoded_within_a_part_of_a_second() -> None:
 
 
 @pytest.mark.parametrize("word", ["Ready", "Unchanged", "Committing", "Pending", "no word", "", "x" * 1000, "Ready\n"])
-def test_a_failure_cannot_be_told_in_words_that_mean_something_else(word: str) -> None:
+def test_a_failure_cannot_carry_a_reason_that_means_something_else(word: str) -> None:
     result = sanitized(Result(attempt(1), "Failed", word))
     assert isinstance(result, Result)
     assert result.reason in ("Failed", "")
@@ -116,7 +116,7 @@ def test_a_failure_cannot_be_told_in_words_that_mean_something_else(word: str) -
     assert outcome.outcome == "RestoreFailed"
 
 
-def test_what_is_shown_is_bounded_and_can_be_written() -> None:
+def test_shown_texts_and_numbers_are_bounded_and_encodable() -> None:
     result = sanitized(Result(attempt(1), "Odd", "StageFull", "\ud800" + "x" * 10_000, -5))
     assert result == Result(attempt(1), "Failed", "StageFull", "?" + "x" * (MAX_MESSAGE - 1), 0)
     beat = sanitized(Heartbeat(True, "y" * 5000))
@@ -131,7 +131,7 @@ def test_what_is_shown_is_bounded_and_can_be_written() -> None:
     assert outcome.milliseconds < 1 << 50
 
 
-def test_the_honest_are_heard_as_they_spoke() -> None:
+def test_well_formed_messages_pass_unchanged() -> None:
     for message in (
         Hello("sidecar", 1, "0.1.0", "n1", 3, (AttemptState(attempt(1), "Uploading"),)),
         Result(attempt(1), "Failed", "QuiesceTimeout", "step crawl runs for 94 s", 10_000),
@@ -169,12 +169,12 @@ GOOD = ComponentSummary("documents", "Memory", "b" * 64, 1)
         {"uncertain_operations": ("u",) * 5000},
     ],
 )
-def test_an_offer_that_could_not_be_shown_is_refused(more: dict[str, Any]) -> None:
+def test_an_offer_that_cannot_be_shown_is_refused(more: dict[str, Any]) -> None:
     assert offer_problem(offer(components=(GOOD,), step="crawl")) is None
     assert offer_problem(offer(**more)) is not None
 
 
-async def test_a_pod_that_is_refused_is_told_so_and_served_on(harness: ControlHarness) -> None:
+async def test_a_refused_offer_is_answered_and_the_session_continues(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     bad = harness.offer(attempt(1), 1, trigger="Zzzz")
@@ -183,7 +183,7 @@ async def test_a_pod_that_is_refused_is_told_so_and_served_on(harness: ControlHa
     await until(lambda: not harness.recorder.calls_of("committed"))
 
 
-def test_words_of_pods_make_no_series_of_their_own() -> None:
+def test_reasons_from_pods_create_no_time_series() -> None:
     metrics = Metrics()
     for number in range(200):
         word = "Made" + "".join(chr(65 + int(digit)) for digit in str(number))
@@ -196,14 +196,14 @@ def test_words_of_pods_make_no_series_of_their_own() -> None:
     assert 'savepoint_restores_total{outcome="Other"} 200.0' in text
 
 
-def test_times_that_a_pod_tells_can_be_written() -> None:
+def test_a_pods_timestamps_are_normalised_or_dropped() -> None:
     assert parsed_time("0001-01-01T00:00:00+23:59") is None
     early = parsed_time("0001-01-02")
     assert early is not None
     assert precise_stamp(early) == "0001-01-02T00:00:00.000000Z"
 
 
-async def test_whoever_shows_no_token_is_sent_away() -> None:
+async def test_a_connection_without_a_token_is_dropped() -> None:
     harness = ControlHarness()
     await harness.lead(max_unauthenticated=4, unauthenticated_seconds=0.3)
     try:
@@ -221,7 +221,7 @@ async def test_whoever_shows_no_token_is_sent_away() -> None:
         await harness.close()
 
 
-async def test_many_who_say_nothing_keep_nobody_out() -> None:
+async def test_many_silent_connections_do_not_keep_pods_out() -> None:
     harness = ControlHarness()
     await harness.lead(max_unauthenticated=4)
     try:
@@ -236,8 +236,8 @@ async def test_many_who_say_nothing_keep_nobody_out() -> None:
         await harness.close()
 
 
-async def test_the_session_of_a_pod_that_is_gone_ends(harness: ControlHarness) -> None:
-    """A stolen token, shown in time, must not keep the agent's next pod out for ever."""
+async def test_the_session_of_a_pod_that_no_longer_exists_ends(harness: ControlHarness) -> None:
+    """Otherwise a stolen token, shown while it was valid, would keep the agent's next pod out forever."""
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     harness.pod_resolver.incarnations["a"] = Refusal("PodGone", "Pod demo/a is gone.")
@@ -248,7 +248,7 @@ async def test_the_session_of_a_pod_that_is_gone_ends(harness: ControlHarness) -
     assert await pod.closed() == 1000
 
 
-async def test_a_session_outlives_whatever_else_the_cluster_says(harness: ControlHarness) -> None:
+async def test_a_session_survives_other_refusals(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     harness.pod_resolver.incarnations["a"] = Refusal("AmbiguousAgent", "Another pod has come.")

@@ -1,4 +1,4 @@
-"""What a new operator process knows: the store, the cluster, and nothing else. I3 and I4 hold across it."""
+"""A new operator process knows only what store and cluster say; invariants I3 and I4 hold across restarts."""
 
 import asyncio
 
@@ -31,7 +31,7 @@ from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 def leave_behind(
     harness: ControlHarness, welcome: Welcome, number: int, *, completed: bool = False, damage: bool = False
 ) -> str:
-    """Put a finished checkpoint where a sidecar puts it when no operator answers."""
+    """Leave a finished checkpoint as a pending object, as a sidecar does when no operator answers."""
     store = harness.repository().store
     offer = harness.offer(attempt(number), welcome.epoch)
     content = store.get(f"manifests/{offer.manifest.name}", max_bytes=MAX_MANIFEST_BYTES)
@@ -51,8 +51,8 @@ async def test_a_deferred_commit_is_adopted_before_the_next_grant(harness: Contr
     await server.stop()
     name = leave_behind(harness, welcome, 1)
     harness.end("a")
-    await harness.lead()  # knows no pending key
-    granted = await harness.grant("b")  # at once: nothing comes after what is left behind
+    await harness.lead()  # it does not know the pending key
+    granted = await harness.grant("b")  # at once: a pending checkpoint is always a pod's last
     assert granted.parent is not None
     assert (granted.parent.manifest.name, granted.parent.name) == (name, "coder-1")
     assert harness.chain() == [("grant", 1, 1), ("checkpoint", 2, 1), ("grant", 3, 2)]
@@ -65,7 +65,7 @@ async def test_a_deferred_commit_is_adopted_before_the_next_grant(harness: Contr
     assert ("list", "pending/") not in harness.store.calls
 
 
-async def test_what_was_left_in_the_same_epoch_is_adopted_when_the_sidecar_comes_back(harness: ControlHarness) -> None:
+async def test_a_pending_checkpoint_of_the_same_epoch_is_adopted_on_reconnect(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, welcome = await harness.sidecar("a")
     await pod.close()
@@ -77,7 +77,7 @@ async def test_what_was_left_in_the_same_epoch_is_adopted_when_the_sidecar_comes
     assert committed.checkpoint.sequence == 3
 
 
-async def test_an_ordered_attempt_that_was_left_behind_is_no_failure(harness: ControlHarness) -> None:
+async def test_an_ordered_attempt_left_as_a_pending_checkpoint_has_not_failed(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, welcome = await harness.sidecar("a")
     assert harness.server is not None
@@ -91,7 +91,7 @@ async def test_an_ordered_attempt_that_was_left_behind_is_no_failure(harness: Co
     assert not harness.recorder.calls_of("failed")
 
 
-async def test_what_was_left_behind_is_no_release_while_the_pod_runs(harness: ControlHarness) -> None:
+async def test_a_pending_checkpoint_is_not_a_release_while_the_pod_runs(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, welcome = await harness.sidecar("a")
     await harness.leave(pod)
@@ -103,7 +103,7 @@ async def test_what_was_left_behind_is_no_release_while_the_pod_runs(harness: Co
     assert (await waiting.granted()).parent is not None
 
 
-async def test_a_release_that_an_earlier_leader_heard_lets_the_successor_in_at_once(harness: ControlHarness) -> None:
+async def test_a_release_recorded_by_an_earlier_leader_admits_the_successor_at_once(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.end("a")
     await harness.lead()
@@ -114,7 +114,7 @@ async def test_a_release_that_an_earlier_leader_heard_lets_the_successor_in_at_o
     assert (await waiting.granted()).epoch == 2
 
 
-async def test_an_attempt_that_its_sidecar_gave_up_but_that_was_committed_has_not_failed(
+async def test_an_attempt_reported_as_failed_but_committed_has_not_failed(
     harness: ControlHarness,
 ) -> None:
     await harness.grant("a")
@@ -123,12 +123,12 @@ async def test_an_attempt_that_its_sidecar_gave_up_but_that_was_committed_has_no
     await until(lambda: harness.head().record.kind == "checkpoint")  # type: ignore[union-attr]
     await harness.lead()
     pod, _ = await harness.sidecar("a", epoch=1)
-    await pod.request(Result(attempt(1), "Failed", "Unavailable", "the operator is away"), Ack)
+    await pod.request(Result(attempt(1), "Failed", "Unavailable", "the operator is unreachable"), Ack)
     await pod.request(Result(attempt(2), "Failed", "Unavailable", "another one"), Ack)
     assert [each.attempt for each in harness.recorder.calls_of("failed")] == [attempt(2)]
 
 
-async def test_a_completion_that_was_left_behind_lets_the_next_start_fresh(harness: ControlHarness) -> None:
+async def test_a_pending_completion_makes_the_next_pod_start_fresh(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, welcome = await harness.sidecar("a")
     await harness.leave(pod)
@@ -140,14 +140,16 @@ async def test_a_completion_that_was_left_behind_lets_the_next_start_fresh(harne
     assert [each.record.kind for each in harness.recorder.calls_of("committed")] == ["checkpoint", "completed"]
 
 
-async def test_what_is_damaged_is_reported_and_holds_up_nobody(harness: ControlHarness) -> None:
+async def test_a_damaged_pending_checkpoint_is_reported_and_blocks_nobody(
+    harness: ControlHarness,
+) -> None:
     await harness.grant("a")
     pod, welcome = await harness.sidecar("a")
     first = await pod.request(harness.offer(attempt(1), 1), Committed)
     await harness.leave(pod)
     leave_behind(harness, welcome, 2, damage=True)
     pod, again = await harness.sidecar("a")
-    assert again.pending_key != welcome.pending_key  # that one is taken
+    assert again.pending_key != welcome.pending_key  # the first key is in use
     await harness.leave(pod)
     harness.end("a")
     harness.clock.advance(20)
@@ -157,7 +159,7 @@ async def test_what_is_damaged_is_reported_and_holds_up_nobody(harness: ControlH
     }
 
 
-async def test_what_was_left_after_a_rollback_does_not_undo_it(harness: ControlHarness) -> None:
+async def test_a_pending_checkpoint_left_after_a_rollback_does_not_undo_it(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, welcome = await harness.sidecar("a")
     first = await pod.request(harness.offer(attempt(1), 1), Committed)
@@ -190,7 +192,7 @@ async def test_a_crash_between_commit_and_answer_is_answered_by_the_next_leader(
     assert harness.chain() == [("grant", 1, 1), ("checkpoint", 2, 1)]
 
 
-async def test_a_new_leader_counts_every_silence_anew(harness: ControlHarness) -> None:
+async def test_a_new_leader_counts_silence_from_zero(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.end("a", PodState.GONE, NodeState.LOST)
     harness.clock.advance(10_000)
@@ -205,7 +207,7 @@ async def test_a_new_leader_counts_every_silence_anew(harness: ControlHarness) -
     await pod.granted()
 
 
-async def test_two_operators_at_once_never_grant_one_epoch_twice(harness: ControlHarness) -> None:
+async def test_two_concurrent_operators_never_grant_one_epoch_twice(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.end("a")
     first = harness.server
@@ -228,7 +230,9 @@ async def test_two_operators_at_once_never_grant_one_epoch_twice(harness: Contro
     await first.stop()
 
 
-async def test_a_thawed_copy_cannot_commit_under_the_next_leader(harness: ControlHarness) -> None:
+async def test_a_pod_that_thaws_after_a_takeover_cannot_commit_under_the_next_leader(
+    harness: ControlHarness,
+) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     offer = harness.offer(attempt(1), 1)
@@ -241,16 +245,16 @@ async def test_a_thawed_copy_cannot_commit_under_the_next_leader(harness: Contro
     assert (await harness.grant("b")).epoch == 2
     pod = await harness.hello("a", "sidecar", epoch=1, attempts=(AttemptState(offer.attempt, "Committing"),))
     assert (await pod.expect(Stop)).reason == "Fenced"
-    asks = await harness.hello("a", "restore", epoch=1)
-    assert (await asks.expect(Refused)).reason == "Fenced"
+    restarted = await harness.hello("a", "restore", epoch=1)
+    assert (await restarted.expect(Refused)).reason == "Fenced"
     assert [kind for kind, _, _ in harness.chain()] == ["grant", "grant"]
 
 
 @pytest.mark.parametrize("seed", range(10))
-async def test_whatever_is_killed_sequences_and_epochs_rise_and_nothing_ready_is_lost(
+async def test_random_kills_and_lost_answers_keep_sequences_rising_and_lose_nothing_ready(
     harness: ControlHarness, seed: int
 ) -> None:
-    """Pods come, commit and go; operators are killed in between, and some answers of the store are lost."""
+    """Run pods that commit in turn, while operators are killed and some answers of the store are lost."""
     harness.random.seed(seed)
     uid, number, ready = "", 0, 0
     for step in range(12):
@@ -281,14 +285,14 @@ async def test_whatever_is_killed_sequences_and_epochs_rise_and_nothing_ready_is
     assert [epoch for _, _, epoch in chain] == sorted(epoch for _, _, epoch in chain)
 
 
-async def test_a_collection_frees_what_nothing_needs_after_the_grace(harness: ControlHarness) -> None:
+async def test_collection_deletes_unneeded_objects_after_the_grace_period(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     for number in (1, 2, 3):
         await pod.request(harness.offer(attempt(number), 1), Committed)
     assert harness.server is not None
     orders = harness.server.orders
-    assert await orders.collect(AGENT, "default", frozenset({3})) == 0  # within the grace
+    assert await orders.collect(AGENT, "default", frozenset({3})) == 0  # within the grace period
     harness.clock.advance(25 * 3600)
     freed = await orders.collect(AGENT, "default", frozenset({3}))
     assert freed > 0
@@ -297,7 +301,7 @@ async def test_a_collection_frees_what_nothing_needs_after_the_grace(harness: Co
     assert (await orders.head(AGENT, "default")) == harness.head()
 
 
-async def test_a_store_that_says_nothing_is_waited_for_and_grants_once(harness: ControlHarness) -> None:
+async def test_a_store_that_does_not_answer_delays_the_grant_and_grants_once(harness: ControlHarness) -> None:
     assert harness.server is not None
     await harness.server.stop()
     await harness.lead(answer_seconds=0.05)
@@ -310,7 +314,7 @@ async def test_a_store_that_says_nothing_is_waited_for_and_grants_once(harness: 
     assert harness.chain() == [("grant", 1, 1)]
 
 
-async def test_the_attempt_of_a_predecessor_ends_even_when_its_successor_was_granted_unseen(
+async def test_the_predecessors_attempt_fails_even_if_the_successor_disconnected_before_its_grant(
     harness: ControlHarness,
 ) -> None:
     await harness.grant("a")
@@ -323,9 +327,9 @@ async def test_the_attempt_of_a_predecessor_ends_even_when_its_successor_was_gra
     harness.clock.advance(20)
     harness.pod("b")
     harness.store.hold()
-    gone = await harness.hello("b", "restore")
+    impatient = await harness.hello("b", "restore")
     await asyncio.sleep(0.02)
-    await gone.close()  # before its grant was written
+    await impatient.close()  # before its grant was written
     harness.store.release()
     await until(lambda: len(harness.chain()) == 2)
     assert (await harness.grant("b")).epoch == 2
@@ -335,14 +339,14 @@ async def test_the_attempt_of_a_predecessor_ends_even_when_its_successor_was_gra
     await sidecar.expect(Checkpoint)
 
 
-async def test_a_commit_whose_sequence_another_operator_took_looks_again(harness: ControlHarness) -> None:
+async def test_a_commit_retries_when_another_operator_took_its_sequence(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     chain = Chain(harness.repository().store, *AGENT)
     taken: list[int] = []
 
-    async def be_slow() -> None:
-        if not taken:  # an operator that was thought dead commits for the same pod
+    async def commit_elsewhere() -> None:
+        if not taken:  # an operator that had been suspended commits for the same pod
             head = harness.head()
             assert head is not None
             offer = harness.offer(attempt(7), 1)
@@ -352,12 +356,12 @@ async def test_a_commit_whose_sequence_another_operator_took_looks_again(harness
             )
             taken.append(chain.append(record).record.sequence)
 
-    harness.recorder.before_naming = be_slow
+    harness.recorder.before_naming = commit_elsewhere
     committed = await pod.request(harness.offer(attempt(1), 1), Committed)
     assert (taken, committed.checkpoint.sequence) == ([2], 3)
 
 
-async def test_a_chain_that_grew_elsewhere_is_seen(harness: ControlHarness) -> None:
+async def test_a_grant_by_another_operator_is_noticed(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     head = harness.head()
@@ -368,7 +372,7 @@ async def test_a_chain_that_grew_elsewhere_is_seen(harness: ControlHarness) -> N
     assert (await pod.request(harness.offer(attempt(1), 1), Refused)).reason == "Fenced"
 
 
-async def test_a_record_that_was_swapped_is_found_by_the_pin_of_status_or_of_memory(harness: ControlHarness) -> None:
+async def test_a_missing_record_is_detected_by_the_pin_in_memory_or_status(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     await pod.request(harness.offer(attempt(1), 1), Committed)
@@ -380,15 +384,15 @@ async def test_a_record_that_was_swapped_is_found_by_the_pin_of_status_or_of_mem
     await harness.server.stop()
     await harness.lead()  # without memory
     assert harness.pod_resolver.pins[AGENT] == pin
-    asks = await harness.hello("a", "restore")
-    assert (await asks.expect(Refused)).reason == "RollbackDetected"
-    await harness.leave(asks)  # without a word: it is reported for
+    restarted = await harness.hello("a", "restore")
+    assert (await restarted.expect(Refused)).reason == "RollbackDetected"
+    await harness.leave(restarted)  # without a report: the operator records the outcome
     assert [each.outcome for each in harness.recorder.calls_of("restored")] == ["RollbackDetected"]
-    del harness.pod_resolver.pins[AGENT]  # the ProtectedAgent was deleted: what the store holds is accepted
+    del harness.pod_resolver.pins[AGENT]  # the ProtectedAgent was deleted: the store's content is accepted
     await harness.grant("a")
 
 
-async def test_a_rollback_to_what_was_collected_is_refused(harness: ControlHarness) -> None:
+async def test_a_rollback_to_a_collected_checkpoint_is_refused(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     offer = harness.offer(attempt(1), 1)
@@ -403,7 +407,7 @@ async def test_a_rollback_to_what_was_collected_is_refused(harness: ControlHarne
     assert len(harness.chain()) == 3
 
 
-async def test_a_completion_waits_for_the_store(harness: ControlHarness) -> None:
+async def test_a_completion_survives_a_lost_answer_of_the_store(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     harness.store.lose_answer_of = "commits/"
@@ -411,14 +415,14 @@ async def test_a_completion_waits_for_the_store(harness: ControlHarness) -> None
     assert [kind for kind, _, _ in harness.chain()] == ["grant", "completed"]
 
 
-async def test_a_release_of_another_epoch_releases_nothing(harness: ControlHarness) -> None:
+async def test_a_release_of_another_epoch_is_refused(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     assert (await pod.request(Released(2), Stop)).reason == "Fenced"
     assert not harness.recorder.calls_of("released")
 
 
-async def test_a_release_ends_the_attempt_in_flight(harness: ControlHarness) -> None:
+async def test_a_release_fails_the_attempt_in_flight(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     assert harness.server is not None

@@ -1,4 +1,4 @@
-"""The init container's conversation: who is granted, who waits, and what it is told."""
+"""The init container's side of the protocol: who is granted, who waits, and what it is told."""
 
 import asyncio
 
@@ -52,7 +52,7 @@ async def test_the_same_pod_keeps_its_epoch(harness: ControlHarness) -> None:
     assert harness.chain() == [("grant", 1, 1)]
 
 
-async def test_a_successor_waits_for_a_predecessor_that_runs(harness: ControlHarness) -> None:
+async def test_a_successor_waits_for_a_running_predecessor(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.pod("b")
     pod = await harness.hello("b", "restore")
@@ -69,7 +69,7 @@ async def test_a_successor_waits_for_a_predecessor_that_runs(harness: ControlHar
     assert (await pod.granted()).epoch == 2
 
 
-async def test_a_lost_node_is_waited_out(harness: ControlHarness) -> None:
+async def test_a_lost_node_delays_the_grant(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.end("a", PodState.RUNNING, NodeState.LOST)
     harness.pod("b")
@@ -82,7 +82,7 @@ async def test_a_lost_node_is_waited_out(harness: ControlHarness) -> None:
     assert (await pod.granted()).epoch == 2
 
 
-async def test_of_two_successors_one_is_granted_and_the_other_waits_for_it(harness: ControlHarness) -> None:
+async def test_only_one_of_two_successors_is_granted(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.end("a")
     harness.clock.advance(60)
@@ -97,7 +97,7 @@ async def test_of_two_successors_one_is_granted_and_the_other_waits_for_it(harne
     assert len(harness.chain()) == 2
 
 
-async def test_a_pod_that_was_superseded_is_refused(harness: ControlHarness) -> None:
+async def test_a_superseded_pod_is_refused(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.end("a", PodState.RUNNING, NodeState.LOST)
     harness.clock.advance(60)
@@ -108,7 +108,7 @@ async def test_a_pod_that_was_superseded_is_refused(harness: ControlHarness) -> 
     assert await pod.closed() == 1000
 
 
-async def test_a_store_that_cannot_be_reached_is_waited_for_and_never_fresh(harness: ControlHarness) -> None:
+async def test_an_unreachable_store_makes_the_pod_wait_and_never_start_fresh(harness: ControlHarness) -> None:
     harness.pod("a")
     harness.store.broken = True
     pod = await harness.hello("a", "restore")
@@ -117,7 +117,7 @@ async def test_a_store_that_cannot_be_reached_is_waited_for_and_never_fresh(harn
     assert (await pod.expect(Grant)).welcome.epoch == 1
 
 
-async def test_a_store_that_denies_is_waited_for(harness: ControlHarness) -> None:
+async def test_a_store_that_denies_access_makes_the_pod_wait(harness: ControlHarness) -> None:
     harness.pod("a")
     harness.stores.error = StoreDenied("the credentials were refused")
     pod = await harness.hello("a", "restore")
@@ -126,7 +126,7 @@ async def test_a_store_that_denies_is_waited_for(harness: ControlHarness) -> Non
     await pod.expect(Grant)
 
 
-async def test_a_chain_that_was_put_back_is_refused(harness: ControlHarness) -> None:
+async def test_a_chain_restored_to_an_older_state_is_refused(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.pod_resolver.pins[AGENT] = (3, "ab" * 32)
     pod = await harness.hello("a", "restore")
@@ -135,7 +135,7 @@ async def test_a_chain_that_was_put_back_is_refused(harness: ControlHarness) -> 
     assert "ProtectedAgent" in refused.message
 
 
-async def test_a_pod_that_is_not_an_agents_is_refused(harness: ControlHarness) -> None:
+async def test_a_pod_that_cannot_be_an_agent_is_refused(harness: ControlHarness) -> None:
     harness.pod("a")
     harness.pod_resolver.incarnations["a"] = Refusal("Ambiguous", "two pods bear the name coder; use a StatefulSet")
     pod = await harness.hello("a", "restore")
@@ -143,18 +143,18 @@ async def test_a_pod_that_is_not_an_agents_is_refused(harness: ControlHarness) -
     assert await pod.closed() == 4403
 
 
-async def test_a_pod_that_is_refused_as_an_agent_is_told_of_like_any_start(harness: ControlHarness) -> None:
+async def test_a_refused_agent_pod_gets_its_outcome_recorded(harness: ControlHarness) -> None:
     harness.pod("a")
-    who = harness.pod_resolver.incarnations["a"]
-    assert isinstance(who, Incarnation)
-    harness.pod_resolver.incarnations["a"] = Refusal("AmbiguousAgent", "two of them", incarnation=who)
+    found = harness.pod_resolver.incarnations["a"]
+    assert isinstance(found, Incarnation)
+    harness.pod_resolver.incarnations["a"] = Refusal("AmbiguousAgent", "two of them", incarnation=found)
     pod = await harness.hello("a", "restore")
     assert (await pod.expect(Refused)).reason == "AmbiguousAgent"
     await pod.request(Outcome("AmbiguousAgent", "two of them"), Ack)
     assert harness.recorder.calls_of("restored")[0].outcome == "AmbiguousAgent"
 
 
-async def test_what_may_pass_is_waited_for(harness: ControlHarness) -> None:
+async def test_a_transient_refusal_makes_the_pod_wait(harness: ControlHarness) -> None:
     harness.pod("a")
     known = harness.pod_resolver.incarnations["a"]
     assert isinstance(known, Incarnation)
@@ -166,7 +166,7 @@ async def test_what_may_pass_is_waited_for(harness: ControlHarness) -> None:
     await pod.expect(Grant)
 
 
-async def test_a_restore_reads_and_does_not_write(harness: ControlHarness) -> None:
+async def test_a_restore_may_read_but_not_write(harness: ControlHarness) -> None:
     harness.pod("a")
     pod = await harness.hello("a", "restore")
     await pod.expect(Grant)
@@ -178,12 +178,12 @@ async def test_a_restore_reads_and_does_not_write(harness: ControlHarness) -> No
     await pod.send(Progress("", "Fetching", 10))
     await pod.send(Progress("", "Fetching", reason="StoreUnavailable", message="it cannot be reached from this pod"))
     await pod.request(Outcome("IntegrityError", "packs/… is damaged"), Ack)
-    going_on, held_up = harness.recorder.calls_of("restore_progress")
-    assert (going_on.percent, going_on.reason) == (10, "")
-    assert (held_up.reason, held_up.message) == ("StoreUnavailable", "it cannot be reached from this pod")
+    progressing, delayed = harness.recorder.calls_of("restore_progress")
+    assert (progressing.percent, progressing.reason) == (10, "")
+    assert (delayed.reason, delayed.message) == ("StoreUnavailable", "it cannot be reached from this pod")
 
 
-async def test_nothing_can_be_asked_before_the_grant(harness: ControlHarness) -> None:
+async def test_no_request_is_allowed_before_the_grant(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.pod("b")
     pod = await harness.hello("b", "restore")
@@ -192,7 +192,7 @@ async def test_nothing_can_be_asked_before_the_grant(harness: ControlHarness) ->
     assert await pod.closed() == 4406
 
 
-async def test_a_grant_whose_answer_was_lost_is_found_again(harness: ControlHarness) -> None:
+async def test_a_grant_whose_answer_was_lost_is_found_in_the_chain(harness: ControlHarness) -> None:
     harness.pod("a")
     harness.store.lose_answer_of = "commits/"
     pod = await harness.hello("a", "restore")
@@ -200,7 +200,7 @@ async def test_a_grant_whose_answer_was_lost_is_found_again(harness: ControlHarn
     assert harness.chain() == [("grant", 1, 1)]
 
 
-async def test_a_pod_that_leaves_while_it_waits_is_not_granted(harness: ControlHarness) -> None:
+async def test_a_pod_that_disconnects_while_it_waits_is_not_granted(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.pod("b")
     pod = await harness.hello("b", "restore")
@@ -213,20 +213,20 @@ async def test_a_pod_that_leaves_while_it_waits_is_not_granted(harness: ControlH
 
 
 @pytest.mark.parametrize("slow", ["before", "after"])
-async def test_a_slow_store_delays_a_grant_and_doubles_nothing(harness: ControlHarness, slow: str) -> None:
+async def test_a_slow_store_delays_a_grant_and_grants_once(harness: ControlHarness, slow: str) -> None:
     harness.pod("a")
     harness.store.hold()
     pod = await harness.hello("a", "restore")
     await asyncio.sleep(0.05)
     if slow == "before":
-        await pod.close()  # its container was restarted meanwhile
+        await pod.close()  # its container restarted meanwhile
         pod = await harness.hello("a", "restore")
     harness.store.release()
     assert (await pod.expect(Grant)).welcome.epoch == 1
     assert harness.chain() == [("grant", 1, 1)]
 
 
-async def test_a_pod_that_waited_as_long_as_it_may_says_so(harness: ControlHarness) -> None:
+async def test_a_pod_that_gives_up_waiting_reports_its_outcome(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.pod("b")
     pod = await harness.hello("b", "restore")
@@ -236,7 +236,7 @@ async def test_a_pod_that_waited_as_long_as_it_may_says_so(harness: ControlHarne
     assert [each.outcome for each in harness.recorder.calls_of("restored")] == ["Timeout"]
 
 
-async def test_who_waits_for_a_pod_that_speaks_costs_no_call(harness: ControlHarness) -> None:
+async def test_waiting_for_a_connected_predecessor_costs_no_store_call(harness: ControlHarness) -> None:
     await harness.grant("a")
     sidecar, _ = await harness.sidecar("a")
     harness.pod("b")
@@ -252,7 +252,7 @@ async def test_who_waits_for_a_pod_that_speaks_costs_no_call(harness: ControlHar
     assert (await pod.granted()).epoch == 2
 
 
-async def test_a_pod_that_is_refused_reports_it_on_the_same_connection(harness: ControlHarness) -> None:
+async def test_a_refused_pod_reports_its_outcome_on_the_same_connection(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.pod_resolver.pins[AGENT] = (3, "ab" * 32)
     pod = await harness.hello("a", "restore")
@@ -262,14 +262,14 @@ async def test_a_pod_that_is_refused_reports_it_on_the_same_connection(harness: 
     assert [each.message for each in harness.recorder.calls_of("restored")] == ["in its own words"]
 
 
-def test_the_same_refusal_is_looked_at_ever_less_often() -> None:
-    pauses = Backoff(1.0)
-    assert [pauses.next(repeated=False), pauses.next(repeated=True)] == [1.0, 1.5]
-    assert [pauses.next(repeated=True) for _ in range(9)][-1] == 8.0
-    assert pauses.next(repeated=False) == 1.0
+def test_a_repeated_refusal_is_retried_less_and_less_often() -> None:
+    backoff = Backoff(1.0)
+    assert [backoff.next(repeated=False), backoff.next(repeated=True)] == [1.0, 1.5]
+    assert [backoff.next(repeated=True) for _ in range(9)][-1] == 8.0
+    assert backoff.next(repeated=False) == 1.0
 
 
-async def test_a_wait_is_said_again(harness: ControlHarness) -> None:
+async def test_a_wait_is_repeated(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.pod("b")
     pod = await harness.hello("b", "restore")

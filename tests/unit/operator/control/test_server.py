@@ -1,4 +1,4 @@
-"""Who may connect, which connection counts, and how leadership ends."""
+"""The control server: who may connect, which connection counts, and how leadership ends."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer ", "Basic token-of-a", "Bearer token-of-nobody"])
-async def test_a_token_that_proves_nothing_is_refused(harness: ControlHarness, authorization: str | None) -> None:
+async def test_an_invalid_token_is_refused(harness: ControlHarness, authorization: str | None) -> None:
     harness.pod("a")
     headers = {"Authorization": authorization} if authorization else {}
     socket = await harness.session.ws_connect(f"http://127.0.0.1:{harness.port}{PATH}", headers=headers)
@@ -37,7 +37,7 @@ async def test_a_token_that_proves_nothing_is_refused(harness: ControlHarness, a
     await socket.close()
 
 
-async def test_tokens_are_reviewed_once_in_a_while(harness: ControlHarness) -> None:
+async def test_token_reviews_are_cached_for_a_while(harness: ControlHarness) -> None:
     await harness.grant("a")
     await harness.grant("a")
     assert harness.reviewer.reviews == 1
@@ -46,12 +46,12 @@ async def test_tokens_are_reviewed_once_in_a_while(harness: ControlHarness) -> N
     assert harness.reviewer.reviews == 2
 
 
-async def test_without_reviews_the_pod_dials_again(harness: ControlHarness) -> None:
+async def test_a_pod_reconnects_while_tokens_cannot_be_reviewed(harness: ControlHarness) -> None:
     harness.reviewer.down = True
     assert await (await harness.dial("a")).closed() == 4503
 
 
-async def test_another_protocol_is_named(harness: ControlHarness) -> None:
+async def test_another_protocol_version_is_refused(harness: ControlHarness) -> None:
     harness.pod("a")
     pod = await harness.dial("a")
     await pod.send(Hello("sidecar", 2, "9"))
@@ -62,14 +62,14 @@ async def test_another_protocol_is_named(harness: ControlHarness) -> None:
     "text",
     ["", "[]", "{}", '{"v":2,"type":"hello"}', '{"v":1,"type":"exec"}', '{"v":1,"type":"hello","role":1}', "[" * 5000],
 )
-async def test_what_is_no_message_ends_the_connection(harness: ControlHarness, text: str) -> None:
+async def test_a_malformed_message_ends_the_connection(harness: ControlHarness, text: str) -> None:
     harness.pod("a")
     pod = await harness.dial("a")
     await pod.socket.send_str(text)
     assert await pod.closed() == 4406
 
 
-async def test_the_first_message_is_hello_of_a_known_role(harness: ControlHarness) -> None:
+async def test_the_first_message_must_be_hello_with_a_known_role(harness: ControlHarness) -> None:
     harness.pod("a")
     pod = await harness.dial("a")
     await pod.send(Heartbeat())
@@ -78,7 +78,7 @@ async def test_the_first_message_is_hello_of_a_known_role(harness: ControlHarnes
     assert await pod.closed() == 4406
 
 
-async def test_a_message_of_the_operator_is_no_message_of_a_pod(harness: ControlHarness) -> None:
+async def test_a_pod_may_not_send_an_operators_message(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     await pod.send(Ack("x"))  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ async def test_a_message_that_is_too_large_ends_the_connection(harness: ControlH
     assert await pod.closed() == 1009
 
 
-async def test_a_flood_ends_the_connection(harness: ControlHarness) -> None:
+async def test_a_flood_of_messages_ends_the_connection(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     harness.store.hold()
@@ -115,7 +115,7 @@ async def test_the_newest_connection_of_a_pod_and_role_counts(harness: ControlHa
     await newer.expect(Checkpoint)
 
 
-async def test_a_pod_of_no_agent_is_turned_away(harness: ControlHarness) -> None:
+async def test_a_pod_that_is_not_an_agent_is_refused(harness: ControlHarness) -> None:
     harness.pod("a")
     harness.pod_resolver.incarnations["a"] = Refusal("NotAnAgent", "the pod has no label")
     pod = await harness.hello("a", "sidecar")
@@ -125,26 +125,26 @@ async def test_a_pod_of_no_agent_is_turned_away(harness: ControlHarness) -> None
     assert await (await harness.hello("a", "sidecar")).closed() == 4503
 
 
-async def test_a_store_that_cannot_be_reached_lets_a_sidecar_dial_again(harness: ControlHarness) -> None:
+async def test_a_sidecar_reconnects_while_the_store_is_unreachable(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.store.broken = True
     assert await (await harness.hello("a", "sidecar")).closed() == 4503
 
 
-async def test_other_paths_and_plain_requests_get_nothing(harness: ControlHarness) -> None:
+async def test_other_paths_and_plain_requests_are_rejected(harness: ControlHarness) -> None:
     async with harness.session.get(f"http://127.0.0.1:{harness.port}{PATH}") as answer:
         assert answer.status == 400
     async with harness.session.get(f"http://127.0.0.1:{harness.port}/") as answer:
         assert answer.status == 404
 
 
-async def over(drain: "asyncio.Future[None]") -> None:
-    """It ends, and at once: the clock stands still."""
+async def ends_now(drain: "asyncio.Future[None]") -> None:
+    """Assert that the drain ends without the clock moving."""
     async with asyncio.timeout(5):
         await drain
 
 
-async def test_a_stop_finishes_the_shutdown_commit_under_way(harness: ControlHarness) -> None:
+async def test_a_drain_finishes_a_shutdown_commit_in_progress(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     order = await pod.request(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
@@ -161,7 +161,7 @@ async def test_a_stop_finishes_the_shutdown_commit_under_way(harness: ControlHar
     assert [kind for kind, _, _ in harness.chain()] == ["grant", "checkpoint"]
 
 
-async def test_a_stop_waits_for_the_last_word_of_a_pod_that_goes_at_the_same_time(harness: ControlHarness) -> None:
+async def test_a_drain_waits_for_the_release_of_a_terminating_pod(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     server = harness.server
@@ -173,13 +173,13 @@ async def test_a_stop_waits_for_the_last_word_of_a_pod_that_goes_at_the_same_tim
     await pod.request(harness.offer(order.attempt, 1, trigger="Shutdown"), Committed)
     await asyncio.sleep(0.1)
     assert not drain.done()
-    await pod.request(Released(1), Ack)  # its connection is never closed: the pod's network has gone with it
+    await pod.request(Released(1), Ack)  # its connection is never closed: the pod's network disappeared with it
     harness.clock.advance(SUCCESSOR_SECONDS)
-    await over(drain)
+    await ends_now(drain)
     assert harness.recorder.calls_of("released") == [("a", False)]
 
 
-async def test_a_stop_waits_for_nobody_longer_than_its_bound(harness: ControlHarness) -> None:
+async def test_a_drain_ends_at_its_deadline(harness: ControlHarness) -> None:
     await harness.grant("a")
     await harness.sidecar("a")
     assert harness.server is not None
@@ -187,19 +187,19 @@ async def test_a_stop_waits_for_nobody_longer_than_its_bound(harness: ControlHar
     drain = asyncio.ensure_future(harness.server.drain(25))
     await asyncio.sleep(0.1)
     harness.clock.advance(25)
-    await over(drain)
+    await ends_now(drain)
 
 
-async def test_a_stop_gives_pods_a_moment_to_be_told_that_they_go(harness: ControlHarness) -> None:
+async def test_a_drain_lingers_so_that_evicted_pods_can_be_asked_to_end(harness: ControlHarness) -> None:
     server = await harness.lead(linger_seconds=1.5)
     drain = asyncio.ensure_future(server.drain(25))
     await asyncio.sleep(0.1)
     assert not drain.done()
     harness.clock.advance(2)
-    await over(drain)
+    await ends_now(drain)
 
 
-async def test_a_stop_waits_for_the_successor_of_a_pod_that_goes_until_it_has_what_it_needs(
+async def test_a_drain_waits_until_the_successor_of_a_terminating_pod_has_started(
     harness: ControlHarness,
 ) -> None:
     await harness.grant("a")
@@ -215,29 +215,29 @@ async def test_a_stop_waits_for_the_successor_of_a_pod_that_goes_until_it_has_wh
     assert (await successor.granted()).epoch == 2
     harness.clock.advance(2 * SUCCESSOR_SECONDS)
     await asyncio.sleep(0.1)
-    assert not drain.done(), "it restores"
+    assert not drain.done(), "the successor is restoring"
     await successor.request(Outcome("Restored", "all of it"), Ack)
     await harness.leave(successor)
     await asyncio.sleep(0.1)
-    assert not drain.done(), "its sidecar starts"
+    assert not drain.done(), "the successor's sidecar is starting"
     await harness.sidecar("b")
     await asyncio.sleep(0.1)
-    assert not drain.done(), "it asks for what it needs"
+    assert not drain.done(), "the successor's sidecar may still request URLs"
     harness.clock.advance(JOINED_SECONDS)
-    await over(drain)
+    await ends_now(drain)
 
 
-async def test_a_stop_waits_for_no_pods_that_come_and_go_for_other_reasons(harness: ControlHarness) -> None:
+async def test_a_drain_does_not_wait_for_pods_that_move_for_other_reasons(harness: ControlHarness) -> None:
     server = await harness.lead(linger_seconds=1.5)
     drain = asyncio.ensure_future(server.drain(25))
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
-    await pod.request(Released(1), Ack)  # nobody has told it to end
+    await pod.request(Released(1), Ack)  # the pod was not asked to end
     harness.clock.advance(1.5)
-    await over(drain)
+    await ends_now(drain)
 
 
-async def test_a_stop_lets_an_agent_that_starts_take_its_first_checkpoint(harness: ControlHarness) -> None:
+async def test_during_a_drain_an_agent_may_request_a_checkpoint_but_reconcile_may_not(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     server = harness.server
@@ -249,10 +249,10 @@ async def test_a_stop_lets_an_agent_that_starts_take_its_first_checkpoint(harnes
     order = await pod.request(RequestCheckpoint("r1", "Agent"), Checkpoint)
     assert order.trigger == "Agent"
     harness.clock.advance(25)
-    await over(drain)
+    await ends_now(drain)
 
 
-async def test_two_connections_of_a_restore_count_as_long_as_one_is_open(harness: ControlHarness) -> None:
+async def test_a_restore_with_two_connections_lasts_until_both_have_ended(harness: ControlHarness) -> None:
     harness.pod("a")
     older = await harness.hello("a", "restore")
     await older.granted()
@@ -266,10 +266,10 @@ async def test_two_connections_of_a_restore_count_as_long_as_one_is_open(harness
     assert not drain.done()
     await newer.request(Outcome("Restored", "all of it"), Ack)
     harness.clock.advance(SUCCESSOR_SECONDS)
-    await over(drain)
+    await ends_now(drain)
 
 
-async def test_a_stop_waits_for_no_successor_of_a_run_that_is_over(harness: ControlHarness) -> None:
+async def test_a_drain_does_not_wait_for_a_successor_of_a_completed_run(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     harness.clock.advance(JOINED_SECONDS)
@@ -279,7 +279,7 @@ async def test_a_stop_waits_for_no_successor_of_a_run_that_is_over(harness: Cont
         await harness.server.drain(25)
 
 
-async def test_a_stop_waits_for_nothing_else(harness: ControlHarness) -> None:
+async def test_a_drain_does_not_wait_for_scheduled_attempts_or_waiting_pods(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     harness.clock.advance(JOINED_SECONDS)

@@ -1,4 +1,4 @@
-"""The sidecar's conversation: orders, URLs, commits, the end."""
+"""The sidecar's side of the protocol: orders, URLs, commits, the end."""
 
 import asyncio
 from dataclasses import replace
@@ -82,7 +82,7 @@ async def test_urls_are_signed_for_the_store_as_it_is_now(harness: ControlHarnes
     assert urls.put[pack].endswith("&by=the-new-key")
 
 
-async def test_an_offer_may_come_again_and_commits_once(harness: ControlHarness) -> None:
+async def test_a_repeated_offer_commits_once(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     offer = harness.offer(attempt(1), 1)
@@ -135,7 +135,7 @@ async def test_one_attempt_at_a_time_and_every_order_may_come_twice(harness: Con
     await pod.request(Result(attempt(1), "Failed", "QuiesceTimeout", "in step crawl"), Ack)
     await pod.request(Result(attempt(1), "Failed", "QuiesceTimeout", "in step crawl"), Ack)
     assert [each.reason for each in harness.recorder.calls_of("failed")] == ["QuiesceTimeout"]
-    await orders.checkpoint(AGENT, attempt(1), "Interval", 60)  # a stale order for what has ended
+    await orders.checkpoint(AGENT, attempt(1), "Interval", 60)  # a stale order for an ended attempt
     await orders.checkpoint(AGENT, attempt(2), "Manual", 60)
     assert (await pod.expect(Checkpoint)).attempt == attempt(2)
     await pod.request(Result(attempt(2), "Unchanged"), Ack)
@@ -164,7 +164,7 @@ async def test_a_silent_sidecar_fails_its_attempt_at_the_deadline_and_a_late_off
     await pod.request(harness.offer(attempt(2), 1), Committed)
 
 
-async def test_an_attempt_waits_for_a_reconnect(harness: ControlHarness) -> None:
+async def test_an_attempt_survives_a_reconnect(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     assert harness.server is not None
@@ -173,15 +173,15 @@ async def test_an_attempt_waits_for_a_reconnect(harness: ControlHarness) -> None
     await pod.close()
     harness.clock.advance(20)
     pod, _ = await harness.sidecar("a", epoch=1, attempts=(AttemptState(attempt(1), "Uploading"),))
-    await pod.request(Heartbeat(), Ack)  # no order comes again
+    await pod.request(Heartbeat(), Ack)  # the order is not repeated
     await pod.close()
-    pod, _ = await harness.sidecar("a", epoch=1)  # its container was restarted: it knows of nothing
+    pod, _ = await harness.sidecar("a", epoch=1)  # its container restarted: it knows no attempt
     order = await pod.expect(Checkpoint)
     assert (order.attempt, order.deadline_seconds, order.after) == (attempt(1), 40, "Terminate")
     await pod.request(harness.offer(attempt(1), 1), Committed)
 
 
-async def test_an_attempt_that_an_earlier_leader_ordered_is_taken_over(harness: ControlHarness) -> None:
+async def test_an_attempt_ordered_by_an_earlier_leader_is_adopted(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a", attempts=(AttemptState(attempt(7), "Uploading"),))
     await pod.request(Heartbeat(), Ack)
@@ -189,13 +189,11 @@ async def test_an_attempt_that_an_earlier_leader_ordered_is_taken_over(harness: 
     view = harness.server.orders.session(AGENT)
     assert view is not None
     assert view.attempt == attempt(7)
-    await harness.server.orders.checkpoint(
-        AGENT, attempt(7), "Interval", 60
-    )  # reconcile asks again for what is under way
+    await harness.server.orders.checkpoint(AGENT, attempt(7), "Interval", 60)  # reconcile repeats its order
     await pod.request(harness.offer(attempt(7), 1), Committed)
 
 
-async def test_the_agent_asks_for_a_checkpoint(harness: ControlHarness) -> None:
+async def test_the_agent_requests_a_checkpoint(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     order = await pod.request(RequestCheckpoint("r1", "Agent", "before deploy"), Checkpoint)
@@ -208,7 +206,7 @@ async def test_the_agent_asks_for_a_checkpoint(harness: ControlHarness) -> None:
     assert (refused.reason, refused.request) == ("Suspended", "r3")
 
 
-async def test_a_shutdown_commits_releases_and_lets_the_successor_in_at_once(harness: ControlHarness) -> None:
+async def test_a_shutdown_commits_releases_and_admits_the_successor_at_once(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     harness.pod("b")
@@ -217,14 +215,14 @@ async def test_a_shutdown_commits_releases_and_lets_the_successor_in_at_once(har
     order = await pod.request(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
     await pod.send(harness.offer(order.attempt, 1, trigger="Shutdown"))
     await pod.send(Released(1))
-    await pod.close()  # it does not wait for the answers
+    await pod.close()  # without waiting for the answers
     grant = await successor.receive()
     assert grant.welcome.epoch == 2  # type: ignore[union-attr]
     assert grant.welcome.parent.sequence == 2  # type: ignore[union-attr]
     assert harness.recorder.calls_of("released") == [("a", False)]
 
 
-async def test_a_release_is_taken_back_by_a_sidecar_that_comes_again(harness: ControlHarness) -> None:
+async def test_a_reconnecting_sidecar_revokes_its_release(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     await pod.request(Released(1), Ack)
@@ -236,7 +234,7 @@ async def test_a_release_is_taken_back_by_a_sidecar_that_comes_again(harness: Co
     await again.request(harness.offer(attempt(1), 1), Committed)
 
 
-async def test_a_finished_run_is_completed_and_the_next_starts_fresh(harness: ControlHarness) -> None:
+async def test_a_finished_run_is_completed_and_the_next_pod_starts_fresh(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     await pod.request(harness.offer(attempt(1), 1, trigger="Finish", completed=True), Committed)
@@ -248,7 +246,7 @@ async def test_a_finished_run_is_completed_and_the_next_starts_fresh(harness: Co
     assert [kind for kind, _, _ in harness.chain()] == ["grant", "checkpoint", "completed", "grant"]
 
 
-async def test_a_completion_without_checkpoint(harness: ControlHarness) -> None:
+async def test_a_run_completes_without_a_checkpoint(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     await pod.request(Released(1, completed=True), Ack)
@@ -264,7 +262,7 @@ async def test_a_superseded_sidecar_is_stopped_and_commits_nothing(harness: Cont
     await harness.server.orders.checkpoint(AGENT, attempt(1), "Interval", 60)
     await pod.expect(Checkpoint)
     offer = harness.offer(attempt(1), 1)
-    await pod.request(Released(1), Ack)  # it says so, and yet goes on
+    await pod.request(Released(1), Ack)  # it releases and yet continues
     await harness.grant("b")
     assert (await pod.expect(Stop)).reason == "Fenced"
     assert await pod.closed() == 1000
@@ -279,7 +277,7 @@ async def test_an_offer_under_an_epoch_that_another_operator_superseded_is_refus
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     old, old_port = harness.server, harness.port
-    await harness.lead()  # another operator took over; the old one was asleep and does not know
+    await harness.lead()  # another operator took over; the old one was suspended and does not know
     harness.end("a")
     harness.clock.advance(60)
     await harness.grant("b")
@@ -299,7 +297,7 @@ async def test_a_sidecar_without_an_epoch_is_stopped(harness: ControlHarness) ->
 
 
 @pytest.mark.parametrize("lie", ["no pack", "no manifest", "another epoch", "another attempt"])
-async def test_what_is_not_as_offered_is_not_committed(harness: ControlHarness, lie: str) -> None:
+async def test_an_offer_that_does_not_match_the_store_is_not_committed(harness: ControlHarness, lie: str) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     offer = harness.offer(attempt(1), 2 if lie == "another epoch" else 1)
@@ -313,10 +311,10 @@ async def test_what_is_not_as_offered_is_not_committed(harness: ControlHarness, 
     assert refused.attempt == offer.attempt
     assert [each.reason for each in harness.recorder.calls_of("failed")] == [refused.reason]
     assert len(harness.chain()) == 1
-    await pod.request(harness.offer(attempt(3), 1), Committed)  # the session goes on
+    await pod.request(harness.offer(attempt(3), 1), Committed)  # the session continues
 
 
-async def test_a_store_that_comes_back_lets_a_commit_through(harness: ControlHarness) -> None:
+async def test_a_commit_succeeds_once_the_store_is_reachable_again(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     offer = harness.offer(attempt(1), 1)
@@ -332,7 +330,7 @@ async def test_a_store_that_comes_back_lets_a_commit_through(harness: ControlHar
     await pod.expect(Committed)
 
 
-async def test_a_store_that_stays_away_fails_the_commit_within_its_bound(harness: ControlHarness) -> None:
+async def test_a_commit_fails_at_its_deadline_if_the_store_stays_unreachable(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     offer = harness.offer(attempt(1), 1)
@@ -344,10 +342,10 @@ async def test_a_store_that_stays_away_fails_the_commit_within_its_bound(harness
     assert (await pod.expect(Refused)).reason == "StoreUnavailable"
     assert [each.reason for each in harness.recorder.calls_of("failed")] == ["StoreUnavailable"]
     harness.store.broken = False
-    await pod.request(offer, Committed)  # it may be offered again: what counts is the store
+    await pod.request(offer, Committed)  # it may be offered again: only the store counts
 
 
-async def test_a_heartbeat_is_answered_while_the_store_is_slow(harness: ControlHarness) -> None:
+async def test_a_heartbeat_is_acknowledged_while_the_store_is_slow(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     offer = harness.offer(attempt(1), 1)
@@ -374,7 +372,7 @@ async def test_a_rollback_stops_the_sidecar_and_the_next_start_restores_the_chos
     late = await harness.hello("a", "sidecar", epoch=1)
     assert (await late.expect(Stop)).reason == "RolledBack"
 
-    same = await harness.grant("a")  # its init container runs again: it works under an epoch of its own
+    same = await harness.grant("a")  # its init container runs again and gets its own epoch
     assert same.epoch == 2
     assert same.parent is not None
     assert (same.parent.name, same.parent.manifest) == ("coder-1", first.checkpoint.manifest)
@@ -398,7 +396,7 @@ async def test_a_reset_starts_fresh(harness: ControlHarness) -> None:
     assert (await harness.grant("b")).parent is None
 
 
-async def test_numbers_rise_even_when_an_older_name_commits_later(harness: ControlHarness) -> None:
+async def test_numbers_rise_even_if_an_older_attempt_commits_later(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     for number, name in ((8, "coder-8"), (7, "coder-7")):
@@ -409,7 +407,7 @@ async def test_numbers_rise_even_when_an_older_name_commits_later(harness: Contr
     assert len(harness.chain()) == 3
 
 
-async def test_a_name_that_does_not_come_in_time_is_the_next_in_line(harness: ControlHarness) -> None:
+async def test_without_a_name_in_time_the_next_number_is_used(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
 
@@ -420,7 +418,7 @@ async def test_a_name_that_does_not_come_in_time_is_the_next_in_line(harness: Co
     assert (await pod.request(harness.offer(attempt(8), 1), Committed)).checkpoint.name == "coder-1"
 
 
-async def test_a_malformed_offer_or_request_is_refused_and_the_session_goes_on(harness: ControlHarness) -> None:
+async def test_a_malformed_offer_or_request_is_refused_and_the_session_continues(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     offer = harness.offer(attempt(1), 1)

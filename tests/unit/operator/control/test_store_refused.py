@@ -1,4 +1,4 @@
-"""A sidecar that connects while its store cannot be used is sent away to dial again; only what is final stops it."""
+"""A sidecar that connects while its store cannot be used is told to reconnect; only final faults stop it."""
 
 import asyncio
 import logging
@@ -33,18 +33,18 @@ from savepoint_sidecar.authority.control_client import ConnectionClock, ControlC
 
 from tests.fakes.control_harness import AGENT, ControlHarness, Pod, attempt, until
 
-PASSING = [StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable]
+TRANSIENT = [StoreUnavailable, StoreDenied, StoreMisconfigured, KeyMismatch, NotAdopted, Unavailable]
 
 
-async def sent_away(pod: Pod) -> None:
-    """The connection ends with 4503, and nothing is said before."""
+async def told_to_reconnect(pod: Pod) -> None:
+    """Assert that the connection closes with 4503 without a message."""
     with pytest.raises(ConnectionError) as caught:
         await pod.receive()
     assert caught.value.args == (4503,)
 
 
-@pytest.mark.parametrize("kind", PASSING)
-async def test_what_may_pass_is_no_stop_and_its_attempt_goes_on_afterwards(
+@pytest.mark.parametrize("kind", TRANSIENT)
+async def test_a_transient_fault_sends_no_stop_and_the_attempt_continues_afterwards(
     harness: ControlHarness, kind: type[SavepointError]
 ) -> None:
     await harness.grant("a")
@@ -53,25 +53,25 @@ async def test_what_may_pass_is_no_stop_and_its_attempt_goes_on_afterwards(
     await harness.server.orders.checkpoint(AGENT, attempt(1), "Manual", 60)
     await pod.expect(Checkpoint)
     await harness.leave(pod)
-    under_way = (AttemptState(attempt(1), "Committing"),)
+    restated = (AttemptState(attempt(1), "Committing"),)
     harness.stores.error = kind("AgentCheckpointStore default: not now")
-    await sent_away(await harness.hello("a", "sidecar", epoch=1, attempts=under_way))
+    await told_to_reconnect(await harness.hello("a", "sidecar", epoch=1, attempts=restated))
     harness.stores.error = None
-    pod, welcome = await harness.sidecar("a", epoch=1, attempts=under_way)
+    pod, welcome = await harness.sidecar("a", epoch=1, attempts=restated)
     assert welcome.epoch == 1
     await pod.request(harness.offer(attempt(1), 1, trigger="Manual"), Committed)
     assert not harness.recorder.calls_of("failed")
 
 
-async def test_a_lost_race_is_decided_by_the_chain_when_it_dials_again(harness: ControlHarness) -> None:
+async def test_a_lost_race_is_decided_by_the_chain_after_the_reconnect(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.stores.error = Superseded("another operator took the sequence")
-    await sent_away(await harness.hello("a", "sidecar", epoch=1))
+    await told_to_reconnect(await harness.hello("a", "sidecar", epoch=1))
     harness.stores.error = None
     await harness.sidecar("a", epoch=1)
 
 
-async def test_a_damaged_chain_stops_it(harness: ControlHarness) -> None:
+async def test_a_damaged_chain_stops_the_sidecar(harness: ControlHarness) -> None:
     await harness.grant("a")
     harness.stores.error = IntegrityError("the newest record is not what was written")
     pod = await harness.hello("a", "sidecar", epoch=1)
@@ -79,7 +79,7 @@ async def test_a_damaged_chain_stops_it(harness: ControlHarness) -> None:
     assert await pod.closed() == 1000
 
 
-async def test_an_end_of_the_run_waits_for_a_store_that_denies(
+async def test_the_end_of_the_run_waits_while_the_store_denies_access(
     harness: ControlHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sidecar_session, "RETRY_SECONDS", 0.01)
@@ -94,7 +94,7 @@ async def test_an_end_of_the_run_waits_for_a_store_that_denies(
     assert [kind for kind, _, _ in harness.chain()] == ["grant", "completed"]
 
 
-async def test_a_result_is_answered_while_the_store_denies(harness: ControlHarness) -> None:
+async def test_a_result_is_acknowledged_while_the_store_denies_access(harness: ControlHarness) -> None:
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
     assert harness.server is not None
@@ -104,7 +104,7 @@ async def test_a_result_is_answered_while_the_store_denies(harness: ControlHarne
     assert (await pod.request(Result(attempt(1), "Unchanged"), Ack)).of == "result"
 
 
-async def test_a_running_sidecar_outlives_a_failover_to_an_operator_whose_store_is_denied(
+async def test_a_running_sidecar_survives_a_failover_to_an_operator_that_the_store_denies(
     harness: ControlHarness, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await harness.grant("a")
@@ -126,7 +126,7 @@ async def test_a_running_sidecar_outlives_a_failover_to_an_operator_whose_store_
         harness.stores.error = None
         async with asyncio.timeout(10):
             order = await anext(orders)
-        assert isinstance(order, Welcome), "no stop came before it"
+        assert isinstance(order, Welcome), "the first message after the reconnect is not a stop"
         assert client.connected
     finally:
         await client.close()

@@ -1,4 +1,4 @@
-"""What becomes of the attempt in flight."""
+"""Decisions about the attempt in flight, and which messages about attempts are valid."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,12 +24,12 @@ def test_one_attempt_at_a_time() -> None:
     assert order_action(ATTEMPT, False, "b" * 32) is OrderAction.BUSY
 
 
-def test_an_order_may_come_twice() -> None:
+def test_an_order_may_be_repeated() -> None:
     assert order_action(ATTEMPT, False, ATTEMPT.id) is OrderAction.KNOWN
     assert order_action(None, True, ATTEMPT.id) is OrderAction.KNOWN
 
 
-def test_a_reconnect_goes_on_or_hears_the_order_again() -> None:
+def test_a_reconnect_continues_the_attempt_or_repeats_the_order() -> None:
     assert reconnect_action(None, ()) is ReconnectAction.NOTHING
     assert reconnect_action(ATTEMPT, (AttemptState(ATTEMPT.id, "Uploading"),)) is ReconnectAction.CONTINUE
     assert reconnect_action(ATTEMPT, ()) is ReconnectAction.RESEND
@@ -45,7 +45,7 @@ def test_the_sidecar_may_report_its_own_failure_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "fine"),
+    ("change", "valid"),
     [
         ({}, True),
         ({"attempt": "A" * 32}, False),
@@ -56,12 +56,12 @@ def test_the_sidecar_may_report_its_own_failure_first() -> None:
         ({"trigger": ""}, False),
     ],
 )
-def test_an_offer_is_well_formed_before_anything_is_looked_up(change: dict[str, Any], fine: bool) -> None:
+def test_a_malformed_offer_is_refused_before_the_store_is_read(change: dict[str, Any], valid: bool) -> None:
     offer = Offer("a" * 32, ObjectName("b" * 64, 10), (), "Interval", "Application", 0, 0, 0, Timing(""))
-    assert (offer_problem(replace(offer, **change)) is None) is fine
+    assert (offer_problem(replace(offer, **change)) is None) is valid
 
 
-def test_a_pod_asks_for_what_is_its_own_to_ask() -> None:
+def test_a_pod_may_request_only_its_own_triggers() -> None:
     assert request_problem(RequestCheckpoint("r", "Agent")) is None
     assert request_problem(RequestCheckpoint("r", "Manual"))
     assert request_problem(RequestCheckpoint("r" * 65, "Agent"))

@@ -1,4 +1,4 @@
-"""Which agent a pod is, and when that cannot be told."""
+"""Which agent a pod is, and when that is ambiguous."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -42,12 +42,12 @@ def workload(kind: str, name: str, replicas: int = 1, owner: Owner | None = None
         (pod(owner=Owner("Job", "batch", "j"), annotations={identity.COMPLETION_INDEX: "5"}), "coder-5"),
     ],
 )
-def test_the_agent_is_the_label_and_an_index_where_there_is_one(made: Pod, agent: str) -> None:
+def test_the_agent_name_is_the_label_plus_an_index_if_there_is_one(made: Pod, agent: str) -> None:
     assert identity.agent_of(made) == AgentRef("demo", agent)
 
 
 @pytest.mark.parametrize("name", ["Coder", "a" * 53, "-a", "a.b", "a_b"])
-def test_a_name_that_is_no_dns_label_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_dns_label_is_refused(name: str) -> None:
     refused = identity.agent_of(pod(agent=name))
     assert isinstance(refused, Refusal)
     assert refused.reason == "AgentNameInvalid"
@@ -66,7 +66,7 @@ def test_a_pod_without_the_label_did_not_opt_in() -> None:
 
 def test_one_replica_is_one_agent_and_more_are_ambiguous() -> None:
     owner = Owner("Deployment", "coder", "uid-coder")
-    replica_set = workload("ReplicaSet", "coder-7f", 5, owner)  # during a rollout its number is not what is wanted
+    replica_set = workload("ReplicaSet", "coder-7f", 5, owner)  # during a rollout its own number does not count
     assert identity.refuse_owner(CODER, [replica_set, workload("Deployment", "coder", 1)]) is None
     refused = identity.refuse_owner(CODER, [replica_set, workload("Deployment", "coder", 2)])
     assert refused is not None
@@ -86,7 +86,7 @@ def test_a_daemon_set_is_refused() -> None:
     assert identity.refuse_kind(pod()) is None
 
 
-def test_the_root_is_the_topmost_owner_that_is_known() -> None:
+def test_the_root_is_the_topmost_known_owner() -> None:
     owner = Owner("ReplicaSet", "coder-7f", "uid-coder-7f")
     made = pod(owner=owner)
     replica_set = workload("ReplicaSet", "coder-7f", 1, Owner("Deployment", "coder", "uid-coder"))
@@ -106,7 +106,7 @@ def test_two_live_pods_of_different_owners_are_ambiguous() -> None:
     assert identity.refuse_peers(CODER, ours, root, [(pod("b", deleting=True), other)]) is None
 
 
-def test_the_oldest_policy_that_selects_the_pod_counts() -> None:
+def test_the_oldest_policy_that_selects_the_pod_applies() -> None:
     wide = Policy(meta("wide", age=10))
     older = Policy(meta("older", age=20), selector=LabelSelector.parse({"matchLabels": {"team": "coding"}}))
     strange = Policy(meta("strange", age=30), selector=LabelSelector.parse({"matchLabels": {"team": "mail"}}))
@@ -118,7 +118,7 @@ def store(name: str, age: int = 0, default: bool = False, **more: Any) -> Store:
     return Store(meta(name, age=age), S3Spec("https://s3", "agents"), default, **more)
 
 
-def test_the_oldest_default_store_counts() -> None:
+def test_the_oldest_default_store_applies() -> None:
     assert identity.default_store([]) is None
     assert identity.default_store([store("a")]) is None
     found = identity.default_store([store("a", 1, True), store("b", 2, True), store("c", 3)])
@@ -130,11 +130,11 @@ def test_a_policy_names_its_store_or_gets_the_default_one() -> None:
     near, far = store("near", 1, True), store("far", 2)
     assert identity.store_for("far", [near, far]) is far
     assert identity.store_for(None, [near, far]) is near
-    for name, words in (("none", "AgentCheckpointStore none does not exist. Create it"), (None, "is the default one")):
+    for name, text in (("none", "AgentCheckpointStore none does not exist. Create it"), (None, "is the default one")):
         refused = identity.store_for(name, [far])
         assert isinstance(refused, Refusal)
         assert (refused.reason, refused.retry) == ("NoStore", True)
-        assert words in refused.message
+        assert text in refused.message
 
 
 def test_a_store_may_be_closed_to_a_namespace() -> None:

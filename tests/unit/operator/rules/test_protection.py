@@ -1,4 +1,4 @@
-"""How an agent stands, the gravest first."""
+"""How well an agent is protected: the most serious state that applies."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

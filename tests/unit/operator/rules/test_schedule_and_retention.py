@@ -1,4 +1,4 @@
-"""When a checkpoint by time is due, and which ones go."""
+"""When a scheduled checkpoint is due, and which checkpoints expire."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +22,7 @@ def due(last: float | None, connected: float, has: bool, period: int = 300) -> f
     return schedule.due_at(Interval(period, 0), 0.5, last_start=last, connected_at=connected, has_checkpoint=has)
 
 
-def test_it_counts_from_the_start_of_the_last_attempt() -> None:
+def test_the_period_counts_from_the_start_of_the_last_attempt() -> None:
     assert due(1000.0, 900.0, True) == 1300.0
 
 
@@ -32,11 +32,11 @@ def test_an_agent_without_a_checkpoint_gets_its_first_one_soon() -> None:
     assert due(None, 1000.0, True) == 1300.0
 
 
-def test_what_is_overdue_after_a_pause_does_not_begin_in_one_second() -> None:
+def test_overdue_checkpoints_are_spread_after_an_outage() -> None:
     assert due(0.0, 5000.0, True) == 5000.0 + 15.0
 
 
-def test_how_long_ago_is_bounded_whatever_the_clocks_say() -> None:
+def test_the_age_of_a_time_is_bounded_even_if_clocks_jump() -> None:
     assert schedule.seconds_since(None, START, 300) is None
     assert schedule.seconds_since(START - timedelta(seconds=20), START, 300) == 20
     assert schedule.seconds_since(START + timedelta(days=3650), START, 300) == 0
@@ -60,17 +60,17 @@ def test_the_newest_are_kept() -> None:
     assert names(retention.expired(every, 0, "coder-5", frozenset())) == ["coder-1", "coder-2", "coder-3", "coder-4"]
 
 
-def test_what_is_held_or_would_be_restored_is_kept() -> None:
+def test_a_checkpoint_that_is_held_or_would_be_restored_is_kept() -> None:
     every = [checkpoint(1, hold=True), checkpoint(2), checkpoint(3), checkpoint(4)]
     assert names(retention.expired(every, 1, "coder-2", frozenset())) == ["coder-3"]
 
 
-def test_of_the_failed_ones_the_newest_are_kept() -> None:
-    lost = [checkpoint(number, ready=False) for number in range(1, 9)]
-    gone = retention.expired([*lost, checkpoint(9)], 1, "coder-9", frozenset(names(lost)))
-    assert names(gone) == ["coder-1", "coder-2", "coder-3"]
+def test_the_newest_failed_checkpoints_are_kept() -> None:
+    failed = [checkpoint(number, ready=False) for number in range(1, 9)]
+    expired = retention.expired([*failed, checkpoint(9)], 1, "coder-9", frozenset(names(failed)))
+    assert names(expired) == ["coder-1", "coder-2", "coder-3"]
 
 
-def test_collection_keeps_every_sequence_that_an_object_names() -> None:
+def test_collection_keeps_the_sequence_of_every_object() -> None:
     every = [checkpoint(1), checkpoint(2, ready=False), checkpoint(7)]
     assert retention.kept_sequences(every) == {1, 7}

@@ -1,4 +1,4 @@
-"""Which claims of an injected pod are looked at, and which of them are left alone."""
+"""Which claims of an injected pod are examined, and which of them are left alone."""
 
 import json
 from typing import Any
@@ -38,15 +38,15 @@ def injected(*policies: Policy, path: str = "/team/files") -> dict[str, Any]:
     return made.pod
 
 
-def test_claims_that_nobody_chose_are_looked_at() -> None:
+def test_claims_that_no_policy_lists_are_examined() -> None:
     assert set(claimed_roots(injected())) == {TEAM, SCRATCH}
 
 
-def test_what_the_policy_names_is_state_whoever_writes_it() -> None:
+def test_a_volume_that_the_policy_lists_is_state_even_if_shared() -> None:
     assert claimed_roots(injected(policy("p", state_volumes=("work", "team")))) == ()
 
 
-def test_a_path_that_env_variables_escape_is_found() -> None:
+def test_a_path_with_escaped_variables_is_found() -> None:
     (root,) = (each for each in claimed_roots(injected(path="/a$$(b)")) if each.volume == "team")
     assert root.name in json.loads(environment(injected(path="/a$$(b)")).replace("$$", "$"))[0]["name"]
 
@@ -70,14 +70,14 @@ def environment(pod: dict[str, Any]) -> str:
         '[{"name":"team-files","path":"/x"}]',
     ],
 )
-def test_a_pod_of_another_version_tells_nothing(text: str) -> None:
+def test_malformed_roots_name_no_claims(text: str) -> None:
     pod = injected()
     variables = pod["spec"]["initContainers"][0]["env"]
     next(each for each in variables if each["name"] == names.ENV_ROOTS)["value"] = text
     assert claimed_roots(pod) == ()
 
 
-def test_a_pod_of_an_older_webhook_tells_nothing() -> None:
+def test_a_pod_of_an_older_webhook_names_no_claims() -> None:
     pod = injected()
     roots = [{k: v for k, v in each.items() if k != "chosen"} for each in json.loads(environment(pod))]
     for each in pod["spec"]["initContainers"][0]["env"]:
@@ -86,7 +86,7 @@ def test_a_pod_of_an_older_webhook_tells_nothing() -> None:
     assert claimed_roots(pod) == ()
 
 
-def test_a_pod_that_bears_nothing_injected_tells_nothing() -> None:
+def test_a_pod_without_injected_containers_names_no_claims() -> None:
     assert claimed_roots({"metadata": {"name": "bare"}, "spec": {"volumes": VOLUMES, "containers": []}}) == ()
 
 
@@ -101,13 +101,13 @@ def test_a_pod_that_bears_nothing_injected_tells_nothing() -> None:
         (None, False),
     ],
 )
-def test_many_writers_make_it_shared(modes: list[str] | None, shared: bool) -> None:
+def test_a_claim_with_many_writers_is_shared(modes: list[str] | None, shared: bool) -> None:
     assert is_shared({"spec": {"accessModes": modes}}) is shared
 
 
-def test_the_words_name_volume_claim_and_what_to_do() -> None:
-    words = left_out_message([TEAM, SCRATCH], "coders")
-    assert "volume team (claim team-files)" in words and "volume scratch" in words
-    assert 'spec.state.volumes of policy "coders"' in words
+def test_the_messages_name_volume_claim_and_remedy() -> None:
+    message = left_out_message([TEAM, SCRATCH], "coders")
+    assert "volume team (claim team-files)" in message and "volume scratch" in message
+    assert 'spec.state.volumes of policy "coders"' in message
     assert "an AgentCheckpointPolicy" in left_out_message([TEAM], None)
     assert "PersistentVolumeClaim team-files of volume team cannot be read: no." in unreadable_message(TEAM, "no")

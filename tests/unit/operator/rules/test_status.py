@@ -1,4 +1,4 @@
-"""What the statuses of checkpoints and restores say."""
+"""The statuses of checkpoints and restores."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +11,7 @@ from savepoint_operator.rules.status import checkpoint_status, restore_status
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 MANIFEST = ManifestName("ab" * 32, 10)
-WHO = Incarnation(
+INCARNATION = Incarnation(
     AgentRef("demo", "coder"), PodIdentity("demo", "coder-1", "u1"), "n1", "", PolicyTerms(), None, "default"
 )
 
@@ -39,11 +39,11 @@ def head(manifest: ManifestName | None = MANIFEST) -> Head:
 
 
 def offer(**more: Any) -> Offer:
-    told: dict[str, Any] = {"timing": Timing("2026-11-24T00:00:00Z"), "uploaded_bytes": 5, "stored_bytes": 10, **more}
-    return Offer("cd" * 16, ObjectName("ab" * 32, 10), (), "Manual", "Application", logical_bytes=20, **told)
+    fields: dict[str, Any] = {"timing": Timing("2026-11-24T00:00:00Z"), "uploaded_bytes": 5, "stored_bytes": 10, **more}
+    return Offer("cd" * 16, ObjectName("ab" * 32, 10), (), "Manual", "Application", logical_bytes=20, **fields)
 
 
-def test_the_beginning() -> None:
+def test_a_started_checkpoint_shows_trigger_and_pod() -> None:
     pod = ("coder-1", "u1", "n1")
     assert checkpoint_status.started("a", "Manual", "pod/x", "before mail", pod) == {
         "attempt": "a",
@@ -55,7 +55,7 @@ def test_the_beginning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trigger", "disruption", "told"),
+    ("trigger", "disruption", "shown"),
     [
         ("Shutdown", "", ("Shutdown", "")),
         ("Shutdown", "EvictionByEvictionAPI", ("Drain", "EvictionByEvictionAPI")),
@@ -64,17 +64,17 @@ def test_the_beginning() -> None:
         ("Interval", "EvictionByEvictionAPI", ("Interval", "")),
     ],
 )
-def test_triggers_as_users_read_them(trigger: str, disruption: str, told: tuple[str, str]) -> None:
-    assert checkpoint_status.shown_trigger(trigger, disruption) == told
+def test_triggers_are_shown_with_the_pods_disruption(trigger: str, disruption: str, shown: tuple[str, str]) -> None:
+    assert checkpoint_status.shown_trigger(trigger, disruption) == shown
 
 
-def test_open_ended() -> None:
+def test_which_reasons_are_in_progress() -> None:
     assert checkpoint_status.in_progress("")
     assert checkpoint_status.in_progress("Uploading")
     assert not checkpoint_status.in_progress("Ready")
 
 
-def test_on_its_way() -> None:
+def test_a_checkpoint_in_progress_shows_phase_and_percentage() -> None:
     patch, condition = checkpoint_status.running("Uploading", Progress("a", "Uploading", 163, 1, 2))
     assert patch["progress"] == {"percent": 100, "bytesDone": 1, "bytesTotal": 2}
     assert (condition.status, condition.reason) == ("False", "Uploading")
@@ -83,7 +83,7 @@ def test_on_its_way() -> None:
     assert condition.message == "It waits."
 
 
-def test_committed_with_everything_and_with_nothing_but_its_record() -> None:
+def test_a_committed_checkpoint_with_and_without_a_description() -> None:
     timing = Timing("2026-11-24T00:00:00Z", "nonsense", None, None)
     patch, condition = checkpoint_status.committed(
         offer(timing=timing, uncertain_operations=("e1",), step="s"), head(), "default", "coder-0", NOW
@@ -110,9 +110,9 @@ def test_unchanged_with_and_without_a_pause() -> None:
     assert "timing" not in patch
 
 
-def test_how_a_restore_ended() -> None:
+def test_the_end_of_a_restore() -> None:
     def ended(outcome: Outcome, resolved: dict[str, Any] | None = None) -> tuple[dict[str, Any], str, str]:
-        patch, condition = restore_status.ended(WHO, 2, resolved, outcome, started=NOW, now=NOW)
+        patch, condition = restore_status.ended(INCARNATION, 2, resolved, outcome, started=NOW, now=NOW)
         return patch, condition.status, condition.message
 
     patch, status, message = ended(Outcome("Restored", milliseconds=4000), {"checkpointName": "coder-41"})
@@ -127,10 +127,12 @@ def test_how_a_restore_ended() -> None:
     assert ended(Outcome("Fresh", config_changed=True))[2] == "There is no checkpoint; the agent starts from nothing."
 
 
-def test_a_restore_on_its_way_and_one_that_was_lost() -> None:
-    patch, _ = restore_status.granted(WHO, 2, {"checkpointName": "coder-41"}, Progress("", "Restoring", 50), NOW)
+def test_a_restore_in_progress_and_one_whose_pod_is_gone() -> None:
+    patch, _ = restore_status.granted(
+        INCARNATION, 2, {"checkpointName": "coder-41"}, Progress("", "Restoring", 50), NOW
+    )
     assert (patch["reason"], patch["targets"][0]["message"]) == ("Restoring", "50% of coder-41")
-    patch, _ = restore_status.granted(WHO, 2, None, None, NOW)
+    patch, _ = restore_status.granted(INCARNATION, 2, None, None, NOW)
     assert patch["reason"] == "Fetching"
     patch, condition = restore_status.pod_gone({"targets": [{"podUID": "u1"}]}, NOW)
     assert (patch["targets"][0]["state"], condition.status) == ("PodGone", "False")

@@ -1,4 +1,4 @@
-"""Conditions, sizes, durations, and what to do next."""
+"""Conditions, sizes, durations and remedies."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -27,7 +27,7 @@ def test_the_time_of_transition_moves_only_with_the_status() -> None:
     assert third[0]["lastTransitionTime"] == "2026-11-24T12:05:00Z"
 
 
-def test_other_conditions_are_left_as_they_are() -> None:
+def test_other_conditions_stay_unchanged() -> None:
     before = merged((), (Condition.of("ConditionalWrites", None, "NotProbed"),), 1, NOW)
     after = merged(before, (Condition.of("Ready", True, "Ready"),), 1, LATER)
     assert [each["type"] for each in after] == ["ConditionalWrites", "Ready"]
@@ -35,7 +35,7 @@ def test_other_conditions_are_left_as_they_are() -> None:
     assert after[0]["status"] == "Unknown"
 
 
-def test_only_what_is_different_is_written() -> None:
+def test_only_differences_are_written() -> None:
     current = {"a": 1, "b": {"c": 2, "d": 3}, "e": [1], "f": "x"}
     assert changed(current, {"a": 1, "b": {"c": 2}, "e": [1], "f": "x"}) == {}
     assert changed(current, {"a": 2, "b": {"c": 2, "d": 4}, "e": [1, 2], "g": None}) == {
@@ -47,7 +47,7 @@ def test_only_what_is_different_is_written() -> None:
 
 
 @pytest.mark.parametrize("text", ["", None, "yesterday", "2026-13-01T00:00:00Z"])
-def test_a_time_that_is_none_is_none(text: str | None) -> None:
+def test_a_malformed_time_is_none(text: str | None) -> None:
     assert parsed_time(text) is None
 
 
@@ -81,10 +81,10 @@ def test_durations(milliseconds: float, text: str) -> None:
     assert texts.duration_text(milliseconds) == text
 
 
-def test_a_failure_says_what_to_do_once() -> None:
-    said = texts.with_next_step("QuiesceTimeout", "It was resumed", "mail")
-    assert said == 'It was resumed. Add agent.safe_point() or raise spec.quiesce.timeoutSeconds in policy "mail".'
-    assert texts.with_next_step("QuiesceTimeout", said, "mail") == said
+def test_a_failure_names_the_remedy_once() -> None:
+    message = texts.with_next_step("QuiesceTimeout", "It was resumed", "mail")
+    assert message == 'It was resumed. Add agent.safe_point() or raise spec.quiesce.timeoutSeconds in policy "mail".'
+    assert texts.with_next_step("QuiesceTimeout", message, "mail") == message
     assert texts.with_next_step("Strange", "What happened.", None) == "What happened."
     assert texts.with_next_step("StageFull", "", None).startswith("StageFull. Raise spec.stage.sizeLimit")
 

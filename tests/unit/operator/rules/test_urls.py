@@ -1,4 +1,4 @@
-"""For which keys a pod may have a URL."""
+"""For which keys a pod may get a URL."""
 
 import pytest
 from savepoint.contract.control_protocol import URL_KEYS_MAX, NeedUrls
@@ -19,7 +19,7 @@ MANIFEST = f"manifests/{'ab' * 32}"
         f"packs/7-{RANDOM.upper()}",
         f"packs/7-{RANDOM}\n",
         f"packs/7-{RANDOM}/x",
-        f"packs/٧-{RANDOM}",  # noqa: RUF001 - a digit, but not ours
+        f"packs/٧-{RANDOM}",  # noqa: RUF001 - a digit, but not an ASCII one
         f"/packs/7-{RANDOM}",
         f"packs/../packs/7-{RANDOM}",
         f"../other/packs/7-{RANDOM}",
@@ -30,12 +30,12 @@ MANIFEST = f"manifests/{'ab' * 32}"
         f"manifests/{'ab' * 32}%2f",
     ],
 )
-def test_nothing_but_packs_and_manifests(key: str) -> None:
+def test_only_packs_and_manifests_get_urls(key: str) -> None:
     assert not may_put(key, 7)
     assert not may_get(key)
 
 
-def test_a_pack_is_written_under_the_own_epoch_and_read_under_any() -> None:
+def test_a_pack_may_be_written_under_the_own_epoch_and_read_under_any() -> None:
     assert may_put(f"packs/7-{RANDOM}", 7)
     assert not may_put(f"packs/6-{RANDOM}", 7)
     assert not may_put(f"packs/77-{RANDOM}", 7)
@@ -44,10 +44,10 @@ def test_a_pack_is_written_under_the_own_epoch_and_read_under_any() -> None:
     assert may_get(MANIFEST)
 
 
-def test_an_ask_is_granted_or_refused_as_a_whole() -> None:
-    fine = NeedUrls("1", put=(f"packs/7-{RANDOM}",), get=(MANIFEST,))
-    assert refusal(fine, 7, writes=True) is None
-    assert refusal(fine, 7, writes=False)
+def test_a_request_is_granted_or_refused_as_a_whole() -> None:
+    allowed = NeedUrls("1", put=(f"packs/7-{RANDOM}",), get=(MANIFEST,))
+    assert refusal(allowed, 7, writes=True) is None
+    assert refusal(allowed, 7, writes=False)
     assert refusal(NeedUrls("1", get=(MANIFEST, "repository.json")), 7, writes=True)
     assert refusal(NeedUrls("1", put=(f"packs/8-{RANDOM}",)), 7, writes=True)
     assert refusal(NeedUrls("1", get=(MANIFEST,) * URL_KEYS_MAX), 7, writes=False) is None
