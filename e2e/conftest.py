@@ -1,4 +1,4 @@
-"""Fixtures of the suite: the cluster that `make cluster` brought up, and the hand that breaks its nodes."""
+"""Fixtures of the suite: the cluster that `make cluster` started, and fault injection for its nodes."""
 
 import os
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from e2e.harness.kube import Kubectl, fresh_namespace
 
 @pytest.fixture(scope="session")
 def kubeconfig() -> Path:
-    """KUBECONFIG, else that of the local cluster. Never brings a cluster up: that is `make cluster`."""
+    """Return KUBECONFIG or the kubeconfig of the local cluster. Only `make cluster` starts a cluster."""
     path = Path(os.environ.get("KUBECONFIG") or default_paths().kubeconfig)
     if not path.exists():
-        pytest.fail("no cluster: run `make cluster`, or set KUBECONFIG")
+        pytest.fail("no cluster is running: run `make cluster`, or set KUBECONFIG")
     return path
 
 
 @pytest.fixture(scope="session")
 def kubectl(kubeconfig: Path) -> Kubectl:
-    """kubectl, in no namespace."""
+    """Return kubectl without a namespace."""
     return Kubectl(kubeconfig)
 
 
 @pytest.fixture
 def nodes() -> Iterator[NodeController]:
-    """The nodes and their faults; whatever the test breaks is whole again for the next one."""
+    """Yield the controller of the nodes; undo all faults after the test."""
     controller = NodeController()
     yield controller
     controller.heal()
@@ -36,6 +36,6 @@ def nodes() -> Iterator[NodeController]:
 
 @pytest.fixture
 def namespace(kubectl: Kubectl) -> Iterator[Kubectl]:
-    """kubectl in a fresh namespace that admits only restricted pods."""
-    with fresh_namespace(kubectl, "test") as here:
-        yield here
+    """Yield kubectl for a fresh namespace that admits only restricted pods."""
+    with fresh_namespace(kubectl, "test") as namespaced:
+        yield namespaced

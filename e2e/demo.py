@@ -1,7 +1,7 @@
 """`make demo`: the main job on a real cluster on this machine. Ends with a table of checks; exit status 1 if one fails.
 
-Scene 1 needs no cluster and runs while the cluster is being built. The demo prints what kubectl shows; the checks are
-computed from what the fake services recorded.
+Scenario 1 needs no cluster and runs while the cluster is being built. The demo prints what kubectl shows; the checks
+are computed from what the fake services recorded.
 """
 
 import os
@@ -36,22 +36,22 @@ def say(text: str = "") -> None:
     print(f"[{time.monotonic() - STARTED:5.0f} s] {text}" if text else "", flush=True)
 
 
-def scene(title: str) -> None:
+def heading(title: str) -> None:
     """Print a heading."""
     print(f"\n━━ {title} " + "━" * max(0, 90 - len(title)), flush=True)
 
 
-def shown(kubectl: Kubectl, *arguments: str) -> None:
-    """Print what a user would type, run it, and print what they would see."""
-    space = f" -n {kubectl.namespace}" if kubectl.namespace else ""
-    print(f"  $ kubectl{space} {' '.join(arguments)}")
+def show(kubectl: Kubectl, *arguments: str) -> None:
+    """Print a kubectl command, run it and print its output."""
+    namespace = f" -n {kubectl.namespace}" if kubectl.namespace else ""
+    print(f"  $ kubectl{namespace} {' '.join(arguments)}")
     for line in kubectl(*arguments).rstrip().splitlines():
         print(f"  {line}")
     sys.stdout.flush()
 
 
 class Background:
-    """A long command that runs beside the scenes; its output goes to a file and is shown while one waits for it."""
+    """A long command in the background; its output goes to a file and is printed by ``wait``."""
 
     def __init__(self, command: list[str]) -> None:
         self._log = Path(tempfile.mkstemp(prefix="savepoint-cluster-", suffix=".log")[1])
@@ -59,7 +59,7 @@ class Background:
         self._process = subprocess.Popen(command, stdout=self._handle, stderr=subprocess.STDOUT)
 
     def wait(self) -> None:
-        """Print its new lines until it ends. Raises SystemExit if it failed."""
+        """Print new lines of output until the command ends. Raises SystemExit if it failed."""
         printed = 0
         while True:
             ended = self._process.poll() is not None
@@ -76,68 +76,68 @@ class Background:
         self._log.unlink()
 
 
-def laptop_scene() -> list[checks.Check]:
-    """Run the scene on a laptop: kill -9 of the agent, then of the supervisor."""
-    with laptop() as here:
+def laptop_scenario() -> list[checks.Check]:
+    """Run the scenario on a laptop: kill -9 of the agent, then of the supervisor."""
+    with laptop() as machine:
         say("savepoint run --store ./state -- python agent.py")
-        process = here.start()
-        here.wait_turns(12)
-        say(f"the agent is at turn {here.services.turn('researcher')}; kill -9 the agent")
-        here.kill(here.agent_pid(process.pid), process)
+        process = machine.start()
+        machine.wait_turns(12)
+        say(f"the agent is at turn {machine.services.turn('researcher')}; kill -9 the agent")
+        machine.kill(machine.agent_pid(process.pid), process)
         say("savepoint run … again")
-        process = here.start()
-        here.wait_turns(8)
-        say(f"it continued and is at turn {here.services.turn('researcher')}; kill -9 the supervisor")
-        here.kill(process.pid, process)
+        process = machine.start()
+        machine.wait_turns(8)
+        say(f"it continued and is at turn {machine.services.turn('researcher')}; kill -9 the supervisor")
+        machine.kill(process.pid, process)
         say("savepoint run … again")
-        process = here.start()
-        here.wait_turns(8)
-        here.stop(process)
+        process = machine.start()
+        machine.wait_turns(8)
+        machine.stop(process)
         print("  $ savepoint log ./state")
-        for line in here.log().rstrip().splitlines()[-12:]:
+        for line in machine.log().rstrip().splitlines()[-12:]:
             print(f"  {line}")
-        return laptop_checks(here)
+        return laptop_checks(machine)
 
 
-def cluster_scenes(installation: Installation) -> list[checks.Check]:
-    """Run every scene on the cluster; return what the checks found."""
+def cluster_scenarios(installation: Installation) -> list[checks.Check]:
+    """Run every scenario on the cluster; return the checks."""
     agents = installation.agents
-    scene("Two identical researchers, one protected, one not; a coder without the SDK")
+    heading("Two identical researchers, one protected, one not; a coder without the SDK")
     deploy_agents(installation)
-    shown(agents, "get", "protectedagents")
+    show(agents, "get", "protectedagents")
     say("waiting for scheduled checkpoints, then requesting one")
     installation.wait_checkpoint("researcher", 0)
     installation.wait_checkpoint("coder", 0)
     installation.checkpoint_now("researcher")
-    shown(agents, "get", "agentcheckpoints")
+    show(agents, "get", "agentcheckpoints")
 
-    scene("The researcher's process is killed in place with kill -9")
+    heading("The researcher's process is killed in place with kill -9")
     kill = kill_in_place(installation)
-    shown(agents, "get", "pods")
+    show(agents, "get", "pods")
 
-    scene("Both nodes are drained, one after the other")
+    heading("Both nodes are drained, one after the other")
     moves = drain_every_node(installation, say)
-    shown(agents, "get", "pods", "-o", "wide")
-    shown(agents, "get", "agentrestores")
+    show(agents, "get", "pods", "-o", "wide")
+    show(agents, "get", "agentrestores")
 
-    scene("The operator is killed during a checkpoint")
+    heading("The operator is killed during a checkpoint")
     operator_kill = kill_operator_during_checkpoint(installation, say)
-    shown(installation.kubectl.within(SYSTEM), "get", "pods")
-    shown(agents, "get", "protectedagents")
+    show(installation.kubectl.within(SYSTEM), "get", "pods")
+    show(agents, "get", "protectedagents")
 
-    scene("One stored object is corrupted: the restore must refuse it and name it")
+    heading("One stored object is corrupted: the restore must refuse it and name it")
     corruption = corrupt_and_repair(installation, say)
-    shown(agents, "get", "agentrestores")
+    show(agents, "get", "agentrestores")
     return cluster_checks(installation, Observations(kill, moves, operator_kill, corruption))
 
 
 def announce(external: bool) -> None:
-    """Print what will be installed and changed, before anything is."""
-    scene("What this installs and changes")
-    lines = ["KUBECONFIG is set: that cluster is used, none is created"] if external else plan(default_paths())
+    """Print what will be installed and changed."""
+    heading("What this installs and changes")
+    lines = ["KUBECONFIG is set: that cluster is used and none is created"] if external else plan(default_paths())
     lines += [
         "the project's images are built from its Dockerfiles, with wheels from PyPI, and loaded into the nodes",
-        f"the cluster gets namespaces {SERVICES}, {SYSTEM} and {Settings().namespace}; Helm installs Savepoint",
+        f"the namespaces {SERVICES}, {SYSTEM} and {Settings().namespace} are created; Helm installs Savepoint",
     ]
     for line in lines:
         print(f"  {line}", flush=True)
@@ -149,25 +149,25 @@ def main() -> int:
     print(__doc__ or "")
     announce(external)
     command = [sys.executable, "-m", "e2e.cluster", "up"]
-    building = None if external else Background(command)
+    creation = None if external else Background(command)
 
-    scene("Scene 1, without a cluster: an agent on a laptop is killed with kill -9 and continues")
-    found = laptop_scene()
+    heading("Scenario 1, without a cluster: an agent on a laptop is killed with kill -9 and continues")
+    found = laptop_scenario()
 
-    scene("The cluster: one control plane, two workers (this is the long wait the first time)")
-    if building:
-        building.wait()
-    _timed("images", lambda: subprocess.run([sys.executable, "-m", "e2e.cluster", "images"], check=True))
-    _timed("load", lambda: subprocess.run([sys.executable, "-m", "e2e.cluster", "load"], check=True))
+    heading("The cluster: one control plane, two workers (the first time this takes long)")
+    if creation:
+        creation.wait()
+    _timed("building the images", lambda: subprocess.run([sys.executable, "-m", "e2e.cluster", "images"], check=True))
+    _timed("loading the images", lambda: subprocess.run([sys.executable, "-m", "e2e.cluster", "load"], check=True))
     kubeconfig = kubeconfig_from_environment()
-    scene("helm install savepoint")
+    heading("helm install savepoint")
     print("\n".join(f"  {line}" for line in setup.install(Kubectl(kubeconfig)).splitlines()))
     settings = Settings()
     setup.agents_namespace(Kubectl(kubeconfig), settings)
     with setup.opened(kubeconfig, settings) as installation:
-        found += cluster_scenes(installation)
+        found += cluster_scenarios(installation)
 
-    scene("Checks")
+    heading("Checks")
     print(checks.table(found))
     print("  `make demo-down` removes the cluster.")
     say(checks.summary(found))
@@ -177,7 +177,7 @@ def main() -> int:
 def _timed(what: str, run: Callable[[], object]) -> None:
     started = time.monotonic()
     run()
-    say(f"{what}: {time.monotonic() - started:.0f} s")
+    say(f"{what}: done in {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -69,16 +69,16 @@ def failed(found: list[Check]) -> list[Check]:
 
 
 def test_a_laptop_agent_survives_two_kills() -> None:
-    with laptop(mebibytes=16) as here:
+    with laptop(mebibytes=16) as machine:
         for victim in ("agent", "supervisor"):
-            process = here.start()
-            here.wait_turns(8)
-            here.kill(here.agent_pid(process.pid) if victim == "agent" else process.pid, process)
-        process = here.start()
-        here.wait_turns(8)
-        assert here.stop(process) in (0, 130, 143)
-        assert "checkpoint" in here.log()
-        found = report.laptop_checks(here)
+            process = machine.start()
+            machine.wait_turns(8)
+            machine.kill(machine.agent_pid(process.pid) if victim == "agent" else process.pid, process)
+        process = machine.start()
+        machine.wait_turns(8)
+        assert machine.stop(process) in (0, 130, 143)
+        assert "checkpoint" in machine.log()
+        found = report.laptop_checks(machine)
     print(checks.table(found))
     assert not failed(found)
 

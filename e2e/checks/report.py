@@ -37,11 +37,11 @@ class Observations:
     corruption: Corruption
 
 
-def laptop_checks(here: Laptop) -> list[Check]:
+def laptop_checks(laptop: Laptop) -> list[Check]:
     """Judge the scenario without a cluster: two kills, and only calls in flight were repeated."""
-    reports, calls = here.services.reports(RESEARCHER), here.services.calls(RESEARCHER)
+    reports, calls = laptop.services.reports(RESEARCHER), laptop.services.calls(RESEARCHER)
     turns = checks.last_turn(reports)
-    reference = Reference.run(turns + 1, mebibytes=here.mebibytes, stride=25, documents=2000)
+    reference = Reference.run(turns + 1, mebibytes=laptop.mebibytes, stride=25, documents=2000)
     repeated = checks.calls_repeated(calls)
     starts = checks.starts(reports)
     found = [
@@ -54,7 +54,7 @@ def laptop_checks(here: Laptop) -> list[Check]:
             repeated <= LAPTOP_KILLS,
         ),
         checks.effects_counted(
-            reports, here.services.effects(RESEARCHER), here.services.reports(RESEARCHER), reference
+            reports, laptop.services.effects(RESEARCHER), laptop.services.reports(RESEARCHER), reference
         ),
         checks.effects_uncertain(reports),
     ]
@@ -62,7 +62,7 @@ def laptop_checks(here: Laptop) -> list[Check]:
 
 
 def cluster_checks(installation: Installation, observed: Observations) -> list[Check]:
-    """Judge everything that the scenarios on the cluster are to show."""
+    """Judge everything that the scenarios on the cluster must show."""
     settings, services = installation.settings, installation.services
     before, effects = services.reports(RESEARCHER), services.effects(RESEARCHER)
     reports, twin = services.reports(RESEARCHER), services.reports(TWIN)

@@ -1,7 +1,6 @@
-"""Doors to the cluster for the demo and the suite: kubectl as a program, a port-forward, the sample agents' world,
-the bucket.
+"""Access to the cluster for the demo and the suite: kubectl as a program, port-forwards, and the fake services.
 
-Nothing here knows how the cluster was made: a KUBECONFIG is enough.
+A kubeconfig is enough; nothing here depends on how the cluster was created.
 """
 
 import contextlib
@@ -26,18 +25,28 @@ MANIFESTS = Path(__file__).parents[1] / "agents" / "manifests"
 
 
 class CommandFailed(RuntimeError):
-    """A command's exit status was not zero; the message holds what it printed."""
+    """A command failed; the message contains what it printed."""
 
 
-def until(what: str, found: Callable[[], T | None], *, seconds: float, every: float = 0.25) -> T:
-    """Ask until there is a truthy answer. Raises TimeoutError with what was awaited and the last answer."""
+def until(what: str, poll: Callable[[], T | None], *, seconds: float, every: float = 0.25) -> T:
+    """Call ``poll`` until its result is truthy, and return the result.
+
+    Args:
+        what: What is awaited, for the error.
+        poll: Returns the result, or a falsy value while there is none.
+        seconds: How long to wait.
+        every: Seconds between two calls.
+
+    Raises:
+        TimeoutError: With ``what`` and the last result.
+    """
     deadline = time.monotonic() + seconds
     while True:
-        answer = found()
-        if answer:
-            return answer
+        result = poll()
+        if result:
+            return result
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {seconds:.0f} s (last answer: {answer!r})")
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s (last result: {result!r})")
         time.sleep(every)
 
 
@@ -49,11 +58,11 @@ class Kubectl:
     namespace: str | None = None
 
     def within(self, namespace: str) -> "Kubectl":
-        """The same cluster, another namespace."""
+        """Return kubectl for another namespace of the same cluster."""
         return Kubectl(self.kubeconfig, namespace)
 
     def __call__(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
-        """Run it; standard output. Raises CommandFailed."""
+        """Run kubectl and return its standard output. Raises CommandFailed."""
         command = [str(program("kubectl")), "--kubeconfig", str(self.kubeconfig)]
         if self.namespace:
             command += ["-n", self.namespace]
@@ -65,53 +74,52 @@ class Kubectl:
         return done.stdout
 
     def get(self, *arguments: str) -> Any:
-        """``kubectl get … -o json``, parsed."""
+        """Run ``kubectl get … -o json`` and return the parsed output."""
         return json.loads(self("get", *arguments, "-o", "json"))
 
     def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        """All objects of a kind, optionally by label."""
+        """Return all objects of a kind, optionally only those that match a label selector."""
         found: list[dict[str, Any]] = self.get(kind, *(["-l", selector] if selector else []))["items"]
         return found
 
     def maybe(self, kind: str, name: str) -> dict[str, Any] | None:
-        """One object, or None when there is none."""
+        """Return one object, or None if it does not exist."""
         text = self("get", kind, name, "--ignore-not-found", "-o", "json")
         return json.loads(text) if text.strip() else None
 
     def apply(self, text: str) -> str:
-        """``kubectl apply`` of YAML text."""
+        """Run ``kubectl apply`` on YAML text."""
         return self("apply", "-f", "-", stdin=text)
 
     def manifest(self, name: str, **values: str) -> str:
-        """Apply one of e2e/agents/manifests with its ``${…}`` filled in."""
+        """Apply a file of e2e/agents/manifests with its ``${…}`` replaced by values."""
         return self.apply(Template((MANIFESTS / name).read_text()).substitute(values))
 
 
 @contextlib.contextmanager
 def fresh_namespace(kubectl: Kubectl, prefix: str) -> Iterator[Kubectl]:
-    """kubectl in a new namespace that admits only restricted pods; it is deleted in the background at the end."""
+    """Yield kubectl for a new namespace that admits only restricted pods; delete it in the background at the end."""
     name = f"{prefix}-{uuid.uuid4().hex[:8]}"
     kubectl("create", "namespace", name)
     kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    here = kubectl.within(name)
-    # Controllers make it, and after a restart they first wait for their lease to run out.
-    until("default service account", lambda: here.maybe("serviceaccount", "default"), seconds=60)
+    namespaced = kubectl.within(name)
+    # A controller creates it, and after a restart the controllers first wait until their old lease has expired.
+    until("default service account", lambda: namespaced.maybe("serviceaccount", "default"), seconds=60)
     try:
-        yield here
+        yield namespaced
     finally:
         kubectl("delete", "namespace", name, "--wait=false")
 
 
 @contextlib.contextmanager
 def forwarded(kubectl: Kubectl, target: str, port: int) -> Iterator[str]:
-    """A port-forward to ``target`` ("service/services") for as long as the block runs; yields "127.0.0.1:PORT"."""
+    """Forward a local port to ``target``, such as "service/services", during the block; yield "127.0.0.1:PORT"."""
     command = [str(program("kubectl")), "--kubeconfig", str(kubectl.kubeconfig), "-n", kubectl.namespace or "default"]
     command += ["port-forward", "--address", "127.0.0.1", target, f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        reader = threading.Thread(
-            target=process.stdout.read, daemon=True
-        )  # what it prints later must not fill the pipe
+        # Reads the later output, which would otherwise fill the pipe.
+        reader = threading.Thread(target=process.stdout.read, daemon=True)
         try:
             line = process.stdout.readline()
             match = re.search(r"127\.0\.0\.1:(\d+)", line)
@@ -127,33 +135,33 @@ def forwarded(kubectl: Kubectl, target: str, port: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class FakeServices:
-    """The witness: what agents reported, asked and booked. ``scope`` is put before an agent's name."""
+    """The records of the fake services: reports, model calls and ledger. ``scope`` is a prefix of the agents' names."""
 
     url: str
     scope: str = ""
 
     def reports(self, agent: str) -> list[dict[str, Any]]:
-        """All reports of an agent, in order."""
+        """Return all reports of an agent, in order."""
         found: list[dict[str, Any]] = self._get(f"/reports?agent={self.scope}{agent}")
         return found
 
     def calls(self, agent: str) -> dict[str, list[int]]:
-        """Model calls by request: [started, completed]."""
+        """Return an agent's model calls by request: [started, completed]."""
         found: dict[str, list[int]] = self._get("/calls").get(self.scope + agent, {})
         return found
 
     def effects(self, agent: str) -> dict[str, dict[str, Any]]:
-        """The ledger's entries by id."""
+        """Return an agent's ledger entries by id."""
         found: dict[str, dict[str, Any]] = self._get("/effects").get(self.scope + agent, {})
         return found
 
     def turn(self, agent: str) -> int:
-        """The turn of the newest report, 0 when there is none."""
+        """Return the turn of the newest report, 0 without one."""
         reports = self.reports(agent)
         return int(reports[-1]["turn"]) if reports else 0
 
     def turns(self, agent: str) -> int:
-        """How many turns were reported, over all lives of the agent."""
+        """Return how many turns all incarnations of the agent have reported."""
         return sum(report.get("event") == "turn" for report in self.reports(agent))
 
     def _get(self, path: str) -> Any:
@@ -162,7 +170,7 @@ class FakeServices:
 
 
 def kubeconfig_from_environment() -> Path:
-    """KUBECONFIG, else the one that ``make cluster`` wrote."""
+    """Return KUBECONFIG, or the kubeconfig that ``make cluster`` wrote."""
     if found := os.environ.get("KUBECONFIG"):
         return Path(found)
     done = subprocess.run(["python3", "-m", "e2e.cluster", "kubeconfig"], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Scene without a cluster: `savepoint run`, kill -9 of the agent and of the supervisor, run again.
+"""The researcher on a laptop, without a cluster: `savepoint run`, kill -9 of the agent or the supervisor, run again.
 
 Used by the demo and the suite.
 """
@@ -24,14 +24,14 @@ SAVEPOINT = Path(sys.executable).with_name("savepoint")
 
 @dataclass(frozen=True)
 class Laptop:
-    """A store in a folder, the outside world on loopback, and the researcher as a command."""
+    """A store in a folder, the fake services on loopback, and the researcher as a command."""
 
     store: Path
     services: FakeServices
     mebibytes: int
 
     def start(self) -> subprocess.Popen[bytes]:
-        """`savepoint run --store DIR -- python agent.py`, in a process group of its own."""
+        """Start `savepoint run --store DIR -- python agent.py` in its own process group."""
         environment = {
             **os.environ,
             "SERVICES_URL": self.services.url,
@@ -54,13 +54,13 @@ class Laptop:
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def log(self) -> str:
-        """`savepoint log DIR`."""
+        """Return the output of `savepoint log DIR`."""
         command = [str(SAVEPOINT), "log", str(self.store / "store")]
         environment = {**os.environ, "XDG_CONFIG_HOME": str(self.store / "config")}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     def agent_pid(self, supervisor: int) -> int:
-        """The agent's process: the supervisor's child."""
+        """Return the id of the agent's process, a child of the supervisor."""
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
 
         def found() -> int:
@@ -70,25 +70,25 @@ class Laptop:
         return until("the agent's process", found, seconds=20)
 
     def wait_turns(self, more: int, seconds: float = 60) -> int:
-        """Until that many more turns have been reported; the turn it is at then."""
+        """Wait until the agent has reported ``more`` further turns; return its turn."""
         begin = self.services.turns("researcher")
         until(f"{more} more turns", lambda: self.services.turns("researcher") >= begin + more, seconds=seconds)
         return self.services.turn("researcher")
 
     def kill(self, pid: int, process: subprocess.Popen[bytes]) -> None:
-        """kill -9, and wait until the whole of it is gone."""
+        """Send SIGKILL to the agent or the supervisor, and wait until the supervisor has ended."""
         os.kill(pid, signal.SIGKILL)
         process.wait(30)
 
     def stop(self, process: subprocess.Popen[bytes]) -> int:
-        """Ctrl-C, as a user would; the exit status."""
+        """Press Ctrl-C and return the exit status."""
         process.send_signal(signal.SIGINT)
         return process.wait(60)
 
 
 @contextlib.contextmanager
 def laptop(mebibytes: int = 64) -> Iterator[Laptop]:
-    """A laptop with an empty store, taken away afterwards."""
+    """Yield a laptop with an empty store, which is removed afterwards."""
     server = _services_server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory(prefix="savepoint-laptop-") as folder:

@@ -57,7 +57,7 @@ def test_the_demo_announces_changes_before_it_starts(
 
     machine.setenv("KUBECONFIG", "/somewhere") if external else machine.delenv("KUBECONFIG", raising=False)
     machine.setattr(demo, "Background", started)
-    machine.setattr(demo, "laptop_scene", started)
+    machine.setattr(demo, "laptop_scenario", started)
     with pytest.raises(Started):
         demo.main()
     output = capsys.readouterr().out

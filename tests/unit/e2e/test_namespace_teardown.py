@@ -1,4 +1,4 @@
-"""A namespace that does not go is explained; kubectl is a stand-in."""
+"""The slow deletion of a namespace is explained; kubectl is a fake."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -38,37 +38,37 @@ def pod(name: str = "coder", over: float | None = None, **metadata: Any) -> dict
     }
 
 
-def test_a_pod_says_how_late_it_is_and_what_its_containers_do() -> None:
-    assert namespace_teardown.of_pod(pod(over=41, finalizers=["example.com/wait"]), NOW) == (
-        "pod coder on n1, Running; grace 30 s, over for 41 s; finalizers: example.com/wait; "
+def test_a_pod_is_described_with_its_grace_period_and_containers() -> None:
+    assert namespace_teardown.describe_pod(pod(over=41, finalizers=["example.com/wait"]), NOW) == (
+        "pod coder on n1, Running; grace period 30 s, exceeded by 41 s; finalizers: example.com/wait; "
         "savepoint-sidecar running; agent terminated 143 at noon"
     )
-    assert "12 s of it left" in namespace_teardown.of_pod(pod(over=-12), NOW)
-    assert "not asked to end" in namespace_teardown.of_pod(pod(), NOW)
+    assert "12 s left" in namespace_teardown.describe_pod(pod(over=-12), NOW)
+    assert "not being deleted" in namespace_teardown.describe_pod(pod(), NOW)
 
 
-def test_a_namespace_says_only_what_is_wrong() -> None:
-    assert namespace_teardown.of_namespace(NAMESPACE) == [
+def test_a_namespace_is_described_with_the_conditions_that_are_true() -> None:
+    assert namespace_teardown.describe_namespace(NAMESPACE) == [
         "namespace agents, finalizers: kubernetes",
         "  NamespaceContentRemaining: SomeRemain: pods. has 1",
     ]
 
 
-def test_pods_that_went_late_are_told_once() -> None:
-    said: list[str] = []
-    seen = namespace_teardown.NamespaceTeardown(said.append)
-    seen.seen([pod("late", over=25), pod("good", over=1), pod("stays", over=25)], NOW)
-    seen.seen([pod("stays", over=25)], NOW)
-    seen.seen([pod("stays", over=25)], NOW)
-    assert [text.partition(":")[0] for text in said] == ["ended 25 s after its grace"]
-    assert "pod late" in said[0]
+def test_pods_that_ended_late_are_reported_once() -> None:
+    lines: list[str] = []
+    watch = namespace_teardown.PodWatch(lines.append)
+    watch.observe([pod("late", over=25), pod("good", over=1), pod("stays", over=25)], NOW)
+    watch.observe([pod("stays", over=25)], NOW)
+    watch.observe([pod("stays", over=25)], NOW)
+    assert [line.partition(":")[0] for line in lines] == ["ended 25 s after its grace period"]
+    assert "pod late" in lines[0]
 
 
 class Cluster:
-    """A namespace that goes after so many looks, with one pod and one object in it."""
+    """A namespace that exists for a number of polls, with one pod and one object in it."""
 
-    def __init__(self, looks: float) -> None:
-        self._looks = looks
+    def __init__(self, polls: float) -> None:
+        self._polls = polls
         self.deleted: tuple[str, ...] = ()
 
     def __call__(self, *arguments: str, **_: Any) -> str:
@@ -81,8 +81,8 @@ class Cluster:
         return self
 
     def maybe(self, kind: str, name: str) -> dict[str, Any] | None:
-        self._looks -= 1
-        return NAMESPACE if self._looks >= 0 else None
+        self._polls -= 1
+        return NAMESPACE if self._polls >= 0 else None
 
     def items(self, kind: str) -> list[dict[str, Any]]:
         if kind == "widgets.example.com":
@@ -93,7 +93,7 @@ class Cluster:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
-    """Every look takes ten seconds."""
+    """Let every poll take ten seconds; return the fake clock."""
     seconds = [0.0]
 
     def sleep(_: float) -> None:
@@ -104,23 +104,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     return lambda: seconds[0]
 
 
-def test_what_is_slow_is_told_and_waited_for(clock: Callable[[], float]) -> None:
-    said: list[str] = []
-    cluster: Any = Cluster(looks=10)
-    namespace_teardown.remove(cluster, "agents", say=said.append)
+def test_a_slow_deletion_is_reported_and_awaited(clock: Callable[[], float]) -> None:
+    lines: list[str] = []
+    cluster: Any = Cluster(polls=10)
+    namespace_teardown.remove(cluster, "agents", say=lines.append)
     assert cluster.deleted[:3] == ("delete", "namespace", "agents")
     assert clock() == 100
-    (text,) = said
-    assert text.startswith("still there after 80 s:\nnamespace agents") and "pod coder on n1" in text
+    (text,) = lines
+    assert text.startswith("not deleted after 80 s:\nnamespace agents") and "pod coder on n1" in text
 
 
-def test_what_never_goes_ends_with_its_cause(clock: Callable[[], float]) -> None:
-    cluster: Any = Cluster(looks=float("inf"))
-    with pytest.raises(TimeoutError, match=r"not deleted within 180 s:\nnamespace agents") as told:
+def test_a_deletion_that_never_ends_fails_with_its_cause(clock: Callable[[], float]) -> None:
+    cluster: Any = Cluster(polls=float("inf"))
+    with pytest.raises(TimeoutError, match=r"not deleted within 180 s:\nnamespace agents") as failure:
         namespace_teardown.remove(cluster, "agents", say=lambda text: None)
-    for words in (
+    for part in (
         "SomeRemain: pods. has 1",
         "ConfigMap held; being deleted; finalizers: f",
         "widgets.example.com cannot",
     ):
-        assert words in str(told.value)
+        assert part in str(failure.value)
