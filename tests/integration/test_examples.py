@@ -53,7 +53,9 @@ class Example:
             time.sleep(0.05)
 
     def checkpoints(self) -> int:
-        """Return how many checkpoints the store holds."""
+        """Return how many checkpoints the store holds; 0 before it exists."""
+        if not (self.folder / "store" / "savepoint.json").exists():
+            return 0
         log = subprocess.run(
             [sys.executable, "-m", "savepoint_cli.main", "log", "store"],
             env={**os.environ, "XDG_CONFIG_HOME": str(self.folder / "config")},
