@@ -43,7 +43,7 @@ EVICTION_RETRY_SECONDS: Final = 10.0
 
 
 @dataclass
-class _Progress:
+class _RollbackState:
     """This leader's memory of one object between two reconciles; a new leader starts without it."""
 
     uid: str
@@ -72,16 +72,16 @@ class Rollbacks:
         self._now, self._monotonic = dependencies.clocks.now, dependencies.clocks.monotonic
         self._agent_records, self._queue = agent_records, queue
         self._objects, self._recorder = objects, recorder
-        self._progress: dict[ObjectKey, _Progress] = {}
+        self._states: dict[ObjectKey, _RollbackState] = {}
 
     async def reconcile(self, key: ObjectKey, orders: Orders) -> float | None:
         """Take the next step; return the seconds until the next reconcile."""
         item = self._cache.restores.get(key)
         if item is None or item.finished or item.meta.deleting or item.mode == RestoreMode.RESUME:
-            self._progress.pop(key, None)
+            self._states.pop(key, None)
             return None
-        progress = self._progress_of(item)
-        pause = progress.not_before - self._monotonic()
+        state = self._state_of(item)
+        pause = state.not_before - self._monotonic()
         if pause > 0:
             return pause
         source = self._source(item)
@@ -93,13 +93,13 @@ class Rollbacks:
             requeue_seconds = await self._proceed(item, agent, checkpoint, orders)
         except SavepointError as error:
             return await self._failed(self._cache.restores.get(key) or item, error)
-        progress.failing_since = None
+        state.failing_since = None
         return requeue_seconds
 
-    def _progress_of(self, item: RestoreObject) -> _Progress:
-        known = self._progress.get(item.meta.key)
+    def _state_of(self, item: RestoreObject) -> _RollbackState:
+        known = self._states.get(item.meta.key)
         if known is None or known.uid != item.meta.uid:
-            known = self._progress[item.meta.key] = _Progress(item.meta.uid)
+            known = self._states[item.meta.key] = _RollbackState(item.meta.uid)
         return known
 
     # -- steps ----------------------------------------------------------------------------------------------------
@@ -162,13 +162,13 @@ class Rollbacks:
         started = item.status.get("startTime")
         if started and (self._now() - datetime.fromisoformat(started)).total_seconds() > FINAL_CHECKPOINT_SECONDS:
             return None
-        if item.reason == Reason.CHECKPOINTING or self._progress_of(item).checkpoint_ordered:
+        if item.reason == Reason.CHECKPOINTING or self._state_of(item).checkpoint_ordered:
             return None  # it was ordered and left no trace: nothing had changed
         try:
             await orders.checkpoint(agent, attempt_id, Trigger.ROLLBACK, FINAL_CHECKPOINT_SECONDS)
         except (Refused, Unavailable):
             return REQUEUE_SECONDS
-        self._progress_of(item).checkpoint_ordered = True
+        self._state_of(item).checkpoint_ordered = True
         attempt = self._recorder.attempt_record(agent_record, attempt_id, Trigger.ROLLBACK)
         attempt.trigger_reason = f"before AgentRestore {item.meta.name}"
         text = "Taking a final checkpoint, so that this can be undone."
@@ -223,8 +223,11 @@ class Rollbacks:
             except Blocked as error:
                 condition = rollback_status.eviction_blocked(pod.meta.name, error)
                 return await self._wait(item, condition, EVICTION_RETRY_SECONDS)
-            action = f"rolled back to {checkpoint.meta.name}" if checkpoint else "reset"
-            text = f"AgentRestore {item.meta.name} {action} agent {agent.name}, so this pod was evicted."
+            action, then = "reset", "starts fresh"
+            if checkpoint is not None:
+                action, then = f"rolled back to {checkpoint.meta.name}", "restores it"
+            text = f"Agent {agent.name} was {action} by AgentRestore {item.meta.name}, so this pod was evicted."
+            text = f"{text} The next pod {then}."
             await self._events.normal(EventTarget.of(PODS, pod.meta), Reason.ROLLED_BACK, text)
         if checkpoint is not None:
             time = rollback_status.completion_time(checkpoint)
@@ -239,11 +242,11 @@ class Rollbacks:
 
     async def _failed(self, item: RestoreObject, error: SavepointError) -> float | None:
         """Report the fault and retry; end the rollback if it is impossible or has failed for too long."""
-        now, progress = self._monotonic(), self._progress_of(item)
-        progress.failing_since = now if progress.failing_since is None else progress.failing_since
+        now, state = self._monotonic(), self._state_of(item)
+        state.failing_since = now if state.failing_since is None else state.failing_since
         if isinstance(error, ObjectMissing | IntegrityError):
             await self._end(item, rollback_status.failed(error))
-        elif now - progress.failing_since < rollback_status.GIVE_UP_SECONDS:
+        elif now - state.failing_since < rollback_status.GIVE_UP_SECONDS:
             return await self._wait(item, rollback_status.retrying(error), RETRY_SECONDS)
         else:
             await self._end(item, rollback_status.given_up(error, committed=item.epoch > 0))
@@ -251,7 +254,7 @@ class Rollbacks:
 
     async def _wait(self, item: RestoreObject, condition: Condition, seconds: float) -> float:
         """Write the condition, and an Event if its reason is new; return the seconds until the next try."""
-        self._progress_of(item).not_before = self._monotonic() + seconds
+        self._state_of(item).not_before = self._monotonic() + seconds
         await self._write(item, {}, condition)
         if item.reason != condition.reason:
             log.warning(

@@ -80,6 +80,27 @@ async def test_a_rollback_checkpoints_first_then_commits_then_evicts(harness: Re
     assert resume["resolved"]["checkpointName"] == "coder-1"
 
 
+async def test_while_the_pod_is_evicted_the_condition_names_both(
+    harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    incarnation = await harness.start(harness.pod())
+    await ready(harness, incarnation, "coder-1")
+    evict, messages = harness.cluster.evict, list[str]()
+
+    async def record(namespace: str, name: str, uid: str) -> None:
+        messages.append(restore(harness)["conditions"][0]["message"])
+        await evict(namespace, name, uid)
+
+    monkeypatch.setattr(harness.cluster, "evict", record)
+    await roll_back(harness, incarnation)
+    await harness.advance(REQUEUE_SECONDS)
+    assert messages == [f"Rolled back to coder-1; evicting pod {incarnation.pod.name}."]
+    assert harness.cluster.events("RolledBack", "Pod") == [
+        "Agent coder was rolled back to coder-1 by AgentRestore back, so this pod was evicted. "
+        "The next pod restores it."
+    ]
+
+
 async def test_a_rollback_without_a_pod_is_only_a_record(harness: ReconcileHarness) -> None:
     incarnation = await harness.start(harness.pod())
     await ready(harness, incarnation, "coder-1")
