@@ -220,19 +220,19 @@ async def test_new_namespace_labels_apply_after_the_next_listing(harness: Reconc
 
 
 @pytest.mark.parametrize(
-    ("reason", "words"),
+    ("reason", "text"),
     [("ErrImagePull", "image far/away:1 cannot be pulled. Correct"), ("CreateContainerConfigError", "no such key")],
 )
-async def test_a_pod_with_a_blocked_container_is_reported(harness: ReconcileHarness, reason: str, words: str) -> None:
+async def test_a_pod_with_a_blocked_container_is_reported(harness: ReconcileHarness, reason: str, text: str) -> None:
     pod = harness.pod()
     waiting = {"waiting": {"reason": reason, "message": "no such key"}}
     blocked = {"containerStatuses": [{"name": "agent", "image": "far/away:1", "state": waiting}]}
     harness.cluster.put(PODS, pod.name, NAMESPACE, status={"phase": "Pending", **blocked})
     await harness.settle()
     (message,) = harness.cluster.events("CannotStart")
-    assert words in message
+    assert text in message
     assert harness.agent()["reason"] == "Unprotected"
-    assert words in harness.agent()["conditions"][0]["message"]
+    assert text in harness.agent()["conditions"][0]["message"]
 
 
 async def test_a_label_on_the_deployment_only_is_reported_on_it(harness: ReconcileHarness) -> None:
@@ -402,10 +402,10 @@ async def test_a_wrong_master_key_is_reported_and_never_replaced(harness: Reconc
 
 
 @pytest.mark.parametrize(
-    ("data", "word"), [(None, "does not exist"), ({"accessKey": "YQ=="}, "accessKey and secretKey")]
+    ("data", "text"), [(None, "does not exist"), ({"accessKey": "YQ=="}, "accessKey and secretKey")]
 )
 async def test_missing_credentials_are_reported_and_recovered_from(
-    harness: ReconcileHarness, data: dict[str, str] | None, word: str
+    harness: ReconcileHarness, data: dict[str, str] | None, text: str
 ) -> None:
     harness.cluster.remove(SECRETS, "s3-keys", "savepoint-system")
     if data is not None:
@@ -413,7 +413,7 @@ async def test_missing_credentials_are_reported_and_recovered_from(
     await harness.advance(61)
     status = store(harness)
     assert status["reason"] == "StoreMisconfigured"
-    assert word in status["conditions"][-1]["message"]
+    assert text in status["conditions"][-1]["message"]
     assert "YQ==" not in str(status)
     with pytest.raises(StoreMisconfigured):
         await harness.leader.stores.open(STORE)
