@@ -1,7 +1,8 @@
 """The leader's memory of one agent between two reconciles: attempts, restores, its session and its newest record.
 
 Memory only; it decides nothing. After a change of leader everything here is either rebuilt from the chain and the
-objects, or reported again by the pods. Fields whose names end in ``_at`` are monotonic seconds; other times are datetimes.
+objects, or reported again by the pods. Fields whose names end in ``_at`` are monotonic seconds; other times are
+datetimes.
 """
 
 from collections.abc import Callable
