@@ -44,8 +44,9 @@ KINDS: Final = frozenset(ComponentKind) - {ComponentKind.FILES}  # only the side
 
 ProtocolError = codec.ProtocolError  # so that users of this protocol import one module
 
-# A null is an absent field: SDKs in other languages write null where a value is not set. Integers are sizes, numbers
-# and process ids, none of which is negative. Errors name the class and the field; nested paths would add little.
+# A null is an absent field, so that SDKs in other languages may write null for a value that is not set. Integers are
+# sizes, numbers and process ids, none of which is negative. Errors name the class and the field; their texts reach SDKs
+# in answers with status 400 and are kept.
 _CODEC: Final = codec.Codec(null_is_absent=True, smallest_integer=0, full_paths=False)
 
 
