@@ -14,7 +14,7 @@ from savepoint_cli.key import key_path
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the user asked for."""
+    """Options that the user gave."""
 
     store: Path
     agent: str

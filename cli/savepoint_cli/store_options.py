@@ -21,7 +21,7 @@ class Bucket:
 
     name: str
     prefix: str
-    """As in the store's spec, without slashes at either end; may be empty."""
+    """The prefix of the store's spec, without slashes at either end; may be empty."""
     endpoint: str = DEFAULT_ENDPOINT
     region: str = DEFAULT_REGION
     addressing: Literal["path", "virtual"] = "path"

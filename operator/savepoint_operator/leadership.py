@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 2.0
 POLL_SECONDS: Final = 0.5
-"""How often a candidate checks whether the Lease is free; agents wait for a leader."""
+"""Seconds between a candidate's checks whether the Lease is free; agents wait for a leader."""
 
 Raw = dict[str, Any]
 

@@ -44,10 +44,10 @@ RETRY_SECONDS = 2.0
 SHUTDOWN_SECONDS = 5.0
 """The part of the pod's grace period reserved for closing connections and watches and releasing the Lease."""
 LINGER_SECONDS = 1.5
-"""How long the process stays after its shutdown. A Service that still routes here is refused at once, whereas an
+"""Seconds that the process stays after its shutdown. A Service that still routes here is refused at once, whereas an
 address that no longer exists would keep a pod waiting for seconds."""
 STORES_SECONDS = 5.0
-"""How long stores may take to answer before pods are served: until then every sidecar would be told to reconnect."""
+"""Seconds that stores may take to answer before pods are served: until then sidecars would be told to reconnect."""
 
 
 class LeadershipLost(Exception):

@@ -1,6 +1,6 @@
 """Captures the files of an agent's state roots: a pre-copy while the agent runs, a short final pass while it is paused.
 
-When to capture and what becomes of the result is decided by ``checkpoint``. All calls block and run in a thread. Files
+``checkpoint`` decides when to capture and what to do with the result. All calls block and run in a thread. Files
 are opened relative to their root, and no link is followed anywhere.
 """
 

@@ -15,12 +15,12 @@ from savepoint_sidecar.files.walk import Node, Signature, Walk, open_below, unre
 
 READ: Final = os.O_RDONLY | os.O_NONBLOCK
 READ_ATTEMPTS: Final = 3
-"""How many times a file is read if it changes while it is being read."""
+"""Number of times that a file is read if it changes while it is being read."""
 
 
 @dataclass
 class Draft:
-    """What has been captured of one root so far."""
+    """The part of one root that has been captured so far."""
 
     root: Root
     walk: Walk

@@ -22,7 +22,7 @@ _RESERVE_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Where a file's content is in the spool."""
+    """Position of a file's content in the spool, in bytes."""
 
     offset: int
     length: int

@@ -42,7 +42,7 @@ class Root:
 
 @dataclass(frozen=True)
 class Marker:
-    """What a root holds: the files of the checkpoint at ``sequence``, or an unfinished restore of it."""
+    """Content of a root: the files of the checkpoint at ``sequence``, or an unfinished restore of it."""
 
     namespace: str
     agent: str

@@ -30,7 +30,7 @@ _READ = os.O_RDONLY | os.O_NONBLOCK
 
 @dataclass
 class InPlaceReport:
-    """How many entries an in-place restore had to change."""
+    """Number of entries that an in-place restore had to change."""
 
     restored: int = 0
     removed: int = 0

@@ -23,7 +23,7 @@ SIDECAR: Final = "sidecar"
 SPOOL_NAME: Final = "pool"
 """In ``sidecar/``: content that was copied while the agent was paused."""
 DATABASE_COPY_SUFFIX: Final = ".sqlite"
-"""Of files in ``sidecar/``: the backup of a database, until it is stored."""
+"""Suffix of files in ``sidecar/``: the backup of a database, until it is stored."""
 
 
 def agent_folder(stage: Path) -> Path:

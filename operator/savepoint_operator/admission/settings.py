@@ -24,7 +24,7 @@ class WebhookSettings:
     log_level: str = "INFO"
     certificate_poll_seconds: float = 5.0
     drain_seconds: float = 5.0
-    """How long requests are still answered after SIGTERM, until the Service no longer routes to this pod."""
+    """Seconds for which requests are still answered after SIGTERM, until the Service no longer routes to this pod."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "WebhookSettings":

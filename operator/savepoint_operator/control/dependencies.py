@@ -1,4 +1,4 @@
-"""What the control side is given, and what its sessions share. Values only."""
+"""The ports and limits that the control side is given, and the services that its sessions share. Values only."""
 
 from dataclasses import dataclass
 
@@ -25,11 +25,11 @@ class ControlLimits:
     """The intervals and limits of the control side; tests shorten them."""
 
     poll_seconds: float = 1.0
-    """How often the decision about a waiting pod is made again."""
+    """Seconds between two decisions about a waiting pod."""
     answer_seconds: float = 20.0
-    """After how long a store that does not answer counts as unreachable."""
+    """Seconds after which a store that does not answer counts as unreachable."""
     linger_seconds: float = 1.5
-    """How long a drain lasts at least: pods evicted together with the operator are asked to end within this time."""
+    """Minimum seconds of a drain: pods evicted together with the operator are asked to end within this time."""
     max_unauthenticated: int = MAX_UNAUTHENTICATED
     unauthenticated_seconds: float = UNAUTHENTICATED_SECONDS
 

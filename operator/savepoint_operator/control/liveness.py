@@ -1,4 +1,4 @@
-"""Which pods are connected to this leader, by its own monotonic clock: an input to the take-over rules.
+"""The pods connected to this leader, by its own monotonic clock: an input to the take-over rules.
 
 Kept in memory only, on purpose: after a change of leader every silence is counted from zero.
 """
@@ -78,7 +78,7 @@ class PodLiveness:
             event.set()
 
     async def wait_for_change(self, agent: AgentRef, seconds: float) -> None:
-        """Return at the next change of the agent, or after so many seconds."""
+        """Return at the next change of the agent, or after the given number of seconds."""
         event = self._waiters.setdefault(agent, asyncio.Event())
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -1,4 +1,4 @@
-"""How much one pod may send: token buckets that refill over time. No I/O; a bucket never waits itself.
+"""Limits of what one pod may send: token buckets that refill over time. No I/O; a bucket never waits itself.
 
 One event loop in one process serves every agent of the cluster, so no single pod may use up what all share.
 """

@@ -22,13 +22,13 @@ from savepoint_operator.model.views import AgentRef, PodIdentity, SessionView
 from savepoint_operator.rules.attempt import DEFERRABLE, URGENT, InFlight, OrderAction, order_action
 
 COMMIT_SECONDS = 30.0
-"""How long a commit is retried while the store is unreachable, even past the attempt's deadline."""
+"""Seconds for which a commit is retried while the store is unreachable, even past the attempt's deadline."""
 RETRY_SECONDS = 0.5
 MAX_RETRY_SECONDS = 8.0
 SUCCESSOR_SECONDS = 5.0
-"""How long after a pod's release, or after a restore, the agent's next message is expected."""
+"""Seconds after a pod's release, or after a restore, in which the agent's next message is expected."""
 JOINED_SECONDS = 2.0
-"""How long a sidecar that has just connected may request what its agent needs to start."""
+"""Seconds in which a sidecar that has just connected may request what its agent needs to start."""
 
 
 class Registry:
@@ -100,7 +100,7 @@ class Registry:
             channel.handover_until = self._monotonic() + JOINED_SECONDS
 
     def detach(self, agent: AgentRef, session: SidecarConnection) -> bool:
-        """Remove an ended session and return whether it was the agent's. Its attempt may go on until the deadline."""
+        """Remove an ended session; return whether it was the agent's. Its attempt continues until its deadline."""
         channel = self._channel(agent)
         if channel.sidecar is not session:
             return False

@@ -20,11 +20,11 @@ SILENT_SECONDS = 3600.0
 """An init container may wait for long without sending a message; the socket's own pings tell whether it lives."""
 
 REPEAT_SECONDS = 10.0
-"""How often a wait is repeated: silence would look like a dead connection."""
+"""Seconds between two reports of a wait: silence would look like a dead connection."""
 PAUSE_GROWTH, MAX_PAUSE_POLLS = 1.5, 8
 """Each waiting pod asks for an unreachable store less and less often, in the end every eight polls."""
 REPORT_SECONDS = 5.0
-"""How long a refused pod may take to report its outcome on this connection."""
+"""Seconds that a refused pod may take to report its outcome on this connection."""
 
 
 class Backoff:

@@ -49,11 +49,11 @@ SILENT_SECONDS = 30.0
 QUEUE_MESSAGES = 256
 QUEUE_BYTES = 4 << 20
 FINISH_SECONDS = 60.0
-"""How long handling the messages may take that a sidecar sent before it disconnected."""
+"""Seconds that handling the messages may take that a sidecar sent before it disconnected."""
 REQUEST_DEADLINE_SECONDS = 300
 RETRY_SECONDS = 1.0
 POD_CHECK_SECONDS = 300.0
-"""How often the pod's existence is checked: a token is shown only once and may since be held by another peer."""
+"""Seconds between checks that the pod exists: a token is shown only once and may since be held by another peer."""
 RENEW_SECONDS = 2 * 24 * 3600.0
 """Age at which an idle session is asked to reconnect: the pending URL it was given is valid for seven days."""
 

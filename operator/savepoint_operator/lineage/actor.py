@@ -93,4 +93,4 @@ class Actors:
     def _ended(self, task: "asyncio.Task[object]") -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # mark it as retrieved: nobody awaits the task once its caller has timed out
+            task.exception()  # mark it as retrieved: the task is not awaited once its caller has timed out

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 COLLECT_GRACE_SECONDS = 24 * 3600
 MAX_RACES = 3
-"""How often a commit is attempted when another writer is faster."""
+"""Number of times that a commit is attempted when another writer is faster."""
 
 
 @dataclass(frozen=True)

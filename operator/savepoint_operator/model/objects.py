@@ -66,14 +66,14 @@ class Pod:
     """The webhook has added its containers."""
     ready: bool = False
     disruption: str = ""
-    """Why something outside the pod ends it: the reason of its condition DisruptionTarget."""
+    """The reason of its condition DisruptionTarget, if something outside the pod ends it."""
     blocked: str = ""
-    """Why one of its containers cannot start, and the remedy; empty if none is blocked."""
+    """Cause and remedy if one of its containers cannot start; empty if none is blocked."""
     restart_policy: str = "Always"
     exited: datetime | None = None
-    """When the last of its regular containers ended; None while one of them has no exit time."""
+    """Time at which the last of its regular containers ended; None while one of them has no exit time."""
     deletion_requested: datetime | None = None
-    """When its deletion was requested; deletionTimestamp is later by the grace period."""
+    """Time at which its deletion was requested; deletionTimestamp is later by the grace period."""
 
     @property
     def live(self) -> bool:
@@ -142,7 +142,7 @@ class Policy:
     state_paths: tuple[StatePath, ...] = ()
     stage_size_limit: str | int | None = None
     stage_medium: str = ""
-    """As emptyDir.medium."""
+    """Value of emptyDir.medium."""
     resources: Mapping[str, Any] | None = None
     run_as_user: int | None = None
     status: Mapping[str, Any] = field(default_factory=dict)

@@ -83,7 +83,7 @@ class PodResolver(Protocol):
         ...
 
     async def released(self, agent: AgentRef, pod_uid: str) -> bool:
-        """Return whether the pod reported to this or an earlier leader that it ended in good order."""
+        """Return whether the pod reported to this or an earlier leader that it ended cleanly."""
         ...
 
     async def terminating(self, pod: PodIdentity) -> bool:

@@ -1,4 +1,4 @@
-"""What the operator has observed, as frozen values. No I/O, no decisions; ``rules`` decides over these.
+"""The operator's observations, as frozen values. No I/O, no decisions; ``rules`` decides over these.
 
 Kubernetes dicts are parsed into these once, in ``cluster``; nothing else reads raw objects.
 """
@@ -57,11 +57,11 @@ class PredecessorState:
 
 @dataclass(frozen=True)
 class Contact:
-    """What this leader knows of a pod's control connections, by its own monotonic clock."""
+    """A pod's control connections as this leader knows them, by its own monotonic clock."""
 
     connected: bool = False
     closed_at: float | None = None
-    """When its last connection closed; None while it is connected, or if it never was."""
+    """Time at which its last connection closed; None while it is connected, or if it never was."""
     released: bool = False
     pod_name: str = ""
 
@@ -93,7 +93,7 @@ class Incarnation:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is refused. ``reason`` has a page in docs/reasons/."""
+    """A refused request and its cause. ``reason`` has a page in docs/reasons/."""
 
     reason: str
     message: str
@@ -116,7 +116,7 @@ class Contents:
     """The contents of a committed checkpoint, read from its manifest; sizes in bytes."""
 
     taken_at: str
-    """When the state was captured, in the format of canonical.time_text."""
+    """Time at which the state was captured, in the format of canonical.time_text."""
     consistency: str
     logical_bytes: int
     stored_bytes: int

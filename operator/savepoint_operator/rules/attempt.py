@@ -1,4 +1,4 @@
-"""What happens to the one attempt that an agent has in flight, and which messages about it are valid. Pure.
+"""Rules for the one attempt that an agent has in flight, and for messages about it. Pure.
 
 It sends nothing; time is an argument.
 """
@@ -14,7 +14,7 @@ from savepoint.repository.format.manifest import COMPONENT_KINDS
 from savepoint_operator.model.views import Contents
 
 ANSWER_GRACE_SECONDS = 5.0
-"""How long after the deadline a sidecar may still report its own failure before the operator fails the attempt."""
+"""Seconds after the deadline in which a sidecar may report its own failure before the operator fails the attempt."""
 UNKNOWN_DEADLINE_SECONDS = 600
 """Deadline of an attempt that a sidecar restates and that this leader did not order."""
 URGENT = frozenset({Trigger.SHUTDOWN, Trigger.FINISH, Trigger.DRAIN})
@@ -59,7 +59,7 @@ class InFlight:
 
 
 class OrderAction(Enum):
-    """What to do with an order for an attempt."""
+    """The action to take on an order for an attempt."""
 
     SEND = auto()
     KNOWN = auto()  # in flight or ended already: every order may be repeated
@@ -67,7 +67,7 @@ class OrderAction(Enum):
 
 
 class ReconnectAction(Enum):
-    """What to do with the attempt in flight after its sidecar has reconnected."""
+    """The action to take on the attempt in flight after its sidecar has reconnected."""
 
     NOTHING = auto()
     CONTINUE = auto()  # the sidecar is working on it

@@ -1,4 +1,4 @@
-"""Whether a pod has ended its agent's run by exiting with 0. Pure.
+"""The rule that decides whether a pod has ended its agent's run by exiting with 0. Pure.
 
 It does not write the record that ends the run (``lineage``) and does not know which pod holds the epoch. An agent that
 is asked to stop may exit with 0, too: a pod that is drained, evicted or deleted has a successor and has ended no run.
@@ -12,7 +12,7 @@ from savepoint_operator.model.objects import Pod
 RUNS_ONCE: Final = ("Never", "OnFailure")
 """Restart policies under which an exit with 0 is final: the kubelet does not restart the container."""
 CLOCK_SKEW: Final = timedelta(seconds=5)
-"""How far a node's clock, which times the exit, may be behind the API server's, which times the deletion.
+"""Time by which a node's clock, which dates the exit, may be behind the API server's, which dates the deletion.
 
 It also covers that both times are in whole seconds.
 """

@@ -1,4 +1,4 @@
-"""Which agent a pod is, and whether it may act as that agent. Pure: pods, owners, policies and stores are arguments.
+"""Identity of a pod: its agent, and whether it may act as that agent. Pure: owners, policies and stores are arguments.
 
 Label ``savepoint.dev/agent`` names the agent; each pod of a StatefulSet or an indexed Job is a separate agent. A name
 with several writers is refused, since none of them could be trusted to hold the agent's state.

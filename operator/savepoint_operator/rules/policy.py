@@ -1,4 +1,4 @@
-"""Which AgentCheckpointPolicy applies to a pod. Pure; used by the webhook and the operator alike."""
+"""Selection of the AgentCheckpointPolicy that applies to a pod. Pure; used by the webhook and the operator alike."""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""How well an agent is protected: Protected, AtRisk, Unprotected, Restoring or Completed, and why. Pure."""
+"""Protection state of an agent: Protected, AtRisk, Unprotected, Restoring or Completed, and why. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,24 +10,24 @@ from savepoint_operator.model.objects import Interval, Pod
 from savepoint_operator.rules.status.texts import ago
 
 PERIODS_MISSED: Final = 3
-"""How many periods old the recovery point may be."""
+"""Maximum age of the recovery point, in periods."""
 SLACK_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 60.0
-"""How long a running pod may be without a connection from its sidecar."""
+"""Seconds that a running pod may be without a connection from its sidecar."""
 DAMAGED: Final = frozenset({Reason.ROLLBACK_DETECTED, Reason.INTEGRITY_ERROR})
 """Failures after which the next start may be unable to restore, whether a pod runs or not."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the agent now."""
+    """The facts that decide an agent's protection state."""
 
     pods: tuple[Pod, ...]
     connected: bool
     restoring: str
-    """What the newest pod restores or waits for; empty if it does neither."""
+    """A sentence on what the newest pod restores or waits for; empty if it does neither."""
     start_failure: str
-    """Why the newest pod's last start failed; empty if it did not."""
+    """A sentence on why the newest pod's last start failed; empty if it did not."""
     completed: bool
     latest_name: str
     recovery_point: datetime | None

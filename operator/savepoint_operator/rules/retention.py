@@ -1,4 +1,4 @@
-"""Which checkpoints expire. Pure. The newest Ready one, the one a restart would restore and those on hold never do."""
+"""Expiry of checkpoints. Pure. The newest Ready one, the one a restart would restore and those on hold never expire."""
 
 from collections.abc import Iterable
 from typing import Final

@@ -1,4 +1,4 @@
-"""When a scheduled checkpoint is due. Pure: monotonic seconds and random numbers are arguments."""
+"""Schedule of interval checkpoints. Pure: monotonic seconds and random numbers are arguments."""
 
 from datetime import datetime, timedelta
 

@@ -1,8 +1,8 @@
-"""Which state roots of a pod other pods may write too, so that its containers must leave them alone. Pure.
+"""Detection of state roots that other pods may write too, so that the pod's containers must leave them alone. Pure.
 
 A pod's spec does not say how many may write a claim, so the operator reads the claims: this module says which ones, and
-what their access modes mean. A volume that the policy lists is state whoever may write it; the webhook has noted that
-in the pod.
+what their access modes mean. A volume that the policy lists is state even if other pods may write it; the webhook has
+noted that in the pod.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""When a pod may be granted the next epoch. Pure: time is an argument.
+"""Rules that decide when a pod may be granted the next epoch. Pure: time is an argument.
 
 It does not append the grant (``lineage``), and it is not what makes two writers impossible: the chain's conditional
 write does that. It ensures that a successor does not start while its predecessor may still be running.
@@ -12,9 +12,9 @@ from savepoint.contract.vocabulary import Reason
 from savepoint_operator.model.views import AgentRef, Contact, NodeState, PodState, PredecessorState
 
 RECONNECT_SECONDS = 15.0
-"""How long ago the connection of a pod that has ended must have closed."""
+"""Seconds for which the connection of a pod that has ended must have been closed."""
 TAKEOVER_SECONDS = 45.0
-"""How long a pod on a lost node must have been silent."""
+"""Seconds for which a pod on a lost node must have been silent."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""How the webhook shapes an opted-in pod: what is injected, what is state, under which uid, and what is refused."""
+"""Admission rules for an opted-in pod: what is injected, what is state, under which uid, and what is refused."""

@@ -26,12 +26,12 @@ def config_hash(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str:
 
 
 def noted_hash(annotation: str) -> str:
-    """Return the hash in a pod's annotation; empty, which matches nothing, if somebody changed it to something else."""
+    """Return the hash in a pod's annotation; empty, which matches nothing, if the annotation holds anything else."""
     return annotation if re.fullmatch(r"[0-9a-f]{64}", annotation) else ""
 
 
 def _origin(item: Mapping[str, Any]) -> str:
-    """Return the literal value or the source of the value; for a Secret only that it is one."""
+    """Return the literal value or the source of the value; for a Secret only that there is one."""
     source = item.get("valueFrom")
     if not source:
         return f"value:{item.get('value') or ''}"

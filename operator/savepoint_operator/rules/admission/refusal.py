@@ -1,4 +1,4 @@
-"""Which opted-in pods cannot be protected at all, each with its remedy. Pure.
+"""Refusals of opted-in pods that cannot be protected at all, each with its remedy. Pure.
 
 It judges the pod as it arrived, injected or not. State paths and uids are checked where they are worked out.
 """

@@ -1,4 +1,4 @@
-"""Which directories of the agent's container are state, and how the injected containers mount them. Pure.
+"""Selection of the agent container's directories that are state, and their mounts in the injected containers. Pure.
 
 Roots are every writable volume of the agent's container, or those that the policy lists, and every path that annotation
 or policy lists; a path without a volume gets an emptyDir. A pod does not say how many may write a claim, so shared ones
@@ -144,7 +144,7 @@ def _volume_roots(
 
 
 def _volume_problem(kind: str, volume: Mapping[str, Any], mount: Mapping[str, Any], *, chosen: bool) -> str:
-    """Return why a writable volume is not state although users may expect it; empty if it is, or if nobody would."""
+    """Return why a writable volume is not state although users may expect it; else an empty text."""
     if kind in _NEVER_STATE:
         return ""
     if kind not in _PERSISTENT:

@@ -11,7 +11,7 @@ from savepoint_operator.rules.status.conditions import Condition
 from savepoint_operator.rules.status.texts import duration_text, with_next_step
 
 GIVE_UP_SECONDS: Final = 600.0
-"""How long consecutive failures are retried; only a disruption budget may delay the eviction for longer."""
+"""Seconds for which consecutive failures are retried; only a disruption budget may delay the eviction for longer."""
 _LIMIT: Final = duration_text(GIVE_UP_SECONDS * 1000)
 
 
