@@ -1,4 +1,4 @@
-"""What changes the configuration hash, and what does not."""
+"""Changes of the configuration hash: which parts of a pod count."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""How the webhook changes an opted-in pod."""
+"""The webhook's changes to an opted-in pod."""
 
 import copy
 import json

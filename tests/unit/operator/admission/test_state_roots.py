@@ -1,4 +1,4 @@
-"""Which directories are state, and how the injected containers mount them."""
+"""The directories that are state, and how the injected containers mount them."""
 
 import time
 from typing import Any

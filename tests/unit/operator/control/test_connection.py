@@ -1,4 +1,4 @@
-"""A connection whose peer does not read is dropped, so that it delays nobody else."""
+"""A connection whose peer does not read is dropped, so that it does not delay others."""
 
 import asyncio
 

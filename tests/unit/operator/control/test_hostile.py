@@ -240,7 +240,7 @@ async def test_the_session_of_a_pod_that_no_longer_exists_ends(harness: ControlH
     """Otherwise a stolen token, shown while it was valid, would keep the agent's next pod out forever."""
     await harness.grant("a")
     pod, _ = await harness.sidecar("a")
-    harness.pod_resolver.incarnations["a"] = Refusal("PodGone", "Pod demo/a is gone.")
+    harness.pod_resolver.incarnations["a"] = Refusal("PodGone", "Pod demo/a does not exist.")
     await pod.request(Heartbeat(), Ack)
     harness.clock.advance(POD_CHECK_SECONDS + 1)
     await pod.request(Heartbeat(), Ack)

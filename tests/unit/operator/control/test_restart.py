@@ -140,7 +140,7 @@ async def test_a_pending_completion_makes_the_next_pod_start_fresh(harness: Cont
     assert [each.record.kind for each in harness.recorder.calls_of("committed")] == ["checkpoint", "completed"]
 
 
-async def test_a_damaged_pending_checkpoint_is_reported_and_blocks_nobody(
+async def test_a_damaged_pending_checkpoint_is_reported_and_does_not_block(
     harness: ControlHarness,
 ) -> None:
     await harness.grant("a")

@@ -1,4 +1,4 @@
-"""The init container's side of the protocol: who is granted, who waits, and what it is told."""
+"""The init container's side of the protocol: which pod is granted, which one waits, and the answers it gets."""
 
 import asyncio
 

@@ -27,7 +27,7 @@ from savepoint_operator.model.views import PodState, Refusal
 from tests.fakes.control_harness import AGENT, ControlHarness, attempt, until
 
 
-@pytest.mark.parametrize("authorization", [None, "Bearer ", "Basic token-of-a", "Bearer token-of-nobody"])
+@pytest.mark.parametrize("authorization", [None, "Bearer ", "Basic token-of-a", "Bearer token-of-unknown"])
 async def test_an_invalid_token_is_refused(harness: ControlHarness, authorization: str | None) -> None:
     harness.pod("a")
     headers = {"Authorization": authorization} if authorization else {}

@@ -1,4 +1,4 @@
-"""Which pods have ended their agent's run by exiting with 0."""
+"""Pods that have, and have not, ended their agent's run by exiting with 0."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

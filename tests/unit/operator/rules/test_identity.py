@@ -1,4 +1,4 @@
-"""Which agent a pod is, and when that is ambiguous."""
+"""The agent that a pod is, and when that is ambiguous."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""How well an agent is protected: the most serious state that applies."""
+"""The protection state of an agent: the most serious one that applies."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -53,7 +53,7 @@ GOOD = Facts(
         (replace(GOOD, connected=False, disconnected_seconds=61, latest_name=""), "Unprotected"),
         (replace(GOOD, failure=("QuiesceTimeout", "It was resumed.")), "AtRisk"),
         (replace(GOOD, failure=("QuiesceTimeout", "It was resumed."), pods=(), connected=False), "Protected"),
-        (replace(GOOD, failure=("RollbackDetected", "It is gone."), pods=(), connected=False), "AtRisk"),
+        (replace(GOOD, failure=("RollbackDetected", "It is missing."), pods=(), connected=False), "AtRisk"),
         (replace(GOOD, failure=("IntegrityError", "Damaged."), completed=True, pods=(), latest_name=""), "Unprotected"),
         (replace(GOOD, latest_name="", recovery_point=None), "AtRisk"),
         (replace(GOOD, recovery_point=NOW - timedelta(seconds=959)), "Protected"),

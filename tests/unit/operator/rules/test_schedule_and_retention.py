@@ -1,4 +1,4 @@
-"""When a scheduled checkpoint is due, and which checkpoints expire."""
+"""The times of scheduled checkpoints, and the choice of those that expire."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Which claims of an injected pod are examined, and which of them are left alone."""
+"""The claims of an injected pod that are examined, and those that are left alone."""
 
 import json
 from typing import Any

@@ -127,7 +127,7 @@ def test_the_end_of_a_restore() -> None:
     assert ended(Outcome("Fresh", config_changed=True))[2] == "There is no checkpoint; the agent starts from nothing."
 
 
-def test_a_restore_in_progress_and_one_whose_pod_is_gone() -> None:
+def test_a_restore_in_progress_and_one_whose_pod_ended() -> None:
     patch, _ = restore_status.granted(
         INCARNATION, 2, {"checkpointName": "coder-41"}, Progress("", "Restoring", 50), NOW
     )

@@ -1,4 +1,4 @@
-"""When a pod may be granted the next epoch (docs: lifecycle, who may write)."""
+"""The rules for granting a pod the next epoch (docs/lifecycle: who may write)."""
 
 import pytest
 from savepoint.contract.control_protocol import Wait
@@ -54,7 +54,7 @@ def test_an_ended_epoch_is_not_a_release_while_its_pod_runs() -> None:
     assert isinstance(decide(PodState.RUNNING, holder=Holder(3, "old", "n1", ended=True)), Wait)
 
 
-def test_an_ended_epoch_delays_nobody_once_its_pod_has_ended() -> None:
+def test_an_ended_epoch_does_not_delay_once_its_pod_has_ended() -> None:
     ended, at_once = Holder(3, "old", "n1", ended=True), LEADER_SINCE
     assert decide(PodState.TERMINAL, holder=ended, now=at_once) == Granted()
     assert isinstance(decide(PodState.TERMINAL, holder=ended, now=at_once, contact=Contact(connected=True)), Wait)
