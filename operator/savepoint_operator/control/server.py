@@ -22,7 +22,8 @@ from savepoint_operator.control.restore_session import RestoreSession
 from savepoint_operator.control.sidecar_session import SidecarSession
 from savepoint_operator.control.tokens import Tokens
 from savepoint_operator.control.unauthenticated import HANDSHAKE_SECONDS, UnauthenticatedConnections
-from savepoint_operator.lineage.service import LineagePorts, LineageService
+from savepoint_operator.lineage.dependencies import LineagePorts
+from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.model.clocks import Clocks
 from savepoint_operator.model.ports import Orders
 from savepoint_operator.model.views import AgentRef, PodIdentity, Refusal

@@ -8,7 +8,7 @@ it half done; the chain's conditional write keeps it correct even if another ope
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from savepoint.contract.control_protocol import CheckpointRef, Offer, Result, Wait
 from savepoint.contract.vocabulary import CheckpointOutcome
@@ -17,11 +17,11 @@ from savepoint.repository.format.commit import Head
 from savepoint.repository.history.restore_point import checkpoint_ref
 
 from savepoint_operator.lineage.actor import Actor, Actors
+from savepoint_operator.lineage.dependencies import LineagePorts
 from savepoint_operator.lineage.epoch_lease import EpochLease
 from savepoint_operator.lineage.open_repository import OpenRepository, default_name
 from savepoint_operator.lineage.succession import Succession, ended_message, ended_refusal, fenced_refusal, holder_of
 from savepoint_operator.model.clocks import Clocks
-from savepoint_operator.model.ports import Liveness, PodResolver, Recorder, Stores
 from savepoint_operator.model.views import AgentRef, CheckpointName, Incarnation, Refusal
 from savepoint_operator.rules.takeover import Granted, Keep
 
@@ -30,16 +30,6 @@ log = logging.getLogger(__name__)
 COLLECT_GRACE_SECONDS = 24 * 3600
 MAX_RACES = 3
 """Number of times that a commit is attempted when another writer is faster."""
-
-
-@dataclass(frozen=True)
-class LineagePorts:
-    """The ports through which the service reaches stores, cluster, recorder and connections."""
-
-    stores: Stores
-    pod_resolver: PodResolver
-    recorder: Recorder
-    liveness: Liveness
 
 
 class LineageService:
