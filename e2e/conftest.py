@@ -11,6 +11,11 @@ from e2e.cluster.paths import default_paths
 from e2e.harness.kube import Kubectl, fresh_namespace
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the suite's marker."""
+    config.addinivalue_line("markers", "scenario(name): the fault scenario that the test checks (test_bad_input.py)")
+
+
 @pytest.fixture(scope="session")
 def kubeconfig() -> Path:
     """Return KUBECONFIG or the kubeconfig of the local cluster. Only `make cluster` starts a cluster."""

@@ -1,7 +1,7 @@
-"""Bad input and the unlucky hour on the cluster: each ends in a condition and an Event that say what to do, in time.
+"""Faults and invalid input on the cluster: each ends, in time, in a condition and an Event that state the remedy.
 
-Everything is deployed at once, and what takes several steps goes on in threads; the tests look. No fault may hang, and
-none may leave a checkpoint that is half there.
+The scenarios of all selected tests start at once, and their steps run in threads; the tests check the results. No fault
+may hang, and none may leave an incomplete checkpoint.
 """
 
 import json
@@ -9,49 +9,50 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from e2e.harness import installation
 from e2e.harness.installation import condition
 from e2e.harness.kube import CommandFailed, Kubectl, until
-from e2e.scenarios.fault_scenarios import (
-    AT_START,
-    START_SECONDS,
-    STORE_SECONDS,
-    STORIES,
-    FaultScenarios,
-    clean_up,
-    deploy,
-    prepare,
-)
-from e2e.scenarios.faulty_agents import API, FaultyNamespace, Object, never_ran, seconds_until
+from e2e.scenarios.fault_scenarios import START_SECONDS, STORE_SECONDS, start
+from e2e.scenarios.fault_setup import STORE_FAULTS, FaultScenarios, clean_up, prepare
+from e2e.scenarios.faulty_agents import API, LABEL, FaultyNamespace, Object, never_ran, seconds_until
 
 pytestmark = pytest.mark.timeout(420)
+scenario = pytest.mark.scenario
 
 
 @pytest.fixture(scope="module")
-def trouble(kubeconfig: Path) -> Iterator[FaultScenarios]:
-    """Every scenario, deployed."""
+def faults(kubeconfig: Path, request: pytest.FixtureRequest) -> Iterator[FaultScenarios]:
+    """Yield the scenarios that the selected tests name in their marker, deployed and running."""
+    markers = [marker for item in request.session.items for marker in item.iter_markers("scenario")]
+    selected = {str(name) for marker in markers for name in marker.args}
     kubectl = Kubectl(kubeconfig)
     installation.install(kubectl)
     name = f"bad-{uuid.uuid4().hex[:6]}"
     with installation.bucket_of(kubectl) as bucket, ThreadPoolExecutor(16) as threads:
-        strict, loose = (FaultyNamespace(kubectl.within(each), bucket, name) for each in (name, f"{name}-loose"))
-        made = FaultScenarios(kubectl, name, strict, loose)
+        restricted, baseline = (
+            FaultyNamespace(kubectl.within(namespace), bucket, name) for namespace in (name, f"{name}-baseline")
+        )
+        scenarios = FaultScenarios(kubectl, name, restricted, baseline)
         try:
-            prepare(made)
-            deploy(made)
-            for title, story in STORIES.items():
-                made.stories[title] = threads.submit(story, made)
-            yield made
+            prepare(scenarios)
+            start(scenarios, selected, threads)
+            yield scenarios
         finally:
-            for future in made.stories.values():
+            for future in scenarios.running.values():
                 future.cancel()
-            clean_up(made)
+            clean_up(scenarios)
 
 
-# -- the API server's own refusals ----------------------------------------------------------------------------------
+def case(agent: str, *values: str) -> Any:
+    """Return the parameters of a test about the scenario of this name."""
+    return pytest.param(agent, *values, marks=scenario(agent))
+
+
+# -- rejections by the API server ------------------------------------------------------------------------------------
 
 
 STORE: Object = {"endpoint": "http://x", "bucket": "abc", "credentialsSecretName": "keys"}
@@ -64,153 +65,165 @@ MALFORMED: tuple[tuple[str, Object, str], ...] = (
     ("AgentRestore", {"mode": "Sideways", "source": {"agent": "a"}}, "spec.mode"),
     ("AgentCheckpointPolicy", {"triggers": [{"interval": {"periodSeconds": 1}}]}, "periodSeconds"),
     ("AgentCheckpointPolicy", {"state": {"paths": [{"mountPath": "work/../x"}]}}, "mountPath"),
-    ("AgentCheckpointPolicy", {"stage": {"sizeLimit": "much"}}, "spec.installation.sizeLimit"),
+    ("AgentCheckpointPolicy", {"stage": {"sizeLimit": "much"}}, "spec.stage.sizeLimit"),
     ("AgentCheckpointStore", {"s3": {**STORE, "endpoint": "ftp://x"}}, "spec.s3.endpoint"),
     ("AgentCheckpointStore", {"s3": {"endpoint": "http://x", "credentialsSecretName": "keys"}}, "spec.s3.bucket"),
     ("AgentCheckpointStore", {"s3": {"endpoint": "http://x", "bucket": "abc"}}, "spec.s3.credentialsSecretName"),
 )
 
 
-@pytest.mark.parametrize(("kind", "spec", "names"), MALFORMED)
-def test_a_malformed_resource_is_refused_by_its_field(
-    trouble: FaultScenarios, kind: str, spec: Object, names: str
+@pytest.mark.parametrize(("kind", "spec", "field"), MALFORMED)
+def test_the_rejection_of_a_malformed_resource_names_the_field(
+    faults: FaultScenarios, kind: str, spec: Object, field: str
 ) -> None:
     body = {"apiVersion": API, "kind": kind, "metadata": {"name": "malformed"}, "spec": spec}
-    with pytest.raises(CommandFailed, match=names):  # by the server, not by what kubectl knows of the schema
-        trouble.strict.kubectl("create", "--validate=false", "-f", "-", stdin=json.dumps(body))
+    with pytest.raises(CommandFailed, match=field):  # by the server: kubectl does not validate
+        faults.restricted.kubectl("create", "--validate=false", "-f", "-", stdin=json.dumps(body))
 
 
-def test_an_unknown_field_is_refused(trouble: FaultScenarios) -> None:
+def test_an_unknown_field_is_rejected(faults: FaultScenarios) -> None:
     body = {"apiVersion": API, "kind": "AgentCheckpoint", "metadata": {"name": "malformed"}, "spec": {"agnet": "a"}}
     with pytest.raises(CommandFailed, match="agnet"):
-        trouble.strict.kubectl("create", "--validate=strict", "-f", "-", stdin=json.dumps(body))
+        faults.restricted.kubectl("create", "--validate=strict", "-f", "-", stdin=json.dumps(body))
 
 
 # -- stores ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("agent", "words"),
+    ("agent", "text"),
     [
-        ("unreachable", "could not be"),
-        ("denied", "check the credentials"),
-        ("nobucket", "bucket"),
-        ("nosecret", "-none"),
-        ("unknown", "create it"),
+        case("unreachable", "cannot reach the store"),
+        case("denied", "check the credentials"),
+        case("nobucket", "bucket"),
+        case("nosecret", "-none"),
+        case("unknown", "Create it"),
     ],
 )
-def test_a_bad_store_keeps_the_agent_waiting_and_says_why(trouble: FaultScenarios, agent: str, words: str) -> None:
-    place, reason = trouble.strict, AT_START[agent]
+def test_an_agent_with_a_faulty_store_waits_and_reports_the_cause(
+    faults: FaultScenarios, agent: str, text: str
+) -> None:
+    place, reason = faults.restricted, STORE_FAULTS[agent]
     pod = place.kubectl.get("pod", agent)
-    found = place.restore_of(pod["metadata"]["uid"], reason, START_SECONDS, words)
+    found = place.wait_restore(pod["metadata"]["uid"], reason, START_SECONDS, text)
     assert condition(found, "Succeeded")["status"] == "Unknown"
     assert seconds_until(found, "Succeeded", pod["metadata"]["creationTimestamp"]) < START_SECONDS
-    place.warning(pod["metadata"]["uid"], reason, words)
-    place.protected(agent, words, seconds=30)
-    place.nothing_visible(agent)
+    place.wait_warning(pod["metadata"]["uid"], reason, text)
+    place.wait_unprotected(agent, text, seconds=30)
+    place.assert_no_checkpoint(agent)
     assert never_ran(place.kubectl, agent)
     logs = place.kubectl("logs", agent, "-c", "savepoint-restore")
     assert reason in logs and "Fresh" not in logs
     if agent != "unknown":
-        ready = condition(trouble.kubectl.get("agentcheckpointstore", f"{trouble.name}-{agent}"), "Ready")
-        assert (ready["status"], ready["reason"]) == ("False", reason) and words in ready["message"]
+        ready = condition(faults.kubectl.get("agentcheckpointstore", f"{faults.name}-{agent}"), "Ready")
+        assert (ready["status"], ready["reason"]) == ("False", reason) and text in ready["message"]
 
 
-def test_a_store_that_is_missing_at_restore_is_no_fresh_start(trouble: FaultScenarios) -> None:
-    waits, restored = trouble.told("deleted")
-    assert condition(waits, "Succeeded")["status"] == "Unknown"
-    assert "create it" in condition(waits, "Succeeded")["message"]
-    trouble.strict.warning(waits["status"]["targets"][0]["podUID"], "NoStore", "create it")
-    assert restored["metadata"]["uid"] == waits["metadata"]["uid"]
+@scenario("deleted")
+def test_an_agent_does_not_start_fresh_while_its_store_is_deleted(faults: FaultScenarios) -> None:
+    waiting, restored = faults.observed("deleted")
+    assert condition(waiting, "Succeeded")["status"] == "Unknown"
+    assert "Create it" in condition(waiting, "Succeeded")["message"]
+    faults.restricted.wait_warning(waiting["status"]["targets"][0]["podUID"], "NoStore", "Create it")
+    assert restored["metadata"]["uid"] == waiting["metadata"]["uid"]
     assert restored["status"]["targets"][0]["bytes"] >= 8 << 20
 
 
-def test_a_bucket_that_is_missing_or_emptied_is_no_fresh_start(trouble: FaultScenarios) -> None:
-    pod, missing, emptied = trouble.told("lost")
+@scenario("lost")
+def test_an_agent_does_not_start_fresh_from_a_missing_or_emptied_bucket(faults: FaultScenarios) -> None:
+    pod, missing, emptied = faults.observed("lost")
     assert "bucket" in condition(missing, "Succeeded")["message"]
-    trouble.strict.warning(pod["metadata"]["uid"], "StoreMisconfigured", "bucket")
+    faults.restricted.wait_warning(pod["metadata"]["uid"], "StoreMisconfigured", "bucket")
     assert condition(emptied, "Succeeded")["status"] == "False"
     assert "pinned" in condition(emptied, "Succeeded")["message"]
-    trouble.strict.warning(pod["metadata"]["uid"], "RollbackDetected", "pinned")
-    assert never_ran(trouble.strict.kubectl, "lost")
+    faults.restricted.wait_warning(pod["metadata"]["uid"], "RollbackDetected", "pinned")
+    assert never_ran(faults.restricted.kubectl, "lost")
 
 
-def test_a_store_that_only_the_pod_cannot_reach_says_so(trouble: FaultScenarios) -> None:
-    pod, waits, restored = trouble.told("unreached")
-    told = condition(waits, "Succeeded")
-    assert told["status"] == "Unknown" and "in this pod is held up" in told["message"]
-    for uid in (pod["metadata"]["uid"], waits["metadata"]["uid"]):
-        trouble.strict.warning(uid, "StoreUnavailable", "held up")
+@scenario("unreached")
+def test_a_store_that_only_the_pod_cannot_reach_is_reported(faults: FaultScenarios) -> None:
+    pod, waiting, restored = faults.observed("unreached")
+    succeeded = condition(waiting, "Succeeded")
+    assert succeeded["status"] == "Unknown" and "in this pod is held up" in succeeded["message"]
+    for uid in (pod["metadata"]["uid"], waiting["metadata"]["uid"]):
+        faults.restricted.wait_warning(uid, "StoreUnavailable", "held up")
     assert condition(restored, "Succeeded")["status"] == "True"
 
 
 @pytest.mark.parametrize(
-    ("agent", "reason", "words"),
-    [("denied-later", "StoreDenied", "credentials"), ("cut-off", "StoreUnavailable", "Earlier checkpoints are safe")],
+    ("agent", "reason", "text"),
+    [
+        case("denied-later", "StoreDenied", "credentials"),
+        case("cut-off", "StoreUnavailable", "Earlier checkpoints are safe"),
+    ],
 )
-def test_a_store_that_goes_bad_fails_the_checkpoint(
-    trouble: FaultScenarios, agent: str, reason: str, words: str
+def test_a_checkpoint_fails_if_its_store_becomes_faulty(
+    faults: FaultScenarios, agent: str, reason: str, text: str
 ) -> None:
-    pod, failed, after = trouble.told(agent)
-    told = condition(failed, "Ready")
-    assert told["reason"] == reason and words in told["message"]
+    pod, failed, after = faults.observed(agent)
+    ready = condition(failed, "Ready")
+    assert ready["reason"] == reason and text in ready["message"]
     assert seconds_until(failed, "Ready", failed["metadata"]["creationTimestamp"]) < STORE_SECONDS
     for uid in (failed["metadata"]["uid"], pod["metadata"]["uid"]):
-        trouble.strict.warning(uid, "CheckpointFailed", words)
-    assert trouble.strict.kinds(agent) == ["grant", "checkpoint", "checkpoint"]
+        faults.restricted.wait_warning(uid, "CheckpointFailed", text)
+    assert faults.restricted.record_kinds(agent) == ["grant", "checkpoint", "checkpoint"]
     assert after["status"]["podRef"]["uid"] == pod["metadata"]["uid"]
 
 
 # -- agents that do not answer --------------------------------------------------------------------------------------
 
 
-def test_an_agent_in_a_long_step_is_not_waited_for(trouble: FaultScenarios) -> None:
-    pod, failed, kinds = trouble.told("stuck")
-    _quiesce_timeout(trouble, "stuck", pod, failed)
+@scenario("stuck")
+def test_a_checkpoint_does_not_wait_for_a_long_step(faults: FaultScenarios) -> None:
+    pod, failed, kinds = faults.observed("stuck")
+    _assert_quiesce_timeout(faults, "stuck", pod, failed)
     assert "crawl" in condition(failed, "Ready")["message"]
     assert kinds == ["grant"]
 
 
-def test_an_agent_that_stands_still_is_not_waited_for(trouble: FaultScenarios) -> None:
-    pod, failed, kinds, after = trouble.told("stopped")
-    _quiesce_timeout(trouble, "stopped", pod, failed)
+@scenario("stopped")
+def test_a_checkpoint_does_not_wait_for_a_stopped_process(faults: FaultScenarios) -> None:
+    pod, failed, kinds, after = faults.observed("stopped")
+    _assert_quiesce_timeout(faults, "stopped", pod, failed)
     assert kinds == ["grant"]
     assert after["status"]["consistency"] == "Application"
 
 
-def _quiesce_timeout(trouble: FaultScenarios, agent: str, pod: Object, failed: Object) -> None:
-    told = condition(failed, "Ready")
-    assert told["reason"] == "QuiesceTimeout"
-    assert "agent.safe_point()" in told["message"] and f'policy "{agent}"' in told["message"]
+def _assert_quiesce_timeout(faults: FaultScenarios, agent: str, pod: Object, failed: Object) -> None:
+    ready = condition(failed, "Ready")
+    assert ready["reason"] == "QuiesceTimeout"
+    assert "agent.safe_point()" in ready["message"] and f'policy "{agent}"' in ready["message"]
     assert seconds_until(failed, "Ready", failed["metadata"]["creationTimestamp"]) <= 15
     for uid in (failed["metadata"]["uid"], pod["metadata"]["uid"]):
-        trouble.strict.warning(uid, "CheckpointFailed", "QuiesceTimeout")
+        faults.restricted.wait_warning(uid, "CheckpointFailed", "QuiesceTimeout")
 
 
-def test_an_agent_without_the_sdk_need_not_answer(trouble: FaultScenarios) -> None:
-    checkpoint, took = trouble.told("mute")
+@scenario("mute")
+def test_an_agent_without_the_sdk_need_not_answer(faults: FaultScenarios) -> None:
+    checkpoint, took = faults.observed("mute")
     assert checkpoint["status"]["consistency"] == "Fuzzy"
-    assert took < 5 + 20  # its grace, and the kubelet's own time
-    assert trouble.strict.kinds("mute")[:2] == ["grant", "checkpoint"]
+    assert took < 5 + 20  # its grace period, and the time that the kubelet itself takes
+    assert faults.restricted.record_kinds("mute")[:2] == ["grant", "checkpoint"]
 
 
-# -- who is the agent -----------------------------------------------------------------------------------------------
+# -- several pods of one agent --------------------------------------------------------------------------------------
 
 
-def test_a_deployment_of_two_is_ambiguous(trouble: FaultScenarios) -> None:
-    place = trouble.strict
-    pods = until("two pods", lambda: _two(place.kubectl.items("pods", "trouble=many")), seconds=30, every=1)
+@scenario("many")
+def test_a_deployment_with_two_replicas_is_ambiguous(faults: FaultScenarios) -> None:
+    place = faults.restricted
+    pods = until("two pods", lambda: _two(place.kubectl.items("pods", f"{LABEL}=many")), seconds=30, every=1)
     for pod in pods:
-        _ambiguous(place, pod, "use a StatefulSet")
+        _assert_ambiguous(place, pod, "use a StatefulSet")
         assert never_ran(place.kubectl, pod["metadata"]["name"])
-    place.protected("many", "use a StatefulSet", seconds=30)
-    place.nothing_visible("many")
+    place.wait_unprotected("many", "use a StatefulSet", seconds=30)
+    place.assert_no_checkpoint("many")
 
 
-def _ambiguous(place: FaultyNamespace, pod: Object, words: str) -> None:
+def _assert_ambiguous(place: FaultyNamespace, pod: Object, text: str) -> None:
     uid = pod["metadata"]["uid"]
-    place.warning(uid, "AmbiguousAgent", words, START_SECONDS)
-    found = place.restore_of(uid, "AmbiguousAgent", START_SECONDS, words)
+    place.wait_warning(uid, "AmbiguousAgent", text, START_SECONDS)
+    found = place.wait_restore(uid, "AmbiguousAgent", START_SECONDS, text)
     assert condition(found, "Succeeded")["status"] == "False"
 
 
@@ -218,88 +231,94 @@ def _two(pods: list[Object]) -> list[Object] | None:
     return pods if len(pods) == 2 else None
 
 
-def test_a_second_pod_of_an_agent_does_not_start(trouble: FaultScenarios) -> None:
-    second = trouble.told("twins")
-    place = trouble.strict
-    _ambiguous(place, second, "delete it")
+@scenario("twins")
+def test_a_second_pod_of_an_agent_does_not_start(faults: FaultScenarios) -> None:
+    second = faults.observed("twins")
+    place = faults.restricted
+    _assert_ambiguous(place, second, "delete it")
     assert never_ran(place.kubectl, "twins-2")
     assert condition(place.kubectl.get("pod", "twins-1"), "Ready")["status"] == "True"
     assert place.ready_checkpoint("twins")["status"]["podRef"]["name"] == "twins-1"
 
 
-# -- uids -----------------------------------------------------------------------------------------------------------
+# -- user IDs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_pod_without_a_uid_is_refused_in_a_restricted_namespace(trouble: FaultScenarios) -> None:
-    place = trouble.strict
+@scenario("nouid")
+def test_a_pod_without_a_uid_is_rejected_in_a_restricted_namespace(faults: FaultScenarios) -> None:
+    place = faults.restricted
 
-    def refused() -> Object | None:
+    def replica_failure() -> Object | None:
         found = condition(place.kubectl.get("deployment", "nouid"), "ReplicaFailure")
         return found if found.get("status") == "True" else None
 
-    told = until("the Deployment says why", refused, seconds=30, every=1)
-    assert "RunAsUserRequired" in told["message"] and "savepoint.dev/run-as-user" in told["message"]
-    (replicas,) = place.kubectl.items("replicasets", "trouble=nouid")
-    place.warning(replicas["metadata"]["uid"], "FailedCreate", "RunAsUserRequired")
-    assert not place.kubectl.items("pods", "trouble=nouid")
+    failure = until("the Deployment reports the cause", replica_failure, seconds=30, every=1)
+    assert "RunAsUserRequired" in failure["message"] and "savepoint.dev/run-as-user" in failure["message"]
+    (replicas,) = place.kubectl.items("replicasets", f"{LABEL}=nouid")
+    place.wait_warning(replicas["metadata"]["uid"], "FailedCreate", "RunAsUserRequired")
+    assert not place.kubectl.items("pods", f"{LABEL}=nouid")
 
 
-def test_files_of_another_uid_are_named_with_it(trouble: FaultScenarios) -> None:
-    pod, failed = trouble.told("foreign")
-    told = condition(failed, "Ready")
-    assert told["reason"] == "RunAsUserRequired"
-    assert "closed" in told["message"] and "runAsUser: 1000" in told["message"]
+@scenario("foreign")
+def test_an_unreadable_file_is_named_with_its_uid(faults: FaultScenarios) -> None:
+    pod, failed = faults.observed("foreign")
+    ready = condition(failed, "Ready")
+    assert ready["reason"] == "RunAsUserRequired"
+    assert "closed" in ready["message"] and "runAsUser: 1000" in ready["message"]
     for uid in (failed["metadata"]["uid"], pod["metadata"]["uid"]):
-        trouble.loose.warning(uid, "CheckpointFailed", "runAsUser: 1000")
-    trouble.loose.nothing_visible("foreign")
+        faults.baseline.wait_warning(uid, "CheckpointFailed", "runAsUser: 1000")
+    faults.baseline.assert_no_checkpoint("foreign")
 
 
 # -- space ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_stage_fails_the_checkpoint(trouble: FaultScenarios) -> None:
-    pod, failed = trouble.told("large")
-    told = condition(failed, "Ready")
-    assert told["reason"] == "StageFull"
-    assert 'Raise spec.installation.sizeLimit in policy "large"' in told["message"]
+@scenario("large")
+def test_a_full_stage_fails_the_checkpoint(faults: FaultScenarios) -> None:
+    pod, failed = faults.observed("large")
+    ready = condition(failed, "Ready")
+    assert ready["reason"] == "StageFull"
+    assert 'Raise spec.stage.sizeLimit in policy "large"' in ready["message"]
     for uid in (failed["metadata"]["uid"], pod["metadata"]["uid"]):
-        trouble.strict.warning(uid, "CheckpointFailed", "spec.installation.sizeLimit")
+        faults.restricted.wait_warning(uid, "CheckpointFailed", "spec.stage.sizeLimit")
     assert seconds_until(failed, "Ready", failed["metadata"]["creationTimestamp"]) <= 30
-    trouble.strict.nothing_visible("large")
-    assert condition(trouble.strict.kubectl.get("pod", "large"), "Ready")["status"] == "True"
+    faults.restricted.assert_no_checkpoint("large")
+    assert condition(faults.restricted.kubectl.get("pod", "large"), "Ready")["status"] == "True"
 
 
-def test_a_volume_that_is_too_small_is_not_half_filled(trouble: FaultScenarios) -> None:
-    _not_restored(trouble, "small", "NoSpace", "give the volume more space")
+@scenario("small")
+def test_nothing_is_restored_to_a_volume_that_is_too_small(faults: FaultScenarios) -> None:
+    _assert_not_restored(faults, "small", "NoSpace", "give the volume more space")
 
 
-def test_a_volume_with_files_of_others_is_left_alone(trouble: FaultScenarios) -> None:
-    _not_restored(trouble, "filled", "TargetNotEmpty", "Empty the volume to restore")
-    listed = trouble.strict.kubectl("exec", "filler", "--", "ls", "-A", "/data").split()
+@scenario("filled")
+def test_nothing_is_restored_to_a_volume_with_foreign_files(faults: FaultScenarios) -> None:
+    _assert_not_restored(faults, "filled", "TargetNotEmpty", "Empty the volume to restore")
+    listed = faults.restricted.kubectl("exec", "filler", "--", "ls", "-A", "/data").split()
     assert listed == ["theirs"]
 
 
-def _not_restored(trouble: FaultScenarios, agent: str, reason: str, words: str) -> None:
-    place = trouble.strict
-    pod, found = trouble.told(agent)
-    told = condition(found, "Succeeded")
-    assert told["status"] == "False" and words in told["message"]
-    place.warning(pod["metadata"]["uid"], reason, words)
-    place.protected(agent, words, seconds=30)
+def _assert_not_restored(faults: FaultScenarios, agent: str, reason: str, text: str) -> None:
+    place = faults.restricted
+    pod, restore = faults.observed(agent)
+    succeeded = condition(restore, "Succeeded")
+    assert succeeded["status"] == "False" and text in succeeded["message"]
+    place.wait_warning(pod["metadata"]["uid"], reason, text)
+    place.wait_unprotected(agent, text, seconds=30)
     assert never_ran(place.kubectl, agent)
-    assert "checkpoint" in place.kinds(agent)  # and it is still the agent's
+    assert "checkpoint" in place.record_kinds(agent)  # the agent keeps its checkpoint
 
 
 # -- images ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("agent", "container"), [("noimage", "agent"), ("nosidecar", "savepoint-restore")])
-def test_a_missing_image_is_named(trouble: FaultScenarios, agent: str, container: str) -> None:
-    place = trouble.strict
-    if agent in trouble.stories:
-        trouble.told(agent)
+@pytest.mark.parametrize(("agent", "container"), [case("noimage", "agent"), case("nosidecar", "savepoint-restore")])
+def test_a_missing_image_is_named(faults: FaultScenarios, agent: str, container: str) -> None:
+    place = faults.restricted
+    if agent in faults.running:
+        faults.observed(agent)
     pod = place.kubectl.get("pod", agent)
-    told = place.protected(agent, "savepoint.local/no-such:dev", START_SECONDS)
-    assert f"Container {container}" in told["message"] and "Correct" in told["message"]
-    place.warning(pod["metadata"]["uid"], "CannotStart", "savepoint.local/no-such:dev")
-    place.nothing_visible(agent)
+    protected = place.wait_unprotected(agent, "savepoint.local/no-such:dev", START_SECONDS)
+    assert f"Container {container}" in protected["message"] and "Correct" in protected["message"]
+    place.wait_warning(pod["metadata"]["uid"], "CannotStart", "savepoint.local/no-such:dev")
+    place.assert_no_checkpoint(agent)
