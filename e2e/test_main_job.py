@@ -252,7 +252,7 @@ def test_uninstall_leaves_checkpoints_and_agents_alone(installation: Installatio
     incarnations = _incarnations(installation)
     installation.checkpoint_now(RESEARCHER)
     setup.uninstall(installation.kubectl)
-    until("operator and webhook are gone", lambda: not _system(installation), seconds=60)
+    until("operator and webhook are removed", lambda: not _system(installation), seconds=60)
     names, sequence = _names(installation.checkpoints(RESEARCHER)), installation.newest_sequence(RESEARCHER)
     installation.wait_turns(RESEARCHER, 40)  # longer than a sidecar waits before it checks whether its node is cut off
     installation.wait_turns(CODER, 5)

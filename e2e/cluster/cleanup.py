@@ -46,7 +46,7 @@ def record_state(paths: Paths) -> None:
 
 
 def leftovers_exist(paths: Paths, cgroup: str) -> bool:
-    """Return whether an earlier engine of ours left anything."""
+    """Return whether an earlier engine of this suite left anything."""
     return bool(
         paths.state_before.exists()
         or _cgroup_directories(cgroup)

@@ -27,7 +27,7 @@ _SYSTEM_WORKLOADS = (
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """How soon the cluster detects the loss of a node and evicts its pods."""
+    """Times after which the cluster detects the loss of a node and evicts its pods."""
 
     grace_seconds: int
     status_seconds: int

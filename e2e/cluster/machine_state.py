@@ -1,4 +1,4 @@
-"""Comparison of the machine's state before and after an engine of ours ran.
+"""Comparison of the machine's state before and after the suite's engine ran.
 
 Compares values only; cleanup.py reads the state and removes what is left.
 """
@@ -32,7 +32,7 @@ class StateNow:
 
 @dataclass(frozen=True, slots=True)
 class StateBefore:
-    """State before an engine of ours started."""
+    """State before the suite's engine started."""
 
     links: frozenset[str]
     rules: Rules

@@ -34,7 +34,7 @@ _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What goes into one image: files by their path in it, links, a first tar to start from, and what it starts."""
+    """Contents of one image: files by their path in it, links, a first tar to start from, and what it starts."""
 
     name: str
     files: Mapping[str, Path]

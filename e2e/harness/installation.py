@@ -27,7 +27,7 @@ BUCKET, ACCESS_KEY, SECRET_KEY = "agents", "local-access", "local-secret-key"
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the sample agents live, and how large and busy they are."""
+    """Namespace, size and load of the sample agents."""
 
     namespace: str = "agents"
     state_mib: int = 256

@@ -36,9 +36,9 @@ class Reschedule:
     node: str
     """The drained node."""
     released: float
-    """When the predecessor released its epoch, in seconds since 1970: see ``released_at``."""
+    """Time at which the predecessor released its epoch, in seconds since 1970: see ``released_at``."""
     running: float
-    """When the successor's agent process started, in seconds since 1970."""
+    """Time at which the successor's agent process started, in seconds since 1970."""
     calls_repeated: int
     turns_lost: int
     trigger: str

@@ -35,7 +35,7 @@ class Services:
         return int(self._post("/effects", {"id": identifier, "agent": self._agent, "body": body})["count"])
 
     def booked(self, identifier: str) -> bool:
-        """Whether the ledger has seen this id."""
+        """Return whether the ledger has seen this id."""
         with urllib.request.urlopen(f"{self._url}/effects", timeout=30) as answer:
             return identifier in json.loads(answer.read()).get(self._agent, {})
 

@@ -1,6 +1,6 @@
-"""What the scripted model answers: a pure function of the request. Shared by the model server and by the proofs.
+"""Answers of the scripted model: a pure function of the request. Shared by the model server and by the checks.
 
-It is no language model: it is deterministic, so that an interrupted run can be compared with one that never was.
+It is not a language model: it is deterministic, so that an interrupted run can be compared with an uninterrupted one.
 """
 
 import hashlib

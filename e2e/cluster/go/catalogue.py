@@ -16,7 +16,7 @@ class ProgramError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Programs built from one Go module of ours, in the folder go/NAME."""
+    """Programs built from one Go module of this suite, in the folder go/NAME."""
 
     name: str
     packages: Mapping[str, str]

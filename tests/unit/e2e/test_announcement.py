@@ -1,4 +1,4 @@
-"""What will be installed and changed is announced before anything is."""
+"""Announcement of everything that will be installed or changed, before it is."""
 
 from pathlib import Path
 from typing import Any

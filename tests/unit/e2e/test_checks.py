@@ -32,7 +32,7 @@ TURNS = [report("start", 0), report("turn", 1), report("turn", 2)]
 
 
 def booked(*replies: str, **counts: int) -> dict[str, dict[str, Any]]:
-    """The ledger with these replies, each under an id of its own and counted once unless told otherwise."""
+    """The ledger with these replies, each under an id of its own and counted once unless ``counts`` differs."""
     return {f"id-{reply}": {"body": reply, "count": counts.get(reply, 1)} for reply in replies}
 
 
@@ -56,7 +56,7 @@ def test_the_effect_in_flight_and_those_booked_meanwhile_may_be_there() -> None:
     assert not checks.effects_counted(TURNS[:2], booked("one", "two", two=2), TURNS, REPLIES).holds
 
 
-def test_turns_of_which_the_witness_knows_nothing_are_not_asked_for() -> None:
+def test_turns_unknown_to_the_witness_are_not_required() -> None:
     later = [report("start", 1), report("turn", 2)]
     assert checks.effects_counted(later, booked("two"), later, REPLIES).holds
     assert not checks.effects_counted(later, booked("one"), later, REPLIES).holds

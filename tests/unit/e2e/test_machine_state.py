@@ -63,7 +63,7 @@ def test_without_a_recorded_state_only_our_own_names_count() -> None:
     assert remaining(None, now) == ["process 71: kind"]
 
 
-def test_engine_rules_are_told_apart_from_those_of_others() -> None:
+def test_engine_rules_are_distinguished_from_those_of_others() -> None:
     now = (
         *OLD[:1],
         "-P FORWARD DROP",

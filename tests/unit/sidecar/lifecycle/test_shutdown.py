@@ -41,7 +41,7 @@ def stored_notes(harness: Harness) -> list[Any]:
 
 
 def block_at(harness: Harness, point: str = "before-manifest") -> tuple[threading.Event, threading.Event]:
-    """Block the attempt at this failpoint. Return one event that tells that it is reached, and one that releases it."""
+    """Block the attempt at this failpoint. Return an event that is set there, and an event that releases it."""
     reached, release = threading.Event(), threading.Event()
     original_reach = harness.failpoints.reach
 
