@@ -1,1 +1,1 @@
-"""Figures beside their goals. `make bench` runs all of them; each module runs alone too. Nothing here is a test."""
+"""Benchmarks: figures and their goals. `make bench` runs all of them; each module also runs alone. None is a test."""

@@ -1,4 +1,4 @@
-"""A figure beside its goal: one line of a bench, and the table of all of them."""
+"""A figure with its goal: one line of a benchmark's output, and the table of all figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LINE = re.compile(r"^(?P<name>.+): (?P<value>\d+\.\d\d) (?P<unit>.+) \(goal: at
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured, and what it may be at most."""
+    """A measured value and the highest value that meets the goal."""
 
     name: str
     value: float
@@ -20,28 +20,28 @@ class Figure:
 
     @property
     def met(self) -> bool:
-        """Whether it is within its goal."""
+        """True if the value meets the goal."""
         return self.value <= self.goal
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value:.2f} {self.unit} (goal: at most {self.goal:g})"
 
 
-def of_line(line: str) -> Figure | None:
-    """The figure that a bench has printed in this line, if it is one."""
+def parse_line(line: str) -> Figure | None:
+    """Return the figure that a benchmark printed in this line, or None."""
     found = _LINE.match(line.rstrip())
     return Figure(found["name"], float(found["value"]), found["unit"], float(found["goal"])) if found else None
 
 
-def told(figures: Sequence[Figure]) -> int:
-    """Print them; the exit status of a bench: 0 when each meets its goal."""
+def report(figures: Sequence[Figure]) -> int:
+    """Print the figures; return the benchmark's exit status: 0 if every figure meets its goal."""
     for figure in figures:
         print(figure, flush=True)
     return int(not all(figure.met for figure in figures))
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """All of them, aligned."""
+    """Return the figures as aligned lines."""
     rows = [(each.name, f"{each.value:.1f} {each.unit}", f"{each.goal:g}", each.met) for each in figures]
     name, found = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
     lines = [

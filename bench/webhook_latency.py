@@ -1,7 +1,6 @@
-"""How long the webhook takes to answer at its port: its own process, TLS, a real API server behind its indexes.
+"""Response time of the webhook, in its own process over TLS, with a real API server: `python -m bench.webhook_latency`.
 
-Reviews come at a steady rate, from several connections. Prints one line and fails when the 99th percentile is above the
-goal. Shell: python -m bench.webhook_latency
+Reviews arrive at a steady rate over several connections. The benchmark fails if the 99th percentile exceeds its goal.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any
 
 import urllib3
 
-from bench.figure import Figure, told
+from bench.figure import Figure, report
 from tests.servers.apiserver import api_server
-from tests.servers.helm import NAMESPACE, one, render
+from tests.servers.helm import NAMESPACE, find, render
 from tests.servers.kubectl import Kubectl
 from tests.servers.process import HOST, free_ports, running
 
@@ -30,27 +29,28 @@ CALLERS, CALLS, REVIEWS_PER_SECOND = 4, 250, 50
 
 
 def main() -> int:
-    """0 when the goal is met."""
+    """Run the benchmark; return 0 if the goal is met."""
     with tempfile.TemporaryDirectory(prefix="savepoint-bench-") as scratch:
         latencies = _measure(Path(scratch))
     latencies.sort()
     p50, p99 = statistics.median(latencies), latencies[int(len(latencies) * 0.99)]
     print(
-        f"webhook: {len(latencies)} reviews, {REVIEWS_PER_SECOND} a second, {POLICIES} policies: "
+        f"webhook: {len(latencies)} reviews, {REVIEWS_PER_SECOND} per second, {POLICIES} policies: "
         f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {latencies[-1]:.1f} ms"
     )
-    return told([Figure("webhook, 99th percentile", p99, "ms", GOAL_MILLISECONDS)])
+    return report([Figure("webhook, 99th percentile", p99, "ms", GOAL_MILLISECONDS)])
 
 
-def _measure(room: Path) -> list[float]:
-    with api_server(room) as server:
+def _measure(root: Path) -> list[float]:
+    """Run the webhook and return the milliseconds that each review took."""
+    with api_server(root) as server:
         kubectl = Kubectl(server.kubeconfig)
-        kubectl.install_kinds()
-        kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": _objects()})
+        kubectl.install_crds()
+        kubectl("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": _objects()})
         token = kubectl("create", "token", "savepoint-webhook", "-n", NAMESPACE).strip()
-        tls = room / "tls"
+        tls = root / "tls"
         tls.mkdir()
-        pair = server.authority.server([HOST])
+        pair = server.authority.issue_server([HOST])
         for name, content in (
             ("tls.crt", pair.certificate),
             ("tls.key", pair.key),
@@ -76,14 +76,15 @@ def _measure(room: Path) -> list[float]:
                 return False
             return answer.status == 200
 
-        with running("webhook", command, room, ready, environment=environment):
+        with running("webhook", command, root, ready, environment=environment):
             return _call(f"https://{HOST}:{port}/mutate-pods", tls / "ca.crt")
 
 
 def _call(url: str, ca: Path) -> list[float]:
+    """Send the reviews at a steady rate; return the milliseconds that each took."""
     body = json.dumps(_review()).encode()
     latencies: list[float] = []
-    faults: list[str] = []
+    failures: list[str] = []
 
     def caller(number: int) -> None:
         begin = time.perf_counter() + number / REVIEWS_PER_SECOND
@@ -95,21 +96,23 @@ def _call(url: str, ca: Path) -> list[float]:
                 answer = pool.request("POST", url, body=body, headers={"Content-Type": "application/json"})
                 latencies.append((time.perf_counter() - started) * 1000)
                 if answer.status != 200 or not answer.json()["response"].get("patch"):
-                    faults.append(f"{answer.status} {answer.data[:200]!r}")
+                    failures.append(f"{answer.status} {answer.data[:200]!r}")
 
     threads = [threading.Thread(target=caller, args=(number,)) for number in range(CALLERS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if faults:
-        raise RuntimeError(f"{len(faults)} reviews failed: {faults[0]}")
+    if failures:
+        raise RuntimeError(f"{len(failures)} reviews failed: {failures[0]}")
     return latencies
 
 
 def _objects() -> list[dict[str, Any]]:
     chart = render()
-    rights = [one(chart, kind, "savepoint-webhook") for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding")]
+    permissions = [
+        find(chart, kind, "savepoint-webhook") for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding")
+    ]
     names = [NAMESPACE, *(f"team-{number}" for number in range(NAMESPACES))]
     namespaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names]
     policies = [
@@ -124,11 +127,11 @@ def _objects() -> list[dict[str, Any]]:
         }
         for number in range(POLICIES)
     ]
-    return [*namespaces, *rights, *policies]
+    return [*namespaces, *permissions, *policies]
 
 
 def _review() -> dict[str, Any]:
-    """A pod of some size: five containers, a hundred variables each."""
+    """Return the review of a rather large pod: five containers with a hundred variables each."""
     environment = [{"name": f"VARIABLE_{number}", "value": "x" * 40} for number in range(100)]
     containers = [
         {
