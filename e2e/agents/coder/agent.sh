@@ -1,15 +1,15 @@
 #!/bin/bash
-# Sample agent without SDK and not in Python: edits a git workspace, runs its hooks, keeps a log and an SQLite database under write.
-# It knows nothing of Savepoint. After each turn it reports where it is to $SERVICES_URL/reports.
+# Sample agent without the SDK, in bash: it commits to a git workspace with hooks, and writes a log and an SQLite database.
+# It does not use Savepoint. After each turn it reports its position to $SERVICES_URL/reports.
 set -u
-project=${WORKSPACE:-/workspace}/project # git wants to own the folder that it works in
+project=${WORKSPACE:-/workspace}/project # git requires that the user owns the folder it works in
 mkdir -p "$project" && cd "$project" || exit 1
 agent=${AGENT:-coder} pause=${TURN_SECONDS:-0.5} files=${FILES:-300}
 export HOME=$PWD/.home GIT_AUTHOR_NAME=coder GIT_AUTHOR_EMAIL=coder@localhost GIT_COMMITTER_NAME=coder GIT_COMMITTER_EMAIL=coder@localhost
 stop=0
 trap 'stop=1' TERM INT
 
-report() { # report JSON: one POST, no tools needed but bash
+report() { # report JSON: send it by POST, with bash alone
   local host=${SERVICES_URL#http://} body=$1
   echo "$body"
   { exec 3<>"/dev/tcp/${host%%:*}/${host##*:}"; } 2>/dev/null || return 0
@@ -36,11 +36,11 @@ start() {
     ln -s /nowhere/at/all dangling
     git add -A && git commit -q -m "Begin" || return 1
   fi
-  rm -f .git/index.lock .git/HEAD.lock .git/refs/heads/main.lock # left by a kill in the middle of a commit
+  rm -f .git/index.lock .git/HEAD.lock .git/refs/heads/main.lock # left if the agent was killed during a commit
   sql 'PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS turns(n INTEGER PRIMARY KEY, head TEXT);' >/dev/null
 }
 
-facts() { # the state in short: what must be the same after a restore
+facts() { # print JSON fields that identify the state: they must be the same after a restore
   local turn=$1 hook=no link
   [ -x .git/hooks/post-commit ] && hook=yes
   link="$(readlink latest),$(readlink dangling)"
@@ -50,7 +50,7 @@ facts() { # the state in short: what must be the same after a restore
     "$(git ls-files -s | sha256sum | cut -c1-16)" "$(wc -l <agent.log 2>/dev/null || echo 0)" "$(sha256sum <agent.log | cut -c1-16)"
 }
 
-start || { echo "the workspace cannot be made" >&2; exit 1; }
+start || { echo "cannot create the workspace" >&2; exit 1; }
 turn=$(sql 'SELECT coalesce(max(n),0) FROM turns')
 report "{\"agent\":\"$agent\",\"pod\":\"${HOSTNAME:-}\",\"event\":\"start\",$(facts "$turn")}"
 while [ $stop = 0 ]; do
@@ -63,6 +63,6 @@ while [ $stop = 0 ]; do
   echo "turn $turn done" >>agent.log
   report "{\"agent\":\"$agent\",\"pod\":\"${HOSTNAME:-}\",\"event\":\"turn\",$(facts "$turn")}"
   sleep "$pause" &
-  wait $! # a signal ends the wait, so that the agent stops after a whole turn
+  wait $! # a signal ends the wait, so the agent stops after a complete turn
 done
 exit 143

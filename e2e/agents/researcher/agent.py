@@ -1,11 +1,9 @@
-"""Sample agent with the SDK: reads a list of documents in a nested loop and keeps everything an agent can lose.
+"""Sample agent with the SDK, which reads a list of documents in a nested loop and has every kind of state.
 
-A conversation with a model server, a retrieval index, a small network with its optimizer state, and side effects
-booked with stable
-ids in a ledger. After every turn it reports where it is and a digest over its whole state, to the world's
-``/reports``: what it says there
-is what the demo and the end-to-end tests prove things from. The unprotected twin is this same program in a pod that
-is not opted in.
+Its state is a conversation with a model server, a retrieval index, a small network with its optimizer state, and side
+effects that are booked in a ledger under stable ids. After every turn it reports its position and a digest of its whole
+state to ``/reports`` of the fake services; the demo and the end-to-end tests check these reports. The unprotected twin
+is the same program in a pod that does not opt in.
 """
 
 import hashlib
@@ -20,18 +18,18 @@ from state import QUESTIONS, Network
 
 
 class Services:
-    """The few calls the agent makes to the outside."""
+    """Client of the fake services: the agent's only calls to the outside."""
 
     def __init__(self, url: str, agent: str) -> None:
         self._url, self._agent = url, agent
 
-    def ask(self, messages: list[dict[str, str]]) -> str:
-        """One chat completion."""
+    def complete(self, messages: list[dict[str, str]]) -> str:
+        """Request one chat completion and return its text."""
         reply = self._post("/v1/chat/completions", {"model": "scripted-1", "messages": messages})
         return str(reply["choices"][0]["message"]["content"])
 
     def book(self, identifier: str, body: str) -> int:
-        """Book a side effect under a stable id; how often the ledger has seen it."""
+        """Book a side effect under a stable id; return how often the ledger has received it."""
         return int(self._post("/effects", {"id": identifier, "agent": self._agent, "body": body})["count"])
 
     def booked(self, identifier: str) -> bool:
@@ -40,7 +38,7 @@ class Services:
             return identifier in json.loads(answer.read()).get(self._agent, {})
 
     def report(self, **fields: Any) -> None:
-        """Say where the agent is; also one line on standard output."""
+        """Report the agent's position, also as a line on standard output."""
         line = {"agent": self._agent, "pod": os.environ.get("HOSTNAME", ""), "time": time.time(), **fields}
         print(json.dumps(line), flush=True)
         self._post("/reports", line)
@@ -101,7 +99,9 @@ def main() -> None:
         restored=restored.checkpoint if restored else None,
         startSeconds=round(time.monotonic() - began, 3),
     )
-    for effect in agent.uncertain():  # sent and never confirmed before the process ended: the ledger knows
+    for (
+        effect
+    ) in agent.uncertain():  # sent but not confirmed before the process ended; the ledger shows whether it arrived
         arrived = services.booked(effect.id)
         services.report(event="uncertain", turn=memory["turn"], digest=digest(), effect=effect.id, arrived=arrived)
         if arrived:
@@ -112,7 +112,7 @@ def main() -> None:
         for question in agent.loop("questions", QUESTIONS, key=lambda item: item):
             turn = memory["turn"]
             prompt = {"role": "user", "content": f"{document}: {question}? (turn {turn})"}
-            reply = agent.step("ask", services.ask, [*memory["conversation"][-6:], prompt])
+            reply = agent.step("ask", services.complete, [*memory["conversation"][-6:], prompt])
             memory["conversation"] += [prompt, {"role": "assistant", "content": reply}]
             memory["index"].setdefault(reply.split()[0], []).append(f"{document}/{question}")
             network.train(turn, stride)

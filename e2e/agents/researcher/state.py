@@ -1,7 +1,6 @@
-"""The researcher's deterministic part: its model's weights and how a turn changes them. Pure numpy, no I/O.
+"""The deterministic part of the researcher: the weights of its model, and how a turn changes them. Pure numpy, no I/O.
 
-A run that never was interrupted and one that was must agree, byte for byte, at the same turn: ``digest`` is what
-they compare.
+An interrupted and an uninterrupted run must agree byte for byte at the same turn; they are compared by ``digest``.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 QUESTIONS = ("what is new", "what is wrong", "what follows")  # asked of every document, in this order
-RANGES = 100  # a turn changes one of a hundred contiguous ranges of rows: about 1 % of the state
+RANGES = 100  # a turn changes one of this many contiguous ranges of rows: about 1 % of the state
 
 
 @dataclass
@@ -25,13 +24,13 @@ class Network:
 
     @classmethod
     def fresh(cls, mebibytes: int) -> "Network":
-        """Seeded, so that every fresh start is the same; uniform, since normal ones depend on the C library's log."""
+        """Return seeded initial weights. They are uniform, because normal ones would depend on the C library's log."""
         rows = mebibytes * (1 << 20) // 2 // 4 // 1024
         weights = np.random.default_rng(7).random((rows, 1024), dtype=np.float32) - np.float32(0.5)
         return cls(weights, np.zeros_like(weights))
 
     def train(self, turn: int, stride: int) -> None:
-        """One step on one range of rows; the range moves on every ``stride`` turns."""
+        """Update one range of rows; after every ``stride`` turns it is the next range."""
         index = (turn // stride) % RANGES
         rows = self.rows(index)
         gradient = np.float32(0.01) * self.weights[rows] + np.float32((turn % 17) / 1000)
@@ -41,16 +40,16 @@ class Network:
             self.range_digests[index] = self._range_digest(index)
 
     def rows(self, index: int) -> slice:
-        """The rows of range ``index`` of RANGES."""
+        """Return the rows of range ``index`` of RANGES."""
         total = len(self.weights)
         return slice(total * index // RANGES, total * (index + 1) // RANGES)
 
     def forget_digests(self) -> None:
-        """Call after the arrays were replaced or filled from outside."""
+        """Discard cached digests; to be called after the arrays were replaced or filled from outside."""
         self.range_digests = []
 
     def digest(self) -> str:
-        """SHA-256 over every byte of weights and momentum, by ranges; only changed ranges are hashed again."""
+        """Return a SHA-256 over all bytes of weights and momentum; only ranges that have changed are hashed again."""
         if not self.range_digests:
             self.range_digests = [self._range_digest(index) for index in range(RANGES)]
         return hashlib.sha256(b"".join(self.range_digests)).hexdigest()

@@ -11,19 +11,19 @@ Message = dict[str, str]
 
 
 def key(model: str, messages: list[Message]) -> str:
-    """Identifies a request by what it asks: equal requests have equal keys."""
+    """Return the key of a request: equal requests have equal keys."""
     return hashlib.sha256(json.dumps([model, messages], sort_keys=True).encode()).hexdigest()
 
 
 def answer(model: str, messages: list[Message]) -> str:
-    """A few words that depend on every byte of the request."""
+    """Return 24 words and a short digest that depend on every byte of the request."""
     digest = key(model, messages)
     words = ("alpha", "bravo", "delta", "gamma", "kappa", "lambda", "omega", "sigma", "theta", "zeta", "iota", "rho")
     return " ".join(words[int(digest[index], 16) % len(words)] for index in range(24)) + f" [{digest[:12]}]"
 
 
 def completion(model: str, messages: list[Message]) -> dict[str, Any]:
-    """The body of an OpenAI-compatible chat completion."""
+    """Return the body of an OpenAI-compatible chat completion."""
     text = answer(model, messages)
     return {
         "id": "chatcmpl-" + key(model, messages)[:24],

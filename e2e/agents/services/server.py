@@ -2,11 +2,11 @@
 
 - ``POST /v1/chat/completions``: OpenAI-compatible; every call is counted per agent (header ``X-Agent``) when it
   starts and when its answer has been written. ``GET /calls``: ``{agent: {key: [started, completed]}}``.
-- ``POST /effects`` ``{"id", "agent", "body"}``: books a side effect and counts how often each id came. It never
-  deduplicates: it is the witness. ``GET /effects``: ``{agent: {id: {"count", "body"}}}``.
-- ``POST /reports`` any JSON object with ``agent``: kept in order with its time of arrival. ``GET /reports?agent=NAME``.
+- ``POST /effects`` ``{"id", "agent", "body"}``: books a side effect and counts how often each id was received. It does
+  not deduplicate, so that repeated effects can be detected. ``GET /effects``: ``{agent: {id: {"count", "body"}}}``.
+- ``POST /reports`` any JSON object with ``agent``: kept in order, with its time of arrival. ``GET /reports?agent=NAME``.
 
-Standard library only; state is in memory, so it runs where no drain reaches it.
+Standard library only. The state is in memory, so the server must run on a node that is not drained.
 """
 
 import json
@@ -24,7 +24,7 @@ BODY_MAX_BYTES = 4 << 20
 
 
 class FakeServices:
-    """Everything that was counted, behind one lock."""
+    """The recorded calls, effects and reports, protected by one lock."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -38,20 +38,20 @@ class FakeServices:
             self.calls[agent].setdefault(request, [0, 0])[index] += 1
 
     def effect(self, agent: str, identifier: str, body: Any) -> int:
-        """Book one side effect; returns how often this id has come."""
+        """Book a side effect; return how often this id has been received."""
         with self.lock:
             entry = self.effects[agent].setdefault(identifier, {"count": 0, "body": body})
             entry["count"] += 1
             return int(entry["count"])
 
     def report(self, body: dict[str, Any]) -> None:
-        """Keep what an agent says of itself."""
+        """Record an agent's report."""
         with self.lock:
             self.reports.append({**body, "received": time.time()})
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Routes of the module's docstring."""
+    """Handler of the routes listed in the module's docstring."""
 
     protocol_version = "HTTP/1.1"
     services: FakeServices
@@ -111,11 +111,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet: the counters are the record."""
+        """Log nothing: the recorded calls, effects and reports are enough."""
 
 
 def serve(port: int, think_seconds: float, host: str = "") -> ThreadingHTTPServer:
-    """A server that is bound and not yet running; ``serve_forever`` it."""
+    """Return a server that is bound to the port; the caller calls ``serve_forever``."""
     handler = type("BoundHandler", (Handler,), {"services": FakeServices(), "think_seconds": think_seconds})
     return ThreadingHTTPServer((host, port), handler)
 
