@@ -1,4 +1,4 @@
-"""How hypothesis searches: as long as it takes. A slow machine is no failure; each test has pytest's time limit."""
+"""Settings of hypothesis: an example may take any time, since every test has pytest's time limit."""
 
 from hypothesis import HealthCheck, settings
 

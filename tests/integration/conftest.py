@@ -1,7 +1,7 @@
 """Real servers for the integration tests: one of each per test session.
 
-The programs that the collected tests need are built before the first test starts, outside every test's time limit. When
-one cannot be built, only the tests that need it fail.
+The programs that the collected tests need are built before the first test starts, so that no test's time limit
+includes a build. If a program cannot be built, only the tests that need it fail.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     needed = dict.fromkeys(name for fixture, names in PROGRAMS.items() if fixture in fixtures for name in names)
     capture = session.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():  # minutes of silence would look like a hang
+    with capture.global_and_fixture_disabled():  # minutes without output would look like a hang
         for name in needed:
             try:
                 build([name])
@@ -54,14 +54,14 @@ def _require(names: tuple[str, ...]) -> None:
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    """For sidecars and init containers that the tests play."""
+    """The HTTP client of the sidecars and init containers that the tests play."""
     async with aiohttp.ClientSession() as session:
         yield session
 
 
 @pytest.fixture(scope="session")
 def s3_minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """MinIO."""
+    """A MinIO server."""
     _require(minio.PROGRAMS)
     with minio_server(tmp_path_factory.mktemp("minio")) as server:
         yield server
@@ -69,7 +69,7 @@ def s3_minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def s3_versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """versitygw over a folder."""
+    """A versitygw server over a folder."""
     _require(versitygw.PROGRAMS)
     with versitygw_server(tmp_path_factory.mktemp("versitygw")) as server:
         yield server
@@ -77,7 +77,7 @@ def s3_versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]
 
 @pytest.fixture(scope="session", params=["minio", "versitygw"])
 def s3_server(request: pytest.FixtureRequest) -> S3Server:
-    """Each implementation of S3 in turn."""
+    """An S3 server; the test runs once with each implementation."""
     server = request.getfixturevalue(f"s3_{request.param}")
     assert isinstance(server, S3Server)
     return server
@@ -85,7 +85,7 @@ def s3_server(request: pytest.FixtureRequest) -> S3Server:
 
 @pytest.fixture(scope="session")
 def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """etcd and kube-apiserver, no controllers."""
+    """etcd and kube-apiserver, without controllers."""
     _require(apiserver_module.PROGRAMS)
     with api_server(tmp_path_factory.mktemp("apiserver")) as server:
         yield server
@@ -93,7 +93,7 @@ def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="session")
 def apiserver_with_controllers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """Another API server, where deleted namespaces go away and the children of deleted owners too."""
+    """Another API server, which finalizes deleted namespaces and deletes the children of deleted owners."""
     _require(PROGRAMS["apiserver_with_controllers"])
     with api_server(tmp_path_factory.mktemp("apiserver"), controllers=CONTROLLERS) as server:
         yield server

@@ -1,11 +1,10 @@
-"""The chart, by the real helm, on a real API server."""
+"""The chart, rendered and installed by the real helm on a real API server."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.polling import wait_until
 from tests.servers.apiserver import ApiServer
-from tests.servers.helm import BUCKET, CHART, NAMESPACE, HelmFailed, helm, one, options, render
-from tests.servers.kubectl import CRDS, Kubectl, Refused
-from tests.servers.process import HOST, Process, answers, free_ports, running
+from tests.servers.helm import CHART, NAMESPACE, STORE_VALUES, HelmFailed, find, helm, render, set_flags
+from tests.servers.kubectl import CRDS, Kubectl, KubectlFailed
+from tests.servers.process import HOST, Process, free_ports, responds, running
 from tests.servers.s3 import S3Server
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:savepoint-operator"
@@ -24,7 +24,7 @@ OPERATOR = f"system:serviceaccount:{NAMESPACE}:savepoint-operator"
 
 @pytest.fixture(scope="module")
 def rendered() -> list[dict[str, Any]]:
-    return render(BUCKET)
+    return render(STORE_VALUES)
 
 
 def environment(deployment: dict[str, Any]) -> dict[str, Any]:
@@ -32,22 +32,22 @@ def environment(deployment: dict[str, Any]) -> dict[str, Any]:
     return {item["name"]: item.get("value") for item in container["env"]}
 
 
-# -- what is rendered ---------------------------------------------------------------------------------------------
+# -- rendering ----------------------------------------------------------------------------------------------------
 
 
-def test_lint() -> None:
-    assert "[ERROR]" not in helm("lint", str(CHART), "--strict", *options(BUCKET))
+def test_the_chart_passes_helm_lint() -> None:
+    assert "[ERROR]" not in helm("lint", str(CHART), "--strict", *set_flags(STORE_VALUES))
 
 
-def test_the_kinds_are_those_of_crds(rendered: list[dict[str, Any]]) -> None:
+def test_the_chart_contains_the_kinds_of_crds(rendered: list[dict[str, Any]]) -> None:
     source = {path.name: yaml.safe_load(path.read_text()) for path in CRDS.glob("*.yaml")}
-    made = {item["metadata"]["name"]: item for item in rendered if item["kind"] == "CustomResourceDefinition"}
-    assert made == {item["metadata"]["name"]: item for item in source.values()}
+    rendered_kinds = {item["metadata"]["name"]: item for item in rendered if item["kind"] == "CustomResourceDefinition"}
+    assert rendered_kinds == {item["metadata"]["name"]: item for item in source.values()}
 
 
-def test_the_default_store_goes_to_the_operator(rendered: list[dict[str, Any]]) -> None:
-    told = environment(one(rendered, "Deployment", "savepoint-operator"))
-    assert json.loads(told["SAVEPOINT_DEFAULT_STORE"]) == {
+def test_the_operator_gets_the_default_store(rendered: list[dict[str, Any]]) -> None:
+    variables = environment(find(rendered, "Deployment", "savepoint-operator"))
+    assert json.loads(variables["SAVEPOINT_DEFAULT_STORE"]) == {
         "name": "default",
         "spec": {
             "default": True,
@@ -60,11 +60,11 @@ def test_the_default_store_goes_to_the_operator(rendered: list[dict[str, Any]]) 
             },
         },
     }
-    assert environment(one(render(), "Deployment", "savepoint-operator"))["SAVEPOINT_DEFAULT_STORE"] == ""
+    assert environment(find(render(), "Deployment", "savepoint-operator"))["SAVEPOINT_DEFAULT_STORE"] == ""
 
 
 def test_every_field_of_the_store_can_be_set() -> None:
-    values = BUCKET | {
+    values = STORE_VALUES | {
         "store.name": "main",
         "store.s3.podEndpoint": "http://s3.world.svc:7070",
         "store.s3.prefix": "a/b",
@@ -72,7 +72,7 @@ def test_every_field_of_the_store_can_be_set() -> None:
         "store.s3.caSecret": "s3-ca",
         "store.allowedNamespaces": {"names": ["agents"]},
     }
-    store = json.loads(environment(one(render(values), "Deployment", "savepoint-operator"))["SAVEPOINT_DEFAULT_STORE"])
+    store = json.loads(environment(find(render(values), "Deployment", "savepoint-operator"))["SAVEPOINT_DEFAULT_STORE"])
     assert store["name"] == "main"
     assert store["spec"]["allowedNamespaces"] == {"names": ["agents"]}
     kind = yaml.safe_load((CRDS / "agentcheckpointstores.yaml").read_text())
@@ -81,36 +81,36 @@ def test_every_field_of_the_store_can_be_set() -> None:
     assert set(store["spec"]["s3"]) == set(schema["s3"]["properties"])
 
 
-def test_images_are_whole_references() -> None:
+def test_image_values_are_complete_references() -> None:
     digest = "registry.local/savepoint-operator@sha256:" + "0" * 64
     items = render({"image.operator": digest, "image.sidecar": "savepoint-sidecar:9", "image.pullPolicy": "Never"})
     for name in ("savepoint-operator", "savepoint-webhook"):
-        (container,) = one(items, "Deployment", name)["spec"]["template"]["spec"]["containers"]
+        (container,) = find(items, "Deployment", name)["spec"]["template"]["spec"]["containers"]
         assert (container["image"], container["imagePullPolicy"]) == (digest, "Never")
-    told = environment(one(items, "Deployment", "savepoint-webhook"))
-    assert told["SAVEPOINT_SIDECAR_IMAGE"] == "savepoint-sidecar:9"
-    assert told["SAVEPOINT_CONTROL_URL"] == f"wss://savepoint-operator.{NAMESPACE}.svc:8443/v1/control"
+    variables = environment(find(items, "Deployment", "savepoint-webhook"))
+    assert variables["SAVEPOINT_SIDECAR_IMAGE"] == "savepoint-sidecar:9"
+    assert variables["SAVEPOINT_CONTROL_URL"] == f"wss://savepoint-operator.{NAMESPACE}.svc:8443/v1/control"
 
 
-def test_one_operator_two_webhooks(rendered: list[dict[str, Any]]) -> None:
-    operator = one(rendered, "Deployment", "savepoint-operator")["spec"]
+def test_there_is_one_operator_and_there_are_two_webhooks(rendered: list[dict[str, Any]]) -> None:
+    operator = find(rendered, "Deployment", "savepoint-operator")["spec"]
     assert (operator["replicas"], operator["strategy"]) == (1, {"type": "Recreate"})
     assert {item["tolerationSeconds"] for item in operator["template"]["spec"]["tolerations"]} == {10}
-    assert one(rendered, "Deployment", "savepoint-webhook")["spec"]["replicas"] == 2
-    assert one(rendered, "PodDisruptionBudget", "savepoint-webhook")["spec"]["maxUnavailable"] == 1
+    assert find(rendered, "Deployment", "savepoint-webhook")["spec"]["replicas"] == 2
+    assert find(rendered, "PodDisruptionBudget", "savepoint-webhook")["spec"]["maxUnavailable"] == 1
 
 
-def test_services_reach_their_deployments(rendered: list[dict[str, Any]]) -> None:
+def test_services_select_their_deployments(rendered: list[dict[str, Any]]) -> None:
     for name in ("savepoint-operator", "savepoint-webhook"):
-        template = one(rendered, "Deployment", name)["spec"]["template"]
-        service = one(rendered, "Service", name)["spec"]
+        template = find(rendered, "Deployment", name)["spec"]["template"]
+        service = find(rendered, "Service", name)["spec"]
         assert service["selector"].items() <= template["metadata"]["labels"].items()
         ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
         assert {port["targetPort"] for port in service["ports"]} <= ports
 
 
 def test_the_webhook_configuration(rendered: list[dict[str, Any]]) -> None:
-    (webhook,) = one(rendered, "MutatingWebhookConfiguration", "savepoint")["webhooks"]
+    (webhook,) = find(rendered, "MutatingWebhookConfiguration", "savepoint")["webhooks"]
     assert "caBundle" not in webhook["clientConfig"]
     assert webhook["clientConfig"]["service"] == {
         "name": "savepoint-webhook",
@@ -122,7 +122,7 @@ def test_the_webhook_configuration(rendered: list[dict[str, Any]]) -> None:
     assert (webhook["sideEffects"], webhook["timeoutSeconds"]) == ("None", 10)
 
 
-def test_options_add_and_take_away() -> None:
+def test_options_add_and_remove_objects() -> None:
     items = render(
         {"networkPolicy.enabled": True, "webhook.podDisruptionBudget.enabled": False, "userRoles.enabled": False}
     )
@@ -133,22 +133,22 @@ def test_options_add_and_take_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "word"),
+    ("values", "name"),
     [
         ({"store.s3.bucket": "agents"}, "endpoint"),
         ({"store.s3.endpoint": "https://s3"}, "endpoint"),
-        (BUCKET | {"store.s3.endpoint": "s3.example.com"}, "endpoint"),
-        (BUCKET | {"store.s3.endpoint": "https://u:p@s3"}, "endpoint"),
-        (BUCKET | {"store.s3.prefix": "/a"}, "prefix"),
-        (BUCKET | {"store.s3.addressing": "Auto"}, "addressing"),
+        (STORE_VALUES | {"store.s3.endpoint": "s3.example.com"}, "endpoint"),
+        (STORE_VALUES | {"store.s3.endpoint": "https://u:p@s3"}, "endpoint"),
+        (STORE_VALUES | {"store.s3.prefix": "/a"}, "prefix"),
+        (STORE_VALUES | {"store.s3.addressing": "Auto"}, "addressing"),
         ({"store.s3.accessKey": "x"}, "accessKey"),
         ({"webhook.replicas": 0}, "replicas"),
         ({"replicas": 2}, "replicas"),
         ({"image.pullPolicy": "Sometimes"}, "pullPolicy"),
     ],
 )
-def test_values_that_cannot_work_are_refused_by_name(values: dict[str, Any], word: str) -> None:
-    with pytest.raises(HelmFailed, match=word):
+def test_an_invalid_value_is_refused_by_name(values: dict[str, Any], name: str) -> None:
+    with pytest.raises(HelmFailed, match=name):
         render(values)
 
 
@@ -157,9 +157,9 @@ def test_values_that_cannot_work_are_refused_by_name(values: dict[str, Any], wor
 
 @pytest.fixture(scope="module")
 def kubectl(apiserver: ApiServer) -> Iterator[Kubectl]:
-    """An API server where the chart is installed by ``helm install``."""
+    """Install the chart by ``helm install`` and yield kubectl as the administrator."""
     admin = Kubectl(apiserver.kubeconfig)
-    # Kinds that other tests applied bear no release; helm would not take them over.
+    # helm does not adopt kinds that other tests applied without a release.
     admin(
         "delete",
         "crd",
@@ -167,22 +167,17 @@ def kubectl(apiserver: ApiServer) -> Iterator[Kubectl]:
         *(yaml.safe_load(path.read_text())["metadata"]["name"] for path in CRDS.glob("*.yaml")),
     )
     admin("delete", "clusterrole,clusterrolebinding", "savepoint-webhook", "--ignore-not-found")
-    admin.namespace(NAMESPACE)
+    admin.create_namespace(NAMESPACE)
     admin("delete", "serviceaccount", "savepoint-webhook", "-n", NAMESPACE, "--ignore-not-found")
-    notes = helm("install", "savepoint", str(CHART), "-n", NAMESPACE, *options(BUCKET), kubeconfig=apiserver.kubeconfig)
+    notes = helm(
+        "install", "savepoint", str(CHART), "-n", NAMESPACE, *set_flags(STORE_VALUES), kubeconfig=apiserver.kubeconfig
+    )
     assert "get secret savepoint-master-key" in notes
     yield admin
     helm("uninstall", "savepoint", "-n", NAMESPACE, "--ignore-not-found", kubeconfig=apiserver.kubeconfig)
 
 
-def until(what: str, holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
-
-
-def test_our_pods_satisfy_restricted(kubectl: Kubectl) -> None:
+def test_savepoints_own_pods_satisfy_restricted(kubectl: Kubectl) -> None:
     kubectl("create", "namespace", "strict-system")
     try:
         kubectl("label", "namespace", "strict-system", "pod-security.kubernetes.io/enforce=restricted")
@@ -202,7 +197,7 @@ def restore(mode: str, **source: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def asker(apiserver: ApiServer, kubectl: Kubectl) -> Kubectl:
+def requester(apiserver: ApiServer, kubectl: Kubectl) -> Kubectl:
     """A user who may create restores, and may restore from one checkpoint."""
     rules = [
         {"apiGroups": ["savepoint.dev"], "resources": ["agentrestores"], "verbs": ["create"]},
@@ -213,77 +208,79 @@ def asker(apiserver: ApiServer, kubectl: Kubectl) -> Kubectl:
             "verbs": ["restore"],
         },
     ]
-    metadata = {"name": "asker", "namespace": "default"}
+    metadata = {"name": "requester", "namespace": "default"}
     kubectl(
         "apply",
         "-f",
         "-",
-        given={"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules},
+        stdin={"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules},
     )
-    kubectl("create", "rolebinding", "asker", "--role=asker", "--user=asker", "-n", "default")
-    user = Kubectl(apiserver.kubeconfig_for("asker"))
+    kubectl("create", "rolebinding", "requester", "--role=requester", "--user=requester", "-n", "default")
+    user = Kubectl(apiserver.kubeconfig_for("requester"))
 
-    def enforced() -> bool:
+    def policy_is_enforced() -> bool:
         try:
             user.create(restore("Rollback", checkpointName="coder-2"), "--dry-run=server")
-        except Refused:
+        except KubectlFailed:
             return True
         return False
 
-    until("the admission policy is in force", enforced)
+    wait_until("the admission policy is in force", policy_is_enforced)
     return user
 
 
-def test_a_restore_needs_the_verb_on_its_checkpoint(asker: Kubectl) -> None:
-    asker.create(restore("Rollback", checkpointName="coder-1"))
+def test_a_restore_needs_the_verb_on_its_checkpoint(requester: Kubectl) -> None:
+    requester.create(restore("Rollback", checkpointName="coder-1"))
     with pytest.raises(
-        Refused, match=r"spec.source.checkpointName: asker lacks verb restore on agentcheckpoints/coder-2"
+        KubectlFailed, match=r"spec.source.checkpointName: requester lacks verb restore on agentcheckpoints/coder-2"
     ):
-        asker.create(restore("Rollback", checkpointName="coder-2"))
-    with pytest.raises(Refused, match=r"spec.source.agent: asker lacks verb restore on agentcheckpoints"):
-        asker.create(restore("Reset", agent="coder"))
+        requester.create(restore("Rollback", checkpointName="coder-2"))
+    with pytest.raises(KubectlFailed, match=r"spec.source.agent: requester lacks verb restore on agentcheckpoints"):
+        requester.create(restore("Reset", agent="coder"))
 
 
-def test_only_the_operator_resumes(kubectl: Kubectl, asker: Kubectl) -> None:
+def test_only_the_operator_resumes(kubectl: Kubectl, requester: Kubectl) -> None:
     resume = restore("Resume", checkpointName="coder-1")
-    for user in (asker, kubectl):
-        with pytest.raises(Refused, match=r"spec.mode Resume is reserved for the operator; use Rollback or Reset"):
+    for user in (requester, kubectl):
+        with pytest.raises(
+            KubectlFailed, match=r"spec.mode Resume is reserved for the operator; use Rollback or Reset"
+        ):
             user.create(resume, "--dry-run=server")
     kubectl.create(resume, f"--as={OPERATOR}", "--dry-run=server")
     kubectl.create(restore("Resume", agent="coder"), f"--as={OPERATOR}", "--dry-run=server")
     kubectl.create(restore("Reset", agent="coder"), "--dry-run=server")
 
 
-def test_nobody_passes_off_a_checkpoint_as_the_operators(kubectl: Kubectl, asker: Kubectl) -> None:
+def test_users_cannot_forge_a_checkpoint_of_the_operator(kubectl: Kubectl, requester: Kubectl) -> None:
     metadata = {"name": "forged-1", "namespace": "default"}
     plain: dict[str, Any] = {"apiVersion": "savepoint.dev/v1alpha1", "kind": "AgentCheckpoint", "metadata": metadata}
     plain["spec"] = {"agent": "coder"}
     forged: dict[str, Any] = {**plain, "metadata": {**metadata, "annotations": {"savepoint.dev/attempt": "0" * 32}}}
-    ours = {**forged, "metadata": {**forged["metadata"], "name": "made-1"}}
-    word = r"annotation savepoint.dev/attempt is reserved for the operator"
+    genuine = {**forged, "metadata": {**forged["metadata"], "name": "genuine-1"}}
+    refusal = r"annotation savepoint.dev/attempt is reserved for the operator"
 
-    def enforced() -> bool:
+    def policy_is_enforced() -> bool:
         try:
             kubectl.create(forged, "--dry-run=server")
-        except Refused:
+        except KubectlFailed:
             return True
         return False
 
-    until("the admission policy is in force", enforced)
-    with pytest.raises(Refused, match=word):
+    wait_until("the admission policy is in force", policy_is_enforced)
+    with pytest.raises(KubectlFailed, match=refusal):
         kubectl.create(forged)
     kubectl.create(plain)
-    kubectl.create(ours, f"--as={OPERATOR}")
-    for name in ("forged-1", "made-1"):
-        with pytest.raises(Refused, match=word):
+    kubectl.create(genuine, f"--as={OPERATOR}")
+    for name in ("forged-1", "genuine-1"):
+        with pytest.raises(KubectlFailed, match=refusal):
             kubectl("annotate", "ackpt", name, "--overwrite", "savepoint.dev/attempt=" + "1" * 32, "-n", "default")
-    with pytest.raises(Refused, match=word):
-        kubectl("annotate", "ackpt", "made-1", "savepoint.dev/attempt-", "-n", "default")
-    kubectl("annotate", "ackpt", "made-1", "note=mine", "-n", "default")
-    kubectl("delete", "ackpt", "forged-1", "made-1", "-n", "default")
+    with pytest.raises(KubectlFailed, match=refusal):
+        kubectl("annotate", "ackpt", "genuine-1", "savepoint.dev/attempt-", "-n", "default")
+    kubectl("annotate", "ackpt", "genuine-1", "note=mine", "-n", "default")
+    kubectl("delete", "ackpt", "forged-1", "genuine-1", "-n", "default")
 
 
-MAY = [
+ALLOWED = [
     ("create", "agentcheckpoints.savepoint.dev", "default"),
     ("create", "agentrestores.savepoint.dev", "default"),
     ("patch", "protectedagents.savepoint.dev/status", "default"),
@@ -300,7 +297,7 @@ MAY = [
     ("create", "leases.coordination.k8s.io", NAMESPACE),
     ("patch", "mutatingwebhookconfigurations.admissionregistration.k8s.io/savepoint", ""),
 ]
-MAY_NOT = [
+DENIED = [
     ("get", "secrets", "default"),
     ("list", "secrets", NAMESPACE),
     ("delete", "secrets", NAMESPACE),
@@ -327,34 +324,34 @@ MAY_NOT = [
 
 
 @pytest.mark.parametrize(
-    ("may", "verb", "what", "namespace"), [(True, *row) for row in MAY] + [(False, *row) for row in MAY_NOT]
+    ("allowed", "verb", "target", "namespace"), [(True, *row) for row in ALLOWED] + [(False, *row) for row in DENIED]
 )
-def test_the_operators_rights(kubectl: Kubectl, may: bool, verb: str, what: str, namespace: str) -> None:
-    resource, _, rest = what.partition("/")
-    place = ["-n", namespace] if namespace else []
+def test_the_operators_rights(kubectl: Kubectl, allowed: bool, verb: str, target: str, namespace: str) -> None:
+    resource, _, rest = target.partition("/")
+    flags = ["-n", namespace] if namespace else []
     named = rest in ("savepoint", "another", "savepoint-tls", "savepoint-master-key", "savepoint-ca")
     if rest and not named:
-        place.append(f"--subresource={rest}")
+        flags.append(f"--subresource={rest}")
     try:
-        answer = kubectl("auth", "can-i", verb, f"{resource}/{rest}" if named else resource, f"--as={OPERATOR}", *place)
-    except Refused:
+        answer = kubectl("auth", "can-i", verb, f"{resource}/{rest}" if named else resource, f"--as={OPERATOR}", *flags)
+    except KubectlFailed:
         answer = "no"
-    assert (answer.strip() == "yes") is may
+    assert (answer.strip() == "yes") is allowed
 
 
 @contextmanager
 def operator(apiserver: ApiServer, kubectl: Kubectl, store: S3Server, folder: Path, **more: str) -> Iterator[Process]:
-    """The operator's process with the chart's environment under its own account, until it has ended in good order."""
+    """Run the operator with the chart's environment and account; at the end it must exit cleanly."""
     bucket = store.bucket("chart")
     keys = {"accessKey": store.access_key, "secretKey": store.secret_key}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3-keys"}, "stringData": keys}
-    kubectl("apply", "-n", NAMESPACE, "-f", "-", given=secret)
-    values = BUCKET | {"store.s3.endpoint": store.endpoint, "store.s3.bucket": bucket}
+    kubectl("apply", "-n", NAMESPACE, "-f", "-", stdin=secret)
+    values = STORE_VALUES | {"store.s3.endpoint": store.endpoint, "store.s3.bucket": bucket}
     values["store.s3.region"] = store.region
-    told = environment(one(render(values), "Deployment", "savepoint-operator"))
+    variables = environment(find(render(values), "Deployment", "savepoint-operator"))
     control, health = free_ports(2)
     token = kubectl("create", "token", "savepoint-operator", "-n", NAMESPACE).strip()
-    own = {
+    local = {
         "KUBECONFIG": str(apiserver.kubeconfig_with_token("operator", token)),
         "SAVEPOINT_NAMESPACE": NAMESPACE,
         "SAVEPOINT_POD_NAME": "operator-1",
@@ -363,8 +360,8 @@ def operator(apiserver: ApiServer, kubectl: Kubectl, store: S3Server, folder: Pa
         **more,
     }
     command = [sys.executable, "-m", "savepoint_operator.main"]
-    ready = answers(f"http://{HOST}:{health}/readyz")
-    with running("operator", command, folder, ready, environment={**told, **own}) as process:
+    ready = responds(f"http://{HOST}:{health}/readyz")
+    with running("operator", command, folder, ready, environment={**variables, **local}) as process:
         yield process
         process.popen.terminate()
         assert process.popen.wait(30) == 0
@@ -373,7 +370,7 @@ def operator(apiserver: ApiServer, kubectl: Kubectl, store: S3Server, folder: Pa
     assert "traceback" not in log
 
 
-def test_the_operator_comes_up_with_the_charts_environment_under_its_own_account(
+def test_the_operator_starts_with_the_charts_environment_and_account(
     apiserver: ApiServer, kubectl: Kubectl, s3_versitygw: S3Server, tmp_path: Path
 ) -> None:
     with operator(apiserver, kubectl, s3_versitygw, tmp_path):
@@ -385,7 +382,7 @@ def test_the_operator_comes_up_with_the_charts_environment_under_its_own_account
         assert kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "name")
 
 
-def test_users_roles_are_added_to_the_clusters_own(kubectl: Kubectl) -> None:
+def test_user_roles_are_aggregated_to_the_clusters_roles(kubectl: Kubectl) -> None:
     for name, aggregated in (("savepoint-view", "view"), ("savepoint-edit", "edit")):
         role = json.loads(kubectl("get", "clusterrole", name, "-o", "json"))
         assert role["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{aggregated}"] == "true"
@@ -396,15 +393,15 @@ def test_an_upgrade_keeps_the_ca_bundle(apiserver: ApiServer, kubectl: Kubectl) 
     bundle = "Q0E="
     change = [{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}]
     kubectl("patch", "mutatingwebhookconfiguration", "savepoint", "--type=json", "-p", json.dumps(change))
-    values = BUCKET | {"logLevel": "DEBUG"}
-    helm("upgrade", "savepoint", str(CHART), "-n", NAMESPACE, *options(values), kubeconfig=apiserver.kubeconfig)
-    told = json.loads(kubectl("get", "deployment", "savepoint-operator", "-n", NAMESPACE, "-o", "json"))
-    assert environment(told)["SAVEPOINT_LOG_LEVEL"] == "DEBUG"
+    values = STORE_VALUES | {"logLevel": "DEBUG"}
+    helm("upgrade", "savepoint", str(CHART), "-n", NAMESPACE, *set_flags(values), kubeconfig=apiserver.kubeconfig)
+    deployment = json.loads(kubectl("get", "deployment", "savepoint-operator", "-n", NAMESPACE, "-o", "json"))
+    assert environment(deployment)["SAVEPOINT_LOG_LEVEL"] == "DEBUG"
     (webhook,) = json.loads(kubectl("get", "mutatingwebhookconfiguration", "savepoint", "-o", "json"))["webhooks"]
     assert webhook["clientConfig"]["caBundle"] == bundle
 
 
-def test_uninstalling_keeps_kinds_objects_and_the_key_and_a_new_release_takes_them_up(
+def test_a_new_release_continues_with_the_objects_and_keys_of_an_uninstalled_one(
     apiserver: ApiServer, kubectl: Kubectl, s3_versitygw: S3Server, tmp_path: Path
 ) -> None:
     if not kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "name", "--ignore-not-found"):
@@ -417,18 +414,18 @@ def test_uninstalling_keeps_kinds_objects_and_the_key_and_a_new_release_takes_th
     keys = ["savepoint-master-key", "savepoint-ca"]
 
     def uids() -> list[str]:
-        named = [*kept, *(("secret", name) for name in keys)]
-        place = {"secret": ("-n", NAMESPACE)}
+        objects = [*kept, *(("secret", name) for name in keys)]
+        flags = {"secret": ("-n", NAMESPACE)}
         return [
-            kubectl("get", kind, name, "-o", "jsonpath={.metadata.uid}", *place.get(kind, ())) for kind, name in named
+            kubectl("get", kind, name, "-o", "jsonpath={.metadata.uid}", *flags.get(kind, ())) for kind, name in objects
         ]
 
     before = uids()
     helm("uninstall", "savepoint", "-n", NAMESPACE, kubeconfig=apiserver.kubeconfig)
     assert uids() == before
-    with pytest.raises(Refused, match=r"not found"):
+    with pytest.raises(KubectlFailed, match=r"not found"):
         kubectl("get", "mutatingwebhookconfiguration", "savepoint")
-    helm("install", "savepoint", str(CHART), "-n", NAMESPACE, *options(BUCKET), kubeconfig=apiserver.kubeconfig)
+    helm("install", "savepoint", str(CHART), "-n", NAMESPACE, *set_flags(STORE_VALUES), kubeconfig=apiserver.kubeconfig)
     (tmp_path / "again").mkdir()
     with operator(apiserver, kubectl, s3_versitygw, tmp_path / "again", SAVEPOINT_NOT_RUNNING_SECONDS="1"):
         kubectl("wait", "--for=condition=Ready", "ackptstore/default", "--timeout=30s")

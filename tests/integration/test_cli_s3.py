@@ -1,4 +1,4 @@
-"""``savepoint log`` and ``savepoint verify`` of a bucket, as their user runs them, over real S3 servers."""
+"""``savepoint log`` and ``savepoint verify`` of a bucket, run as a user runs them, over real S3 servers."""
 
 import os
 import subprocess
@@ -21,8 +21,8 @@ BUCKET = "savepoint-cli"
 
 
 @dataclass
-class Stored:
-    """A store with one agent and one checkpoint, in a prefix of its own."""
+class StoreInBucket:
+    """A store with one agent and one checkpoint, in its own prefix."""
 
     server: S3Server
     config: S3Config
@@ -30,17 +30,17 @@ class Stored:
     pack: str
 
     @property
-    def place(self) -> str:
+    def url(self) -> str:
         return f"s3://{self.config.bucket}/{self.config.prefix.rstrip('/')}"
 
     def listing(self) -> dict[str, tuple[str | None, object]]:
-        """All of the bucket: names, digests, times."""
+        """Return (digest, time) of every object in the bucket by name."""
         found = self.server.client().list_objects(self.config.bucket, recursive=True)
         return {each.object_name or "": (each.etag, each.last_modified) for each in found}
 
     def savepoint(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """A command with the right key, endpoint and credentials, unless others are given."""
-        done = subprocess.run(
+        """Run a command with the endpoint and the credentials of the server; ``environment`` replaces them."""
+        result = subprocess.run(
             [sys.executable, "-W", "error", "-m", "savepoint_cli.main", *arguments],
             env={
                 **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
@@ -55,32 +55,32 @@ class Stored:
             text=True,
             timeout=60,
         )
-        assert self.server.secret_key not in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done
+        assert self.server.secret_key not in result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        return result
 
     def log(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return self.savepoint("log", self.place, "--master-key", str(self.key), *arguments, **environment)
+        return self.savepoint("log", self.url, "--master-key", str(self.key), *arguments, **environment)
 
     def verify(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return self.savepoint("verify", self.place, "--master-key", str(self.key), *arguments)
+        return self.savepoint("verify", self.url, "--master-key", str(self.key), *arguments)
 
 
 @pytest.fixture
-def stored(s3_server: S3Server, tmp_path: Path) -> Iterator[Stored]:
+def stored(s3_server: S3Server, tmp_path: Path) -> Iterator[StoreInBucket]:
     config = s3_server.config(BUCKET)
     (tmp_path / "master.key").write_bytes(bytes(range(32)))
     with closing(S3Store(config)) as store:
-        made = RepositoryFixture(store).checkpoint(
+        written = RepositoryFixture(store).checkpoint(
             lambda writer: writer.add_blob("weights", "ModelWeights", MemorySource(content("weights", 3 << 20)))
         )
         store.put_new("other/people/thing", b"not an agent")
         assert store.folders("") == ["default", "other"]
         assert store.folders("default/") == ["coder"] and store.folders("nowhere/") == []
-    yield Stored(s3_server, config, tmp_path / "master.key", made.packs[0].name)
+    yield StoreInBucket(s3_server, config, tmp_path / "master.key", written.packs[0].name)
 
 
-def test_log_and_verify_read_a_bucket_and_leave_it_as_it_was(stored: Stored) -> None:
+def test_log_and_verify_read_a_bucket_without_changing_it(stored: StoreInBucket) -> None:
     before = stored.listing()
     log = stored.log()
     assert (log.returncode, log.stderr) == (0, "")
@@ -106,20 +106,20 @@ def test_log_and_verify_read_a_bucket_and_leave_it_as_it_was(stored: Stored) -> 
     assert stored.listing() == before
 
 
-def test_what_is_wrong_is_said_and_nothing_is_made(stored: Stored, tmp_path: Path) -> None:
+def test_a_mistake_is_named_and_nothing_is_written(stored: StoreInBucket, tmp_path: Path) -> None:
     before = stored.listing()
     (tmp_path / "other.key").write_bytes(bytes(32))
     key = ("--master-key", str(stored.key))
-    for done, message in (
+    for result, message in (
         (stored.savepoint("log", "s3://savepoint-nowhere", *key), "NoSuchBucket"),
         (stored.savepoint("log", f"s3://{BUCKET}/empty/place", *key), f"no store at s3://{BUCKET}/empty/place"),
-        (stored.savepoint("verify", stored.place, "--master-key", str(tmp_path / "other.key")), "KeyMismatch"),
+        (stored.savepoint("verify", stored.url, "--master-key", str(tmp_path / "other.key")), "KeyMismatch"),
         (stored.log(AWS_SECRET_ACCESS_KEY="wrong-secret"), "StoreDenied"),
-        (stored.log(AWS_ACCESS_KEY_ID="nobody-here"), "StoreDenied"),
+        (stored.log(AWS_ACCESS_KEY_ID="unknown-user"), "StoreDenied"),
         (stored.log(AWS_SECRET_ACCESS_KEY=""), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"),
-        (stored.log("--agent", "mailer"), f"no agent 'mailer' in {stored.place}; the store contains: default/coder"),
+        (stored.log("--agent", "mailer"), f"no agent 'mailer' in {stored.url}; the store contains: default/coder"),
         (stored.log("--endpoint", "http://127.0.0.1:9"), "StoreUnavailable"),
     ):
-        assert (done.returncode, done.stdout) == (1, ""), done.stderr
-        assert message in done.stderr and len(done.stderr.splitlines()) == 1
+        assert (result.returncode, result.stdout) == (1, ""), result.stderr
+        assert message in result.stderr and len(result.stderr.splitlines()) == 1
     assert stored.listing() == before

@@ -1,6 +1,6 @@
-"""What the operator removes from a real bucket: retention deletes objects, collection then what only they needed.
+"""The operator removes from a real bucket what is not needed: after retention, collection deletes packs and manifests.
 
-The operator is a process with its rights and its own decisions; only its patience is shorter: no grace, no hours.
+The operator is a process with its own rights and decisions; only its waits are shorter: no grace period, no hours.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from savepoint.repository.repository import Repository
 from savepoint.storage.s3 import S3Store
 from savepoint.storage.signature import S3Config
 
+from tests.polling import eventually
 from tests.servers.apiserver import ApiServer
 from tests.servers.helm import NAMESPACE
-from tests.servers.operator_rig import BUCKET, Rig, Sidecar, make_rig, soon
+from tests.servers.operator_environment import BUCKET, OperatorEnvironment, ScriptedSidecar, install_environment
 from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.timeout(180)
 
-IMPATIENT = """
+SHORT_WAITS = """
 import sys
 from savepoint_operator import main
 from savepoint_operator.lineage import service
@@ -48,83 +49,96 @@ CHECKPOINTS = 4
 
 
 @pytest.fixture
-def rig(apiserver: ApiServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = make_rig(apiserver, s3_server, tmp_path_factory.mktemp("operator"))
-    rig.program = ("-c", IMPATIENT)
-    spec = {"storeName": rig.prefix, "retention": {"keepLast": 1}, "triggers": []}  # other rigs leave default stores
+def env(
+    apiserver: ApiServer, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorEnvironment]:
+    env = install_environment(apiserver, s3_server, tmp_path_factory.mktemp("operator"))
+    env.program = ("-c", SHORT_WAITS)
+    spec = {
+        "storeName": env.prefix,
+        "retention": {"keepLast": 1},
+        "triggers": [],
+    }  # other tests may leave default stores
     policy = {"apiVersion": API, "kind": "AgentCheckpointPolicy", "metadata": {"name": "one"}, "spec": spec}
-    rig.kubectl.create(policy, "-n", rig.namespace)
-    with rig.operator():
-        yield rig
-    rig.leave()
+    env.kubectl.create(policy, "-n", env.namespace)
+    with env.run_operator():
+        yield env
+    env.clean_up()
 
 
-def bucket(rig: Rig) -> S3Store:
-    """As the operator reaches it."""
-    s3 = rig.s3
-    return S3Store(S3Config(s3.endpoint, BUCKET, s3.access_key, s3.secret_key, f"{rig.prefix}/", region=s3.region))
+def bucket(env: OperatorEnvironment) -> S3Store:
+    """Return the store that the operator uses."""
+    s3 = env.s3
+    return S3Store(S3Config(s3.endpoint, BUCKET, s3.access_key, s3.secret_key, f"{env.prefix}/", region=s3.region))
 
 
-def names(store: S3Store, rig: Rig, folder: str) -> set[str]:
-    """Of the agent's objects in this folder of its repository."""
-    return {each.key.rpartition("/")[2] for each in store.list(f"{rig.namespace}/coder/{folder}/")}
+def object_names(store: S3Store, env: OperatorEnvironment, folder: str) -> set[str]:
+    """Return the names of the objects in this folder of the agent's repository."""
+    return {each.key.rpartition("/")[2] for each in store.list(f"{env.namespace}/coder/{folder}/")}
 
 
-async def checkpoint(rig: Rig, sidecar: Sidecar, content: bytes, parent: Parent | None) -> Committed:
-    """One that a user asks for, made on the one before it."""
+async def checkpoint(
+    env: OperatorEnvironment, sidecar: ScriptedSidecar, content: bytes, parent: Parent | None
+) -> Committed:
+    """Request a checkpoint as a user does, and commit it on top of its parent."""
     body = {"apiVersion": API, "kind": "AgentCheckpoint", "metadata": {"generateName": "coder-"}}
-    await asyncio.to_thread(rig.kubectl.create, {**body, "spec": {"agent": "coder"}}, "-n", rig.namespace)
-    return await sidecar.commit(await sidecar.order(), content, parent=parent)
+    await asyncio.to_thread(env.kubectl.create, {**body, "spec": {"agent": "coder"}}, "-n", env.namespace)
+    return await sidecar.commit(await sidecar.next_order(), content, parent=parent)
 
 
-async def test_what_no_kept_checkpoint_needs_goes_and_the_kept_one_stays_whole(
-    rig: Rig, session: aiohttp.ClientSession
+async def test_only_what_a_kept_checkpoint_needs_is_left(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
-    await soon("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
-    _, sidecar = await rig.start(session, "coder")
+    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
+    _, sidecar = await env.start(session, "coder")
     content, parent = bytearray(os.urandom(4 * MIB)), None
     packs: list[set[str]] = []
     for _ in range(CHECKPOINTS):
         content[-MIB:] = os.urandom(MIB)
-        ref = (await checkpoint(rig, sidecar, bytes(content), parent)).checkpoint
+        ref = (await checkpoint(env, sidecar, bytes(content), parent)).checkpoint
         parent = Parent(ref.sequence, ref.manifest.name)
         assert sidecar.manifest is not None
         packs.append({pack.name for pack in sidecar.manifest.packs})
     unneeded = set[str]().union(*packs) - packs[-1]
-    assert unneeded, "the ones in between left packs that nothing else needs"
-    assert packs[0] <= packs[-1], "the kept one stands on the first one's pack"
+    assert unneeded, "the checkpoints in between have packs that no other checkpoint needs"
+    assert packs[0] <= packs[-1], "the kept checkpoint needs the pack of the first one"
 
-    await soon("one is kept", lambda: [each["metadata"]["name"] for each in rig.items("ackpt")] == [ref.name])
-    with closing(bucket(rig)) as store:
-        await soon("what is not needed is gone", lambda: not names(store, rig, "packs") & unneeded)
-        assert names(store, rig, "packs") == packs[-1]
-        await soon("and so are the manifests", lambda: names(store, rig, "manifests") == {ref.manifest.name})
-        assert len(names(store, rig, "commits")) == CHECKPOINTS + 1, "records are never removed"
-        assert await asyncio.to_thread(read_back, rig, store, sidecar) == content
-    look = {"metadata": {"annotations": {"test/look": "again"}}}  # it comes by itself within a minute
-    await asyncio.to_thread(rig.kubectl.patch, f"agentcheckpointstore/{rig.prefix}", look)
-    told = await soon(
-        "it is told", lambda: rig.get("agentcheckpointstore", rig.prefix)["status"].get("lastCollectionTime")
+    await eventually(
+        "one checkpoint is kept", lambda: [each["metadata"]["name"] for each in env.items("ackpt")] == [ref.name]
     )
-    assert datetime.fromisoformat(told) <= datetime.now(UTC)
-    freed = [line for line in rig.health("/metrics")[1].splitlines() if line.startswith("savepoint_collected_bytes_to")]
+    with closing(bucket(env)) as store:
+        await eventually(
+            "packs that are not needed are deleted", lambda: not object_names(store, env, "packs") & unneeded
+        )
+        assert object_names(store, env, "packs") == packs[-1]
+        await eventually("so are the manifests", lambda: object_names(store, env, "manifests") == {ref.manifest.name})
+        assert len(object_names(store, env, "commits")) == CHECKPOINTS + 1, "records are never removed"
+        assert await asyncio.to_thread(read_back, env, store, sidecar) == content
+    change = {"metadata": {"annotations": {"test/reconcile": "now"}}}  # it would be reconciled within a minute anyway
+    await asyncio.to_thread(env.kubectl.patch, f"agentcheckpointstore/{env.prefix}", change)
+    collected = await eventually(
+        "the time of the collection is reported",
+        lambda: env.get("agentcheckpointstore", env.prefix)["status"].get("lastCollectionTime"),
+    )
+    assert datetime.fromisoformat(collected) <= datetime.now(UTC)
+    freed = [line for line in env.health("/metrics")[1].splitlines() if line.startswith("savepoint_collected_bytes_to")]
     assert float(freed[0].split()[1]) >= (CHECKPOINTS - 2) * MIB
-    assert rig.reason("agentcheckpoint", ref.name) == "Ready"
+    assert env.reason("agentcheckpoint", ref.name) == "Ready"
     await sidecar.release()
 
-    await asyncio.to_thread(rig.delete_pod, rig.items("pods")[0]["metadata"]["name"])
-    welcome = await rig.restore(session, await asyncio.to_thread(rig.pod, "coder"))
+    await asyncio.to_thread(env.delete_pod, env.items("pods")[0]["metadata"]["name"])
+    welcome = await env.restore(session, await asyncio.to_thread(env.pod, "coder"))
     assert welcome.parent is not None
     assert welcome.parent.manifest == ref.manifest
 
 
-def read_back(rig: Rig, store: S3Store, sidecar: Sidecar) -> bytes:
-    """The kept checkpoint's content, every byte of it verified, by nothing but the bucket and the master key."""
+def read_back(env: OperatorEnvironment, store: S3Store, sidecar: ScriptedSidecar) -> bytes:
+    """Verify the kept checkpoint, and return its content, with only the bucket and the master key."""
     secret: dict[str, Any] = json.loads(
-        rig.kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "json")
+        env.kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "json")
     )
     master = MasterKey(base64.b64decode(secret["data"]["master.key"]))
-    repository = Repository.open_or_create(store, rig.namespace, "coder", master, now=datetime.now(UTC))
+    repository = Repository.open_or_create(store, env.namespace, "coder", master, now=datetime.now(UTC))
     (kept,) = repository.store.list("manifests/")
     manifest = repository.read_manifest(kept.key.rpartition("/")[2], kept.size)
     assert manifest == sidecar.manifest

@@ -1,4 +1,4 @@
-"""The control port over TLS with real S3 servers: what a pod stores by presigned URLs is committed and restored."""
+"""The control port over TLS with real S3 servers: a pod uploads by presigned URLs, and its successor restores."""
 
 import asyncio
 import gc
@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from savepoint.contract.control_protocol import (
     Welcome,
 )
 from savepoint.errors import Refused as RefusedError
-from savepoint.errors import StoreDenied, Unavailable
+from savepoint.errors import StoreDenied
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import open_manifest
@@ -45,9 +44,6 @@ from savepoint.repository.write.source import MemorySource
 from savepoint.repository.write.writer import CheckpointWriter, WriterOptions
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
-from savepoint_operator.control.dependencies import ControlLimits, ControlPorts
-from savepoint_operator.control.server import PATH, ControlServer
-from savepoint_operator.model.clocks import Clocks
 from savepoint_operator.model.views import AgentRef
 from savepoint_sidecar.authority.authority import Blobs
 from savepoint_sidecar.authority.channel import Dialer
@@ -57,9 +53,9 @@ from savepoint_sidecar.files.roots import Root
 from savepoint_sidecar.restore_container import restore
 from savepoint_sidecar.settings import Settings
 
-from tests.fakes.control_harness import Pod, attempt, until
-from tests.fakes.operator_ports import Recorder, Reviewer, ScriptedPodResolver, Stores, incarnation
-from tests.servers.control import ground
+from tests.fakes.control_harness import Pod, attempt
+from tests.polling import until
+from tests.servers.control import ControlSetup, ControlSide, RequestedUrls, control_setup
 from tests.servers.pki import Authority
 from tests.servers.s3 import S3Server
 
@@ -73,77 +69,22 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class AskedUrls:
-    """URLs asked for over the pod's own connection, one at a time, from the threads that move bytes."""
+class ConnectedControlSide(ControlSide):
+    """A control side, with the clients of its pods."""
 
-    def __init__(self, pod: Pod) -> None:
-        self._pod, self._loop, self._lock = pod, asyncio.get_running_loop(), asyncio.Lock()
-
-    def put_url(self, key: str) -> str:
-        return self._wait(NeedUrls("put", put=(key,)))
-
-    def get_url(self, key: str) -> str:
-        return self._wait(NeedUrls("get", get=(key,)))
-
-    def forget(self, key: str) -> None:
-        """Nothing is remembered."""
-
-    def _wait(self, ask: NeedUrls) -> str:
-        return asyncio.run_coroutine_threadsafe(self._ask(ask), self._loop).result(30)
-
-    async def _ask(self, ask: NeedUrls) -> str:
-        async with self._lock:
-            await self._pod.send(ask)
-            answer = await self._pod.receive()
-        if isinstance(answer, Refused):
-            raise Unavailable(answer.message)
-        assert isinstance(answer, Urls)
-        (url,) = {**answer.put, **answer.get}.values()
-        return url
-
-
-@dataclass
-class Site:
-    """A control server over TLS, and the way to it."""
-
-    recorder: Recorder
-    reviewer: Reviewer
-    pod_resolver: ScriptedPodResolver
-    stores: Stores
-    authority: Authority
-    served: ssl.SSLContext
-    session: aiohttp.ClientSession
-    tokens: Path
-    server: ControlServer | None = None
-    port: int = 0
-
-    async def start(self) -> None:
-        """An operator process takes the lead, at the address of the one before."""
-        ports = ControlPorts(self.reviewer, self.pod_resolver, self.stores, self.recorder)
-        limits = ControlLimits(poll_seconds=0.05, linger_seconds=0.1)
-        clocks = Clocks(_now, time.monotonic)
-        self.server = ControlServer(ports, clocks, random_bytes=os.urandom, limits=limits)
-        self.port = await self.server.start(self.served, "127.0.0.1", self.port)
-
-    async def stop(self) -> None:
-        """It ends, as on SIGTERM."""
-        assert self.server is not None
-        await self.server.drain(5)
-        await self.server.stop()
+    def __init__(self, setup: ControlSetup, session: aiohttp.ClientSession) -> None:
+        super().__init__(setup)
+        self.session = session
 
     @property
-    def url(self) -> str:
-        return f"https://localhost:{self.port}{PATH}"
-
-    @property
-    def tls(self) -> ssl.SSLContext:
+    def client_context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cadata=self.authority.certificate.decode())
 
     def client(self, uid: str) -> ControlClient:
-        """The sidecar's own client, as its container starts it."""
-        token = self.tokens / uid
+        """Return the sidecar's own client, as its container creates it."""
+        token = self.folder / f"token-of-{uid}"
         token.write_text(f"token-of-{uid}\n")
-        dialer = Dialer(self.url.replace("https:", "wss:"), self.authority.certificate.decode(), token)
+        dialer = Dialer(self.url, self.authority.certificate.decode(), token)
         return ControlClient(
             dialer,
             SidecarIdentity(uid, "n1", "0.1.0"),
@@ -151,37 +92,36 @@ class Site:
         )
 
     def pod(self, uid: str, agent: AgentRef = CODER) -> None:
-        who = incarnation(agent, uid)
-        self.reviewer.pods[uid], self.pod_resolver.incarnations[uid] = who.pod, who
+        """Register a pod of the agent."""
+        self.register(agent, uid)
 
     async def hello(self, uid: str, role: str) -> Pod:
+        """Connect as one of the pod's containers and send its hello."""
         headers = {"Authorization": f"Bearer token-of-{uid}"}
-        pod = Pod(await self.session.ws_connect(self.url, headers=headers, ssl=self.tls), uid)
+        pod = Pod(await self.session.ws_connect(self.url, headers=headers, ssl=self.client_context), uid)
         await pod.send(Hello(role, 1, "0.1.0", "n1"))
         return pod
 
 
 @pytest.fixture
-async def site(s3_server: S3Server, tmp_path: Path) -> AsyncIterator[Site]:
-    with ground(s3_server, BUCKET, tmp_path) as on:
-        directory = ScriptedPodResolver()
-        recorder, reviewer = Recorder(directory), Reviewer()
+async def control(s3_server: S3Server, tmp_path: Path) -> AsyncIterator[ConnectedControlSide]:
+    with control_setup(s3_server, BUCKET, tmp_path) as setup:
         async with aiohttp.ClientSession() as session:
-            site = Site(recorder, reviewer, directory, on.stores, on.authority, on.served, session, tmp_path)
-            await site.start()
-            yield site
-            await site.stop()
+            control = ConnectedControlSide(setup, session)
+            await control.start()
+            yield control
+            await control.stop()
 
 
-def _checkpoint(store: Blobs, welcome: Welcome, number: int = 1, random_bytes: Random = os.urandom) -> Offer:
-    """What a sidecar does between the order and the offer. Blocking."""
+def _upload_blob(store: Blobs, welcome: Welcome, number: int = 1, random_bytes: Random = os.urandom) -> Offer:
+    """Upload a checkpoint as a sidecar does, and return its offer. Blocking."""
     writer = _writer(store, welcome, random_bytes)
     writer.add_blob("notes", "Memory", MemorySource(CONTENT))
     return _finish(writer, welcome, number)
 
 
-def _tree(store: Blobs, welcome: Welcome, random_bytes: Random) -> Offer:
-    """The same, of one file in the state folder."""
+def _upload_tree(store: Blobs, welcome: Welcome, random_bytes: Random) -> Offer:
+    """Upload a checkpoint of one file in the state folder, and return its offer. Blocking."""
     writer = _writer(store, welcome, random_bytes)
     content = writer.store_bytes(CONTENT, "Files")
     component = Root("workspace", "/workspace", Path()).component
@@ -195,7 +135,7 @@ def _writer(store: Blobs, welcome: Welcome, random_bytes: Random) -> CheckpointW
 
 
 def _finish(writer: CheckpointWriter, welcome: Welcome, number: int) -> Offer:
-    made = writer.finish(
+    written = writer.finish(
         namespace=welcome.namespace,
         agent=welcome.agent,
         attempt=attempt(number),
@@ -205,14 +145,14 @@ def _finish(writer: CheckpointWriter, welcome: Welcome, number: int) -> Offer:
     )
     writer.commit()
     return Offer(
-        attempt=made.attempt,
-        manifest=ObjectName(made.name, made.size),
-        packs=tuple(ObjectName(pack.name, pack.size) for pack in made.packs),
+        attempt=written.attempt,
+        manifest=ObjectName(written.name, written.size),
+        packs=tuple(ObjectName(pack.name, pack.size) for pack in written.packs),
         trigger="Shutdown",
         consistency="Application",
-        logical_bytes=made.logical,
-        stored_bytes=made.stored,
-        uploaded_bytes=made.uploaded_bytes,
+        logical_bytes=written.logical,
+        stored_bytes=written.stored,
+        uploaded_bytes=written.uploaded_bytes,
         timing=Timing(time_text(_now())),
     )
 
@@ -224,7 +164,7 @@ async def _close(client: ControlClient) -> None:
 
 
 def _restore(store: PresignedStore, welcome: Welcome) -> bytes:
-    """What an init container does between the grant and its outcome. Blocking."""
+    """Read the granted checkpoint's content as an init container does. Blocking."""
     assert welcome.parent is not None
     name = welcome.parent.manifest.name
     key = AgentKey(bytes.fromhex(welcome.key))
@@ -237,47 +177,47 @@ def _restore(store: PresignedStore, welcome: Welcome) -> bytes:
     return b"".join(pieces)
 
 
-async def test_a_pod_stores_and_its_successor_restores_byte_for_byte(site: Site) -> None:
-    site.pod("a")
-    pod = await site.hello("a", "restore")
+async def test_a_successor_restores_every_byte_that_a_pod_stored(control: ConnectedControlSide) -> None:
+    control.pod("a")
+    pod = await control.hello("a", "restore")
     assert (await pod.expect(Grant)).welcome.parent is None
     await pod.request(Outcome("Fresh"), Ack)
     await pod.close()
-    sidecar = await site.hello("a", "sidecar")
+    sidecar = await control.hello("a", "sidecar")
     welcome = await sidecar.expect(Welcome)
-    with closing(PresignedStore(AskedUrls(sidecar))) as store:
-        offer = await asyncio.to_thread(_checkpoint, store, welcome)
+    with closing(PresignedStore(RequestedUrls(sidecar))) as store:
+        offer = await asyncio.to_thread(_upload_blob, store, welcome)
     committed = await sidecar.request(offer, Committed)
     assert committed.checkpoint.name == "coder-1"
     await sidecar.request(Released(1), Ack)
     await sidecar.close()
 
-    site.pod("b")
-    successor = await site.hello("b", "restore")
+    control.pod("b")
+    successor = await control.hello("b", "restore")
     granted = (await successor.expect(Grant)).welcome
     assert granted.parent == committed.checkpoint
-    with closing(PresignedStore(AskedUrls(successor))) as store:
+    with closing(PresignedStore(RequestedUrls(successor))) as store:
         assert await asyncio.to_thread(_restore, store, granted) == CONTENT
     await successor.request(Outcome("Restored", bytes_restored=len(CONTENT)), Ack)
     await successor.close()
-    assert [each.outcome for each in site.recorder.calls_of("restored")] == ["Fresh", "Restored"]
+    assert [each.outcome for each in control.recorder.calls_of("restored")] == ["Fresh", "Restored"]
 
 
-async def test_a_url_opens_one_object_of_the_own_repository(site: Site) -> None:
+async def test_a_url_opens_one_object_of_the_pods_own_repository(control: ConnectedControlSide) -> None:
     welcomes: dict[str, Welcome] = {}
     pods: dict[str, Pod] = {}
     with ExitStack() as stack:
         for uid, agent in (("a", CODER), ("b", OTHER)):
-            site.pod(uid, agent)
-            asks = await site.hello(uid, "restore")
-            await asks.expect(Grant)
-            await asks.close()
-            pods[uid] = await site.hello(uid, "sidecar")
+            control.pod(uid, agent)
+            init_container = await control.hello(uid, "restore")
+            await init_container.expect(Grant)
+            await init_container.close()
+            pods[uid] = await control.hello(uid, "sidecar")
             welcomes[uid] = await pods[uid].expect(Welcome)
         assert welcomes["a"].key != welcomes["b"].key
         pack = f"packs/1-{'ab' * 16}"
         stores = {
-            uid: stack.enter_context(closing(PresignedStore(AskedUrls(pods[uid]), retry=Retry(attempts=1))))
+            uid: stack.enter_context(closing(PresignedStore(RequestedUrls(pods[uid]), retry=Retry(attempts=1))))
             for uid in pods
         }
         await asyncio.to_thread(stores["a"].put_new, pack, b"of a")
@@ -288,8 +228,8 @@ async def test_a_url_opens_one_object_of_the_own_repository(site: Site) -> None:
         url = (await pods["a"].expect(Urls)).get[pack]
         assert "/demo/coder/packs/" in url
 
-        class Moved:
-            """A URL of one object, used for another."""
+        class MisusedUrl:
+            """A URL for one object, used for another."""
 
             def put_url(self, key: str) -> str:
                 return url
@@ -298,109 +238,111 @@ async def test_a_url_opens_one_object_of_the_own_repository(site: Site) -> None:
                 return url.replace("/demo/coder/", "/demo/mailer/")
 
             def forget(self, key: str) -> None:
-                """It stays the same."""
+                """Do nothing: there is only one URL."""
 
-        moved = stack.enter_context(closing(PresignedStore(Moved(), retry=Retry(attempts=1))))
+        misused = stack.enter_context(closing(PresignedStore(MisusedUrl(), retry=Retry(attempts=1))))
         with pytest.raises(StoreDenied):
-            await asyncio.to_thread(moved.head, pack)
+            await asyncio.to_thread(misused.head, pack)
         with pytest.raises(StoreDenied):  # it was signed for reading
-            await asyncio.to_thread(moved.put_new, pack, b"of nobody")
+            await asyncio.to_thread(misused.put_new, pack, b"of a")
         for pod in pods.values():
             await pod.close()
 
 
-async def test_a_certificate_of_another_authority_is_not_trusted(site: Site) -> None:
-    stranger = ssl.create_default_context(cadata=Authority().certificate.decode())
+async def test_a_certificate_of_another_authority_is_not_trusted(control: ConnectedControlSide) -> None:
+    other_context = ssl.create_default_context(cadata=Authority().certificate.decode())
     with pytest.raises(aiohttp.ClientConnectorCertificateError):
-        await site.session.ws_connect(site.url, ssl=stranger)
+        await control.session.ws_connect(control.url, ssl=other_context)
 
 
-async def test_the_sidecars_own_client_commits_through_a_restart_of_the_operator(site: Site) -> None:
-    site.pod("a")
-    asks = await site.hello("a", "restore")
-    await asks.expect(Grant)
-    await asks.close()
-    client = site.client("a")
+async def test_the_sidecars_client_commits_across_a_restart_of_the_operator(control: ConnectedControlSide) -> None:
+    control.pod("a")
+    init_container = await control.hello("a", "restore")
+    await init_container.expect(Grant)
+    await init_container.close()
+    client = control.client("a")
     try:
         async with asyncio.timeout(60):
             welcome = await client.welcome()
             assert (welcome.agent, welcome.epoch, welcome.run, welcome.parent) == ("coder", 1, 1, None)
             orders = client.orders()
-            assert site.server is not None
-            await site.server.orders.checkpoint(CODER, attempt(1), "Interval", 60)
+            assert control.server is not None
+            await control.server.orders.checkpoint(CODER, attempt(1), "Interval", 60)
             order = await anext(orders)
             assert isinstance(order, Checkpoint)
-            offer = await asyncio.to_thread(_checkpoint, client.blobs, welcome, 1, client.random_bytes)
+            offer = await asyncio.to_thread(_upload_blob, client.blobs, welcome, 1, client.random_bytes)
             first = await client.commit(offer)
             assert (first.name, first.sequence) == ("coder-1", 2)
 
-            second = await asyncio.to_thread(_checkpoint, client.blobs, welcome, 2, client.random_bytes)
-            await site.stop()
+            second = await asyncio.to_thread(_upload_blob, client.blobs, welcome, 2, client.random_bytes)
+            await control.stop()
             committing = asyncio.ensure_future(client.commit(second))
             await asyncio.sleep(0.3)
             assert not committing.done()
-            await site.start()
+            await control.start()
             assert (await committing).sequence == 3
-            assert isinstance(await anext(orders), Welcome)  # it was welcomed again
+            assert isinstance(await anext(orders), Welcome)  # the client has reconnected
 
             await client.request_checkpoint(RequestCheckpoint("r1", "Shutdown"))
-            asked = await anext(orders)
-            assert isinstance(asked, Checkpoint)
-            assert asked.request == "r1"
-            await client.report_result(Result(asked.attempt, "Unchanged"))
-            await until(lambda: site.recorder.calls_of("unchanged"))
+            ordered = await anext(orders)
+            assert isinstance(ordered, Checkpoint)
+            assert ordered.request == "r1"
+            await client.report_result(Result(ordered.attempt, "Unchanged"))
+            await until(lambda: control.recorder.calls_of("unchanged"))
             await client.report_release(Released(1))
     finally:
         await _close(client)
-    assert site.recorder.calls_of("released") == [("a", False)]
+    assert control.recorder.calls_of("released") == [("a", False)]
 
 
-async def test_what_the_client_leaves_behind_is_adopted(site: Site) -> None:
-    site.pod("a")
-    asks = await site.hello("a", "restore")
-    await asks.expect(Grant)
-    await asks.close()
-    client = site.client("a")
+async def test_a_checkpoint_that_the_client_leaves_pending_is_adopted(control: ConnectedControlSide) -> None:
+    control.pod("a")
+    init_container = await control.hello("a", "restore")
+    await init_container.expect(Grant)
+    await init_container.close()
+    client = control.client("a")
     try:
         async with asyncio.timeout(60):
             welcome = await client.welcome()
-            offer = await asyncio.to_thread(_checkpoint, client.blobs, welcome, 1, client.random_bytes)
+            offer = await asyncio.to_thread(_upload_blob, client.blobs, welcome, 1, client.random_bytes)
             manifest = await asyncio.to_thread(
                 client.blobs.get, f"manifests/{offer.manifest.name}", max_bytes=offer.manifest.size
             )
-            await site.stop()
+            await control.stop()
             await client.leave_pending(offer.attempt, "Shutdown", True, manifest)
     finally:
         await _close(client)
-    await site.start()
-    again = site.client("a")
-    with pytest.raises(RefusedError) as caught:  # the run is completed: nothing follows in this pod
-        await again.welcome()
-    await again.close()
+    await control.start()
+    second_client = control.client("a")
+    with pytest.raises(RefusedError) as caught:  # the run is completed, so that this pod may not write again
+        await second_client.welcome()
+    await second_client.close()
     assert caught.value.code == "Completed"
-    assert [head.record.kind for head in site.recorder.calls_of("committed")] == ["checkpoint", "completed"]
+    assert [head.record.kind for head in control.recorder.calls_of("committed")] == ["checkpoint", "completed"]
 
 
-async def test_the_client_of_a_superseded_pod_is_stopped(site: Site) -> None:
-    site.pod("a")
-    client = site.client("a")
+async def test_the_client_of_a_superseded_pod_is_stopped(control: ConnectedControlSide) -> None:
+    control.pod("a")
+    client = control.client("a")
     with pytest.raises(RefusedError) as caught:
         await asyncio.wait_for(client.welcome(), 30)
     await client.close()
     assert caught.value.code == "Fenced"
 
 
-async def test_the_init_container_itself_starts_fresh_restores_and_is_refused(site: Site, tmp_path: Path) -> None:
+async def test_the_init_container_starts_fresh_restores_and_is_fenced(
+    control: ConnectedControlSide, tmp_path: Path
+) -> None:
     async def start(uid: str) -> tuple[int, dict[str, Any], Path]:
-        """Run the init container of a pod; its exit status, termination message and state folder."""
-        site.pod(uid)
+        """Run a pod's init container; return its exit status, its termination message and its state folder."""
+        control.pod(uid)
         token, state, stage = tmp_path / f"token-{uid}", tmp_path / f"state-{uid}", tmp_path / f"stage-{uid}"
         token.write_text(f"token-of-{uid}")
         for folder in (state, stage):
             folder.mkdir(exist_ok=True)
         settings = Settings(
-            control_url=site.url.replace("https:", "wss:"),
-            control_ca=site.authority.certificate.decode(),
+            control_url=control.url,
+            control_ca=control.authority.certificate.decode(),
             pod_name=f"coder-{uid}",
             pod_namespace="demo",
             pod_uid=uid,
@@ -411,29 +353,29 @@ async def test_the_init_container_itself_starts_fresh_restores_and_is_refused(si
             stage=stage,
             version="0.1.0",
         )
-        told = tmp_path / f"termination-{uid}"
+        message_path = tmp_path / f"termination-{uid}"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # its process would end here, and its sockets with it
-            status = await asyncio.wait_for(restore(settings, Failpoints(), told), 60)
+            warnings.simplefilter("ignore", ResourceWarning)  # a real process would end here, and close its sockets
+            status = await asyncio.wait_for(restore(settings, Failpoints(), message_path), 60)
             gc.collect()
-        return status, json.loads(told.read_text()), state
+        return status, json.loads(message_path.read_text()), state
 
-    status, told, _ = await start("a")
-    assert (status, told["outcome"]) == (0, "Fresh")
+    status, message, _ = await start("a")
+    assert (status, message["outcome"]) == (0, "Fresh")
 
-    client = site.client("a")
+    client = control.client("a")
     try:
         async with asyncio.timeout(60):
             welcome = await client.welcome()
-            offer = await asyncio.to_thread(_tree, client.blobs, welcome, client.random_bytes)
+            offer = await asyncio.to_thread(_upload_tree, client.blobs, welcome, client.random_bytes)
             await client.commit(offer)
             await client.report_release(Released(1))
     finally:
         await _close(client)
-    status, told, state = await start("b")
-    assert (status, told["outcome"]) == (0, "Restored"), told
+    status, message, state = await start("b")
+    assert (status, message["outcome"]) == (0, "Restored"), message
     assert (state / "notes.bin").read_bytes() == CONTENT
 
-    status, told, _ = await start("a")  # its sandbox was restarted, long after another pod has taken over
-    assert (status, told["outcome"]) == (1, "Fenced")
-    assert [each.outcome for each in site.recorder.calls_of("restored")][:2] == ["Fresh", "Restored"]
+    status, message, _ = await start("a")  # its sandbox was restarted, long after another pod took over
+    assert (status, message["outcome"]) == (1, "Fenced")
+    assert [each.outcome for each in control.recorder.calls_of("restored")][:2] == ["Fresh", "Restored"]

@@ -1,4 +1,4 @@
-"""The kinds as the API server judges and prints them."""
+"""The kinds of crds/, as the API server validates and prints them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.servers.apiserver import ApiServer
-from tests.servers.kubectl import Kubectl, Refused
+from tests.servers.kubectl import Kubectl, KubectlFailed
 
 API = "savepoint.dev/v1alpha1"
 TIME = "2026-01-02T03:04:05Z"
@@ -20,58 +20,58 @@ DNS = "must be a DNS label"
 @pytest.fixture(scope="module")
 def kubectl(apiserver: ApiServer) -> Iterator[Kubectl]:
     admin = Kubectl(apiserver.kubeconfig)
-    admin.install_kinds()
+    admin.install_crds()
     yield admin
     for kind in STATUSES:
         apiserver.delete(f"/apis/{API}/namespaces/default/{kind}")
     apiserver.delete(f"/apis/{API}/agentcheckpointstores")
 
 
-def thing(kind: str, spec: Any = None, name: str = "") -> dict[str, Any]:
+def resource(kind: str, spec: Any = None, name: str = "") -> dict[str, Any]:
     metadata = {"name": name} if name else {"generateName": "t-"}
     return {"apiVersion": API, "kind": kind, "metadata": metadata} | ({} if spec is None else {"spec": spec})
 
 
 def checkpoint(**spec: Any) -> dict[str, Any]:
-    return thing("AgentCheckpoint", spec)
+    return resource("AgentCheckpoint", spec)
 
 
 def restore(mode: str, **source: Any) -> dict[str, Any]:
-    return thing("AgentRestore", {"mode": mode, "source": source})
+    return resource("AgentRestore", {"mode": mode, "source": source})
 
 
 def policy(**spec: Any) -> dict[str, Any]:
-    return thing("AgentCheckpointPolicy", spec)
+    return resource("AgentCheckpointPolicy", spec)
 
 
 def store(**s3: Any) -> dict[str, Any]:
-    needed = {"endpoint": "https://s3.example.com", "bucket": "agents", "credentialsSecretName": "s3-keys"}
-    return thing("AgentCheckpointStore", {"s3": needed | s3})
+    required = {"endpoint": "https://s3.example.com", "bucket": "agents", "credentialsSecretName": "s3-keys"}
+    return resource("AgentCheckpointStore", {"s3": required | s3})
 
 
-def path(mount_path: str, **more: Any) -> dict[str, Any]:
+def state_path(mount_path: str, **more: Any) -> dict[str, Any]:
     return policy(state={"paths": [{"mountPath": mount_path} | more]})
 
 
-def every(**interval: Any) -> dict[str, Any]:
+def interval_trigger(**interval: Any) -> dict[str, Any]:
     return policy(triggers=[{"interval": interval}])
 
 
-def expression(operator: str, *values: str) -> dict[str, Any]:
+def selector_expression(operator: str, *values: str) -> dict[str, Any]:
     listed = {"values": list(values)} if values else {}
     return policy(selector={"matchExpressions": [{"key": "k", "operator": operator} | listed]})
 
 
-BAD = [
-    (thing("AgentCheckpoint"), "spec: Required"),
-    (thing("AgentCheckpoint", {}), "spec.agent: Required"),
+INVALID = [
+    (resource("AgentCheckpoint"), "spec: Required"),
+    (resource("AgentCheckpoint", {}), "spec.agent: Required"),
     (checkpoint(agent=""), "spec.agent"),
     (checkpoint(agent="Coder"), f"spec.agent {DNS}"),
     (checkpoint(agent="a.b"), f"spec.agent {DNS}"),
     (checkpoint(agent="a" * 53), "spec.agent: Too long"),
     (checkpoint(agent="a", retention={"hold": "Maybe"}), "spec.retention.hold"),
-    (thing("AgentRestore", {"mode": "Rollback"}), "spec.source: Required"),
-    (thing("AgentRestore", {"source": {"agent": "a"}}), "spec.mode: Required"),
+    (resource("AgentRestore", {"mode": "Rollback"}), "spec.source: Required"),
+    (resource("AgentRestore", {"source": {"agent": "a"}}), "spec.mode: Required"),
     (restore("Fork", checkpointName="a-1"), "spec.mode"),
     (restore("Rollback"), "spec.source: exactly one of checkpointName and agent"),
     (restore("Rollback", checkpointName="a-1", agent="a"), "spec.source: exactly one of checkpointName and agent"),
@@ -83,37 +83,40 @@ BAD = [
     (policy(containerName="A"), "spec.containerName must be the name"),
     (policy(storeName="a/b"), "spec.storeName must be the name"),
     (policy(state={"volumes": ["A"]}), "spec.state.volumes[] must be names"),
-    (path("workspace"), "spec.state.paths[].mountPath must be absolute"),
-    (path("/workspace/"), "spec.state.paths[].mountPath must be absolute and must not end"),
-    (path("/a//b"), "spec.state.paths[].mountPath must not contain empty"),
-    (path("/a/../b"), "spec.state.paths[].mountPath must not contain empty, '.' or '..'"),
-    (path("/a:b"), "spec.state.paths[].mountPath must not contain ':'"),
-    (path("/a,b"), "spec.state.paths[].mountPath must not contain ':', ','"),
-    (path("/a\nb"), "spec.state.paths[].mountPath must not contain"),
-    (path("/"), "spec.state.paths[0].mountPath"),
-    (path("/a", sizeLimit="lots"), "spec.state.paths[0].sizeLimit"),
-    (path("/a", sizeLimit=0), "spec.state.paths[0].sizeLimit"),
-    (path("/a", sizeLimit="-1Gi"), "spec.state.paths[0].sizeLimit"),
+    (state_path("workspace"), "spec.state.paths[].mountPath must be absolute"),
+    (state_path("/workspace/"), "spec.state.paths[].mountPath must be absolute and must not end"),
+    (state_path("/a//b"), "spec.state.paths[].mountPath must not contain empty"),
+    (state_path("/a/../b"), "spec.state.paths[].mountPath must not contain empty, '.' or '..'"),
+    (state_path("/a:b"), "spec.state.paths[].mountPath must not contain ':'"),
+    (state_path("/a,b"), "spec.state.paths[].mountPath must not contain ':', ','"),
+    (state_path("/a\nb"), "spec.state.paths[].mountPath must not contain"),
+    (state_path("/"), "spec.state.paths[0].mountPath"),
+    (state_path("/a", sizeLimit="lots"), "spec.state.paths[0].sizeLimit"),
+    (state_path("/a", sizeLimit=0), "spec.state.paths[0].sizeLimit"),
+    (state_path("/a", sizeLimit="-1Gi"), "spec.state.paths[0].sizeLimit"),
     (policy(state={"paths": [{"mountPath": "/a"}, {"mountPath": "/a"}]}), "spec.state.paths[1]: Duplicate"),
     (policy(state={"exclude": ["/abs"]}), "spec.state.exclude[]: globs are relative"),
     (policy(quiesce={"timeoutSeconds": 0}), "spec.quiesce.timeoutSeconds"),
     (policy(quiesce={"timeoutSeconds": 3601}), "spec.quiesce.timeoutSeconds"),
     (policy(quiesce={"holdSeconds": 0}), "spec.quiesce.holdSeconds"),
-    (every(), "spec.triggers[0].interval.periodSeconds: Required"),
-    (every(periodSeconds=9), "spec.triggers[0].interval.periodSeconds"),
-    (every(periodSeconds=60, jitterSeconds=61), "spec.triggers[].interval.jitterSeconds must not exceed"),
+    (interval_trigger(), "spec.triggers[0].interval.periodSeconds: Required"),
+    (interval_trigger(periodSeconds=9), "spec.triggers[0].interval.periodSeconds"),
+    (interval_trigger(periodSeconds=60, jitterSeconds=61), "spec.triggers[].interval.jitterSeconds must not exceed"),
     (policy(triggers=[{}]), "spec.triggers[0].interval: Required"),
     (policy(triggers=[{"interval": {"periodSeconds": 60}}] * 2), "spec.triggers: Too many"),
     (policy(retention={"keepLast": 0}), "spec.retention.keepLast"),
     (policy(stage={"medium": "Tape"}), "spec.stage.medium"),
     (policy(injection={"runAsUser": -1}), "spec.injection.runAsUser"),
     (policy(injection={"resources": {"limits": {"memory": "much"}}}), "spec.injection.resources.limits.memory"),
-    (expression("In"), "spec.selector.matchExpressions: In and NotIn need values"),
-    (expression("Exists", "x"), "spec.selector.matchExpressions: In and NotIn need values"),
-    (expression("Like", "x"), "spec.selector.matchExpressions[0].operator"),
-    (thing("AgentCheckpointStore", {}), "spec.s3: Required"),
-    (thing("AgentCheckpointStore", {"s3": {"bucket": "agents"}}), "spec.s3.endpoint: Required"),
-    (thing("AgentCheckpointStore", {"s3": {"endpoint": "https://s3.test"}}), "spec.s3.credentialsSecretName: Required"),
+    (selector_expression("In"), "spec.selector.matchExpressions: In and NotIn need values"),
+    (selector_expression("Exists", "x"), "spec.selector.matchExpressions: In and NotIn need values"),
+    (selector_expression("Like", "x"), "spec.selector.matchExpressions[0].operator"),
+    (resource("AgentCheckpointStore", {}), "spec.s3: Required"),
+    (resource("AgentCheckpointStore", {"s3": {"bucket": "agents"}}), "spec.s3.endpoint: Required"),
+    (
+        resource("AgentCheckpointStore", {"s3": {"endpoint": "https://s3.test"}}),
+        "spec.s3.credentialsSecretName: Required",
+    ),
     (store(credentialsSecretName=""), "spec.s3.credentialsSecretName"),
     (store(endpoint="file:///etc/passwd"), "spec.s3.endpoint and podEndpoint must be https://"),
     (store(endpoint="https://user:pass@host"), "spec.s3.endpoint and podEndpoint must be https://"),
@@ -124,46 +127,48 @@ BAD = [
     (store(region="eu 1"), "spec.s3.region must be"),
     (store(addressing="Auto"), "spec.s3.addressing"),
     (store(credentialsSecretName="a/b"), "spec.s3.credentialsSecretName and caSecretName must be names"),
-    (thing("ProtectedAgent", name="a.b"), "metadata.name must be an agent's name"),
+    (resource("ProtectedAgent", name="a.b"), "metadata.name must be an agent's name"),
 ]
 
 
-@pytest.mark.parametrize(("item", "message"), BAD, ids=[f"{item['kind']}-{words[:48]}" for item, words in BAD])
-def test_bad_input_is_refused_with_the_fields_name(kubectl: Kubectl, item: dict[str, Any], message: str) -> None:
-    with pytest.raises(Refused) as refusal:
+@pytest.mark.parametrize(
+    ("item", "message"), INVALID, ids=[f"{item['kind']}-{message[:48]}" for item, message in INVALID]
+)
+def test_an_invalid_field_is_refused_by_name(kubectl: Kubectl, item: dict[str, Any], message: str) -> None:
+    with pytest.raises(KubectlFailed) as refusal:
         kubectl.create(item)
     assert message in str(refusal.value)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "restore", "policy", "store", "protected"])
-def test_fields_without_behaviour_are_unknown(kubectl: Kubectl, kind: str) -> None:
+def test_fields_that_no_kind_has_are_unknown(kubectl: Kubectl, kind: str) -> None:
     item = {
         "checkpoint": checkpoint(agent="a", postCheckpoint="Terminate"),
-        "restore": thing("AgentRestore", {"mode": "Reset", "source": {"agent": "a"}, "timeoutSeconds": 5}),
+        "restore": resource("AgentRestore", {"mode": "Reset", "source": {"agent": "a"}, "timeoutSeconds": 5}),
         "policy": policy(fencing="Strict"),
         "store": store(accessKey="AKIA"),
-        "protected": thing("ProtectedAgent", {"agent": "a"}, name="a"),
+        "protected": resource("ProtectedAgent", {"agent": "a"}, name="a"),
     }[kind]
-    with pytest.raises(Refused, match=r"unknown field"):
+    with pytest.raises(KubectlFailed, match=r"unknown field"):
         kubectl.create(item, "--validate=strict")
 
 
-def test_a_names_union_of_namespaces_is_exactly_one(kubectl: Kubectl) -> None:
+def test_allowed_namespaces_are_either_names_or_a_selector(kubectl: Kubectl) -> None:
     for allowed in ({}, {"names": ["a"], "selector": {}}):
         item = store()
         item["spec"]["allowedNamespaces"] = allowed
-        with pytest.raises(Refused, match=r"spec.allowedNamespaces: exactly one of selector and names"):
+        with pytest.raises(KubectlFailed, match=r"spec.allowedNamespaces: exactly one of selector and names"):
             kubectl.create(item)
 
 
-# -- what is filled in --------------------------------------------------------------------------------------------
+# -- defaults ------------------------------------------------------------------------------------------------------
 
 
-def test_three_lines_are_a_whole_request(kubectl: Kubectl) -> None:
+def test_a_checkpoint_needs_only_its_agent(kubectl: Kubectl) -> None:
     assert kubectl.create(checkpoint(agent="coder"))["spec"] == {"agent": "coder", "retention": {"hold": "None"}}
 
 
-def test_an_empty_policy_holds_the_defaults(kubectl: Kubectl) -> None:
+def test_an_empty_policy_gets_the_defaults(kubectl: Kubectl) -> None:
     assert kubectl.create(policy())["spec"] == {
         "selector": {},
         "quiesce": {"timeoutSeconds": 10, "holdSeconds": 5},
@@ -188,39 +193,41 @@ def test_a_store_needs_endpoint_bucket_and_credentials(kubectl: Kubectl) -> None
 
 
 @pytest.mark.parametrize("endpoint", ["http://s3.world.svc:7070", "https://[fd00::1]:9000", "https://10.0.0.1/"])
-def test_endpoints_of_all_kinds(kubectl: Kubectl, endpoint: str) -> None:
+def test_valid_endpoints_are_accepted(kubectl: Kubectl, endpoint: str) -> None:
     kubectl.create(store(endpoint=endpoint, podEndpoint=endpoint, prefix="a/b-c/d_e"))
 
 
 @pytest.mark.parametrize("size", ["1Gi", "1.5Gi", "500M", 1073741824])
-def test_sizes_of_all_kinds(kubectl: Kubectl, size: Any) -> None:
-    kubectl.create(path("/home/node/.agent", sizeLimit=size))
+def test_valid_sizes_are_accepted(kubectl: Kubectl, size: Any) -> None:
+    kubectl.create(state_path("/home/node/.agent", sizeLimit=size))
 
 
-# -- what may change ----------------------------------------------------------------------------------------------
+# -- immutable fields ----------------------------------------------------------------------------------------------
 
 
-def test_only_the_retention_of_a_checkpoint_changes(kubectl: Kubectl) -> None:
+def test_only_the_retention_of_a_checkpoint_can_be_changed(kubectl: Kubectl) -> None:
     name = "ackpt/" + kubectl.create(checkpoint(agent="coder"))["metadata"]["name"]
-    with pytest.raises(Refused, match=r"spec.agent is immutable: create another AgentCheckpoint"):
+    with pytest.raises(KubectlFailed, match=r"spec.agent is immutable: create another AgentCheckpoint"):
         kubectl.patch(name, {"spec": {"agent": "other"}})
     held = kubectl.patch(name, {"spec": {"retention": {"hold": "Keep"}}})
     assert held["spec"]["retention"] == {"hold": "Keep"}
 
 
-def test_a_restore_does_not_change(kubectl: Kubectl) -> None:
+def test_the_spec_of_a_restore_is_immutable(kubectl: Kubectl) -> None:
     name = "arst/" + kubectl.create(restore("Rollback", checkpointName="coder-1"))["metadata"]["name"]
     for change in ({"mode": "Resume"}, {"source": {"checkpointName": "coder-2"}}):
-        with pytest.raises(Refused, match=r"spec is immutable: create another AgentRestore"):
+        with pytest.raises(KubectlFailed, match=r"spec is immutable: create another AgentRestore"):
             kubectl.patch(name, {"spec": change})
 
 
-def test_a_stores_bucket_is_fixed_once_it_holds_checkpoints(kubectl: Kubectl) -> None:
+def test_a_stores_bucket_is_immutable_once_it_holds_checkpoints(kubectl: Kubectl) -> None:
     name = "ackptstore/" + kubectl.create(store(bucket="agnets"))["metadata"]["name"]
     kubectl.patch(name, {"spec": {"s3": {"bucket": "agents"}}})
     kubectl.patch(name, {"status": {"repositories": 1}}, "--subresource=status")
     for change in ({"bucket": "other"}, {"prefix": "other"}):
-        with pytest.raises(Refused, match=r"spec.s3.bucket and spec.s3.prefix are immutable once the store holds"):
+        with pytest.raises(
+            KubectlFailed, match=r"spec.s3.bucket and spec.s3.prefix are immutable once the store holds"
+        ):
             kubectl.patch(name, {"spec": {"s3": change}})
     kubectl.patch(name, {"spec": {"s3": {"endpoint": "https://moved.example.com"}}})
 
@@ -241,7 +248,7 @@ CONDITIONS = [
 BASIC = {"observedGeneration": 1, "conditions": CONDITIONS}
 STATUSES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
     "agentcheckpoints": (
-        thing("AgentCheckpoint", {"agent": "coder"}, "coder-42"),
+        resource("AgentCheckpoint", {"agent": "coder"}, "coder-42"),
         BASIC
         | {
             "reason": "Ready",
@@ -290,7 +297,7 @@ STATUSES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
         },
     ),
     "agentrestores": (
-        thing("AgentRestore", {"mode": "Resume", "source": {"checkpointName": "coder-41"}}, "coder-x7k2"),
+        resource("AgentRestore", {"mode": "Resume", "source": {"checkpointName": "coder-41"}}, "coder-x7k2"),
         BASIC
         | {
             "reason": "Restored",
@@ -327,7 +334,7 @@ STATUSES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
         },
     ),
     "agentcheckpointpolicies": (
-        thing(
+        resource(
             "AgentCheckpointPolicy",
             {"storeName": "default", "triggers": [{"interval": {"periodSeconds": 300}}]},
             "coders",
@@ -336,7 +343,7 @@ STATUSES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
         {"STORE": "default", "EVERY": "300", "KEEP": "12", "AGENTS": "2", "SUSPENDED": "false", "STATUS": "Ready"},
     ),
     "agentcheckpointstores": (
-        thing(
+        resource(
             "AgentCheckpointStore",
             store(prefix="p", endpoint="https://s3")["spec"] | {"default": True},
             "main",
@@ -361,7 +368,7 @@ STATUSES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
         },
     ),
     "protectedagents": (
-        thing("ProtectedAgent", name="coder"),
+        resource("ProtectedAgent", name="coder"),
         BASIC
         | {
             "reason": "AtRisk",
@@ -398,16 +405,16 @@ AGES = {"AGE", "RECOVERY-POINT", "PROBED"}
 
 
 @pytest.mark.parametrize("plural", STATUSES)
-def test_a_whole_status_comes_back_and_is_printed(kubectl: Kubectl, plural: str) -> None:
+def test_a_complete_status_is_stored_and_printed(kubectl: Kubectl, plural: str) -> None:
     item, status, columns = copy.deepcopy(STATUSES[plural])
-    made = kubectl.create(item)
-    assert "status" not in made
-    what, name = f"{plural}/{made['metadata']['name']}", made["metadata"]["name"]
+    created = kubectl.create(item)
+    assert "status" not in created
+    target, name = f"{plural}/{created['metadata']['name']}", created["metadata"]["name"]
 
-    assert "status" not in kubectl.patch(what, {"status": status}), "status is written by its subresource only"
-    assert kubectl.patch(what, {"status": status}, "--subresource=status")["status"] == status
+    assert "status" not in kubectl.patch(target, {"status": status}), "status is written by its subresource only"
+    assert kubectl.patch(target, {"status": status}, "--subresource=status")["status"] == status
     if "spec" in item:
-        assert kubectl.patch(what, {"spec": {"x": None}}, "--subresource=status")["spec"] == made["spec"]
+        assert kubectl.patch(target, {"spec": {"x": None}}, "--subresource=status")["spec"] == created["spec"]
 
     printed = kubectl.columns(plural, "-o", "wide", f"--field-selector=metadata.name={name}")
     assert printed.pop("NAME") == name
@@ -433,8 +440,8 @@ def test_objects_are_found_by_field(kubectl: Kubectl, plural: str, selector: str
     kubectl.patch(f"{plural}/{item['metadata']['name']}", {"status": status}, "--subresource=status")
     found = json.loads(kubectl("get", plural, f"--field-selector={selector}", "-o", "json"))["items"]
     assert item["metadata"]["name"] in {each["metadata"]["name"] for each in found}
-    nothing = selector.replace("Ready", "x").replace("Restored", "x").replace("AtRisk", "x")
-    assert kubectl("get", plural, f"--field-selector={nothing}", "-o", "name") == ""
+    no_match = selector.replace("Ready", "x").replace("Restored", "x").replace("AtRisk", "x")
+    assert kubectl("get", plural, f"--field-selector={no_match}", "-o", "name") == ""
 
 
 def test_short_names_and_category(kubectl: Kubectl) -> None:

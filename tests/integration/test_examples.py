@@ -46,7 +46,7 @@ class Example:
         return self._log.read_text()
 
     def wait(self, pattern: str, times: int = 1, seconds: float = 30) -> None:
-        """Wait until the output contains a line that matches, so many times."""
+        """Wait until this many lines of the output match."""
         deadline = time.monotonic() + seconds
         while len(re.findall(pattern, self.output(), re.MULTILINE)) < times:
             assert time.monotonic() < deadline, f"no {pattern!r} in:\n{self.output()}"
@@ -141,8 +141,8 @@ def test_a_training_loop_has_the_losses_of_an_undisturbed_run(example: Example, 
 
 def test_the_manifests_are_accepted(apiserver: ApiServer) -> None:
     kubectl = Kubectl(apiserver.kubeconfig)
-    kubectl.install_kinds()
-    kubectl.namespace("examples")
+    kubectl.install_crds()
+    kubectl.create_namespace("examples")
     paths = sorted(EXAMPLES.glob("*/*.yaml"))
     assert len(paths) == 4
     for path in paths:

@@ -1,6 +1,6 @@
-"""``savepoint run`` with real processes: kill -9 of the agent and of its supervisor, at random moments, and again.
+"""``savepoint run`` with real processes: the agent and its supervisor are repeatedly killed at random moments.
 
-The agent writes down outside its state whenever a step's function really runs, so that a step that ran twice is seen.
+The agent records, outside of its state, each real call of a step's function, so that a repeated step is noticed.
 """
 
 import json
@@ -23,12 +23,12 @@ import savepoint
 
 calls, state = pathlib.Path(os.environ["CALLS"]), pathlib.Path(os.environ["STATE"])
 
-def note(name, value):
+def report(name, value):
     with open(calls, "a") as file:
         file.write(json.dumps({name: value}) + "\\n")
 
 def work(item):
-    note("step", item)
+    report("step", item)
     time.sleep(float(os.environ["STEP_SECONDS"]))
     return item * 7
 
@@ -36,7 +36,7 @@ agent = savepoint.connect()
 notes = agent.document("notes", default={"items": [], "sum": 0})
 lines = (state / "log.txt").read_text().splitlines() if (state / "log.txt").exists() else []
 blob = (state / "blob").read_bytes() if (state / "blob").exists() else b""
-note("connected", {
+report("connected", {
     "items": len(notes["items"]), "lines": len(lines), "blob": len(blob),
     "stray": (state / "stray").exists(), "checkpoint": agent.restored.checkpoint if agent.restored else None,
     "how": agent.restored.how if agent.restored else None, "pid": os.getpid(),
@@ -51,16 +51,16 @@ for item in agent.loop("items", range(int(os.environ["ITEMS"]))):
     notes["items"].append(item)
     notes["sum"] += result
 agent.finish()
-note("finished", {"items": notes["items"], "sum": notes["sum"]})
+report("finished", {"items": notes["items"], "sum": notes["sum"]})
 """
 
 
-END_ITEMS = 30
+LAST_ITEMS = 30
 
 
 @dataclass
 class Laptop:
-    """A store, a state folder, and an agent that tells what it does."""
+    """A store, a state folder, and an agent that reports its steps."""
 
     folder: Path
     items: int = 60
@@ -68,7 +68,7 @@ class Laptop:
     runs: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
     def start(self, *more: str, interval: str = "0.15", command: list[str] | None = None) -> "subprocess.Popen[bytes]":
-        """``savepoint run`` in the background."""
+        """Start ``savepoint run`` in the background."""
         arguments = ["run", "--store", str(self.folder / "store"), "--agent", "worker", "--interval", interval, *more]
         if command is None:
             (self.folder / "agent.py").write_text(AGENT)
@@ -85,7 +85,7 @@ class Laptop:
         return process
 
     def savepoint(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Another command, to its end."""
+        """Run another command and return its result."""
         return subprocess.run(
             [sys.executable, "-m", "savepoint_cli.main", *arguments],
             env=self.environment(),
@@ -105,8 +105,8 @@ class Laptop:
             "STEP_SECONDS": str(self.step_seconds),
         }
 
-    def told(self, name: str) -> list[dict[str, object]]:
-        """What the agent wrote down under this name."""
+    def reports(self, name: str) -> list[dict[str, object]]:
+        """Return the agent's reports of this name."""
         path = self.folder / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
         return [each[name] for each in map(json.loads, lines) if name in each]
@@ -115,28 +115,28 @@ class Laptop:
         return (self.folder / "stderr").read_text()
 
     def agent_pid(self) -> int:
-        """Of the agent that connected last."""
-        return int(str(self.told("connected")[-1]["pid"]))
+        """Return the process id of the agent that connected last."""
+        return int(str(self.reports("connected")[-1]["pid"]))
 
-    def until(self, what: str, count: int, process: "subprocess.Popen[bytes]", seconds: float = 30) -> None:
-        """Wait until the agent has told so often, or the run has ended."""
+    def await_reports(self, name: str, count: int, process: "subprocess.Popen[bytes]", seconds: float = 30) -> None:
+        """Wait until there are this many reports of this name, or the run has ended."""
         end = time.monotonic() + seconds
-        while len(self.told(what)) < count and process.poll() is None:
-            assert time.monotonic() < end, f"no {what} number {count}: {self.stderr()}"
+        while len(self.reports(name)) < count and process.poll() is None:
+            assert time.monotonic() < end, f"no report {name} number {count}: {self.stderr()}"
             time.sleep(0.01)
 
     def check(self, kills: int) -> None:
-        """It finished as if nothing had happened, and nothing ran again but what was in flight at a kill."""
+        """Check that the agent finished undisturbed, and that only steps in flight at a kill ran again."""
         items = list(range(self.items))
-        (finished,) = self.told("finished")
+        (finished,) = self.reports("finished")
         assert finished == {"items": items, "sum": sum(items) * 7}
         state = self.folder / "state"
         assert (state / "log.txt").read_text() == "".join(f"{item}={item * 7}\n" for item in items)
         assert (state / "blob").read_bytes() == bytes([items[-1] % 251]) * (1000 * (items[-1] + 1))
-        for each in self.told("connected"):
-            assert each["items"] == each["lines"], "files and documents are not of one cut"
+        for each in self.reports("connected"):
+            assert each["items"] == each["lines"], "files and documents are not of the same checkpoint"
             assert each["blob"] == 1000 * int(str(each["items"])) and not each["stray"], each
-        calls = Counter(map(str, self.told("step")))
+        calls = Counter(map(str, self.reports("step")))
         assert set(calls) == {str(item) for item in items}
         assert sum(calls.values()) - len(items) <= kills, f"finished steps ran again: {calls}"
         assert max(calls.values()) <= 1 + kills
@@ -153,27 +153,28 @@ def laptop(tmp_path: Path) -> Iterator[Laptop]:
 
 
 def kill_and_run(laptop: Laptop, kills: int, seed: int, victim: str) -> None:
-    """Run, kill at a random moment after the agent has connected, and run again; then let it finish.
+    """Run, kill at a random moment after the agent has connected, and run again; finally let it finish.
 
-    Not at its very end: one that is killed when its run is completed, and has not told so, begins the next run.
+    Do not kill during the last items: an agent that is killed after its run is completed, and before it has reported
+    that, starts the next run.
     """
-    chance = random.Random(seed)
-    done = 0
+    generator = random.Random(seed)
+    killed = 0
     while True:
-        before = len(laptop.told("connected"))
+        before = len(laptop.reports("connected"))
         process = laptop.start()
-        laptop.until("connected", before + 1, process)
-        if done < kills:
-            time.sleep(chance.uniform(0.0, 0.4))  # between none and three checkpoints
-            if process.poll() is None and len({*map(str, laptop.told("step"))}) < laptop.items - END_ITEMS:
+        laptop.await_reports("connected", before + 1, process)
+        if killed < kills:
+            time.sleep(generator.uniform(0.0, 0.4))  # between none and three checkpoints
+            if process.poll() is None and len({*map(str, laptop.reports("step"))}) < laptop.items - LAST_ITEMS:
                 os.kill(process.pid if victim == "supervisor" else laptop.agent_pid(), signal.SIGKILL)
-                done += 1
+                killed += 1
         status = process.wait(60)
         if status == 0:
             break
         assert status in (-signal.SIGKILL, 128 + signal.SIGKILL), laptop.stderr()
-    assert done >= kills * 2 // 3, "the agent finished before it could be killed often enough: give it more items"
-    laptop.check(done)
+    assert killed >= kills * 2 // 3, "the agent finished before it could be killed often enough: give it more items"
+    laptop.check(killed)
 
 
 @pytest.mark.timeout(300)
@@ -185,8 +186,8 @@ def test_an_agent_that_is_killed_twenty_times_repeats_no_finished_step(laptop: L
 
 
 @pytest.mark.timeout(300)
-def test_an_agent_whose_supervisor_is_killed_goes_on(laptop: Laptop) -> None:
-    """At any moment; the moments that matter have tests of their own."""
+def test_an_agent_continues_after_its_supervisor_was_killed(laptop: Laptop) -> None:
+    """The moments are random; the critical ones have their own tests."""
     laptop.items = 200
     kill_and_run(laptop, 6, 2, "supervisor")
 
@@ -205,7 +206,7 @@ def test_an_agent_whose_supervisor_is_killed_goes_on(laptop: Laptop) -> None:
         "after-result",
     ],
 )
-def test_a_supervisor_killed_at_a_named_step_loses_nothing(
+def test_a_supervisor_that_is_killed_at_a_failpoint_loses_nothing(
     laptop: Laptop, failpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAVEPOINT_FAILPOINT", f"{failpoint}:2")
@@ -219,7 +220,7 @@ def test_a_supervisor_killed_at_a_named_step_loses_nothing(
 def test_the_agent_dies_with_its_supervisor(laptop: Laptop) -> None:
     laptop.step_seconds = 5
     process = laptop.start()
-    laptop.until("connected", 1, process)
+    laptop.await_reports("connected", 1, process)
     pid = laptop.agent_pid()
     process.kill()
     process.wait()
@@ -229,26 +230,26 @@ def test_the_agent_dies_with_its_supervisor(laptop: Laptop) -> None:
         time.sleep(0.01)
 
 
-def test_a_second_run_says_who_holds_the_agent(laptop: Laptop) -> None:
+def test_a_second_run_names_the_process_that_runs_the_agent(laptop: Laptop) -> None:
     laptop.step_seconds = 5
     process = laptop.start()
-    laptop.until("connected", 1, process)
+    laptop.await_reports("connected", 1, process)
     second = laptop.savepoint("run", "--store", str(laptop.folder / "store"), "--agent", "worker", "--", "true")
     assert second.returncode == 75
     assert f"pid {process.pid}" in second.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_answered_with_a_last_checkpoint(laptop: Laptop, number: signal.Signals) -> None:
-    laptop.step_seconds = 0.02  # the signal comes well before the end
+def test_a_signal_causes_a_final_checkpoint(laptop: Laptop, number: signal.Signals) -> None:
+    laptop.step_seconds = 0.02  # the signal arrives well before the end
     process = laptop.start(interval="600")
-    laptop.until("step", 10, process)
+    laptop.await_reports("step", 10, process)
     process.send_signal(number)
     assert process.wait(30) == 128 + signal.SIGTERM, laptop.stderr()
     log = laptop.savepoint("log", str(laptop.folder / "store")).stdout
     assert "Shutdown" in log
     assert laptop.start().wait(60) == 0, laptop.stderr()
-    assert int(str(laptop.told("connected")[1]["items"])) >= 9
+    assert int(str(laptop.reports("connected")[1]["items"])) >= 9
     laptop.check(0)
 
 
@@ -258,7 +259,7 @@ def test_the_exit_status_is_passed_on(laptop: Laptop) -> None:
     assert laptop.start(command=["no-such-command"]).wait(30) == 127
 
 
-def test_an_agent_without_the_sdk_gets_back_a_lost_folder(laptop: Laptop) -> None:
+def test_a_lost_folder_of_an_agent_without_the_sdk_is_restored(laptop: Laptop) -> None:
     state = laptop.folder / "state"
     script = f"mkdir -p {state}/deep && echo one > {state}/deep/a && ln -s a {state}/deep/l && chmod 750 {state}/deep"
     shell = ["sh", "-c", script]
@@ -267,14 +268,14 @@ def test_an_agent_without_the_sdk_gets_back_a_lost_folder(laptop: Laptop) -> Non
         each.unlink()
     (state / "deep").rmdir()
     (state / ".savepoint" / "marker.json").unlink()
-    look = ["sh", "-c", f"cat {state}/deep/l && stat -c %a {state}/deep"]
-    assert laptop.start("--state", str(state), command=look).wait(30) == 0, laptop.stderr()
+    read = ["sh", "-c", f"cat {state}/deep/l && stat -c %a {state}/deep"]
+    assert laptop.start("--state", str(state), command=read).wait(30) == 0, laptop.stderr()
     assert (state / "deep" / "l").readlink() == Path("a")
     assert (state / "deep" / "a").read_text() == "one\n"
     assert (state / "deep").stat().st_mode & 0o777 == 0o750
 
 
-def test_files_of_a_user_are_not_overwritten(laptop: Laptop) -> None:
+def test_a_users_files_are_not_overwritten(laptop: Laptop) -> None:
     state = laptop.folder / "state"
     assert laptop.start("--state", str(state), command=["sh", "-c", f"echo one > {state}/a"]).wait(30) == 0
     (state / ".savepoint" / "marker.json").unlink()

@@ -1,4 +1,4 @@
-"""The operator as a process: what users see by kubectl when pods start, checkpoint, fail, move and are rolled back."""
+"""The operator as a process: what kubectl shows when pods start, checkpoint, fail, move and are rolled back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -24,48 +25,51 @@ from savepoint.contract.control_protocol import (
 )
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS
 
+from tests.polling import eventually, wait_until
 from tests.servers.apiserver import ApiServer
 from tests.servers.helm import NAMESPACE
-from tests.servers.operator_rig import Rig, asked, make_rig, soon, until
+from tests.servers.operator_environment import OperatorEnvironment, checkpoint_request, install_environment
 from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def rig(apiserver: ApiServer, s3_minio: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    rig = make_rig(apiserver, s3_minio, tmp_path_factory.mktemp("operator"))
-    with rig.operator():
-        yield rig
-    rig.leave()
+def env(
+    apiserver: ApiServer, s3_minio: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorEnvironment]:
+    env = install_environment(apiserver, s3_minio, tmp_path_factory.mktemp("operator"))
+    with env.run_operator():
+        yield env
+    env.clean_up()
 
 
-def test_the_default_store_is_made_and_becomes_ready(rig: Rig) -> None:
-    until("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
-    store = rig.get("agentcheckpointstore", rig.prefix)
+def test_the_default_store_is_created_and_becomes_ready(env: OperatorEnvironment) -> None:
+    wait_until("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
+    store = env.get("agentcheckpointstore", env.prefix)
     conditions = {each["type"]: each["status"] for each in store["status"]["conditions"]}
     assert conditions == {"Available": "True", "ConditionalWrites": "True", "Ready": "True"}
     assert store["status"]["observedGeneration"] == store["metadata"]["generation"]
 
 
-async def test_a_user_asks_for_a_checkpoint(rig: Rig, session: aiohttp.ClientSession) -> None:
-    await soon("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
-    pod, sidecar = await rig.start(session, "writer")
-    made = await asyncio.to_thread(rig.kubectl.create, asked("writer"), "-n", rig.namespace)
-    name = made["metadata"]["name"]
-    order = await sidecar.order()
-    assert (order.attempt, order.trigger) == (made["metadata"]["uid"].replace("-", ""), "Manual")
+async def test_a_user_requests_a_checkpoint(env: OperatorEnvironment, session: aiohttp.ClientSession) -> None:
+    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
+    pod, sidecar = await env.start(session, "writer")
+    created = await asyncio.to_thread(env.kubectl.create, checkpoint_request("writer"), "-n", env.namespace)
+    name = created["metadata"]["name"]
+    order = await sidecar.next_order()
+    assert (order.attempt, order.trigger) == (created["metadata"]["uid"].replace("-", ""), "Manual")
     committed = await sidecar.commit(order, b"x" * 5000)
     assert committed.checkpoint.name == name
-    await soon("it is Ready", lambda: rig.reason("agentcheckpoint", name) == "Ready")
-    columns = await asyncio.to_thread(rig.kubectl.columns, f"agentcheckpoint/{name}", "-n", rig.namespace)
-    wanted = {"NAME": name, "AGENT": "writer", "TRIGGER": "Manual", "STATUS": "Ready", "PROGRESS": "100%"}
-    assert columns | wanted == columns
+    await eventually("the checkpoint is Ready", lambda: env.reason("agentcheckpoint", name) == "Ready")
+    columns = await asyncio.to_thread(env.kubectl.columns, f"agentcheckpoint/{name}", "-n", env.namespace)
+    expected = {"NAME": name, "AGENT": "writer", "TRIGGER": "Manual", "STATUS": "Ready", "PROGRESS": "100%"}
+    assert columns | expected == columns
     assert (columns["SIZE"], columns["PAUSE"]) == ("4.9Ki", "38ms")
-    agent = await soon(
-        "the ProtectedAgent tells it",
+    agent = await eventually(
+        "the ProtectedAgent shows the checkpoint",
         lambda: (
-            (found := rig.get("protectedagent", "writer"))["status"].get("latest", {}).get("checkpointName") == name
+            (found := env.get("protectedagent", "writer"))["status"].get("latest", {}).get("checkpointName") == name
             and found
         ),
     )
@@ -75,24 +79,24 @@ async def test_a_user_asks_for_a_checkpoint(rig: Rig, session: aiohttp.ClientSes
     await sidecar.release()
 
 
-async def test_every_start_of_a_pod_is_a_restore(rig: Rig, session: aiohttp.ClientSession) -> None:
-    first, sidecar = await rig.start(session, "mover")
-    order_task = asyncio.create_task(sidecar.order())
+async def test_every_start_of_a_pod_is_a_restore(env: OperatorEnvironment, session: aiohttp.ClientSession) -> None:
+    first, sidecar = await env.start(session, "mover")
+    order_task = asyncio.create_task(sidecar.next_order())
     await asyncio.to_thread(
-        rig.kubectl, "annotate", "pod", first["metadata"]["name"], "-n", rig.namespace, "savepoint.dev/checkpoint-now=1"
+        env.kubectl, "annotate", "pod", first["metadata"]["name"], "-n", env.namespace, "savepoint.dev/checkpoint-now=1"
     )
     order = await order_task
     await sidecar.commit(order)
     await sidecar.release()
-    await asyncio.to_thread(rig.delete_pod, first["metadata"]["name"])
-    second = await asyncio.to_thread(rig.pod, "mover")
-    welcome = await rig.restore(session, second, message="", config_changed=True)
+    await asyncio.to_thread(env.delete_pod, first["metadata"]["name"])
+    second = await asyncio.to_thread(env.pod, "mover")
+    welcome = await env.restore(session, second, message="", config_changed=True)
     assert welcome.epoch == 2
     assert welcome.parent is not None
-    restores = await soon(
-        "both starts are told",
+    restores = await eventually(
+        "both starts are reported",
         lambda: (
-            (found := [each for each in rig.items("agentrestores") if each["status"].get("agent") == "mover"])
+            (found := [each for each in env.items("agentrestores") if each["status"].get("agent") == "mover"])
             and len(found) == 2
             and all(each["status"].get("completionTime") for each in found)
             and found
@@ -103,183 +107,199 @@ async def test_every_start_of_a_pod_is_a_restore(rig: Rig, session: aiohttp.Clie
     assert by_epoch[2]["reason"] == "Restored"
     assert by_epoch[2]["resolved"]["checkpointName"] == welcome.parent.name == "mover-1"
     assert by_epoch[2]["summary"]["took"] == "3.1s"
-    (event,) = await soon("the pod's Event", lambda: rig.events("Restored", "Pod"))
+    (event,) = await eventually("there is an Event for the pod", lambda: env.events("Restored", "Pod"))
     assert event["message"] == "Agent mover resumed at step docs 42 of 90 from mover-1, 3.1s."
     assert event["involvedObject"]["uid"] == second["metadata"]["uid"]
-    (own,) = await soon("and the AgentRestore's", lambda: rig.events("Restored", "AgentRestore"))
+    (own,) = await eventually("there is an Event for the AgentRestore", lambda: env.events("Restored", "AgentRestore"))
     assert own["message"] == event["message"]
-    (warning,) = await soon("and its Warning", lambda: rig.events("ConfigurationChanged"))
+    (warning,) = await eventually("there is a Warning", lambda: env.events("ConfigurationChanged"))
     assert (warning["type"], warning["involvedObject"]["uid"]) == ("Warning", second["metadata"]["uid"])
     assert "another configuration" in by_epoch[2]["conditions"][0]["message"]
-    checkpoint = await asyncio.to_thread(rig.get, "agentcheckpoint", "mover-1")
+    checkpoint = await asyncio.to_thread(env.get, "agentcheckpoint", "mover-1")
     assert checkpoint["status"]["trigger"] == {
         "type": "Manual",
         "requestedBy": f"pod/{first['metadata']['name']}",
     }
 
 
-async def test_a_failure_names_what_to_do(rig: Rig, session: aiohttp.ClientSession) -> None:
-    _, sidecar = await rig.start(session, "stuck")
-    made = await asyncio.to_thread(rig.kubectl.create, asked("stuck"), "-n", rig.namespace)
-    order = await sidecar.order()
+async def test_a_failure_names_its_remedy(env: OperatorEnvironment, session: aiohttp.ClientSession) -> None:
+    _, sidecar = await env.start(session, "stuck")
+    created = await asyncio.to_thread(env.kubectl.create, checkpoint_request("stuck"), "-n", env.namespace)
+    order = await sidecar.next_order()
     text = 'Agent did not reach a safe point within 10s (in tool "crawl" for 94s); it was resumed.'
-    await sidecar.socket.request(Result(order.attempt, "Failed", "QuiesceTimeout", text), Ack)
-    name = made["metadata"]["name"]
-    await soon("it has failed", lambda: rig.reason("agentcheckpoint", name) == "QuiesceTimeout")
-    status = (await asyncio.to_thread(rig.get, "agentcheckpoint", name))["status"]
+    await sidecar.connection.request(Result(order.attempt, "Failed", "QuiesceTimeout", text), Ack)
+    name = created["metadata"]["name"]
+    await eventually("the checkpoint has failed", lambda: env.reason("agentcheckpoint", name) == "QuiesceTimeout")
+    status = (await asyncio.to_thread(env.get, "agentcheckpoint", name))["status"]
     assert status["conditions"][0]["message"].startswith(text)
     assert "agent.safe_point()" in status["conditions"][0]["message"]
-    await soon("the agent is at risk", lambda: rig.reason("protectedagent", "stuck") == "AtRisk")
-    assert await soon("an Event tells it", lambda: rig.events("CheckpointFailed"))
+    await eventually("the agent is at risk", lambda: env.reason("protectedagent", "stuck") == "AtRisk")
+    assert await eventually("there is an Event", lambda: env.events("CheckpointFailed"))
     await sidecar.release()
 
 
-async def test_many_requests_at_once_are_all_answered(rig: Rig, session: aiohttp.ClientSession) -> None:
-    _, sidecar = await rig.start(session, "busy")
+async def test_concurrent_requests_are_all_answered(env: OperatorEnvironment, session: aiohttp.ClientSession) -> None:
+    _, sidecar = await env.start(session, "busy")
     names = []
     for _ in range(5):
-        made = await asyncio.to_thread(rig.kubectl.create, asked("busy"), "-n", rig.namespace)
-        names.append(made["metadata"]["name"])
+        created = await asyncio.to_thread(env.kubectl.create, checkpoint_request("busy"), "-n", env.namespace)
+        names.append(created["metadata"]["name"])
     attempts = []
     for _ in names:
-        order = await asyncio.wait_for(sidecar.order(), 30)
+        order = await asyncio.wait_for(sidecar.next_order(), 30)
         attempts.append(order.attempt)
         await sidecar.commit(order)
     assert len(set(attempts)) == 5
     for name in names:
-        await soon(f"{name} is Ready", lambda name=name: rig.reason("agentcheckpoint", name) == "Ready")
-    statuses = [(await asyncio.to_thread(rig.get, "agentcheckpoint", name))["status"] for name in names]
+        await eventually(f"{name} is Ready", partial(_is_ready, env, name))
+    statuses = [(await asyncio.to_thread(env.get, "agentcheckpoint", name))["status"] for name in names]
     assert sorted(each["number"] for each in statuses) == [1, 2, 3, 4, 5]
     await sidecar.release()
 
 
-def test_a_pod_that_was_not_injected_is_unprotected(rig: Rig) -> None:
-    rig.pod("bare", injected=False)
-    until("it is told", lambda: rig.reason("protectedagent", "bare") == "Unprotected")
-    until("an Event tells it", lambda: rig.events("Unprotected"))
+def _is_ready(env: OperatorEnvironment, checkpoint: str) -> bool:
+    return env.reason("agentcheckpoint", checkpoint) == "Ready"
 
 
-async def test_two_pods_of_different_owners_are_ambiguous(rig: Rig, session: aiohttp.ClientSession) -> None:
-    await asyncio.to_thread(rig.pod, "twin", owned=False)
-    second = await asyncio.to_thread(rig.pod, "twin", owned=False)
-    socket = await rig.dial(session, second)
-    refused = await socket.request(Hello("restore", 1, "0.1.0", "n1"), Refused)
+def test_a_pod_that_was_not_injected_is_unprotected(env: OperatorEnvironment) -> None:
+    env.pod("bare", injected=False)
+    wait_until("the agent is Unprotected", lambda: env.reason("protectedagent", "bare") == "Unprotected")
+    wait_until("there is an Event", lambda: env.events("Unprotected"))
+
+
+async def test_two_pods_of_different_owners_are_ambiguous(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    await asyncio.to_thread(env.pod, "twin", owned=False)
+    second = await asyncio.to_thread(env.pod, "twin", owned=False)
+    connection = await env.dial(session, second)
+    refused = await connection.request(Hello("restore", 1, "0.1.0", "n1"), Refused)
     assert refused.reason == "AmbiguousAgent"
 
 
-async def test_a_rollback_goes_back_and_evicts(rig: Rig, session: aiohttp.ClientSession) -> None:
-    rig = await asyncio.to_thread(rig.beside)
-    pod, sidecar = await rig.start(session, "regret")
+async def test_a_rollback_restores_an_earlier_checkpoint_and_evicts(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    env = await asyncio.to_thread(env.in_new_namespace)
+    pod, sidecar = await env.start(session, "regret")
     names = []
     for content in (b"good", b"bad"):
-        made = await asyncio.to_thread(rig.kubectl.create, asked("regret"), "-n", rig.namespace)
-        names.append(made["metadata"]["name"])
-        await sidecar.commit(await sidecar.order(), content)
-        await soon("Ready", lambda: rig.reason("agentcheckpoint", names[-1]) == "Ready")
+        created = await asyncio.to_thread(env.kubectl.create, checkpoint_request("regret"), "-n", env.namespace)
+        names.append(created["metadata"]["name"])
+        await sidecar.commit(await sidecar.next_order(), content)
+        await eventually("the checkpoint is Ready", lambda: env.reason("agentcheckpoint", names[-1]) == "Ready")
     rollback = {
         "apiVersion": "savepoint.dev/v1alpha1",
         "kind": "AgentRestore",
         "metadata": {"generateName": "regret-"},
         "spec": {"mode": "Rollback", "source": {"checkpointName": names[0]}},
     }
-    made = await asyncio.to_thread(rig.kubectl.create, rollback, "-n", rig.namespace)
-    order = await sidecar.order()
+    created = await asyncio.to_thread(env.kubectl.create, rollback, "-n", env.namespace)
+    order = await sidecar.next_order()
     assert order.trigger == "Rollback"
     await sidecar.commit(order, b"last")
-    name = made["metadata"]["name"]
-    await soon("it is done", lambda: rig.reason("agentrestore", name) == "Succeeded")
-    assert await soon("the pod was evicted", lambda: not rig.get("pod", pod["metadata"]["name"]))
-    successor = await asyncio.to_thread(rig.pod, "regret")
-    welcome = await rig.restore(session, successor)
+    name = created["metadata"]["name"]
+    await eventually("the rollback has succeeded", lambda: env.reason("agentrestore", name) == "Succeeded")
+    assert await eventually("the pod was evicted", lambda: not env.get("pod", pod["metadata"]["name"]))
+    successor = await asyncio.to_thread(env.pod, "regret")
+    welcome = await env.restore(session, successor)
     assert welcome.parent is not None
     assert welcome.parent.name == names[0]
-    agent = await soon(
-        "the agent stands at what was chosen",
+    agent = await eventually(
+        "the agent is at the requested checkpoint",
         lambda: (
-            (found := rig.get("protectedagent", "regret"))["status"]["latest"]["checkpointName"] == names[0] and found
+            (found := env.get("protectedagent", "regret"))["status"]["latest"]["checkpointName"] == names[0] and found
         ),
     )
     assert agent["status"]["epoch"] == 2
-    assert rig.waits == []  # nothing of an ended epoch can still come
+    assert env.waits == []  # no message of an ended epoch can still arrive
 
 
-async def test_a_job_that_exits_with_0_starts_fresh_the_next_time(rig: Rig, session: aiohttp.ClientSession) -> None:
-    first, _ = await _once(rig, session, "batch")
-    await asyncio.to_thread(rig.phase, first["metadata"]["name"], "Succeeded")
-    await soon("the run is completed", lambda: rig.reason("protectedagent", "batch") == "Completed")
-    second, welcome = await _once(rig, session, "batch")
+async def test_a_job_that_exits_with_0_starts_fresh_next_time(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    first, _ = await _run_job_pod(env, session, "batch")
+    await asyncio.to_thread(env.set_phase, first["metadata"]["name"], "Succeeded")
+    await eventually("the run is completed", lambda: env.reason("protectedagent", "batch") == "Completed")
+    second, welcome = await _run_job_pod(env, session, "batch")
     assert (welcome.epoch, welcome.run, welcome.parent) == (2, 2, None)
-    await asyncio.to_thread(rig.phase, second["metadata"]["name"], "Failed")
-    third, welcome = await _once(rig, session, "batch")  # the Job tries again
+    await asyncio.to_thread(env.set_phase, second["metadata"]["name"], "Failed")
+    third, welcome = await _run_job_pod(env, session, "batch")  # the Job retries
     assert (welcome.epoch, welcome.run) == (3, 2)
     assert welcome.parent is not None
-    await asyncio.to_thread(rig.phase, third["metadata"]["name"], "Succeeded")
-    await asyncio.to_thread(rig.delete_pod, third["metadata"]["name"])  # as of a Job that is not kept
-    _, welcome = await _once(rig, session, "batch")
+    await asyncio.to_thread(env.set_phase, third["metadata"]["name"], "Succeeded")
+    await asyncio.to_thread(env.delete_pod, third["metadata"]["name"])  # like the pod of a Job that is deleted
+    _, welcome = await _run_job_pod(env, session, "batch")
     assert (welcome.epoch, welcome.run, welcome.parent) == (4, 4, None)
 
 
-async def test_a_pod_that_is_told_to_stop_and_exits_with_0_goes_on(rig: Rig, session: aiohttp.ClientSession) -> None:
-    first, _ = await _once(rig, session, "polite")
+async def test_a_run_continues_after_a_pod_is_stopped_and_exits_with_0(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    first, _ = await _run_job_pod(env, session, "polite")
     name = first["metadata"]["name"]
     await asyncio.to_thread(
-        rig.kubectl, "delete", "pod", name, "-n", rig.namespace, "--grace-period=30", "--wait=false"
+        env.kubectl, "delete", "pod", name, "-n", env.namespace, "--grace-period=30", "--wait=false"
     )
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     exit_0 = {"name": "agent", "image": "coder:7", "imageID": "", "ready": False, "restartCount": 0}
     exit_0["state"] = {"terminated": {"exitCode": 0, "finishedAt": now, "startedAt": now}}
-    await asyncio.to_thread(lambda: rig.phase(name, "Succeeded", containerStatuses=[exit_0]))
-    await soon("it is known", lambda: rig.get("pod", name)["status"]["phase"] == "Succeeded")
-    second, welcome = await _once(rig, session, "polite")
+    await asyncio.to_thread(lambda: env.set_phase(name, "Succeeded", containerStatuses=[exit_0]))
+    await eventually("the phase is set", lambda: env.get("pod", name)["status"]["phase"] == "Succeeded")
+    second, welcome = await _run_job_pod(env, session, "polite")
     assert (welcome.epoch, welcome.run) == (2, 1)
     assert welcome.parent is not None
     evicted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": ""}
-    await asyncio.to_thread(lambda: rig.phase(second["metadata"]["name"], "Succeeded", conditions=[evicted]))
-    _, welcome = await _once(rig, session, "polite")
+    await asyncio.to_thread(lambda: env.set_phase(second["metadata"]["name"], "Succeeded", conditions=[evicted]))
+    _, welcome = await _run_job_pod(env, session, "polite")
     assert (welcome.epoch, welcome.run) == (3, 1)
     assert welcome.parent is not None
-    assert rig.reason("protectedagent", "polite") != "Completed"
+    assert env.reason("protectedagent", "polite") != "Completed"
 
 
-async def _once(rig: Rig, session: aiohttp.ClientSession, agent: str) -> tuple[dict[str, Any], Welcome]:
-    """A pod of a Job, from its creation to its sidecar's last word, with a checkpoint on the way; and how it began."""
-    pod = await asyncio.to_thread(lambda: rig.pod(agent, restart_policy="Never"))
-    welcome = await rig.restore(session, pod)
-    sidecar = await rig.sidecar(session, pod)
-    order = await sidecar.socket.request(RequestCheckpoint(f"last-{pod['metadata']['name']}", "Shutdown"), Checkpoint)
+async def _run_job_pod(
+    env: OperatorEnvironment, session: aiohttp.ClientSession, agent: str
+) -> tuple[dict[str, Any], Welcome]:
+    """Play a pod of a Job from its creation to its release, with one checkpoint; return the pod and its welcome."""
+    pod = await asyncio.to_thread(lambda: env.pod(agent, restart_policy="Never"))
+    welcome = await env.restore(session, pod)
+    sidecar = await env.sidecar(session, pod)
+    order = await sidecar.connection.request(
+        RequestCheckpoint(f"last-{pod['metadata']['name']}", "Shutdown"), Checkpoint
+    )
     await sidecar.commit(order)
     await sidecar.release()
     return pod, welcome
 
 
-async def test_a_failed_restore_is_told(rig: Rig, session: aiohttp.ClientSession) -> None:
-    pod = await asyncio.to_thread(rig.pod, "broken")
-    await rig.restore(session, pod, "IntegrityError", message="packs/1-ab is damaged", object_key="packs/1-ab")
-    restore = await soon(
-        "it is told",
-        lambda: next((each for each in rig.items("agentrestores") if each["status"].get("agent") == "broken"), None),
+async def test_a_failed_restore_is_reported(env: OperatorEnvironment, session: aiohttp.ClientSession) -> None:
+    pod = await asyncio.to_thread(env.pod, "broken")
+    await env.restore(session, pod, "IntegrityError", message="packs/1-ab is damaged", object_key="packs/1-ab")
+    restore = await eventually(
+        "there is an AgentRestore",
+        lambda: next((each for each in env.items("agentrestores") if each["status"].get("agent") == "broken"), None),
     )
     name = restore["metadata"]["name"]
-    await soon("with its reason", lambda: rig.reason("agentrestore", name) == "IntegrityError")
-    status = (await asyncio.to_thread(rig.get, "agentrestore", name))["status"]
+    await eventually("the AgentRestore has its reason", lambda: env.reason("agentrestore", name) == "IntegrityError")
+    status = (await asyncio.to_thread(env.get, "agentrestore", name))["status"]
     assert "packs/1-ab" in status["conditions"][0]["message"]
     assert status["conditions"][0]["status"] == "False"
 
 
-def test_metrics_and_health(rig: Rig) -> None:
-    assert rig.health("/healthz") == (200, "ok\n")
-    status, text = rig.health("/metrics")
+def test_metrics_and_health(env: OperatorEnvironment) -> None:
+    assert env.health("/healthz") == (200, "ok\n")
+    status, text = env.health("/metrics")
     assert status == 200
     assert "savepoint_leading 1.0" in text
     assert 'savepoint_store_ready{store="' in text
 
 
-async def test_a_commit_is_counted(rig: Rig, session: aiohttp.ClientSession) -> None:
-    await soon("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
+async def test_a_commit_updates_the_metrics(env: OperatorEnvironment, session: aiohttp.ClientSession) -> None:
+    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
     manual = {"trigger": "Manual"}
-    starts = rig.counted("savepoint_restores_total", outcome="Fresh")
-    restored_seconds = rig.counted("savepoint_restore_seconds_sum")
-    counters = (
+    starts = env.metric("savepoint_restores_total", outcome="Fresh")
+    restored_seconds = env.metric("savepoint_restore_seconds_sum")
+    counters: tuple[tuple[str, dict[str, str]], ...] = (
         ("savepoint_checkpoints_total", {"result": "Ready", **manual}),
         ("savepoint_checkpoint_seconds_count", manual),
         ("savepoint_checkpoint_seconds_sum", manual),
@@ -288,19 +308,19 @@ async def test_a_commit_is_counted(rig: Rig, session: aiohttp.ClientSession) -> 
         ("savepoint_pause_seconds_count", {}),
         ("savepoint_pause_seconds_sum", {}),
     )
-    _, sidecar = await rig.start(session, "measured")
-    assert rig.counted("savepoint_restores_total", outcome="Fresh") == starts + 1
-    assert rig.counted("savepoint_restore_seconds_sum") - restored_seconds == pytest.approx(3.1)
-    was = [rig.counted(name, **labels) for name, labels in counters]
-    await asyncio.to_thread(rig.kubectl.create, asked("measured"), "-n", rig.namespace)
-    order = await sidecar.order()
-    offer = await sidecar.store(order, os.urandom(5000))
-    await sidecar.socket.request(offer, Committed)
-    await soon("it is counted", lambda: rig.counted(counters[0][0], **counters[0][1]) > was[0])
-    attempts, ordered, seconds, uploaded, logical, pauses, paused = (
-        rig.counted(name, **labels) - old for (name, labels), old in zip(counters, was, strict=True)
+    _, sidecar = await env.start(session, "measured")
+    assert env.metric("savepoint_restores_total", outcome="Fresh") == starts + 1
+    assert env.metric("savepoint_restore_seconds_sum") - restored_seconds == pytest.approx(3.1)
+    before = [env.metric(name, **labels) for name, labels in counters]
+    await asyncio.to_thread(env.kubectl.create, checkpoint_request("measured"), "-n", env.namespace)
+    order = await sidecar.next_order()
+    offer = await sidecar.upload(order, os.urandom(5000))
+    await sidecar.connection.request(offer, Committed)
+    await eventually("the checkpoint is counted", lambda: env.metric(counters[0][0], **counters[0][1]) > before[0])
+    attempts, timed, seconds, uploaded, logical, pauses, paused = (
+        env.metric(name, **labels) - old for (name, labels), old in zip(counters, before, strict=True)
     )
-    assert (attempts, ordered, pauses) == (1, 1, 1)
+    assert (attempts, timed, pauses) == (1, 1, 1)
     assert 0 < seconds < 30
     assert (uploaded, logical) == (offer.uploaded_bytes, 5000)
     assert uploaded >= 5000
@@ -308,38 +328,42 @@ async def test_a_commit_is_counted(rig: Rig, session: aiohttp.ClientSession) -> 
     await sidecar.release()
 
 
-async def test_a_pod_that_releases_is_followed_at_once(rig: Rig, session: aiohttp.ClientSession) -> None:
-    rig = await asyncio.to_thread(rig.beside)
-    _, sidecar = await rig.start(session)
+async def test_a_successor_starts_at_once_after_a_release(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    env = await asyncio.to_thread(env.in_new_namespace)
+    _, sidecar = await env.start(session)
     await sidecar.release()
-    successor = await asyncio.to_thread(rig.pod)
+    successor = await asyncio.to_thread(env.pod)
     started = time.monotonic()
-    assert (await rig.restore(session, successor)).epoch == 2
+    assert (await env.restore(session, successor)).epoch == 2
     assert time.monotonic() - started < RECONNECT_SECONDS
-    assert rig.waits == []
+    assert env.waits == []
 
 
-async def test_only_a_pods_own_token_for_our_audience_opens_the_door(rig: Rig, session: aiohttp.ClientSession) -> None:
-    pod = await asyncio.to_thread(rig.pod, "guest")
-    unbound = ("create", "token", "default", "-n", rig.namespace, "--audience=savepoint.dev")
+async def test_only_a_pods_own_token_for_our_audience_is_accepted(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    pod = await asyncio.to_thread(env.pod, "guest")
+    unbound = ("create", "token", "default", "-n", env.namespace, "--audience=savepoint.dev")
     for token in (
-        await asyncio.to_thread(rig.token, pod, "https://kubernetes.default.svc.cluster.local"),
-        (await asyncio.to_thread(rig.kubectl, *unbound)).strip(),
-        "nonsense",
+        await asyncio.to_thread(env.token, pod, "https://kubernetes.default.svc.cluster.local"),
+        (await asyncio.to_thread(env.kubectl, *unbound)).strip(),
+        "not-a-token",
     ):
-        assert await (await rig.dial(session, pod, token)).closed() == 4401
-    good = await asyncio.to_thread(rig.token, pod)
-    await asyncio.to_thread(rig.delete_pod, pod["metadata"]["name"])
-    assert await (await rig.dial(session, pod, good)).closed() == 4401
+        assert await (await env.dial(session, pod, token)).closed() == 4401
+    valid = await asyncio.to_thread(env.token, pod)
+    await asyncio.to_thread(env.delete_pod, pod["metadata"]["name"])
+    assert await (await env.dial(session, pod, valid)).closed() == 4401
 
 
-def test_the_certificate_is_for_the_services_and_the_webhook_knows_its_ca(rig: Rig) -> None:
-    configuration = json.loads(rig.kubectl("get", "mutatingwebhookconfiguration", "savepoint", "-o", "json"))
-    secret = json.loads(rig.kubectl("get", "secret", "savepoint-tls", "-n", NAMESPACE, "-o", "json"))
+def test_the_webhook_configuration_has_the_ca_of_the_serving_certificate(env: OperatorEnvironment) -> None:
+    configuration = json.loads(env.kubectl("get", "mutatingwebhookconfiguration", "savepoint", "-o", "json"))
+    secret = json.loads(env.kubectl("get", "secret", "savepoint-tls", "-n", NAMESPACE, "-o", "json"))
     assert secret["type"] == "kubernetes.io/tls"
     assert configuration["webhooks"][0]["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]
 
 
-def test_kopf_writes_nothing_into_objects(rig: Rig) -> None:
-    assert rig.items("agentrestores")
-    assert rig.marks() == []
+def test_kopf_writes_nothing_into_objects(env: OperatorEnvironment) -> None:
+    assert env.items("agentrestores")
+    assert env.kopf_traces() == []

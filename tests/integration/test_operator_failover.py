@@ -1,4 +1,4 @@
-"""The operator killed, stopped, doubled and misinformed: what was Ready stays Ready, and all comes to an end."""
+"""Failover of the operator: what was Ready stays Ready, and what was in flight ends, after each kind of failure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,15 @@ from savepoint.contract.control_protocol import (
     decode,
 )
 
+from tests.polling import eventually
 from tests.servers.apiserver import ApiServer
 from tests.servers.helm import NAMESPACE
-from tests.servers.operator_rig import Rig, another_rig, asked, make_rig, soon
+from tests.servers.operator_environment import (
+    OperatorEnvironment,
+    checkpoint_request,
+    install_environment,
+    new_environment,
+)
 from tests.servers.process import free_ports
 from tests.servers.s3 import S3Server
 
@@ -34,197 +40,211 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def installed(apiserver: ApiServer, s3_minio: S3Server, tmp_path_factory: pytest.TempPathFactory) -> None:
-    make_rig(apiserver, s3_minio, tmp_path_factory.mktemp("installed"))
+    install_environment(apiserver, s3_minio, tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture
-def rig(installed: None, apiserver: ApiServer, s3_minio: S3Server, tmp_path: Path) -> Iterator[Rig]:
-    rig = another_rig(apiserver, s3_minio, tmp_path)
-    yield rig
-    rig.leave()
+def env(installed: None, apiserver: ApiServer, s3_minio: S3Server, tmp_path: Path) -> Iterator[OperatorEnvironment]:
+    env = new_environment(apiserver, s3_minio, tmp_path)
+    yield env
+    env.clean_up()
 
 
-async def ask(rig: Rig, agent: str, **spec: Any) -> str:
-    made = await asyncio.to_thread(rig.kubectl.create, asked(agent, **spec), "-n", rig.namespace)
-    return str(made["metadata"]["name"])
+async def request(env: OperatorEnvironment, agent: str, **spec: Any) -> str:
+    created = await asyncio.to_thread(env.kubectl.create, checkpoint_request(agent, **spec), "-n", env.namespace)
+    return str(created["metadata"]["name"])
 
 
-async def ready(rig: Rig) -> None:
-    await soon("the store is Ready", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "Ready")
+async def ready(env: OperatorEnvironment) -> None:
+    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
 
 
-async def test_killed_after_the_order_it_is_finished_by_the_next_leader(
-    rig: Rig, session: aiohttp.ClientSession
+async def test_the_next_leader_finishes_a_checkpoint_whose_operator_was_killed_after_the_order(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
-    with rig.operator("a") as first:
-        await ready(rig)
-        pod, sidecar = await rig.start(session)
-        name = await ask(rig, "coder")
-        order = await sidecar.order()
-        offer = await sidecar.store(order)
+    with env.run_operator("a") as first:
+        await ready(env)
+        pod, sidecar = await env.start(session)
+        name = await request(env, "coder")
+        order = await sidecar.next_order()
+        offer = await sidecar.upload(order)
         await asyncio.to_thread(first.kill)
-        await sidecar.socket.closed()
-    await asyncio.to_thread(rig.let_lapse)
-    with rig.operator("b"):
-        again = await rig.sidecar(session, pod, attempts=(AttemptState(order.attempt, "Uploading"),))
-        committed = await again.socket.request(offer, Committed)
+        await sidecar.connection.closed()
+    await asyncio.to_thread(env.expire_lease)
+    with env.run_operator("b"):
+        again = await env.sidecar(session, pod, attempts=(AttemptState(order.attempt, "Uploading"),))
+        committed = await again.connection.request(offer, Committed)
         assert committed.checkpoint.name == name
-        await soon("it is Ready", lambda: rig.reason("agentcheckpoint", name) == "Ready")
-        assert len(rig.items("agentcheckpoints")) == 1
+        await eventually("the checkpoint is Ready", lambda: env.reason("agentcheckpoint", name) == "Ready")
+        assert len(env.items("agentcheckpoints")) == 1
         await again.release()
 
 
-async def test_killed_after_the_commit_status_is_repaired_from_the_chain(
-    rig: Rig, session: aiohttp.ClientSession
+async def test_status_is_repaired_from_the_chain_after_a_kill_between_commit_and_report(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
-    """The pod is gone too, so nobody tells the next leader but the store. It begins in place, by the same name."""
-    with rig.operator("a") as first:
-        await ready(rig)
-        pod, sidecar = await rig.start(session)
-        name = await ask(rig, "coder")
-        order = await sidecar.order()
-        offer = await sidecar.store(order)
-        await asyncio.to_thread(_silence, rig, True)
-        await sidecar.socket.request(offer, Committed)
+    """The pod was deleted, too, so that only the store informs the next leader, which has the same name."""
+    with env.run_operator("a") as first:
+        await ready(env)
+        pod, sidecar = await env.start(session)
+        name = await request(env, "coder")
+        order = await sidecar.next_order()
+        offer = await sidecar.upload(order)
+        await asyncio.to_thread(_deny_status, env, True)
+        await sidecar.connection.request(offer, Committed)
         await asyncio.to_thread(first.kill)
-        await asyncio.to_thread(_silence, rig, False)
-        assert rig.reason("agentcheckpoint", name) != "Ready"
-    await asyncio.to_thread(rig.delete_pod, pod["metadata"]["name"])
-    with rig.operator("a"):
-        await soon("it is Ready", lambda: rig.reason("agentcheckpoint", name) == "Ready")
-        status = rig.get("agentcheckpoint", name)["status"]
+        await asyncio.to_thread(_deny_status, env, False)
+        assert env.reason("agentcheckpoint", name) != "Ready"
+    await asyncio.to_thread(env.delete_pod, pod["metadata"]["name"])
+    with env.run_operator("a"):
+        await eventually("the checkpoint is Ready", lambda: env.reason("agentcheckpoint", name) == "Ready")
+        status = env.get("agentcheckpoint", name)["status"]
         assert status["sequence"] == 2
-        assert rig.get("protectedagent", "coder")["status"]["latest"]["checkpointName"] == name
+        assert env.get("protectedagent", "coder")["status"]["latest"]["checkpointName"] == name
 
 
-def _silence(rig: Rig, on: bool) -> None:
-    """Take the operator's right to write status of checkpoints, or give it back."""
-    role = json.loads(rig.kubectl("get", "clusterrole", "savepoint-operator", "-o", "json"))
+def _deny_status(env: OperatorEnvironment, denied: bool) -> None:
+    """Revoke the operator's right to write the status of checkpoints, or grant it again."""
+    role = json.loads(env.kubectl("get", "clusterrole", "savepoint-operator", "-o", "json"))
     rules = role["rules"]
     for rule in rules:
         resources = rule.get("resources", [])
         for name in ("agentcheckpoints/status", "x-agentcheckpoints/status"):
             if name in resources:
                 resources.remove(name)
-                resources.append(f"x-{name.removeprefix('x-')}" if on else name.removeprefix("x-"))
-    rig.kubectl.patch("clusterrole/savepoint-operator", {"rules": rules})
+                resources.append(f"x-{name.removeprefix('x-')}" if denied else name.removeprefix("x-"))
+    env.kubectl.patch("clusterrole/savepoint-operator", {"rules": rules})
 
 
-async def test_stopped_in_good_order_it_hands_over_at_once(rig: Rig, session: aiohttp.ClientSession) -> None:
+async def test_the_standby_leads_at_once_after_a_clean_stop(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
     with ExitStack() as stack:
-        first = stack.enter_context(rig.operator("a"))
-        await ready(rig)
-        pod, sidecar = await rig.start(session)
-        control, health = rig.control_port, rig.health_port
-        rig.control_port, rig.health_port = free_ports(2)
-        standby = stack.enter_context(rig.operator("b", leads=False))
-        await soon("it waits", lambda: rig.health("/readyz") == (503, "another operator leads\n"))
+        first = stack.enter_context(env.run_operator("a"))
+        await ready(env)
+        pod, sidecar = await env.start(session)
+        control, health = env.control_port, env.health_port
+        env.control_port, env.health_port = free_ports(2)
+        standby = stack.enter_context(env.run_operator("b", leads=False))
+        await eventually("the standby waits", lambda: env.health("/readyz") == (503, "another operator leads\n"))
         started = time.monotonic()
         await asyncio.to_thread(first.stop, 30)
-        await soon("the standby leads", lambda: rig.health("/readyz")[0] == 200)
-        assert time.monotonic() - started < 30  # not the whole duration of the Lease
-        assert await sidecar.socket.closed() == 4503
-        again = await rig.sidecar(session, pod)
+        await eventually("the standby leads", lambda: env.health("/readyz")[0] == 200)
+        assert time.monotonic() - started < 30  # less than the duration of the Lease
+        assert await sidecar.connection.closed() == 4503
+        again = await env.sidecar(session, pod)
         assert again.welcome.epoch == sidecar.welcome.epoch
         await again.release()
         assert standby.alive
-        assert (control, health) != (rig.control_port, rig.health_port)
+        assert (control, health) != (env.control_port, env.health_port)
 
 
-async def test_a_leader_that_stood_still_ends_and_the_other_goes_on(rig: Rig, session: aiohttp.ClientSession) -> None:
-    rig.settings["SAVEPOINT_LEASE_SECONDS"] = "9"
+async def test_a_leader_that_was_paused_exits_and_its_successor_continues(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    env.settings["SAVEPOINT_LEASE_SECONDS"] = "9"
     with ExitStack() as stack:
-        first = stack.enter_context(rig.operator("a"))
-        await ready(rig)
-        pod, sidecar = await rig.start(session)
-        rig.control_port, rig.health_port = free_ports(2)
-        del rig.settings["SAVEPOINT_LEASE_SECONDS"]  # only the first one's is waited for
+        first = stack.enter_context(env.run_operator("a"))
+        await ready(env)
+        pod, sidecar = await env.start(session)
+        env.control_port, env.health_port = free_ports(2)
+        del env.settings["SAVEPOINT_LEASE_SECONDS"]  # only the Lease of the first must expire soon
         first.popen.send_signal(signal.SIGSTOP)
         try:
-            stack.enter_context(rig.operator("b"))
-            again = await rig.sidecar(session, pod)
-            name = await ask(rig, "coder")
-            order = await again.order()
+            stack.enter_context(env.run_operator("b"))
+            again = await env.sidecar(session, pod)
+            name = await request(env, "coder")
+            order = await again.next_order()
         finally:
             first.popen.send_signal(signal.SIGCONT)
         await again.commit(order)
-        await soon("it is Ready", lambda: rig.reason("agentcheckpoint", name) == "Ready")
+        await eventually("the checkpoint is Ready", lambda: env.reason("agentcheckpoint", name) == "Ready")
         assert await asyncio.to_thread(first.popen.wait, 30) == 1
-        assert rig.health("/readyz")[0] == 200
-        await sidecar.socket.close()
+        assert env.health("/readyz")[0] == 200
+        await sidecar.connection.close()
         await again.release()
 
 
-async def test_while_the_api_server_is_away_commits_go_on(rig: Rig, session: aiohttp.ClientSession) -> None:
-    rig.settings["SAVEPOINT_LEASE_SECONDS"] = "90"
-    with rig.operator("a"):
-        await ready(rig)
-        _, sidecar = await rig.start(session)
-        order = await sidecar.socket.request(RequestCheckpoint("r1", "Agent"), Checkpoint)
-        offer = await sidecar.store(order)
-        rig.server.process.popen.send_signal(signal.SIGSTOP)
+async def test_commits_continue_while_the_api_server_is_unreachable(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    env.settings["SAVEPOINT_LEASE_SECONDS"] = "90"
+    with env.run_operator("a"):
+        await ready(env)
+        _, sidecar = await env.start(session)
+        order = await sidecar.connection.request(RequestCheckpoint("r1", "Agent"), Checkpoint)
+        offer = await sidecar.upload(order)
+        env.server.process.popen.send_signal(signal.SIGSTOP)
         try:
-            await sidecar.socket.send(offer)
-            answer = decode((await sidecar.socket.socket.receive(40)).data)
+            await sidecar.connection.send(offer)
+            answer = decode((await sidecar.connection.socket.receive(40)).data)
         finally:
-            rig.server.process.popen.send_signal(signal.SIGCONT)
+            env.server.process.popen.send_signal(signal.SIGCONT)
         assert isinstance(answer, Committed)
         assert answer.checkpoint.name == "coder-1"
-        await soon("it is told afterwards", lambda: rig.reason("agentcheckpoint", "coder-1") == "Ready", 60)
-        assert len(rig.items("agentcheckpoints")) == 1
+        await eventually(
+            "the checkpoint is reported afterwards", lambda: env.reason("agentcheckpoint", "coder-1") == "Ready", 60
+        )
+        assert len(env.items("agentcheckpoints")) == 1
         await sidecar.release()
 
 
-async def test_a_shutdown_in_flight_is_finished_before_it_goes(rig: Rig, session: aiohttp.ClientSession) -> None:
-    with rig.operator("a") as first:
-        await ready(rig)
-        _, sidecar = await rig.start(session)
-        order = await sidecar.socket.request(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
-        offer = await sidecar.store(order)
+async def test_the_operator_completes_a_final_checkpoint_before_it_exits(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    with env.run_operator("a") as first:
+        await ready(env)
+        _, sidecar = await env.start(session)
+        order = await sidecar.connection.request(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
+        offer = await sidecar.upload(order)
         stopping = asyncio.create_task(asyncio.to_thread(first.stop, 40))
-        await soon("it stops", lambda: "stopping:" in (rig.room / "a.log").read_text())
-        assert (await sidecar.socket.request(offer, Committed)).checkpoint.name == "coder-1"
-        await sidecar.socket.request(Released(1), Ack)
-        assert rig.health("/readyz") == (200, "ok\n"), "a successor may dial"
-        await sidecar.socket.close()
-        await soon("it has let go", lambda: rig.health("/readyz") == (503, "stopping\n"))
+        await eventually("the operator is stopping", lambda: "stopping:" in (env.folder / "a.log").read_text())
+        assert (await sidecar.connection.request(offer, Committed)).checkpoint.name == "coder-1"
+        await sidecar.connection.request(Released(1), Ack)
+        assert env.health("/readyz") == (200, "ok\n"), "a successor can still connect"
+        await sidecar.connection.close()
+        await eventually("the operator has stopped serving", lambda: env.health("/readyz") == (503, "stopping\n"))
         await stopping
         assert first.popen.returncode == 0
-    assert rig.reason("agentcheckpoint", "coder-1") == "Ready"
+    assert env.reason("agentcheckpoint", "coder-1") == "Ready"
 
 
-async def test_with_a_store_that_cannot_be_used_it_says_so_and_pods_wait(
-    rig: Rig, session: aiohttp.ClientSession
+async def test_pods_wait_while_the_store_denies_access(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
-    wrong, right = ({"stringData": {"secretKey": key}} for key in ("wrong", rig.s3.secret_key))
-    await asyncio.to_thread(rig.kubectl.patch, "secret/s3-keys", wrong, "-n", NAMESPACE)
+    wrong, correct = ({"stringData": {"secretKey": key}} for key in ("wrong", env.s3.secret_key))
+    await asyncio.to_thread(env.kubectl.patch, "secret/s3-keys", wrong, "-n", NAMESPACE)
     try:
-        with rig.operator("a"):
-            await soon("it says so", lambda: rig.reason("agentcheckpointstore", rig.prefix) == "StoreDenied")
-            pod = await asyncio.to_thread(rig.pod)
-            waiting = asyncio.create_task(rig.restore(session, pod))
-            await soon("it waits", lambda: "StoreDenied" in {wait.reason for wait in rig.waits})
-            await asyncio.to_thread(rig.kubectl.patch, "secret/s3-keys", right, "-n", NAMESPACE)
-            change = {"metadata": {"annotations": {"mended": "true"}}}  # it would be looked at again without
-            await asyncio.to_thread(rig.kubectl.patch, f"agentcheckpointstore/{rig.prefix}", change)
+        with env.run_operator("a"):
+            await eventually(
+                "the store reports StoreDenied", lambda: env.reason("agentcheckpointstore", env.prefix) == "StoreDenied"
+            )
+            pod = await asyncio.to_thread(env.pod)
+            waiting = asyncio.create_task(env.restore(session, pod))
+            await eventually("the pod waits", lambda: "StoreDenied" in {wait.reason for wait in env.waits})
+            await asyncio.to_thread(env.kubectl.patch, "secret/s3-keys", correct, "-n", NAMESPACE)
+            change = {"metadata": {"annotations": {"fixed": "true"}}}  # it would be reconciled without it, but later
+            await asyncio.to_thread(env.kubectl.patch, f"agentcheckpointstore/{env.prefix}", change)
             assert (await asyncio.wait_for(waiting, 60)).epoch == 1
-            log = (rig.room / "a.log").read_text()
-            assert rig.s3.secret_key not in log
+            log = (env.folder / "a.log").read_text()
+            assert env.s3.secret_key not in log
             assert "wrong" not in log
     finally:
-        await asyncio.to_thread(rig.kubectl.patch, "secret/s3-keys", right, "-n", NAMESPACE)
+        await asyncio.to_thread(env.kubectl.patch, "secret/s3-keys", correct, "-n", NAMESPACE)
 
 
-async def test_the_master_key_is_made_once_and_never_shown(rig: Rig, session: aiohttp.ClientSession) -> None:
-    with rig.operator("a") as first:
-        await ready(rig)
+async def test_the_master_key_is_created_once_and_never_logged(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    with env.run_operator("a") as first:
+        await ready(env)
         await asyncio.to_thread(first.stop)
-    secret = json.loads(rig.kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "json"))
-    with rig.operator("b"):
-        await ready(rig)
-    again = json.loads(rig.kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "json"))
+    secret = json.loads(env.kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "json"))
+    with env.run_operator("b"):
+        await ready(env)
+    again = json.loads(env.kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "json"))
     assert again["data"] == secret["data"]
-    for log in rig.room.glob("*.log"):
+    for log in env.folder.glob("*.log"):
         text = log.read_text()
         assert secret["data"]["master.key"] not in text
-        assert rig.s3.secret_key not in text
+        assert env.s3.secret_key not in text

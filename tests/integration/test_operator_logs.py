@@ -1,4 +1,4 @@
-"""What the operator's log holds at its lowest level, with a real S3 server."""
+"""The operator's log at its most verbose level, with a real S3 server."""
 
 import logging
 from collections.abc import Iterator

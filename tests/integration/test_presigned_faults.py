@@ -1,4 +1,4 @@
-"""The presigned store against a server that misbehaves on cue: what each fault becomes, and that it ends in time."""
+"""The presigned store against a scripted, faulty server: each fault becomes the right error, within its deadline."""
 
 import socket
 import ssl
@@ -42,12 +42,12 @@ class Request:
 
 
 Handler = Callable[[Request, socket.socket], bool]
-"""Answers; False closes the connection."""
+"""Answers a request, and returns False to close the connection."""
 
 
 @dataclass
 class Server:
-    """One listener, one thread per connection, one handler for everything."""
+    """A server with one thread per connection and one handler for all requests."""
 
     handler: Handler
     context: ssl.SSLContext | None = None
@@ -106,11 +106,10 @@ def serving(handler: Handler, **options: Any) -> Iterator[Server]:
     finally:
         server.listener.shutdown(socket.SHUT_RDWR)
         server.listener.close()
-        for each in server.sockets:
+        for connection in server.sockets:
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
-        for each in server.threads:
+                connection.shutdown(socket.SHUT_RDWR)
+        for each in (thread, *server.threads):
             each.join(5)
 
 
@@ -129,11 +128,11 @@ def error(status: int, code: str) -> Handler:
     return answer(status, f"<Error><Code>{code}</Code></Error>".encode())
 
 
-def in_turn(*handlers: Handler) -> Handler:
-    rest = list(handlers)
+def sequence(*handlers: Handler) -> Handler:
+    remaining = list(handlers)
 
     def handle(request: Request, connection: socket.socket) -> bool:
-        current = rest.pop(0) if len(rest) > 1 else rest[0]
+        current = remaining.pop(0) if len(remaining) > 1 else remaining[0]
         return current(request, connection)
 
     return handle
@@ -142,26 +141,30 @@ def in_turn(*handlers: Handler) -> Handler:
 @dataclass
 class Urls:
     server: Server
-    asked: int = 0
+    requests: int = 0
     forgotten: list[str] = field(default_factory=list)
 
     def forget(self, key: str) -> None:
         self.forgotten.append(key)
 
     def put_url(self, key: str) -> str:
-        self.asked += 1
+        self.requests += 1
         scheme = "https" if self.server.context else "http"
-        return f"{scheme}://127.0.0.1:{self.server.port}/bucket/{key}?X-Amz-Signature=secret{self.asked}"
+        return f"{scheme}://127.0.0.1:{self.server.port}/bucket/{key}?X-Amz-Signature=secret{self.requests}"
 
     get_url = put_url
 
 
 @contextmanager
 def store_of(
-    server: Server, *, retry: Retry = ONCE, ca_pem: str | None = None, **bounds: float
+    server: Server, *, retry: Retry = ONCE, connections: Connections | None = None
 ) -> Iterator[PresignedStore]:
-    with closing(PresignedStore(Urls(server), retry=retry, connections=Connections(ca_pem, **bounds))) as store:
+    with closing(PresignedStore(Urls(server), retry=retry, connections=connections or Connections())) as store:
         yield store
+
+
+def short_deadlines() -> Connections:
+    return Connections(idle_seconds=0.3, call_seconds=0.6)
 
 
 def hang(_: Request, connection: socket.socket) -> bool:
@@ -170,8 +173,8 @@ def hang(_: Request, connection: socket.socket) -> bool:
     return False
 
 
-def drip(_: Request, connection: socket.socket) -> bool:
-    """One byte now and then, for ever."""
+def drip(request: Request, connection: socket.socket) -> bool:
+    """Send a byte at a time, slowly."""
     connection.sendall(b"HTTP/1.1 200 X\r\nContent-Length: 1000\r\n\r\n")
     for _ in range(1000):
         connection.sendall(b"x")
@@ -179,9 +182,9 @@ def drip(_: Request, connection: socket.socket) -> bool:
     return True
 
 
-def stall(_: Request, connection: socket.socket) -> bool:
+def stall(request: Request, connection: socket.socket) -> bool:
     connection.sendall(b"HTTP/1.1 200 X\r\nContent-Length: 1000\r\n\r\nhalf")
-    return hang(_, connection)
+    return hang(request, connection)
 
 
 def hang_up(_: Request, connection: socket.socket) -> bool:
@@ -197,11 +200,11 @@ def hang_up(_: Request, connection: socket.socket) -> bool:
         (answer(302, Location="http://127.0.0.1:1/elsewhere"), StoreMisconfigured),
         (answer(307, Location="http://169.254.169.254/"), StoreMisconfigured),
         (answer(200, b"short", length=100), StoreUnavailable), (hang_up, StoreUnavailable),
-        (lambda _, connection: connection.sendall(b"no http at all\r\n\r\n") or False, StoreUnavailable),
+        (lambda _, connection: connection.sendall(b"not HTTP\r\n\r\n") or False, StoreUnavailable),
         (answer(200, bytes(200)), IntegrityError), (answer(204), StoreUnavailable),
     ],
 )  # fmt: skip
-def test_what_a_get_becomes(handler: Handler, kind: type[SavepointError]) -> None:
+def test_a_fault_of_a_get_becomes_an_error(handler: Handler, kind: type[SavepointError]) -> None:
     with serving(handler) as server, store_of(server) as store:
         with pytest.raises(kind) as caught:
             store.get("key", max_bytes=100)
@@ -219,7 +222,7 @@ def test_what_a_get_becomes(handler: Handler, kind: type[SavepointError]) -> Non
         (answer(301, Location="http://elsewhere/"), StoreMisconfigured),
     ],
 )  # fmt: skip
-def test_what_a_put_becomes(handler: Handler, kind: type[SavepointError]) -> None:
+def test_a_fault_of_a_put_becomes_an_error(handler: Handler, kind: type[SavepointError]) -> None:
     with serving(handler) as server, store_of(server) as store:
         with pytest.raises(kind) as caught:
             store.put_new("key", b"content")
@@ -229,29 +232,29 @@ def test_what_a_put_becomes(handler: Handler, kind: type[SavepointError]) -> Non
 
 
 @pytest.mark.parametrize("handler", [hang, stall, drip])
-def test_a_slow_store_ends_in_time(handler: Handler) -> None:
-    """F40: no answer, half an answer, a byte now and then."""
-    with serving(handler) as server, store_of(server, idle_seconds=0.3, call_seconds=0.6) as store:
-        for ask in (
+def test_calls_of_a_slow_store_end_at_their_deadline(handler: Handler) -> None:
+    """F40: no answer, half an answer, one byte at a time."""
+    with serving(handler) as server, store_of(server, connections=short_deadlines()) as store:
+        for call in (
             lambda: store.get("key", max_bytes=1000),
             lambda: store.get_into("key", 0, memoryview(bytearray(1000))),
             lambda: store.head("key"),
         ):
             start = time.monotonic()
             with pytest.raises(StoreUnavailable):
-                ask()
+                call()
             assert time.monotonic() - start < 3
 
 
-def test_a_store_that_does_not_take_a_body_ends_in_time() -> None:
-    with serving(hang, read_body=False) as server, store_of(server, idle_seconds=0.3, call_seconds=0.6) as store:
+def test_a_put_ends_at_its_deadline_if_the_store_does_not_read_the_body() -> None:
+    with serving(hang, read_body=False) as server, store_of(server, connections=short_deadlines()) as store:
         start = time.monotonic()
         with pytest.raises(StoreUnavailable):
             store.put_new("key", bytes(64 << 20))
         assert time.monotonic() - start < 3
 
 
-def test_an_answer_before_the_body_was_read() -> None:
+def test_an_answer_before_the_body_is_read_is_received() -> None:
     def refuse(_: Request, connection: socket.socket) -> bool:
         body = b"<Error><Code>PreconditionFailed</Code></Error>"
         connection.sendall(b"HTTP/1.1 412 X\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
@@ -277,12 +280,14 @@ class TestRanges:
             (answer(416), IntegrityError),
         ],
     )
-    def test_ranges_that_are_not_what_was_asked(self, handler: Handler, kind: type[SavepointError]) -> None:
+    def test_a_range_other_than_the_requested_one_is_an_error(
+        self, handler: Handler, kind: type[SavepointError]
+    ) -> None:
         with serving(handler) as server, store_of(server) as store, pytest.raises(kind) as caught:
             store.get_into("key", 0, memoryview(bytearray(4)))
         assert type(caught.value) is kind
 
-    def test_sizes(self) -> None:
+    def test_head_reads_the_size_from_the_range(self) -> None:
         with serving(answer(206, b"x", Content_Range="bytes 0-0/123")) as server, store_of(server) as store:
             info = store.head("key")
             assert info is not None
@@ -291,22 +296,22 @@ class TestRanges:
             info = store.head("key")
             assert info is not None
             assert info.size == 0
-        unsaid = answer(206, b"x", Content_Range="bytes 0-0/*")
-        with serving(unsaid) as server, store_of(server) as store, pytest.raises(StoreUnavailable):
+        unknown = answer(206, b"x", Content_Range="bytes 0-0/*")
+        with serving(unknown) as server, store_of(server) as store, pytest.raises(StoreUnavailable):
             store.head("key")
 
 
 class TestRetries:
-    def test_what_passes(self) -> None:
+    def test_transient_faults_are_retried(self) -> None:
         for fault in (answer(503), error(409, "ConditionalRequestConflict"), hang_up, answer(429)):
-            with serving(in_turn(fault, answer(200, b"content"))) as server, store_of(server, retry=QUICK) as store:
+            with serving(sequence(fault, answer(200, b"content"))) as server, store_of(server, retry=QUICK) as store:
                 assert store.get("key", max_bytes=10) == b"content"
-            with serving(in_turn(fault, answer(200))) as server, store_of(server, retry=QUICK) as store:
+            with serving(sequence(fault, answer(200))) as server, store_of(server, retry=QUICK) as store:
                 store.put_new("key", b"content")
 
-    def test_a_url_that_expired_is_renewed_once(self) -> None:
+    def test_an_expired_url_is_renewed_once(self) -> None:
         refused = error(403, "AccessDenied")
-        with serving(in_turn(refused, answer(200, b"content"))) as server, store_of(server) as store:
+        with serving(sequence(refused, answer(200, b"content"))) as server, store_of(server) as store:
             assert store.get("key", max_bytes=10) == b"content"
             assert [request.path[-7:] for request in server.requests] == ["secret1", "secret2"]
         with serving(refused) as server:
@@ -317,8 +322,8 @@ class TestRetries:
             assert urls.forgotten == ["key"]
 
     @pytest.mark.parametrize("stored", [b"content", b"another"])
-    def test_a_lost_answer_to_a_put(self, stored: bytes) -> None:
-        """F39: applied, then the connection broke; the next attempt meets 412 and reads what is there."""
+    def test_a_put_whose_answer_was_lost_is_recognised(self, stored: bytes) -> None:
+        """F39: the put was applied, then the connection broke; the retry gets 412 and reads the object."""
         puts: list[Request] = []
 
         def handle(request: Request, connection: socket.socket) -> bool:
@@ -336,12 +341,10 @@ class TestRetries:
                 with pytest.raises(ObjectExists):
                     store.put_new("key", b"content")
 
-    def test_an_idle_connection_that_the_server_closed(self) -> None:
-        closing_after: list[int] = []
+    def test_a_connection_that_the_server_closed_is_replaced(self) -> None:
 
         def handle(request: Request, connection: socket.socket) -> bool:
             answer(200, b"content")(request, connection)
-            closing_after.append(1)
             return False
 
         with serving(handle) as server, store_of(server) as store:
@@ -352,7 +355,7 @@ class TestRetries:
                     time.sleep(0.01)
             assert server.connections == 3
 
-    def test_a_healthy_connection_is_used_again(self) -> None:
+    def test_a_healthy_connection_is_reused(self) -> None:
         with serving(answer(200, b"content")) as server, store_of(server) as store:
             for _ in range(5):
                 store.get("key", max_bytes=10)
@@ -360,15 +363,15 @@ class TestRetries:
 
 
 class TestTls:
-    def test_only_the_given_authority_is_trusted(self, tmp_path: Path) -> None:
+    def test_only_the_configured_authority_is_trusted(self, tmp_path: Path) -> None:
         authority, other = Authority(), Authority()
-        context = authority.serving(["127.0.0.1"], tmp_path)
+        context = authority.server_context(["127.0.0.1"], tmp_path)
         with serving(answer(200, b"content"), context=context) as server:
-            with store_of(server, ca_pem=authority.certificate.decode()) as store:
+            with store_of(server, connections=Connections(authority.certificate.decode())) as store:
                 assert store.get("key", max_bytes=10) == b"content"
                 store.put_new("key", bytes(3 << 20))
             with (
-                store_of(server, ca_pem=other.certificate.decode()) as store,
+                store_of(server, connections=Connections(other.certificate.decode())) as store,
                 pytest.raises(StoreMisconfigured, match="not trusted"),
             ):
                 store.get("key", max_bytes=10)
@@ -382,23 +385,23 @@ class TestTls:
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "//host/x", "http://"])
-def test_urls_that_are_neither_http_nor_https(url: str) -> None:
-    class Strange:
+def test_a_url_that_is_neither_http_nor_https_is_refused(url: str) -> None:
+    class InvalidUrls:
         def put_url(self, key: str) -> str:
             return url
 
         get_url = put_url
 
         def forget(self, key: str) -> None:
-            """It stays as strange."""
+            """Do nothing: there is only one URL."""
 
-    with closing(PresignedStore(Strange(), retry=ONCE)) as store, pytest.raises(StoreMisconfigured):
+    with closing(PresignedStore(InvalidUrls(), retry=ONCE)) as store, pytest.raises(StoreMisconfigured):
         store.get("key", max_bytes=10)
     assert repr(store) == "PresignedStore()"
 
 
 class TestS3StoreFaults:
-    """What only a misbehaving server shows of the store with keys."""
+    """Faults of the store with keys that only a faulty server can cause."""
 
     @contextmanager
     def s3(self, handler: Handler) -> Iterator[S3Store]:
@@ -420,16 +423,16 @@ class TestS3StoreFaults:
             (answer(200, b"short", length=100), StoreUnavailable), (answer(200, bytes(200)), IntegrityError),
         ],
     )  # fmt: skip
-    def test_gets(self, handler: Handler, kind: type[SavepointError]) -> None:
+    def test_a_fault_of_a_get_becomes_an_error(self, handler: Handler, kind: type[SavepointError]) -> None:
         with self.s3(handler) as store, pytest.raises(kind) as caught:
             store.get("key", max_bytes=100)
         assert type(caught.value) is kind
 
-    def test_a_range_that_is_cut_off(self) -> None:
+    def test_a_truncated_range_is_unavailable(self) -> None:
         with self.s3(answer(206, b"01", length=4)) as store, pytest.raises(StoreUnavailable):
             store.get_into("key", 0, memoryview(bytearray(4)))
 
-    def test_a_head_without_a_reason(self) -> None:
+    def test_a_head_without_an_error_code(self) -> None:
         with self.s3(answer(404)) as store, pytest.raises(StoreMisconfigured, match="does not exist; create it"):
             store.head("key")
         with self.s3(answer(403)) as store, pytest.raises(StoreDenied):

@@ -1,4 +1,4 @@
-"""The whole path over real S3 servers: a pod with signed URLs writes, an authority commits, a pod restores."""
+"""The whole path over real S3 servers: a pod writes by presigned URLs, an authority commits, a pod restores."""
 
 import os
 import secrets
@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 
 class Urls:
-    """What an operator would hand out: only keys of this agent."""
+    """Presigned URLs as the operator issues them: only for keys of this agent."""
 
     def __init__(self, presigner: Presigner) -> None:
         self._presigner = presigner
@@ -47,7 +47,7 @@ class Urls:
         return self._presigner.presign_get(f"default/coder/{key}", 600)
 
     def forget(self, key: str) -> None:
-        """Nothing is remembered."""
+        """Do nothing: no URL is cached."""
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def write(
     return offer, writer.manifest
 
 
-def test_a_checkpoint_over_signed_urls(repository: Repository, pod: PresignedStore, tmp_path: Path) -> None:
+def test_a_checkpoint_by_presigned_urls(repository: Repository, pod: PresignedStore, tmp_path: Path) -> None:
     chain = Chain(repository.store, "default", "coder")
     head = lineage.grant(chain, None, "pod-1", "node", now_text())
     weights = bytearray(content("weights", 40 * MIB))
@@ -123,7 +123,7 @@ def test_a_checkpoint_over_signed_urls(repository: Repository, pod: PresignedSto
         assert verify(kept) == []
 
 
-def test_of_two_authorities_one_wins(repository: Repository, pod: PresignedStore) -> None:
+def test_the_second_of_two_authorities_is_superseded(repository: Repository, pod: PresignedStore) -> None:
     chain = Chain(repository.store, "default", "coder")
     head = lineage.grant(chain, None, "pod-1", "node", now_text())
     one, _ = write(repository, pod, 1, None, b"one", "a1")
@@ -133,7 +133,7 @@ def test_of_two_authorities_one_wins(repository: Repository, pod: PresignedStore
         lineage.commit_checkpoint(repository, chain, head, two, epoch=1, pod_uid="pod-1", time=now_text(), trigger="t")
 
 
-def test_a_pack_that_somebody_deleted(repository: Repository, pod: PresignedStore) -> None:
+def test_a_checkpoint_with_a_missing_pack_is_not_committed(repository: Repository, pod: PresignedStore) -> None:
     chain = Chain(repository.store, "default", "coder")
     head = lineage.grant(chain, None, "pod-1", "node", now_text())
     offer, _ = write(repository, pod, 1, None, b"one", "a1")

@@ -1,4 +1,4 @@
-"""The S3 store, its presigned URLs and the presigned store, against real servers."""
+"""The S3 store, its presigned URLs, and the presigned store, against real servers."""
 
 import http.client
 import secrets
@@ -46,10 +46,10 @@ Make = Callable[[UrlSource], PresignedStore]
 
 @pytest.fixture
 def presigned() -> Iterator[Make]:
-    with ExitStack() as opened:
+    with ExitStack() as stack:
 
         def make(urls: UrlSource) -> PresignedStore:
-            return opened.enter_context(closing(PresignedStore(urls, retry=ONCE)))
+            return stack.enter_context(closing(PresignedStore(urls, retry=ONCE)))
 
         yield make
 
@@ -65,7 +65,7 @@ class Urls:
         return self.presigner.presign_get(key, 600)
 
     def forget(self, key: str) -> None:
-        """Nothing is remembered."""
+        """Do nothing: no URL is cached."""
 
 
 class TestS3Store(StoreContract):
@@ -73,7 +73,7 @@ class TestS3Store(StoreContract):
     def store(self, s3: S3Store) -> ObjectStore:
         return s3
 
-    def test_more_than_a_page_is_listed(self, store: ObjectStore) -> None:
+    def test_more_than_one_page_is_listed(self, store: ObjectStore) -> None:
         for number in range(1005):
             store.put_new(f"page/{number}", b"x")
         assert len({info.key for info in store.list("page/")}) == 1005
@@ -107,23 +107,23 @@ def test_a_put_url_cannot_replace(config: S3Config, presigned: Make, s3: S3Store
 
 
 def test_a_url_is_for_one_key_only(config: S3Config, presigned: Make) -> None:
-    class Elsewhere(Urls):
+    class UrlsOfAnotherKey(Urls):
         def put_url(self, key: str) -> str:
             return super().put_url(key).replace("right", "wrong")
 
     with pytest.raises(StoreDenied):
-        presigned(Elsewhere(Presigner(config, _now))).put_new("right", b"x")
+        presigned(UrlsOfAnotherKey(Presigner(config, _now))).put_new("right", b"x")
 
 
 def test_an_expired_url_is_refused(config: S3Config, presigned: Make) -> None:
-    old = Presigner(config, lambda: datetime.now(UTC) - timedelta(hours=1))
+    past = Presigner(config, lambda: datetime.now(UTC) - timedelta(hours=1))
     with pytest.raises(StoreDenied):
-        presigned(Urls(old)).get("key", max_bytes=10)
+        presigned(Urls(past)).get("key", max_bytes=10)
 
 
 def test_a_missing_bucket_is_never_a_missing_object(config: S3Config, presigned: Make) -> None:
-    nowhere = replace(config, bucket="no-such-bucket")
-    store = S3Store(nowhere)
+    missing = replace(config, bucket="no-such-bucket")
+    store = S3Store(missing)
     with pytest.raises(StoreMisconfigured):
         store.head("key")
     with pytest.raises(StoreMisconfigured):
@@ -133,12 +133,12 @@ def test_a_missing_bucket_is_never_a_missing_object(config: S3Config, presigned:
     with pytest.raises(StoreMisconfigured):
         list(store.list(""))
     with pytest.raises(StoreMisconfigured):
-        presigned(Urls(Presigner(nowhere, _now))).head("key")
+        presigned(Urls(Presigner(missing, _now))).head("key")
 
 
 def test_wrong_keys_are_denied_not_missing(config: S3Config) -> None:
     store = S3Store(replace(config, secret_key="wrong"))
-    for ask in (
+    for call in (
         lambda: store.head("key"),
         lambda: store.get("key", max_bytes=10),
         lambda: store.put_new("key", b"x"),
@@ -146,13 +146,13 @@ def test_wrong_keys_are_denied_not_missing(config: S3Config) -> None:
         lambda: store.delete("key"),
     ):
         with pytest.raises(StoreDenied):
-            ask()
+            call()
 
 
-def test_nobody_there_is_unavailable(config: S3Config, presigned: Make) -> None:
-    nobody = replace(config, endpoint="http://127.0.0.1:9")
-    store, signed = S3Store(nobody), presigned(Urls(Presigner(nobody, _now)))
-    for ask in (
+def test_an_unreachable_server_is_unavailable(config: S3Config, presigned: Make) -> None:
+    unreachable = replace(config, endpoint="http://127.0.0.1:9")
+    store, signed = S3Store(unreachable), presigned(Urls(Presigner(unreachable, _now)))
+    for call in (
         lambda: store.head("key"),
         lambda: store.get("key", max_bytes=10),
         lambda: store.put_new("key", b"x"),
@@ -161,11 +161,11 @@ def test_nobody_there_is_unavailable(config: S3Config, presigned: Make) -> None:
         lambda: signed.put_new("key", b"x"),
     ):
         with pytest.raises(StoreUnavailable) as caught:
-            ask()
+            call()
         assert "Signature" not in str(caught.value)
 
 
-def test_connections_are_used_again(s3_minio: S3Server, presigned: Make) -> None:
+def test_connections_are_reused(s3_minio: S3Server, presigned: Make) -> None:
     """MinIO keeps connections; versitygw closes each after its answer."""
     store = presigned(Urls(Presigner(s3_minio.config(BUCKET), _now)))
     store.put_new("key", bytes(100))
@@ -173,7 +173,7 @@ def test_connections_are_used_again(s3_minio: S3Server, presigned: Make) -> None
         assert store.get("key", max_bytes=100) == bytes(100)
         store.get_into("key", 10, memoryview(bytearray(20)))
         assert store.head("absent") is None
-    assert sum(len(kept) for kept in store._connections._idle.values()) == 1
+    assert sum(len(idle) for idle in store._connections._idle.values()) == 1
 
 
 def test_prefixed_s3_keeps_agents_apart(s3: S3Store) -> None:

@@ -1,4 +1,4 @@
-"""The servers that the other integration tests stand on do what those tests take for granted."""
+"""The test servers behave as the other integration tests assume."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def bucket(s3_server: S3Server) -> str:
     return name
 
 
-def test_one_of_sixteen_conditional_puts_wins(s3_server: S3Server, bucket: str) -> None:
+def test_only_one_of_sixteen_conditional_puts_succeeds(s3_server: S3Server, bucket: str) -> None:
     url = s3_server.client().presigned_put_object(bucket, "commits/00001.json", expires=timedelta(minutes=5))
-    together = Barrier(WRITERS)
+    barrier = Barrier(WRITERS)
 
     with urllib3.PoolManager(maxsize=WRITERS, retries=False, timeout=30) as pool:
 
         def put(writer: int) -> tuple[int, bytes]:
             body = f'{{"writer": {writer}}}'.encode()
-            together.wait(30)
+            barrier.wait(30)
             return pool.request("PUT", url, body=body, headers={"If-None-Match": "*"}).status, body
 
         with ThreadPoolExecutor(WRITERS) as threads:
@@ -60,7 +60,7 @@ def test_a_presigned_put_without_the_signature_is_refused(s3_server: S3Server, b
         assert pool.request("PUT", url, body=b"x").status == 403
 
 
-def test_api_server_is_ready_and_knows_its_administrator(apiserver: ApiServer) -> None:
+def test_the_api_server_authenticates_its_administrator(apiserver: ApiServer) -> None:
     with connect(apiserver.kubeconfig) as connection:
         assert client.VersionApi(connection).get_code().git_version == "v1.37.2"
         client.CoreV1Api(connection).list_secret_for_all_namespaces()
@@ -71,7 +71,7 @@ def test_api_server_is_ready_and_knows_its_administrator(apiserver: ApiServer) -
         assert pool.request("GET", f"{apiserver.url}/api/v1/secrets").status == 403
 
 
-def test_api_server_keeps_a_namespace(apiserver: ApiServer) -> None:
+def test_the_api_server_stores_a_namespace(apiserver: ApiServer) -> None:
     name = f"test-{uuid.uuid4().hex[:12]}"
     with connect(apiserver.kubeconfig) as connection:
         core: Any = client.CoreV1Api(connection)
@@ -79,7 +79,7 @@ def test_api_server_keeps_a_namespace(apiserver: ApiServer) -> None:
         assert core.read_namespace(name).metadata.name == name
 
 
-def test_api_server_holds_custom_resources_to_their_rules(apiserver: ApiServer) -> None:
+def test_the_api_server_enforces_the_rules_of_a_custom_resource(apiserver: ApiServer) -> None:
     with connect(apiserver.kubeconfig) as connection:
         extensions: Any = client.ApiextensionsV1Api(connection)
         definition = json.loads(PROBES)
@@ -96,7 +96,7 @@ def test_api_server_holds_custom_resources_to_their_rules(apiserver: ApiServer) 
             extensions.delete_custom_resource_definition(name)
 
 
-def test_a_user_may_do_what_rbac_says_and_no_more(apiserver: ApiServer) -> None:
+def test_a_user_has_only_the_rights_that_rbac_grants(apiserver: ApiServer) -> None:
     user = f"reader-{uuid.uuid4().hex[:12]}"
     with connect(apiserver.kubeconfig) as connection:
         rules: Any = client.RbacAuthorizationV1Api(connection)
@@ -105,7 +105,7 @@ def test_a_user_may_do_what_rbac_says_and_no_more(apiserver: ApiServer) -> None:
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user}
         subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": user}
         rules.create_cluster_role_binding({"metadata": {"name": user}, "roleRef": role, "subjects": [subject]})
-    with connect(apiserver.kubeconfig_for("somebody", [user])) as connection:
+    with connect(apiserver.kubeconfig_for("reader", [user])) as connection:
         reviews: Any = client.AuthorizationV1Api(connection)
 
         def allowed(verb: str, resource: str) -> bool:
@@ -118,7 +118,7 @@ def test_a_user_may_do_what_rbac_says_and_no_more(apiserver: ApiServer) -> None:
         assert not allowed("list", "secrets")
 
 
-def test_controllers_collect_what_a_deleted_owner_leaves(apiserver_with_controllers: ApiServer) -> None:
+def test_controllers_delete_the_children_of_a_deleted_owner(apiserver_with_controllers: ApiServer) -> None:
     with connect(apiserver_with_controllers.kubeconfig) as connection:
         core: Any = client.CoreV1Api(connection)
         core.create_namespace({"metadata": {"name": "owned"}})
@@ -126,22 +126,22 @@ def test_controllers_collect_what_a_deleted_owner_leaves(apiserver_with_controll
         reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner.metadata.uid}
         core.create_namespaced_config_map("owned", {"metadata": {"name": "child", "ownerReferences": [reference]}})
         core.delete_namespaced_config_map("owner", "owned")
-        assert gone(lambda: core.read_namespaced_config_map("child", "owned"))
+        assert deleted(lambda: core.read_namespaced_config_map("child", "owned"))
         core.delete_namespace("owned")
-        assert gone(lambda: core.read_namespace("owned"))
+        assert deleted(lambda: core.read_namespace("owned"))
 
 
-def gone(read: Callable[[], object]) -> bool:
-    """Whether read() comes to answer 404 in time."""
-    return _comes_to(read, there=False)
+def deleted(read: Callable[[], object]) -> bool:
+    """Return whether read() fails with 404 before the deadline."""
+    return _becomes(read, exists=False)
 
 
 def served(read: Callable[[], object]) -> bool:
-    """Whether read() comes to be answered in time."""
-    return _comes_to(read, there=True)
+    """Return whether read() succeeds before the deadline."""
+    return _becomes(read, exists=True)
 
 
-def _comes_to(read: Callable[[], object], *, there: bool) -> bool:
+def _becomes(read: Callable[[], object], *, exists: bool) -> bool:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
@@ -151,14 +151,14 @@ def _comes_to(read: Callable[[], object], *, there: bool) -> bool:
             if error.status != 404:
                 raise
             found = False
-        if found == there:
+        if found == exists:
             return True
         time.sleep(0.1)
     return False
 
 
 def connect(kubeconfig: Path) -> Any:
-    """A client, as a context manager. Untyped on purpose: its methods take the dicts that manifests are."""
+    """Return a client as a context manager. It is untyped, since its methods accept manifests as dicts."""
     open_client: Any = config.new_client_from_config
     return open_client(str(kubeconfig))
 

@@ -1,4 +1,4 @@
-"""kopf as it is set up here: it tells of objects and deletions, also after it was begun anew, and writes nothing."""
+"""kopf's watches report objects and deletions, also after a restart, and write nothing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.servers.apiserver import ApiServer
 from tests.servers.kubectl import Kubectl
 
 
-class Seen:
-    """What was told."""
+class Observed:
+    """The objects that the watches have reported."""
 
     def __init__(self) -> None:
         self.names: set[tuple[str, str, bool]] = set()
@@ -26,7 +26,7 @@ class Seen:
         self.names.add((kind.kind, raw["metadata"]["name"], deleted))
         self.changed.set()
 
-    async def until(self, kind: Kind, name: str, deleted: bool = False) -> None:
+    async def wait_for(self, kind: Kind, name: str, deleted: bool = False) -> None:
         async with asyncio.timeout(30):
             while (kind.kind, name, deleted) not in self.names:
                 self.changed.clear()
@@ -34,11 +34,11 @@ class Seen:
 
 
 @pytest.mark.timeout(120)
-async def test_watches_tell_and_write_nothing(apiserver: ApiServer) -> None:
+async def test_watches_report_changes_and_write_nothing(apiserver: ApiServer) -> None:
     kubectl = Kubectl(apiserver.kubeconfig)
-    await asyncio.to_thread(kubectl.install_kinds)
+    await asyncio.to_thread(kubectl.install_crds)
     namespace = f"watched-{secrets.token_hex(3)}"
-    await asyncio.to_thread(kubectl.namespace, namespace)
+    await asyncio.to_thread(kubectl.create_namespace, namespace)
 
     async def create(name: str) -> dict[str, Any]:
         body = {"apiVersion": "savepoint.dev/v1alpha1", "kind": "ProtectedAgent", "metadata": {"name": name}}
@@ -51,24 +51,24 @@ async def test_watches_tell_and_write_nothing(apiserver: ApiServer) -> None:
         await asyncio.to_thread(kubectl.create, body, "-n", namespace)
 
     await create("before")
-    seen = Seen()
-    watching = KopfWatcher(await Access.by_kubeconfig(apiserver.kubeconfig), seen)
-    await watching.start()
+    observed = Observed()
+    watcher = KopfWatcher(await Access.by_kubeconfig(apiserver.kubeconfig), observed)
+    await watcher.start()
     try:
-        await seen.until(AGENTS, "before")
-        made = await create("during")
-        await seen.until(AGENTS, "during")
+        await observed.wait_for(AGENTS, "before")
+        created = await create("during")
+        await observed.wait_for(AGENTS, "during")
         await pod("plain", {})
         await pod("agent", {"savepoint.dev/agent": "agent"})
-        await seen.until(PODS, "agent")
-        assert ("Pod", "plain", False) not in seen.names
+        await observed.wait_for(PODS, "agent")
+        assert ("Pod", "plain", False) not in observed.names
         await asyncio.to_thread(kubectl, "delete", "protectedagent", "before", "-n", namespace)
-        await seen.until(AGENTS, "before", deleted=True)
-        await watching.restart()
+        await observed.wait_for(AGENTS, "before", deleted=True)
+        await watcher.restart()
         await create("after")
-        await seen.until(AGENTS, "after")
-        now = await asyncio.to_thread(kubectl, "get", "protectedagent", "during", "-n", namespace, "-o", "json")
-        assert made["metadata"]["resourceVersion"] in now
-        assert not watching.failed.is_set()
+        await observed.wait_for(AGENTS, "after")
+        current = await asyncio.to_thread(kubectl, "get", "protectedagent", "during", "-n", namespace, "-o", "json")
+        assert created["metadata"]["resourceVersion"] in current
+        assert not watcher.failed.is_set()
     finally:
-        await watching.stop()
+        await watcher.stop()

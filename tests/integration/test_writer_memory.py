@@ -1,4 +1,4 @@
-"""The memory of a writer, in a process of its own: bounded, whatever the size of the state."""
+"""The memory of a checkpoint writer, measured in its own process, does not depend on the size of the state."""
 
 import subprocess
 import sys
@@ -37,8 +37,8 @@ print(peak() - before, sink.put >> 20)
 
 
 @pytest.mark.parametrize("size_mib", [256])
-def test_a_writer_stays_within_its_bound(size_mib: int) -> None:
+def test_the_memory_of_a_writer_is_bounded(size_mib: int) -> None:
     result = subprocess.run([sys.executable, "-c", PROGRAM, str(size_mib)], check=True, capture_output=True, text=True)
     grown_mib, put_mib = map(int, result.stdout.split())
-    assert put_mib >= size_mib - 64, "all but the packs at hand went to the store"
+    assert put_mib >= size_mib - 64, "all but the unfinished packs were uploaded"
     assert grown_mib <= 100

@@ -1,4 +1,4 @@
-"""helm and the project's chart, for the integration tests."""
+"""helm and the project's chart for the tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.servers.kubectl import ROOT
 CHART = ROOT / "charts" / "savepoint"
 NAMESPACE = "savepoint-system"
 KUBE_VERSION = "1.37.0"
-BUCKET = {
+STORE_VALUES = {
     "store.s3.endpoint": "https://s3.example.com",
     "store.s3.bucket": "agents",
     "store.s3.credentialsSecret": "s3-keys",
@@ -23,22 +23,22 @@ BUCKET = {
 
 
 class HelmFailed(Exception):
-    """helm ended with an error; the message is what it said."""
+    """helm exited with an error; the message is its standard error."""
 
 
 def helm(*arguments: str, kubeconfig: Path | None = None) -> str:
-    """What helm printed. Raises HelmFailed."""
+    """Run helm and return its output. Raises HelmFailed."""
     flags = [f"--kubeconfig={kubeconfig}"] if kubeconfig else []
-    done = subprocess.run(
+    result = subprocess.run(
         [program("helm"), *flags, *arguments], capture_output=True, text=True, timeout=120, check=False
     )
-    if done.returncode:
-        raise HelmFailed(done.stderr.strip())
-    return done.stdout
+    if result.returncode:
+        raise HelmFailed(result.stderr.strip())
+    return result.stdout
 
 
-def options(values: dict[str, Any]) -> list[str]:
-    """--set for each; texts stay texts."""
+def set_flags(values: dict[str, Any]) -> list[str]:
+    """Return the flags that set these values; strings stay strings."""
     return [
         part
         for name, value in values.items()
@@ -51,14 +51,14 @@ def _assignment(name: str, value: Any) -> str:
 
 
 def render(values: dict[str, Any] | None = None, namespace: str = NAMESPACE) -> list[dict[str, Any]]:
-    """The chart's objects. Raises HelmFailed."""
+    """Render the chart and return its objects. Raises HelmFailed."""
     text = helm(
-        "template", "savepoint", str(CHART), "-n", namespace, f"--kube-version={KUBE_VERSION}", *options(values or {})
+        "template", "savepoint", str(CHART), "-n", namespace, f"--kube-version={KUBE_VERSION}", *set_flags(values or {})
     )
     return [item for item in yaml.safe_load_all(text) if item]
 
 
-def one(items: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
-    """The one object of that kind and name."""
+def find(items: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    """Return the only object of this kind and name."""
     (found,) = (item for item in items if item["kind"] == kind and item["metadata"]["name"] == name)
     return found

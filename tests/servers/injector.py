@@ -1,7 +1,6 @@
-"""Another webhook that injects into pods, as a service mesh does: what stands beside Savepoint's in a real cluster.
+"""Another webhook that injects a sidecar into pods, like that of a service mesh.
 
-What it is: a server that answers admission reviews over TLS, and leaves a pod alone that has its sidecar already. What
-it is not: registered; which pods the API server sends to it, and when, is the test's to say.
+It answers admission reviews over TLS and does not change a pod that has its sidecar already. The test registers it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,30 +28,22 @@ SIDECAR = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Injector:
-    """A running one."""
-
-    url: str
-    """Where it takes reviews."""
-
-
 @contextmanager
-def injector(authority: Authority, room: Path) -> Iterator[Injector]:
-    """It answers for as long as the block runs; its certificate and key lie in room."""
-    with HTTPServer((HOST, 0), _Reviews) as server:
-        server.socket = authority.serving([HOST], room).wrap_socket(server.socket, server_side=True)
+def injector(authority: Authority, folder: Path) -> Iterator[str]:
+    """Run the webhook and yield its URL; its certificate and its key are in the folder."""
+    with HTTPServer((HOST, 0), _ReviewHandler) as server:
+        server.socket = authority.server_context([HOST], folder).wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
-            yield Injector(f"https://{HOST}:{server.server_port}/inject")
+            yield f"https://{HOST}:{server.server_port}/inject"
         finally:
             server.shutdown()
             thread.join()
 
 
-def meshed(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The pod's spec with a native sidecar after its init containers, a volume, and a variable for its containers."""
+def add_mesh(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pod's spec with a native sidecar as its last init container, a volume, and a variable."""
     inits = spec.get("initContainers", [])
     if SIDECAR["name"] in [each["name"] for each in inits]:
         return dict(spec)
@@ -62,14 +52,14 @@ def meshed(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, "initContainers": [*inits, SIDECAR], "containers": containers, "volumes": volumes}
 
 
-class _Reviews(BaseHTTPRequestHandler):
-    timeout = 10  # a client that says nothing must not hold up the end
+class _ReviewHandler(BaseHTTPRequestHandler):
+    timeout = 10  # a silent client must not block the end of the test
 
     def do_POST(self) -> None:
         review = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         before = review["request"]["object"]["spec"]
         response: dict[str, Any] = {"uid": review["request"]["uid"], "allowed": True}
-        if (after := meshed(before)) != before:
+        if (after := add_mesh(before)) != before:
             patch = json.dumps([{"op": "replace", "path": "/spec", "value": after}])
             response |= {"patchType": "JSONPatch", "patch": base64.b64encode(patch.encode()).decode()}
         content = json.dumps({name: review[name] for name in ("apiVersion", "kind")} | {"response": response}).encode()
@@ -80,4 +70,4 @@ class _Reviews(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""kubectl against the API server of the integration tests: what a user types, and what it prints."""
+"""kubectl against the API server of the tests, with the commands and the output of a user."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "crds"
 
 
-class Refused(Exception):
-    """kubectl ended with an error; the message is what it said."""
+class KubectlFailed(Exception):
+    """kubectl exited with an error; the message is its standard error."""
 
 
 @dataclass(frozen=True)
@@ -28,52 +28,52 @@ class Kubectl:
 
     kubeconfig: Path
 
-    def __call__(self, *arguments: str, given: Any = None) -> str:
-        """Run it; ``given`` goes to its standard input as JSON. Raises Refused."""
-        done = subprocess.run(
+    def __call__(self, *arguments: str, stdin: Any = None) -> str:
+        """Run it with ``stdin`` as JSON, and return its output. Raises KubectlFailed."""
+        result = subprocess.run(
             [program("kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments],
-            input=None if given is None else json.dumps(given),
+            input=None if stdin is None else json.dumps(stdin),
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        if done.returncode:
-            raise Refused(done.stderr.strip())
-        return done.stdout
+        if result.returncode:
+            raise KubectlFailed(result.stderr.strip())
+        return result.stdout
 
     def create(self, item: Mapping[str, Any], *arguments: str) -> dict[str, Any]:
-        """The object as the API server made it."""
-        made: dict[str, Any] = json.loads(self("create", "-f", "-", "-o", "json", *arguments, given=item))
-        return made
+        """Create an object and return it as the API server stored it."""
+        created: dict[str, Any] = json.loads(self("create", "-f", "-", "-o", "json", *arguments, stdin=item))
+        return created
 
-    def patch(self, what: str, change: Mapping[str, Any], *arguments: str) -> dict[str, Any]:
-        """A merge patch; the object it made."""
-        made: dict[str, Any] = json.loads(
-            self("patch", what, "--type=merge", "-p", json.dumps(change), "-o", "json", *arguments)
+    def patch(self, target: str, change: Mapping[str, Any], *arguments: str) -> dict[str, Any]:
+        """Apply a merge patch and return the object."""
+        patched: dict[str, Any] = json.loads(
+            self("patch", target, "--type=merge", "-p", json.dumps(change), "-o", "json", *arguments)
         )
-        return made
+        return patched
 
-    def namespace(self, name: str, labels: Mapping[str, str] | None = None) -> None:
-        """A namespace with these labels, made where there is none. Do not delete it: nothing here finalizes it."""
+    def create_namespace(self, name: str, labels: Mapping[str, str] | None = None) -> None:
+        """Create or label a namespace. Do not delete it: no controller finalizes it."""
         metadata = {"name": name, "labels": dict(labels or {})}
-        self("apply", "-f", "-", given={"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        self("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
-    def columns(self, what: str, *arguments: str) -> dict[str, str]:
-        """Heading → cell of the one row that ``kubectl get`` prints."""
-        heading, row = self("get", what, *arguments).splitlines()
+    def columns(self, target: str, *arguments: str) -> dict[str, str]:
+        """Return the only row that ``kubectl get`` prints, by heading."""
+        heading, row = self("get", target, *arguments).splitlines()
         starts = [
             index for index, letter in enumerate(heading) if letter != " " and (not index or heading[index - 1] == " ")
         ]
         pairs = list(zip(starts, [*starts[1:], None], strict=True))
         return {heading[begin:end].strip(): row[begin:end].strip() for begin, end in pairs}
 
-    def install_kinds(self) -> None:
-        """The kinds of crds/, served."""
-        self("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))  # a release may have made them
+    def install_crds(self) -> None:
+        """Install the kinds of crds/, and wait until the API server serves them."""
+        self("apply", "--server-side", "--force-conflicts", "-f", str(CRDS))  # a Helm release may own them
         names = [yaml.safe_load(path.read_text())["metadata"]["name"] for path in sorted(CRDS.glob("*.yaml"))]
         self("wait", "--for=condition=Established", "--timeout=30s", *(f"crd/{name}" for name in names))
-        until = time.monotonic() + 30
+        deadline = time.monotonic() + 30
         while "agentrestores" not in self("api-resources", "--api-group=savepoint.dev", "-o", "name", "--cached=false"):
-            assert time.monotonic() < until, "the kinds are not served"
+            assert time.monotonic() < deadline, "the kinds are not served"
             time.sleep(0.2)

@@ -1,7 +1,4 @@
-"""A MinIO server for tests.
-
-What it is: the built binary on a folder, one disk, no console. What it is not: a server to keep data in.
-"""
+"""A MinIO server for tests: the built binary over one folder, without a console."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from e2e.cluster.programs import program
-from tests.servers.process import HOST, answers, free_ports, running, server_room
+from tests.servers.process import HOST, free_ports, responds, running, server_folder
 from tests.servers.s3 import S3Server
 
 PROGRAMS = ("minio",)
@@ -20,11 +17,11 @@ REGION = "us-east-1"
 
 
 @contextmanager
-def minio_server(room: Path | None = None) -> Iterator[S3Server]:
-    """A running server with its data and log in room. Raises ServerError."""
+def minio_server(folder: Path | None = None) -> Iterator[S3Server]:
+    """Yield a running server with its data and its log in the folder. Raises ServerError."""
     binary = program("minio")
-    with server_room(room, "minio") as place:
-        (place / "data").mkdir(exist_ok=True)
+    with server_folder(folder, "minio") as folder:
+        (folder / "data").mkdir(exist_ok=True)
         [port] = free_ports(1)
         endpoint = f"http://{HOST}:{port}"
         command = [str(binary), "server", "--quiet", "--address", f"{HOST}:{port}"]
@@ -34,10 +31,10 @@ def minio_server(room: Path | None = None) -> Iterator[S3Server]:
             "MINIO_REGION": REGION,
             "MINIO_BROWSER": "off",
             "MINIO_UPDATE": "off",
-            "MINIO_CI_CD": "1",  # it refuses a folder on the root disk otherwise
+            "MINIO_CI_CD": "1",  # without it, MinIO refuses a folder on the root disk
         }
-        # Its health pages answer 200 before it knows its users. A request in between is told 503, Retry-After: 60, and
-        # minio-py sleeps that minute; only when users are known is a stranger refused.
-        ready = answers(endpoint, status=403)
-        with running("minio", [*command, str(place / "data")], place, ready, environment=environment) as process:
+        # MinIO's health endpoints return 200 before its users are loaded. Until then it answers 503 with
+        # Retry-After: 60, and minio-py sleeps for that minute. Once they are loaded, an anonymous request gets 403.
+        ready = responds(endpoint, status=403)
+        with running("minio", [*command, str(folder / "data")], folder, ready, environment=environment) as process:
             yield S3Server(endpoint, ACCESS_KEY, SECRET_KEY, REGION, process)

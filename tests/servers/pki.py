@@ -1,8 +1,4 @@
-"""A certificate authority for one test run.
-
-What it is: a key, its self-signed certificate, and certificates signed by it, all valid for a day. What it is not:
-fit for anything that outlives the run; keys lie unencrypted in the server's folder.
-"""
+"""A certificate authority for one test run: its certificates are valid for a day, and its keys are not encrypted."""
 
 from __future__ import annotations
 
@@ -23,15 +19,15 @@ SKEW = datetime.timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A certificate and its key, both PEM."""
+class KeyPair:
+    """A certificate and its private key, both PEM."""
 
     certificate: bytes
     key: bytes = field(repr=False)
 
 
 class Authority:
-    """Signs certificates for servers and for users."""
+    """Signs certificates for servers and for clients."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -44,44 +40,44 @@ class Authority:
 
     @property
     def certificate(self) -> bytes:
-        """PEM."""
+        """The authority's own certificate, PEM."""
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
-    def server(self, names: Sequence[str]) -> Pair:
-        """For a server reached by these DNS names and addresses."""
+    def issue_server(self, names: Sequence[str]) -> KeyPair:
+        """Issue a certificate for a server with these DNS names and addresses."""
         return self._issue(_name(names[0]), ExtendedKeyUsageOID.SERVER_AUTH, names)
 
-    def serving(self, names: Sequence[str], folder: Path) -> ssl.SSLContext:
-        """What such a server speaks TLS with; the key is left in folder, since ssl reads files only."""
-        pair = self.server(names)
+    def server_context(self, names: Sequence[str], folder: Path) -> ssl.SSLContext:
+        """Return the TLS context of such a server. The key stays in the folder, since ssl only reads files."""
+        pair = self.issue_server(names)
         (folder / "tls.crt").write_bytes(pair.certificate)
         (folder / "tls.key").write_bytes(pair.key)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
         return context
 
-    def user(self, name: str, groups: Sequence[str] = ()) -> Pair:
-        """For a client; Kubernetes reads the user's name and groups from the subject."""
+    def issue_client(self, name: str, groups: Sequence[str] = ()) -> KeyPair:
+        """Issue a certificate for a client; Kubernetes reads the user's name and groups from its subject."""
         return self._issue(_name(name, groups), ExtendedKeyUsageOID.CLIENT_AUTH, ())
 
-    def _issue(self, subject: x509.Name, purpose: x509.ObjectIdentifier, names: Sequence[str]) -> Pair:
+    def _issue(self, subject: x509.Name, purpose: x509.ObjectIdentifier, names: Sequence[str]) -> KeyPair:
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(subject, self._name, key.public_key())
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage(sign_certificates=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        # Python's strict verification wants it.
+        # Python's strict verification requires this extension.
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         builder = builder.add_extension(issuer, critical=False)
         if names:
             alternatives = x509.SubjectAlternativeName([_alternative(name) for name in names])
             builder = builder.add_extension(alternatives, critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
-        return Pair(certificate.public_bytes(serialization.Encoding.PEM), _pem(key))
+        return KeyPair(certificate.public_bytes(serialization.Encoding.PEM), _pem(key))
 
 
 def signing_key() -> tuple[bytes, bytes]:
-    """A private and a public RSA key, PEM: what signs and checks the tokens of service accounts."""
+    """Return a private and a public RSA key, PEM, that sign and verify the tokens of service accounts."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return _pem(key), public

@@ -1,7 +1,7 @@
-"""One server process on loopback: started, waited for, stopped.
+"""Starting, awaiting and stopping one server process on loopback: what all real servers of the tests share.
 
-What it is: what the real servers of the integration tests share. What it is not: a supervisor; a server that dies in a
-test stays dead, and the test that meets it fails with the end of its log.
+It is not a supervisor: a server that dies during a test stays dead, and the test that needs it fails with the end of
+its log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TAIL_LINES = 25
 
 
 class ServerError(Exception):
-    """A server did not come up; the message ends with its log."""
+    """A server did not become ready; the message ends with its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,11 @@ class Process:
         return self.popen.poll() is None
 
     def tail(self) -> str:
+        """Return the end of the log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Ask it to end, and kill it when it has not after that long."""
+        """Send SIGTERM, and SIGKILL if the process has not ended after this many seconds."""
         self.popen.terminate()
         try:
             self.popen.wait(seconds)
@@ -54,7 +55,7 @@ class Process:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once, as a power loss would."""
+        """Send SIGKILL, as abrupt as a power failure."""
         self.popen.kill()
         self.popen.wait()
 
@@ -63,34 +64,34 @@ class Process:
 def running(
     name: str,
     command: Sequence[str | Path],
-    room: Path,
+    folder: Path,
     ready: Callable[[], bool],
     *,
     environment: Mapping[str, str] | None = None,
-    within_seconds: float = 60.0,
+    timeout_seconds: float = 60.0,
 ) -> Iterator[Process]:
-    """The process, once ready() holds; it writes to room/NAME.log and is stopped at the end. Raises ServerError."""
-    log = room / f"{name}.log"
-    kept = {variable: os.environ[variable] for variable in ("PATH", "LANG", "TZ") if variable in os.environ}
+    """Yield the process once ready() is true, and stop it at the end. Its log: folder/NAME.log. Raises ServerError."""
+    log = folder / f"{name}.log"
+    inherited = {variable: os.environ[variable] for variable in ("PATH", "LANG", "TZ") if variable in os.environ}
     with log.open("ab") as output:
         popen = subprocess.Popen(
             [str(part) for part in command],
-            cwd=room,
-            # Nothing of the caller's environment may configure a server: no proxy, no region, no credentials.
-            env={**kept, "HOME": str(room), **(environment or {})},
+            cwd=folder,
+            # Nothing else of the caller's environment may configure a server: no proxy, no region, no credentials.
+            env={**inherited, "HOME": str(folder), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         )
     process = Process(name, popen, log)
     try:
-        _wait(process, ready, within_seconds)
+        _wait_until_ready(process, ready, timeout_seconds)
         yield process
     finally:
         process.stop()
 
 
-def _wait(process: Process, ready: Callable[[], bool], seconds: float) -> None:
+def _wait_until_ready(process: Process, ready: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if not process.alive:
@@ -100,8 +101,8 @@ def _wait(process: Process, ready: Callable[[], bool], seconds: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def answers(url: str, ca: Path | None = None, status: int = 200) -> Callable[[], bool]:
-    """A check that url answers with that status. ca: the authority to trust when it is https."""
+def responds(url: str, ca: Path | None = None, status: int = 200) -> Callable[[], bool]:
+    """Return a check that a GET of the URL returns this status. ``ca``: the authority to trust if it is https."""
 
     def check() -> bool:
         with urllib3.PoolManager(ca_certs=str(ca) if ca else None, retries=False, timeout=2.0) as pool:
@@ -114,25 +115,25 @@ def answers(url: str, ca: Path | None = None, status: int = 200) -> Callable[[],
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of loopback that nobody listens on now."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+    """Return different loopback ports on which no process listens now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind((HOST, 0))
         return [int(each.getsockname()[1]) for each in sockets]
 
 
 @contextmanager
-def server_room(room: Path | None, name: str) -> Iterator[Path]:
-    """A folder for data and logs: the caller's, or a temporary one that goes unless the block fails."""
-    if room is not None:
-        room.mkdir(parents=True, exist_ok=True)
-        yield room
+def server_folder(folder: Path | None, name: str) -> Iterator[Path]:
+    """Yield a folder for data and logs: the caller's, or a temporary one that is removed unless the block fails."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
         return
-    own = Path(tempfile.mkdtemp(prefix=f"savepoint-{name}-"))
+    temporary = Path(tempfile.mkdtemp(prefix=f"savepoint-{name}-"))
     try:
-        yield own
+        yield temporary
     except BaseException as error:
-        error.add_note(f"the logs of {name} are kept in {own}")
+        error.add_note(f"the logs of {name} are kept in {temporary}")
         raise
-    shutil.rmtree(own)
+    shutil.rmtree(temporary)

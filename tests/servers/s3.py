@@ -1,7 +1,6 @@
-"""An S3 server that a test talks to.
+"""The address and the credentials of an S3 server for tests, the same for every implementation.
 
-What it is: its address and credentials, the same for every implementation. What it is not: a client; `client()` hands
-out minio-py's, which is what the operator uses, and `config()` what our own stores are made of.
+``client()`` returns minio-py's client, which the operator uses, too; ``config()`` configures Savepoint's own stores.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tests.servers.process import Process
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """Where a server listens and the key pair of its administrator."""
+    """A running server and the key pair of its administrator."""
 
     endpoint: str
     """URL without a path, http://HOST:PORT."""
@@ -39,14 +38,14 @@ class S3Server:
         )
 
     def bucket(self, name: str) -> str:
-        """This bucket, made where there is none."""
+        """Create the bucket unless it exists, and return its name."""
         client = self.client()
         if not client.bucket_exists(name):
             client.make_bucket(name)
         return name
 
     def config(self, bucket: str) -> S3Config:
-        """A new, empty part of the bucket."""
+        """Return the configuration of an empty store: a new prefix in the bucket."""
         return S3Config(
             endpoint=self.endpoint,
             bucket=self.bucket(bucket),

@@ -1,7 +1,7 @@
-"""The operator's own process with the rights the chart gives it, a real API server and S3 server, and scripted pods.
+"""The operator's own process with the chart's RBAC rights, a real API server, a real S3 server, and scripted pods.
 
-No kubelet runs: pods are objects whose phase a test sets, and what their containers would say over the control channel
-is said by the test. What they store is real.
+No kubelet runs: pods are objects whose phase a test sets, and the test sends the messages of their containers over the
+control channel. The objects that they store are real.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import os
 import secrets
 import ssl
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 import urllib3
@@ -33,21 +31,17 @@ from savepoint.contract.control_protocol import (
     ComponentSummary,
     Grant,
     Hello,
-    NeedUrls,
     ObjectName,
     Offer,
     Outcome,
     Progress,
-    Refused,
     Released,
     Timing,
-    Urls,
     Wait,
     Welcome,
     decode,
 )
 from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
-from savepoint.errors import Unavailable
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.format.keys import AgentKey as RepositoryKey
 from savepoint.repository.format.manifest import Manifest, Parent
@@ -58,7 +52,8 @@ from savepoint_operator.control.server import PATH
 
 from tests.fakes.control_harness import Pod
 from tests.servers.apiserver import ApiServer
-from tests.servers.helm import NAMESPACE, one, render
+from tests.servers.control import RequestedUrls
+from tests.servers.helm import NAMESPACE, find, render
 from tests.servers.kubectl import Kubectl
 from tests.servers.process import HOST, Process, free_ports, running
 from tests.servers.s3 import S3Server
@@ -68,83 +63,37 @@ BUCKET = "savepoint-operator-tests"
 SERVER_NAME = f"savepoint-operator.{NAMESPACE}.svc"
 ACCOUNT = "savepoint-operator"
 API = "/apis/savepoint.dev/v1alpha1"
-T = TypeVar("T")
 numbers = itertools.count(1)
 
 
-def until(what: str, holds: Callable[[], T], seconds: float = SECONDS) -> T:
-    """Poll until it holds; the operator is another process, so there is nothing to wait on."""
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
-    return found
-
-
-async def soon(what: str, holds: Callable[[], T], seconds: float = SECONDS) -> T:
-    """The same without holding up the test's own pods."""
-    end = time.monotonic() + seconds
-    while not (found := await asyncio.to_thread(holds)):
-        assert time.monotonic() < end, what
-        await asyncio.sleep(0.1)
-    return found
-
-
-class AskedUrls:
-    """URLs asked for over the pod's own connection, from the threads that move bytes."""
-
-    def __init__(self, pod: Pod) -> None:
-        self._pod, self._loop, self._one = pod, asyncio.get_running_loop(), threading.Lock()
-
-    def put_url(self, key: str) -> str:
-        return self._wait(NeedUrls("put", put=(key,)))
-
-    def get_url(self, key: str) -> str:
-        return self._wait(NeedUrls("get", get=(key,)))
-
-    def forget(self, key: str) -> None:
-        """Nothing is remembered."""
-
-    def _wait(self, ask: NeedUrls) -> str:
-        with self._one:
-            return asyncio.run_coroutine_threadsafe(self._ask(ask), self._loop).result(30)
-
-    async def _ask(self, ask: NeedUrls) -> str:
-        await self._pod.send(ask)
-        answer = await self._pod.receive()
-        if isinstance(answer, Refused):
-            raise Unavailable(answer.message)
-        assert isinstance(answer, Urls), answer
-        (url,) = {**answer.put, **answer.get}.values()
-        return url
-
-
 @dataclass
-class Sidecar:
-    """A connected sidecar."""
+class ScriptedSidecar:
+    """A connected sidecar that the test plays."""
 
-    socket: Pod
+    connection: Pod
     welcome: Welcome
     manifest: Manifest | None = None
-    """Of what was stored last."""
+    """The manifest of the checkpoint that was uploaded last."""
 
-    async def order(self) -> Checkpoint:
-        """The next order."""
-        return await self.socket.expect(Checkpoint)
+    async def next_order(self) -> Checkpoint:
+        """Return the next order, which must be for a checkpoint."""
+        return await self.connection.expect(Checkpoint)
 
-    async def store(self, order: Checkpoint, content: bytes = b"state", **more: Any) -> Offer:
-        """What a sidecar does between the order and the offer."""
-        with closing(PresignedStore(AskedUrls(self.socket))) as store:
-            return await asyncio.to_thread(self._store, store, order, content, more)
+    async def upload(self, order: Checkpoint, content: bytes = b"state", **more: Any) -> Offer:
+        """Upload a checkpoint as a sidecar does, and return its offer. ``more`` are fields of the offer."""
+        with closing(PresignedStore(RequestedUrls(self.connection))) as store:
+            return await asyncio.to_thread(self._upload, store, order, content, more)
 
-    def _store(self, store: PresignedStore, order: Checkpoint, content: bytes, more: dict[str, Any]) -> Offer:
+    def _upload(self, store: PresignedStore, order: Checkpoint, content: bytes, more: dict[str, Any]) -> Offer:
         welcome = self.welcome
         key = RepositoryKey(bytes.fromhex(welcome.key))
         parent: Parent | None = more.pop("parent", None)
         base = self.manifest if parent is not None else None
-        writer = CheckpointWriter(store, store, key, welcome.epoch, base, options=WriterOptions(random_bytes=os.urandom))
+        writer = CheckpointWriter(
+            store, store, key, welcome.epoch, base, options=WriterOptions(random_bytes=os.urandom)
+        )
         writer.add_blob("notes", "Memory", MemorySource(content))
-        made = writer.finish(
+        written = writer.finish(
             namespace=welcome.namespace,
             agent=welcome.agent,
             attempt=order.attempt,
@@ -154,59 +103,58 @@ class Sidecar:
         )
         writer.commit()
         self.manifest = writer.manifest
-        told: dict[str, Any] = {"trigger": order.trigger, "step": "docs 42 of 90", **more}
+        fields: dict[str, Any] = {"trigger": order.trigger, "step": "docs 42 of 90", **more}
         return Offer(
-            attempt=made.attempt,
-            manifest=ObjectName(made.name, made.size),
-            packs=tuple(ObjectName(pack.name, pack.size) for pack in made.packs),
+            attempt=written.attempt,
+            manifest=ObjectName(written.name, written.size),
+            packs=tuple(ObjectName(pack.name, pack.size) for pack in written.packs),
             consistency="Application",
-            logical_bytes=made.logical,
-            stored_bytes=made.stored,
-            uploaded_bytes=made.uploaded_bytes,
+            logical_bytes=written.logical,
+            stored_bytes=written.stored,
+            uploaded_bytes=written.uploaded_bytes,
             timing=Timing(time_text(datetime.now(UTC)), time_text(datetime.now(UTC)), None, 38),
             components=(ComponentSummary("notes", "Memory", "ab" * 32, len(content)),),
-            **told,
+            **fields,
         )
 
     async def commit(self, order: Checkpoint, content: bytes = b"state", **more: Any) -> Committed:
-        """Answer an order as a sidecar does: stages, upload, offer."""
-        for stage, percent in (("Quiescing", 0), ("Capturing", 10), ("Uploading", 63)):
-            await self.socket.send(Progress(order.attempt, stage, percent, percent, 100))
-        offer = await self.store(order, content, **more)
-        return await self.socket.ask(offer, Committed)
+        """Answer an order as a sidecar does: report progress, upload, and offer."""
+        for phase, percent in (("Quiescing", 0), ("Capturing", 10), ("Uploading", 63)):
+            await self.connection.send(Progress(order.attempt, phase, percent, percent, 100))
+        offer = await self.upload(order, content, **more)
+        return await self.connection.request(offer, Committed)
 
     async def release(self, completed: bool = False) -> None:
-        """The last word."""
-        await self.socket.ask(Released(self.welcome.epoch, completed), Ack)
-        await self.socket.close()
+        """Report the release, which is a sidecar's last message, and disconnect."""
+        await self.connection.request(Released(self.welcome.epoch, completed), Ack)
+        await self.connection.close()
 
 
 @dataclass
-class Rig:
-    """Everything a test of the whole operator needs."""
+class OperatorEnvironment:
+    """All that a test of the whole operator needs: servers, a namespace, a store, and the operator's settings."""
 
     kubectl: Kubectl
     server: ApiServer
     s3: S3Server
-    room: Path
+    folder: Path
     prefix: str
     namespace: str
     control_port: int
     health_port: int
-    process: Process | None = None
     settings: dict[str, str] = field(default_factory=dict)
     waits: list[Wait] = field(default_factory=list)
-    """What init containers were told while they waited."""
+    """Messages that init containers received while they waited."""
     namespaces: list[str] = field(default_factory=list)
-    """This one's, and those of all that stand beside it."""
+    """The test's namespace, and those made by ``in_new_namespace``."""
     program: tuple[str, ...] = ("-m", "savepoint_operator.main")
-    """What python runs."""
+    """Arguments of python that start the operator."""
 
     # -- the operator ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def operator(self, name: str = "operator-0", *, leads: bool = True) -> Iterator[Process]:
-        """The process, ready (or, if another one leads, alive), and killed at the end."""
+    def run_operator(self, name: str = "operator-0", *, leads: bool = True) -> Iterator[Process]:
+        """Yield the process once it is ready (or only alive, if another one leads). Kill it at the end."""
         token = self.kubectl("create", "token", ACCOUNT, "-n", NAMESPACE).strip()
         spec = {
             "default": True,
@@ -226,41 +174,42 @@ class Rig:
             "SAVEPOINT_WEBHOOK_CONFIGURATION": "savepoint",
             "SAVEPOINT_CONTROL_PORT": str(self.control_port),
             "SAVEPOINT_HEALTH_PORT": str(self.health_port),
-            "SAVEPOINT_LEASE_SECONDS": "40",  # a busy machine cannot lose it
+            "SAVEPOINT_LEASE_SECONDS": "40",  # long enough for a busy machine to renew it in time
             **self.settings,
         }
         command = [sys.executable, "-W", "error", *self.program]
         path = "/readyz" if leads else "/healthz"
-        with running(name, command, self.room, lambda: self.health(path)[0] == 200, environment=environment) as it:
-            self.process = it
-            yield it
-            it.kill()
+        with running(
+            name, command, self.folder, lambda: self.health(path)[0] == 200, environment=environment
+        ) as process:
+            yield process
+            process.kill()
 
     def health(self, path: str) -> tuple[int, str]:
-        """What the health port answers; (0, "") when it is closed."""
+        """Return the status and the body that the health port answers, or (0, "") if it is closed."""
         try:
             answer = urllib3.request("GET", f"http://{HOST}:{self.health_port}{path}", retries=False, timeout=2)
         except urllib3.exceptions.HTTPError:
             return 0, ""
         return answer.status, answer.data.decode()
 
-    def let_lapse(self) -> None:
-        """The holder of the Lease is dead, and has been for nearly as long as it lasts."""
+    def expire_lease(self) -> None:
+        """Let the Lease of a holder that was killed expire within a second, instead of the full duration."""
         short = {"spec": {"leaseDurationSeconds": 1}}
         self.kubectl.patch("lease/savepoint-operator", short, "-n", NAMESPACE)
 
     # -- the cluster ----------------------------------------------------------------------------------------------
 
-    def beside(self) -> Rig:
-        """The same operator seen from another namespace."""
+    def in_new_namespace(self) -> OperatorEnvironment:
+        """Return an environment with the same operator and a new namespace."""
         namespace = f"agents-{secrets.token_hex(3)}"
-        items = [thing("Namespace", namespace), thing("ServiceAccount", "default", namespace)]
-        self.kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": items})
+        items = [core_object("Namespace", namespace), core_object("ServiceAccount", "default", namespace)]
+        self.kubectl("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": items})
         self.namespaces.append(namespace)
         return replace(self, namespace=namespace, waits=[])
 
-    def leave(self) -> None:
-        """Take away what a later operator would look after, and the Lease that it would wait for."""
+    def clean_up(self) -> None:
+        """Delete the objects that a later operator would reconcile, and the Lease for which it would wait."""
         self.server.delete(f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{ACCOUNT}")
         self.server.delete(f"{API}/agentcheckpointstores/{self.prefix}")
         for namespace in self.namespaces:
@@ -268,35 +217,35 @@ class Rig:
             for kind in ("agentcheckpoints", "agentrestores", "protectedagents", "agentcheckpointpolicies"):
                 self.server.delete(f"{API}/namespaces/{namespace}/{kind}")
 
-    def counted(self, name: str, **labels: str) -> float:
-        """The sum of the operator's samples of this name and these labels."""
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of the operator's samples with this name and these labels."""
         families = text_string_to_metric_families(self.health("/metrics")[1])
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return sum(each.value for each in samples if each.labels.items() >= labels.items())
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
-        """One object of the test's namespace; empty when there is none."""
+        """Return an object of the test's namespace, or an empty dict if it does not exist."""
         text = self.kubectl("get", kind, name, "-n", self.namespace, "-o", "json", "--ignore-not-found")
         found: dict[str, Any] = json.loads(text) if text.strip() else {}
         return found
 
     def items(self, kind: str) -> list[dict[str, Any]]:
-        """Every object of the test's namespace."""
+        """Return all objects of this kind in the test's namespace."""
         found: list[dict[str, Any]] = json.loads(self.kubectl("get", kind, "-n", self.namespace, "-o", "json"))["items"]
         return found
 
     def reason(self, kind: str, name: str) -> str:
-        """status.reason."""
+        """Return status.reason of an object."""
         return str((self.get(kind, name).get("status") or {}).get("reason", ""))
 
     def events(self, reason: str, about: str = "") -> list[dict[str, Any]]:
-        """Events of the test's namespace with this reason, about objects of this kind."""
+        """Return the Events of the test's namespace with this reason, about objects of this kind."""
         found = [each for each in self.items("events") if each["reason"] == reason]
         return [each for each in found if about in ("", each["involvedObject"]["kind"])]
 
-    def marks(self) -> list[str]:
-        """What kopf would leave in the test's objects if it kept state there: finalizers and annotations."""
-        found = []
+    def kopf_traces(self) -> list[str]:
+        """Return the finalizers and annotations in which kopf would keep state in the test's objects."""
+        found: list[str] = []
         for kind in ("agentcheckpoints", "protectedagents", "agentrestores", "pods"):
             for metadata in (item["metadata"] for item in self.items(kind)):
                 found += metadata.get("finalizers") or []
@@ -314,7 +263,7 @@ class Rig:
         restart_policy: str = "Always",
         **metadata: Any,
     ) -> dict[str, Any]:
-        """A running pod; pods of one agent have one owner, unless it is bare."""
+        """Create a running pod. All pods of an agent have the same owner, unless ``owned`` is false."""
         if owned:
             owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{agent}-7f", "uid": f"uid-of-{agent}"}
             metadata["ownerReferences"] = [{**owner, "controller": True}]
@@ -336,21 +285,21 @@ class Rig:
             "metadata": {"name": name, "labels": labels, **metadata},
             "spec": spec,
         }
-        made = self.kubectl.create(body, "-n", self.namespace)
-        self.phase(name, "Running")
-        return made
+        created = self.kubectl.create(body, "-n", self.namespace)
+        self.set_phase(name, "Running")
+        return created
 
-    def phase(self, name: str, phase: str, **status: Any) -> None:
-        """As the kubelet reports it."""
-        told = {"status": {"phase": phase, **status}}
-        self.kubectl.patch(f"pod/{name}", told, "-n", self.namespace, "--subresource=status")
+    def set_phase(self, name: str, phase: str, **status: Any) -> None:
+        """Report the phase of a pod as kubelet does."""
+        change = {"status": {"phase": phase, **status}}
+        self.kubectl.patch(f"pod/{name}", change, "-n", self.namespace, "--subresource=status")
 
     def delete_pod(self, name: str) -> None:
-        """Gone, as after its kubelet has let go of it."""
+        """Delete a pod immediately, as if kubelet had ended its containers."""
         self.kubectl("delete", "pod", name, "-n", self.namespace, "--force", "--grace-period=0", "--ignore-not-found")
 
     def token(self, pod: dict[str, Any], audience: str = "savepoint.dev") -> str:
-        """The pod's projected token."""
+        """Return the pod's projected token."""
         metadata = pod["metadata"]
         bound = ["--bound-object-kind=Pod", f"--bound-object-name={metadata['name']}"]
         bound.append(f"--bound-object-uid={metadata['uid']}")
@@ -358,20 +307,20 @@ class Rig:
             "create", "token", "default", "-n", self.namespace, f"--audience={audience}", *bound
         ).strip()
 
-    # -- what the pod's containers do -----------------------------------------------------------------------------
+    # -- the pod's containers --------------------------------------------------------------------------------------
 
-    def trust(self) -> ssl.SSLContext:
-        """The CA that the operator made."""
+    def client_context(self) -> ssl.SSLContext:
+        """Return a TLS context that trusts the CA that the operator created."""
         secret = json.loads(self.kubectl("get", "secret", "savepoint-tls", "-n", NAMESPACE, "-o", "json"))
         return ssl.create_default_context(cadata=base64.b64decode(secret["data"]["ca.crt"]).decode())
 
     async def dial(self, session: aiohttp.ClientSession, pod: dict[str, Any], token: str = "") -> Pod:
-        """A connection of one of the pod's containers."""
+        """Connect as one of the pod's containers, without sending a message."""
         bearer = token or await asyncio.to_thread(self.token, pod)
         socket = await session.ws_connect(
             f"https://{HOST}:{self.control_port}{PATH}",
             headers={"Authorization": f"Bearer {bearer}"},
-            ssl=await asyncio.to_thread(self.trust),
+            ssl=await asyncio.to_thread(self.client_context),
             server_hostname=SERVER_NAME,
         )
         return Pod(socket, pod["metadata"]["uid"], SECONDS)
@@ -379,65 +328,65 @@ class Rig:
     async def restore(
         self, session: aiohttp.ClientSession, pod: dict[str, Any], outcome: str = "", **more: Any
     ) -> Welcome:
-        """The init container: asks, is granted, reports."""
-        socket = await self.dial(session, pod)
-        await socket.send(Hello("restore", 1, "0.1.0", "n1"))
-        while isinstance(answer := decode((await socket.socket.receive(60)).data), Wait):
+        """Play the init container: wait for the grant, report the outcome, and return the welcome."""
+        connection = await self.dial(session, pod)
+        await connection.send(Hello("restore", 1, "0.1.0", "n1"))
+        while isinstance(answer := decode((await connection.socket.receive(60)).data), Wait):
             self.waits.append(answer)
         assert isinstance(answer, Grant), answer
         welcome = answer.welcome
-        told = outcome or ("Restored" if welcome.parent else "Fresh")
-        await socket.ask(Outcome(told, milliseconds=3100, **more), Ack)
-        await socket.close()
+        reported = outcome or ("Restored" if welcome.parent else "Fresh")
+        await connection.request(Outcome(reported, milliseconds=3100, **more), Ack)
+        await connection.close()
         return welcome
 
-    async def sidecar(self, session: aiohttp.ClientSession, pod: dict[str, Any], **more: Any) -> Sidecar:
-        """The sidecar: connects and is welcome."""
-        socket = await self.dial(session, pod)
-        await socket.send(Hello("sidecar", 1, "0.1.0", "n1", **more))
-        return Sidecar(socket, await socket.expect(Welcome))
+    async def sidecar(self, session: aiohttp.ClientSession, pod: dict[str, Any], **more: Any) -> ScriptedSidecar:
+        """Connect a sidecar and wait for its welcome."""
+        connection = await self.dial(session, pod)
+        await connection.send(Hello("sidecar", 1, "0.1.0", "n1", **more))
+        return ScriptedSidecar(connection, await connection.expect(Welcome))
 
     async def start(
         self, session: aiohttp.ClientSession, agent: str = "coder", **more: Any
-    ) -> tuple[dict[str, Any], Sidecar]:
-        """A pod from its creation to its sidecar's welcome."""
+    ) -> tuple[dict[str, Any], ScriptedSidecar]:
+        """Create a pod, play its init container, and connect its sidecar."""
         pod = await asyncio.to_thread(lambda: self.pod(agent, **more))
         await self.restore(session, pod)
         return pod, await self.sidecar(session, pod)
 
 
 def install(server: ApiServer, *more: dict[str, Any]) -> None:
-    """Kinds, rights and what the operator's namespace holds, from the chart; and more, by one call.
+    """Install the kinds, the operator's rights and its namespace from the chart, and further objects.
 
-    Stores that other tests have left go: the oldest of those that say so would be the default one.
+    Delete the stores that other tests have left: the oldest one with ``default`` would be the default store.
     """
     kubectl = Kubectl(server.kubeconfig)
-    kubectl.install_kinds()
+    kubectl.install_crds()
     server.delete(f"{API}/agentcheckpointstores")
     chart = render()
-    items = [thing("Namespace", NAMESPACE)]
+    items = [core_object("Namespace", NAMESPACE)]
     items += [
-        one(chart, kind, ACCOUNT)
+        find(chart, kind, ACCOUNT)
         for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
     ]
-    # Which pods it is called for does not matter here: nothing serves it, and no pod of these tests opts in by it.
-    configuration = one(chart, "MutatingWebhookConfiguration", "savepoint")
+    # The webhook does not run in these tests, so that the configuration must not match any pod.
+    configuration = find(chart, "MutatingWebhookConfiguration", "savepoint")
     configuration["webhooks"][0]["namespaceSelector"] = {"matchLabels": {"webhook": "served"}}
     nodes = ("n1", "n2")
-    items += [configuration, *(thing("Node", name) for name in nodes), *more]
-    kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": items})
+    items += [configuration, *(core_object("Node", name) for name in nodes), *more]
+    kubectl("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": items})
     for name in nodes:
-        node_is(kubectl, name, ready=True)
+        set_node_ready(kubectl, name, ready=True)
 
 
-def thing(kind: str, name: str, namespace: str = "", **more: Any) -> dict[str, Any]:
-    """An object of the core group."""
+def core_object(kind: str, name: str, namespace: str = "", **more: Any) -> dict[str, Any]:
+    """Return an object of the core API group."""
     metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **more}
 
 
-def asked(agent: str, **spec: Any) -> dict[str, Any]:
-    """A user's wish for a checkpoint."""
+def checkpoint_request(agent: str, **spec: Any) -> dict[str, Any]:
+    """Return the AgentCheckpoint with which a user requests a checkpoint."""
     return {
         "apiVersion": "savepoint.dev/v1alpha1",
         "kind": "AgentCheckpoint",
@@ -446,8 +395,8 @@ def asked(agent: str, **spec: Any) -> dict[str, Any]:
     }
 
 
-def node_is(kubectl: Kubectl, name: str, *, ready: bool) -> None:
-    """As its kubelet, or the node lifecycle controller, reports it."""
+def set_node_ready(kubectl: Kubectl, name: str, *, ready: bool) -> None:
+    """Report the node as Ready like kubelet, or as Unknown like the node lifecycle controller."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     condition = {
         "type": "Ready",
@@ -460,16 +409,18 @@ def node_is(kubectl: Kubectl, name: str, *, ready: bool) -> None:
     kubectl.patch(f"node/{name}", {"status": {"conditions": [condition]}}, "--subresource=status")
 
 
-def make_rig(apiserver: ApiServer, s3: S3Server, room: Path) -> Rig:
-    """With all that the operator needs, a namespace and a part of the bucket of its own."""
+def install_environment(apiserver: ApiServer, s3: S3Server, folder: Path) -> OperatorEnvironment:
+    """Install all that the operator needs, and return a new environment."""
     keys = {"accessKey": s3.access_key, "secretKey": s3.secret_key}
-    install(apiserver, thing("Secret", "s3-keys", NAMESPACE, stringData=keys))
-    return another_rig(apiserver, s3, room)
+    install(apiserver, core_object("Secret", "s3-keys", NAMESPACE, stringData=keys))
+    return new_environment(apiserver, s3, folder)
 
 
-def another_rig(apiserver: ApiServer, s3: S3Server, room: Path) -> Rig:
-    """The same where everything is installed."""
+def new_environment(apiserver: ApiServer, s3: S3Server, folder: Path) -> OperatorEnvironment:
+    """Return an environment with its own namespace and store, where the operator's objects are installed already."""
     s3.bucket(BUCKET)
     control, health = free_ports(2)
     prefix = f"store-{secrets.token_hex(3)}"
-    return Rig(Kubectl(apiserver.kubeconfig), apiserver, s3, room, prefix, "", control, health).beside()
+    kubectl = Kubectl(apiserver.kubeconfig)
+    environment = OperatorEnvironment(kubectl, apiserver, s3, folder, prefix, "", control, health)
+    return environment.in_new_namespace()

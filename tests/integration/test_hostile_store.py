@@ -1,4 +1,4 @@
-"""A server in the store's place that means harm: nobody is led elsewhere, and no error repeats a signature."""
+"""A hostile server in place of the store: redirects are not followed, and no error contains a signature."""
 
 import socket
 import threading
@@ -23,15 +23,15 @@ ANSWERS = {
     "noise": b"\x00\x01 noise\r\n\r\n",
     "short": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc",
     "bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    "no XML": b"HTTP/1.1 400 Bad\r\nContent-Type: application/xml\r\nContent-Length: 5\r\n\r\n<a><b",
+    "invalid XML": b"HTTP/1.1 400 Bad\r\nContent-Type: application/xml\r\nContent-Length: 5\r\n\r\n<a><b",
 }
 
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
-    """A server that says the same to everybody, and what it was asked."""
+    """Run a server that sends the same answer to every request; yield its port and the requests it received."""
     listener = socket.create_server(("127.0.0.1", 0))
-    asked: list[bytes] = []
+    requests: list[bytes] = []
 
     def serve() -> None:
         while True:
@@ -41,13 +41,13 @@ def answering(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
                 return
             with connection:
                 connection.settimeout(5)
-                asked.append(connection.recv(65536))
+                requests.append(connection.recv(65536))
                 connection.sendall(answer)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield listener.getsockname()[1], asked
+        yield listener.getsockname()[1], requests
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
@@ -55,7 +55,7 @@ def answering(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
 
 
 class Urls:
-    """Signed for nothing in particular."""
+    """Presigned URLs with a recognisable signature."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -66,7 +66,7 @@ class Urls:
     get_url = put_url
 
     def forget(self, key: str) -> None:
-        """There is no other."""
+        """Do nothing: there is only one URL per object."""
 
 
 def with_keys(port: int) -> S3Store:
@@ -94,30 +94,30 @@ def _head(store: BlobReader) -> object:
 @pytest.mark.parametrize("call", [_put, _get, _head])
 @pytest.mark.parametrize("make", [with_keys, with_urls])
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_leads_nowhere(make: Callable[[int], Store], call: Callable[[Store], object], status: int) -> None:
-    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (elsewhere, led):
-        with answering(REDIRECT % (status, elsewhere)) as (port, asked):
+def test_redirects_are_not_followed(make: Callable[[int], Store], call: Callable[[Store], object], status: int) -> None:
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (target_port, redirected):
+        with answering(REDIRECT % (status, target_port)) as (port, requests):
             store = make(port)
             with pytest.raises(StoreMisconfigured, match=f"{status}.*redirects are not followed"):
                 call(store)
             store.close()
-        assert asked
-        assert led == []
+        assert requests
+        assert redirected == []
 
 
 @pytest.mark.parametrize("call", [_put, _get, _head])
 @pytest.mark.parametrize("make", [with_keys, with_urls])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_no_error_repeats_a_signature(
+def test_no_error_contains_a_signature(
     make: Callable[[int], Store], call: Callable[[Store], object], answer: bytes
 ) -> None:
-    told = ""
+    message = ""
     with answering(answer) as (port, _):
         store = make(port)
         try:
             call(store)
         except SavepointError as error:
-            told = "".join(traceback.format_exception(error))
+            message = "".join(traceback.format_exception(error))
         store.close()
-    assert "5ec7e7" not in told
-    assert "X-Amz" not in told
+    assert "5ec7e7" not in message
+    assert "X-Amz" not in message
