@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
@@ -80,7 +80,7 @@ class Simulation:
         self._transactions = 0
         self._session: AgentSession | None = None
 
-    def __enter__(self) -> "Simulation":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

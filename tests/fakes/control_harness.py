@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ from savepoint_operator.model.views import AgentRef, NodeState, PodState, Predec
 
 from tests.fakes.operator_ports import Clock, GatedStore, Recorder, Reviewer, ScriptedPodResolver, Stores, incarnation
 from tests.fakes.store import MemoryStore
+from tests.polling import until
 
 AGENT = AgentRef("demo", "coder")
 MASTER = MasterKey(bytes(range(32)))
@@ -237,13 +238,6 @@ async def running_harness() -> AsyncIterator[ControlHarness]:
         yield harness
     finally:
         await harness.close()
-
-
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait until a condition holds that another task brings about."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 __all__ = ["AGENT", "Ack", "Committed", "ControlHarness", "Pod", "attempt", "running_harness", "until"]

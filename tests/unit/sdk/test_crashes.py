@@ -192,9 +192,9 @@ def run(agent: savepoint.Agent, simulation: FaultySimulation) -> dict[str, Any]:
             simulation.checkpoint_soon()
         observed.boundary()
 
-    def search(here: tuple[int, ...]) -> int:
+    def search(here: tuple[int, ...]) -> int | str:
         """Leave a loop by break, with what it found in a local variable."""
-        found = -1
+        found: int | str = -1
         for index in agent.loop("search", range(4)):
             due()
             log.append(["search", here, index])

@@ -144,7 +144,7 @@ def test_a_value_without_a_contiguous_buffer_is_named(simulation: testing.Simula
 def test_a_dtype_that_buffers_do_not_support_is_saved_as_its_bytes(tmp_path: Path) -> None:
     array = np.array(["2000-01-01", "2000-01-02"], "datetime64[D]")
     with pytest.raises(ValueError, match="cannot include dtype"):
-        memoryview(array)
+        memoryview(array)  # type: ignore[arg-type]
     stage = Stage(tmp_path)
     component = TensorSet("w", "Custom", lambda: {"t": array}, stage).flush("1")
     assert contents(stage, component)["t"] == array.tobytes()

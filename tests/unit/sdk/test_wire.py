@@ -83,7 +83,8 @@ def test_messages_with_wrong_fields_are_refused(cls: Any, change: dict[str, Any]
     examples = {type(message): message.to_wire() for message in reversed(MESSAGES + ORDERS)}
     with pytest.raises(wire.ProtocolError):
         cls.from_wire({**examples[cls], **change})
-    for raw in (None, [], "x", 3):
+    not_objects: tuple[Any, ...] = (None, [], "x", 3)
+    for raw in not_objects:
         with pytest.raises(wire.ProtocolError):
             cls.from_wire(raw)
 

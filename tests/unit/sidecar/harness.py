@@ -3,11 +3,12 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from types import UnionType
 from typing import Any
 
 import aiohttp
@@ -68,7 +69,7 @@ class Agent:
         async with self._http.get(path) as response:
             return await response.json()
 
-    async def next(self, kind: type[Any], seconds: float = 10) -> Any:
+    async def next(self, kind: type[Any] | UnionType, seconds: float = 10) -> Any:
         """Return the next order of this kind; skip others."""
         async with asyncio.timeout(seconds):
             while True:
@@ -201,10 +202,3 @@ async def checkpoint(harness: Harness, agent_flushes: bool = True) -> wire.Resul
     result = await agent.result()
     await harness.idle()
     return result
-
-
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait until the condition is true."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -138,8 +138,8 @@ class ScriptedAttempts:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *ends: SavepointError | Outcome) -> None:
         self.ends, self.seconds, self.reported = list(ends), 5000.0, list[tuple[str, str]]()
         self.not_reached = 0
-        monkeypatch.setattr(restore_container.time, "monotonic", lambda: self.seconds)
-        monkeypatch.setattr(restore_container.asyncio, "sleep", self._pause)
+        monkeypatch.setattr(time, "monotonic", lambda: self.seconds)
+        monkeypatch.setattr(asyncio, "sleep", self._pause)
 
     async def _pause(self, seconds: float) -> None:
         self.seconds += seconds

@@ -81,7 +81,7 @@ async def test_a_rotated_token_is_read_again(server: Server, tmp_path: Path) -> 
     access = Access.in_cluster(environment, token, tmp_path / "ca.crt")
     assert (await access.connection()).token == "old"
     token.write_text("new")
-    hook = access.configuration.refresh_api_key_hook
+    hook: Any = access.configuration.refresh_api_key_hook
     loader = hook.__closure__[0].cell_contents  # the client's own loader, which rereads after a minute
     loader.token_expires_at -= timedelta(minutes=2)
     assert (await access.connection()).token == "new"

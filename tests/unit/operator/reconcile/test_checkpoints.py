@@ -414,7 +414,7 @@ async def test_old_checkpoints_expire_unless_they_are_on_hold(harness: Reconcile
     harness.cluster.put(POLICIES, "few", NAMESPACE, spec={"triggers": [], "retention": {"keepLast": 2}})
     incarnation = await harness.start(harness.pod())
     for number in range(1, 6):
-        held = {"retention": {"hold": "Keep"}} if number == 1 else {}
+        held: dict[str, Any] = {"retention": {"hold": "Keep"}} if number == 1 else {}
         harness.request(f"coder-{number}", **held)
         await harness.settle()
         await harness.commit(incarnation)

@@ -30,7 +30,7 @@ def kinds(harness: ReconcileHarness) -> list[str]:
     """Return the kinds of all records of the chain, oldest first."""
     head = harness.head()
     assert head is not None
-    return [each.record.kind for each in harness.chain().back(head, 100)][::-1]
+    return [str(each.record.kind) for each in harness.chain().back(head, 100)][::-1]
 
 
 @pytest.mark.parametrize("policy", ["Never", "OnFailure"])
@@ -89,7 +89,8 @@ async def test_a_deleted_pod_that_exits_with_0_does_not_end_the_run(harness: Rec
     deletion = {"deletionTimestamp": "2026-11-24T12:00:30Z", "deletionGracePeriodSeconds": 30}
     harness.cluster.put(PODS, incarnation.pod.name, NAMESPACE, metadata=deletion)
     await harness.disconnect(incarnation, released=True)
-    late = {"containerStatuses": [{"name": "agent", "state": {"terminated": {"finishedAt": "2026-11-24T12:00:04Z"}}}]}
+    finished = {"terminated": {"finishedAt": "2026-11-24T12:00:04Z"}}
+    late: dict[str, Any] = {"containerStatuses": [{"name": "agent", "state": finished}]}
     await end_pod(harness, incarnation, **late)
     harness.cluster.remove(PODS, incarnation.pod.name, NAMESPACE)
     await harness.settle()

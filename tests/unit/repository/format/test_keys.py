@@ -32,7 +32,7 @@ def test_every_agent_pack_and_store_has_its_own_key() -> None:
     one.pack_seal("1-a").seal_into(bytes(12), b"plain", b"", sealed)
     opened = memoryview(bytearray(5))
     one.pack_seal("1-a").open_into(bytes(12), sealed, b"", opened, "x")
-    assert opened == b"plain"
+    assert bytes(opened) == b"plain"
     for other in (one.pack_seal("1-b"), two.pack_seal("1-a"), one.manifest_seal()):
         with pytest.raises(IntegrityError, match="seal is broken"):
             other.open_into(bytes(12), sealed, b"", opened, "x")

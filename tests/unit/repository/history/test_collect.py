@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 from savepoint.errors import IntegrityError, ObjectMissing, StoreMisconfigured, StoreUnavailable, Superseded
+from savepoint.repository.format.manifest import Manifest
 from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.history import lineage
 from savepoint.repository.history.collect import CollectReport, collect
@@ -27,7 +28,7 @@ class CollectionHarness:
         self.memory = MemoryStore(lambda: self.now)
         self.store = FaultyStore(self.memory)
         self.repo = RepositoryFixture(self.store)
-        self.manifests = []
+        self.manifests: list[Manifest] = []
         for number in range(checkpoints):
             self.checkpoint(number)
 

@@ -4,6 +4,7 @@ import stat
 import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -439,11 +440,14 @@ class TestDamage:
     def test_packs_that_were_swapped(self, repo: RepositoryFixture, store: Any, target: Path) -> None:
         memory = store._store
         for seed in "ab":
-            repo.checkpoint(lambda writer, seed=seed: writer.add_tree("w", "Files", [self.file(writer, seed)]))
+            repo.checkpoint(partial(self.add_file, seed=seed))
         one, two = [key for key in memory.objects if "/packs/" in key]
         memory.objects[one], memory.objects[two] = memory.objects[two], memory.objects[one]
         with pytest.raises(IntegrityError):
             restored(repo, target)
+
+    def add_file(self, writer: CheckpointWriter, seed: str) -> None:
+        writer.add_tree("w", "Files", [self.file(writer, seed)])
 
     def file(self, writer: CheckpointWriter, seed: str) -> TreeFile:
         return TreeFile("f", 0o644, 1, writer.store_bytes(content(seed, 5000), "Files"))

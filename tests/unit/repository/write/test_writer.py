@@ -420,7 +420,8 @@ class TestPuts:
         writer.abort()
 
     def test_an_abort_while_no_worker_is_free(self, repo: RepositoryFixture, store: FaultyStore) -> None:
-        blocked, release, errors = threading.Event(), threading.Event(), []
+        blocked, release = threading.Event(), threading.Event()
+        errors: list[BaseException] = []
 
         class Slow:
             length = 10
@@ -452,7 +453,8 @@ class TestPuts:
 
     def test_an_abort_while_no_buffer_is_free(self, repo: RepositoryFixture, store: FaultyStore) -> None:
         """Both uploads are blocked; the abort waits for them, and a thread that waits for a buffer gets an error."""
-        blocked, release, errors = threading.Event(), threading.Event(), []
+        blocked, release = threading.Event(), threading.Event()
+        errors: list[BaseException] = []
 
         def slow(call: Call) -> None:
             if call.method == "put_new":

@@ -15,7 +15,8 @@ from savepoint.repository.read.verify import verify
 from savepoint_sidecar.lifecycle import orders
 
 from tests.fakes.store import MemoryStore
-from tests.unit.sidecar.harness import QUICK, checkpoint, running, until
+from tests.polling import until
+from tests.unit.sidecar.harness import QUICK, checkpoint, running
 
 
 async def test_a_checkpoint_holds_files_and_values_of_one_moment(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from savepoint.contract import agent_protocol as wire
 from savepoint.contract.control_protocol import ObjectName, Refused
 from savepoint_sidecar.lifecycle import orders
 
-from tests.unit.sidecar.harness import checkpoint, running, until
+from tests.polling import until
+from tests.unit.sidecar.harness import checkpoint, running
 
 
 async def test_a_repeated_order_is_handled_once(tmp_path: Path) -> None:

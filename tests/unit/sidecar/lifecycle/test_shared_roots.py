@@ -15,7 +15,8 @@ from savepoint_sidecar.restore_container import _RestoreAttempt
 from savepoint_sidecar.settings import Settings
 
 from tests.fakes.authority import FakeAuthority
-from tests.unit.sidecar.harness import checkpoint, running, until
+from tests.polling import until
+from tests.unit.sidecar.harness import checkpoint, running
 
 SHARED = ("team",)
 LOG_START = "/team is on a ReadWriteMany claim"

@@ -21,7 +21,8 @@ from savepoint_sidecar.authority.url_requests import UrlRequests
 from savepoint_sidecar.stage.components import restore_components
 
 from tests.fakes.store import MemoryStore
-from tests.unit.sidecar.harness import Agent, Harness, checkpoint, running, until
+from tests.polling import until
+from tests.unit.sidecar.harness import Agent, Harness, checkpoint, running
 
 
 def stored_notes(harness: Harness) -> list[Any]:

@@ -196,7 +196,7 @@ def fill(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     class Status:
         f_bavail, f_frsize = free // 4096, 4096
 
-    monkeypatch.setattr(file_restore.os, "statvfs", lambda path: Status)
+    monkeypatch.setattr(os, "statvfs", lambda path: Status)
 
 
 def snapshot(top: Path) -> dict[str, tuple[int, int, int, bytes]]:

@@ -1,6 +1,7 @@
 """An agent with the SDK: it summarises documents and mails each summary once, however often it is killed."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import savepoint
@@ -29,6 +30,6 @@ print(f"found {len(notes['summaries'])} summaries", flush=True)
 for document in agent.loop("documents", DOCUMENTS):  # finished documents are skipped
     summary = agent.step("summarise", ask_model, document)  # a finished step is replayed, not run again
     notes["summaries"].append(summary)
-    agent.effect("mail", lambda operation, text=summary: send_mail(operation, text))
+    agent.effect("mail", partial(send_mail, text=summary))
     print(f"mailed {summary}", flush=True)
 agent.finish()  # the next run starts fresh
