@@ -1,8 +1,8 @@
-"""The node image of a machine that reaches no registry, made as kind makes its own.
+"""The node image for machines that cannot reach a registry, built the way kind builds its own.
 
-What it is: Debian's root file system, the files of the kind module, our programs, then the system images inside. What
-it is not: a cluster. The image stays in our engine's data, named by a key over all that went into it; a change of any
-of those builds a new one and drops the old.
+It consists of Debian's root file system, the files of the kind module, our programs, and the system images inside it.
+The image stays in our engine's data. Its name contains a key over everything it is built from; if any of that changes,
+a new image is built and the old one removed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _IMAGE_PROGRAMS = (
     "local-path-provisioner",
 )
 PROGRAMS = (*(name for names in _NODE_PROGRAMS.values() for name in names), *_IMAGE_PROGRAMS, "kind")
-"""Everything that must be built before the image can be."""
+"""Programs that must be built before the image."""
 _OWN_FILES = {
     "usr/local/bin/savepoint-entrypoint": ("node/entrypoint.sh", 0o755),
     "usr/local/bin/savepoint-network": ("node/network.sh", 0o755),
@@ -50,18 +50,18 @@ _OWN_FILES = {
 
 
 def name_of() -> str:
-    """The image's name with its key."""
+    """Return the name of the image, with its key."""
     digest = hashlib.sha256(f"{KUBERNETES} {rootfs.NODE.key}".encode())
     for part in sorted(PROGRAMS):
         digest.update(f"{path_of(part).parents[1].name}/{part}\0".encode())
-    own = [path for room in ("node", "manifests") for path in sorted((_HERE / room).iterdir()) if path.is_file()]
+    own = [path for folder in ("node", "manifests") for path in sorted((_HERE / folder).iterdir()) if path.is_file()]
     for path in (*own, Path(__file__), Path(system_images.__file__)):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     return f"{REPOSITORY}:{digest.hexdigest()[:12]}"
 
 
 def build(engine: Engine, paths: Paths) -> str:
-    """The image's name, after building it if the engine lacks it. Raises ClusterError, ProgramError, BootstrapError."""
+    """Build the image unless the engine has it; return its name. Raises ClusterError, ProgramError, BootstrapError."""
     name = name_of()
     if engine.has_image(name):
         return name
@@ -71,16 +71,16 @@ def build(engine: Engine, paths: Paths) -> str:
     if not engine.has_image(root):
         engine("import", rootfs.make(rootfs.NODE, paths), root, timeout=300)
     with tempfile.TemporaryDirectory(prefix="savepoint-node-", dir=paths.cache) as scratch:
-        _lay_out(Path(scratch), files)
+        _write_context(Path(scratch), files)
         engine("build", "--quiet", "--build-arg", f"BASE={root}", "--tag", base, scratch, timeout=600)
     images = system_images.import_all(engine, KUBERNETES, kind_files.pause_image(files), base)
-    _carry_images(engine, base, name, images)
-    _drop_older(engine, name, (*images, base))
+    _add_images(engine, base, name, images)
+    _remove_older(engine, name, (*images, base))
     return name
 
 
-def _lay_out(context: Path, files: Path) -> None:
-    """The build context: the Dockerfile, and beside it all that is copied to the image's root."""
+def _write_context(context: Path, files: Path) -> None:
+    """Write the build context: the Dockerfile, and a folder of everything that is copied to the image's root."""
     shutil.copyfile(_HERE / "node" / "Dockerfile", context / "Dockerfile")
     root = context / "rootfs"
     shutil.copytree(files, root)
@@ -89,16 +89,17 @@ def _lay_out(context: Path, files: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_HERE / source, target)
         target.chmod(mode)
-    for room, names in _NODE_PROGRAMS.items():
+    for folder, names in _NODE_PROGRAMS.items():
         for name in names:
-            target = root / room / name
+            target = root / folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(program(name).resolve(), target)
             target.chmod(0o755)
     (root / "kind" / "version").write_text(KUBERNETES)
 
 
-def _carry_images(engine: Engine, base: str, name: str, images: tuple[str, ...]) -> None:
+def _add_images(engine: Engine, base: str, name: str, images: tuple[str, ...]) -> None:
+    """Commit the base as the node image, after importing the system images into its containerd."""
     container = engine(
         "run", "--detach", "--privileged", "--security-opt", "seccomp=unconfined", "--entrypoint", "sleep", base, "3600"
     )
@@ -107,7 +108,7 @@ def _carry_images(engine: Engine, base: str, name: str, images: tuple[str, ...])
         _wait_for_containerd(engine, container)
         system_images.save_into(engine, images, container)
         engine("exec", container, "pkill", "containerd")
-        time.sleep(1)  # its database is flushed when it has ended
+        time.sleep(1)  # containerd flushes its database when it ends
         engine(
             "commit",
             "--change",
@@ -124,7 +125,7 @@ def _wait_for_containerd(engine: Engine, container: str) -> None:
     deadline = time.monotonic() + 30
     while True:
         try:
-            # ctr knows no deadline while the socket is missing
+            # ctr has no timeout while the socket is missing
             engine("exec", container, "sh", "-c", "test -S /run/containerd/containerd.sock && ctr version")
             return
         except ClusterError:
@@ -133,10 +134,10 @@ def _wait_for_containerd(engine: Engine, container: str) -> None:
             time.sleep(0.2)
 
 
-def _drop_older(engine: Engine, name: str, spent: tuple[str, ...]) -> None:
-    """Free the disk of what the new image replaces; the images inside it live on in it alone."""
+def _remove_older(engine: Engine, name: str, temporary: tuple[str, ...]) -> None:
+    """Remove older node images and temporary ones; the system images remain only inside the node image."""
     listed = output(["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", REPOSITORY], env=engine.env)
     kept = {name, f"{name}-base", system_images.BUSYBOX}
-    doomed = [image for image in (*listed.splitlines(), *spent) if image not in kept]
-    if doomed:
-        engine("image", "rm", "--force", *dict.fromkeys(doomed))
+    obsolete = [image for image in (*listed.splitlines(), *temporary) if image not in kept]
+    if obsolete:
+        engine("image", "rm", "--force", *dict.fromkeys(obsolete))

@@ -1,7 +1,6 @@
-"""The images of the control plane and of the cluster's own services, each around one binary that we built.
+"""The images of the control plane and of the cluster's own services, each with one binary that we built.
 
-What it is: name and content of each image, imported into the engine. What it is not: it takes nothing from a registry;
-the names are those that kubeadm and containerd will ask for.
+They are imported into the engine under the names that kubeadm and containerd request; no registry is involved.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ _COLLECT = Path(__file__).parent / "node" / "collect.sh"
 _FILTERS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
 _PROXY_FILES = (*(f"/usr/sbin/{name}" for name in (*_FILTERS, "nft", "conntrack")), "/usr/lib/*/xtables/*.so")
 _PROXY_LINKS = {f"usr/local/sbin/{name}": "/usr/sbin/xtables-nft-multi" for name in _FILTERS}
-"""The alternative that Debian chooses by a link in /etc, chosen here."""
+"""Links that replace Debian's links in /etc, which select the nftables variant."""
 _PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """Contents of one image: files by their path in it, links, a first tar to start from, and what it starts."""
+    """Contents of one image: files and links by their path in it, its entrypoint, and a tar file to start from."""
 
     name: str
     files: Mapping[str, Path]
@@ -44,13 +43,13 @@ class Image:
 
 
 def kubernetes_names(version: str) -> tuple[str, ...]:
-    """The images that kubeadm of this version asks for."""
+    """Return the images that kubeadm of this version requires."""
     listed = output([program("kubeadm"), "config", "images", "list", "--kubernetes-version", version])
     return tuple(line for line in listed.splitlines() if "/" in line)
 
 
 def import_all(engine: Engine, version: str, pause: str, node_base: str) -> tuple[str, ...]:
-    """Import every image that a node carries from the start; their names."""
+    """Import every image that the node image contains; return their names."""
     bootstrap.ensure(DEBIAN)
     with tempfile.TemporaryDirectory(prefix="savepoint-images-") as scratch:
         images = _images(engine, version, pause, node_base, Path(scratch))
@@ -60,15 +59,16 @@ def import_all(engine: Engine, version: str, pause: str, node_base: str) -> tupl
 
 
 def import_one(engine: Engine, image: Image) -> None:
+    """Build the image's file system and import it into the engine."""
     with tempfile.TemporaryDirectory(prefix="savepoint-image-") as scratch:
         archive = Path(scratch) / "image.tar"
         _pack(image, archive)
-        words = ", ".join(f'"{word}"' for word in image.entrypoint)
-        engine("import", "-c", f"ENV {_PATH}", "-c", f"ENTRYPOINT [{words}]", archive, image.name, timeout=120)
+        entrypoint = ", ".join(f'"{argument}"' for argument in image.entrypoint)
+        engine("import", "-c", f"ENV {_PATH}", "-c", f"ENTRYPOINT [{entrypoint}]", archive, image.name, timeout=120)
 
 
 def versitygw() -> Image:
-    """The S3 server of the tests."""
+    """Return the image of the tests' S3 server."""
     return Image(VERSITYGW, {"usr/bin/versitygw": program("versitygw")}, ("/usr/bin/versitygw",))
 
 
@@ -80,7 +80,7 @@ def _images(engine: Engine, version: str, pause: str, node_base: str, scratch: P
     for name in kubernetes_names(version):
         short = name.rpartition("/")[2].partition(":")[0]
         if short == "pause":
-            continue  # containerd decides which pause it wants
+            continue  # containerd's configuration names the pause image
         if short == "coredns":
             images.append(Image(name, {"coredns": program("coredns")}, ("/coredns",)))
             continue
@@ -94,7 +94,7 @@ def _images(engine: Engine, version: str, pause: str, node_base: str, scratch: P
 
 
 def _busybox(engine: Engine, node_base: str, scratch: Path) -> Image:
-    # Not the machine's: the node's Debian is the one that we know. (Its wget crashes on -T; use `timeout`.)
+    # The node's busybox, whose version is known, not the machine's. (Its wget crashes on -T; use `timeout`.)
     base = _collect(engine, node_base, scratch / "busybox.tar", "/usr/bin/busybox")
     applets = engine("run", "--rm", "--entrypoint", "busybox", node_base, "--list").split()
     links = {f"usr/bin/{name}": "busybox" for name in applets if name != "busybox"}
@@ -102,7 +102,7 @@ def _busybox(engine: Engine, node_base: str, scratch: Path) -> Image:
 
 
 def _pause(scratch: Path) -> Path:
-    """The process that holds a pod's namespaces: it sleeps and collects the dead."""
+    """Compile the process that holds a pod's namespaces; it only sleeps and reaps orphans."""
     source = Path(__file__).parent / "node" / "pause.c"
     binary = scratch / "pause"
     run(["gcc", "-Os", "-static", "-s", "-Wall", "-o", binary, source])
@@ -110,7 +110,7 @@ def _pause(scratch: Path) -> Path:
 
 
 def _collect(engine: Engine, node_base: str, archive: Path, *patterns: str) -> Path:
-    """A tar of files in the node image and of the libraries that they load."""
+    """Write a tar of files in the node image and of the libraries that they load; return its path."""
     command = [engine.program, "run", "--rm", "--interactive", "--entrypoint", "bash", node_base]
     script = f"set -- {' '.join(patterns)}\n{_COLLECT.read_text()}"
     with archive.open("wb") as target:
@@ -134,9 +134,9 @@ def _pack(image: Image, archive: Path) -> None:
         present = set(tar.getnames())
         for path in ("tmp", "run"):
             if path not in present and f"./{path}" not in present:
-                room = tarfile.TarInfo(path)
-                room.type, room.mode = tarfile.DIRTYPE, 0o1777
-                tar.addfile(room)
+                folder = tarfile.TarInfo(path)
+                folder.type, folder.mode = tarfile.DIRTYPE, 0o1777
+                tar.addfile(folder)
         for path, source in image.files.items():
             member = tar.gettarinfo(source, path)
             member.uid = member.gid = 0
@@ -151,7 +151,7 @@ def _pack(image: Image, archive: Path) -> None:
 
 
 def save_into(engine: Engine, names: Sequence[str], container: str) -> None:
-    """Put images of the engine into the containerd that runs in one of its containers, pinned."""
+    """Import images of the engine, pinned, into the containerd that runs in one of its containers."""
     importer = ("ctr", "--namespace=k8s.io", "images", "import", "--label=io.cri-containerd.pinned=pinned")
     pipe(
         [engine.program, "save", *names],

@@ -4,7 +4,7 @@
   starts and when its answer has been written. ``GET /calls``: ``{agent: {key: [started, completed]}}``.
 - ``POST /effects`` ``{"id", "agent", "body"}``: books a side effect and counts how often each id was received. It does
   not deduplicate, so that repeated effects can be detected. ``GET /effects``: ``{agent: {id: {"count", "body"}}}``.
-- ``POST /reports`` any JSON object with ``agent``: kept in order, with its time of arrival. ``GET /reports?agent=NAME``.
+- ``POST /reports`` any JSON object with ``agent``: kept in order with its time of arrival. ``GET /reports?agent=NAME``.
 
 Standard library only. The state is in memory, so the server must run on a node that is not drained.
 """

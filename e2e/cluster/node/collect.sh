@@ -1,11 +1,11 @@
 #!/bin/bash
-# Runs in the node image: a tar on stdout of the files that are named, of the libraries that they load, and of the
-# links that they are. It is what an image around a program that is not static consists of.
+# Runs in the node image. Writes a tar to stdout with the named files, the libraries that they load, and the links
+# through which they are named: the contents of an image for a program that is not linked statically.
 set -euo pipefail
 stage=$(mktemp -d)
 mkdir -p "$stage"/usr/{bin,sbin,lib,lib64}
-for room in bin sbin lib lib64; do
-  ln -s "usr/$room" "$stage/$room"
+for folder in bin sbin lib lib64; do
+  ln -s "usr/$folder" "$stage/$folder"
 done
 put() { # put SOURCE PATH
   [ ! -e "$stage$2" ] || return 0

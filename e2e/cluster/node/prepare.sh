@@ -1,10 +1,10 @@
 #!/bin/bash
-# Runs once while the node image is built: what kind's own base image does in its Dockerfile, and what a machine whose
-# root lacks CAP_SYS_RESOURCE needs on top.
+# Runs once while the node image is built. Does what kind's base image does in its Dockerfile, and what is needed in
+# addition on a machine whose root lacks CAP_SYS_RESOURCE.
 set -euo pipefail
 cd /
 
-# Units that a container does not need, or that would touch the machine's kernel.
+# Remove units that a container does not need, or that would change the machine's kernel.
 find /lib/systemd/system/sysinit.target.wants/ -name systemd-tmpfiles-setup.service -delete
 rm -f /lib/systemd/system/{multi-user,local-fs,basic}.target.wants/* /etc/systemd/system/*.wants/*
 rm -f /lib/systemd/system/sockets.target.wants/*{udev,initctl}*
@@ -13,7 +13,7 @@ systemctl enable kubelet.service containerd.service undo-mount-hacks.service sav
 systemctl mask systemd-binfmt.service
 rm -f /usr/lib/sysctl.d/*
 
-# Raising limits, or lowering the OOM score, needs CAP_SYS_RESOURCE.
+# Raising limits and lowering the OOM score require CAP_SYS_RESOURCE.
 sed -i -e '/^Limit/d' -e '/^OOMScoreAdjust/d' /etc/systemd/system/containerd.service
 sed -i 's/restrict_oom_score_adj = false/restrict_oom_score_adj = true/' /etc/containerd/config.toml
 ctr oci spec |

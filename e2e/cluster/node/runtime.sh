@@ -1,17 +1,17 @@
 #!/bin/sh
-# An OCI runtime in front of runc for a root that lacks CAP_SYS_RESOURCE: a privileged container asks for every
-# capability, and runc refuses the one that we cannot give. It is taken out of what we are asked for, no more.
+# An OCI runtime that wraps runc where root lacks CAP_SYS_RESOURCE. A privileged container requests every capability, and
+# runc fails on one that it cannot give, so this capability is removed from the request; nothing else is changed.
 set -eu
 strip() {
   [ ! -f "$1" ] || sed -i -e 's/"CAP_SYS_RESOURCE",//g' -e 's/,"CAP_SYS_RESOURCE"//g' "$1"
 }
 bundle=. previous=
-for word in "$@"; do
+for argument in "$@"; do
   case $previous in
-  --bundle | -b) bundle=$word ;;
-  --process | -p) strip "$word" ;;
+  --bundle | -b) bundle=$argument ;;
+  --process | -p) strip "$argument" ;;
   esac
-  previous=$word
+  previous=$argument
 done
 case " $* " in
 *" create "* | *" run "*) strip "$bundle/config.json" ;;
