@@ -68,7 +68,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made = Machine(tmp_path)
+    fake = Machine(tmp_path)
     # touch is the only real program that the fakes need.
     (tmp_path / "bin" / "touch").symlink_to(str(shutil.which("touch")))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -76,7 +76,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(bootstrap, "LISTS", tmp_path / "lists")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    return made
+    return fake
 
 
 def test_missing_packages_are_listed_once_and_in_order(machine: Machine) -> None:

@@ -66,9 +66,7 @@ def test_an_unknown_scenario_is_an_error(faults: FaultScenarios) -> None:
         start(faults, "stick")
 
 
-def test_the_volume_of_others_is_filled_only_for_its_scenario(
-    faults: FaultScenarios, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_volume_is_filled_only_for_its_scenario(faults: FaultScenarios, monkeypatch: pytest.MonkeyPatch) -> None:
     filled: list[FaultScenarios] = []
     monkeypatch.setattr(fault_scenarios, "fill_volume", filled.append)
     start(faults, "small")

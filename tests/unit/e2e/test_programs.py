@@ -51,9 +51,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
-    made = Compiler()
-    monkeypatch.setattr(programs, "compile_program", made)
-    return made
+    fake = Compiler()
+    monkeypatch.setattr(programs, "compile_program", fake)
+    return fake
 
 
 def test_the_environment_selects_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

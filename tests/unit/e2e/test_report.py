@@ -1,4 +1,4 @@
-"""The judgements on scenarios must be able to fail."""
+"""Every judgement on a scenario must be able to fail."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def test_a_drain_that_repeats_calls_or_lacks_a_final_checkpoint_or_another_node_
     assert not all(check.holds for check in report.drains([MOVE, wrong], by_twin=40))
 
 
-def test_without_drains_or_a_twin_nothing_holds() -> None:
+def test_no_check_holds_without_drains_or_a_twin() -> None:
     assert not any(check.holds for check in report.drains([], by_twin=0))
     assert not report.work_lost([], []).holds
     assert not report.work_lost([], [MOVE]).holds
@@ -60,7 +60,7 @@ def test_an_operator_killed_during_a_checkpoint_that_becomes_ready_holds() -> No
         OperatorKill(0, 0, 0.0, "", "", 0.0),
     ],
 )
-def test_an_operator_killed_at_another_time_or_with_a_loss_fails(wrong: OperatorKill) -> None:
+def test_an_operator_killed_outside_a_checkpoint_or_with_a_loss_fails(wrong: OperatorKill) -> None:
     assert not all(check.holds for check in report.operator_killed(wrong))
 
 

@@ -17,15 +17,15 @@ def checkpoint(completion: int, start: int | None = None) -> dict[str, Any]:
     return {"status": {"timing": {"completion": AT.format(completion), **started}}}
 
 
-def test_a_pod_released_when_the_operator_committed_its_offer() -> None:
+def test_a_pod_releases_its_epoch_when_the_operator_commits_its_offer() -> None:
     assert released_at(checkpoint(6, start=4), REPORTS) == MIDNIGHT + 6
     assert released_at(checkpoint(40, start=4), REPORTS) == MIDNIGHT + 40  # it ran until then
 
 
 @pytest.mark.parametrize("completion", [6, 40])
-def test_the_wait_for_an_operator_that_commits_a_deferred_checkpoint_counts(completion: int) -> None:
+def test_the_wait_for_an_operator_that_commits_a_deferred_checkpoint_is_included(completion: int) -> None:
     assert released_at(checkpoint(completion), REPORTS) == MIDNIGHT + 3.5
 
 
-def test_the_earlier_of_both_counts() -> None:
+def test_a_commit_before_the_last_report_counts_as_the_release() -> None:
     assert released_at(checkpoint(2), REPORTS) == MIDNIGHT + 2
