@@ -17,7 +17,7 @@ sys.path[:0] = [str(AGENTS / "services"), str(AGENTS / "researcher")]
 
 Report = dict[str, Any]
 Effects = dict[str, dict[str, Any]]
-"""The ledger: for each id, what was booked and how often it arrived."""
+"""The ledger: for each id its body, and how often it arrived."""
 WORKSPACE = ("head", "rows", "tree", "logLines", "logDigest")
 """Fields of the coder's reports that identify its workspace: git head and tree, table rows, log length and digest."""
 
@@ -31,11 +31,11 @@ class Check:
     expected: str
     holds: bool
     figure: bool = False
-    """A time or size, shown beside its goal. It never fails: it depends on what else the machine does."""
+    """A time or size, shown with its goal. It never fails, because it depends on what else the machine does."""
 
     @property
     def failed(self) -> bool:
-        """True if the main job was not done."""
+        """True if the check does not hold and is not a figure."""
         return not self.holds and not self.figure
 
     @property
@@ -149,7 +149,7 @@ def effects_counted(before: list[Report], effects: Effects, after: list[Report],
     """Check that each turn's side effect is in the ledger under one id, counted once unless listed as uncertain.
 
     ``before`` and ``after`` are the reports before and after the ledger was read. The effect of a turn in between, and
-    of the one in flight at the end, may or may not be booked. Effects that belong to no turn must not be.
+    of the one in flight at the end, may or may not be booked. An effect that belongs to no turn must not be booked.
     """
     uncertain, turns = _uncertain(after), {int(report["turn"]) for report in before if report["event"] == "turn"}
     ids: dict[str, list[str]] = {}
@@ -161,18 +161,17 @@ def effects_counted(before: list[Report], effects: Effects, after: list[Report],
         if not others and (effects[first]["count"] == 1 or first in uncertain)
     }
     right = sum(reference.replies[turn - 1] in sound for turn in turns)
-    strange = len(set(ids) - (sound & set(reference.replies[: last_turn(after) + 1])))
-    found = f"{right} of {len(turns)} turns" + (f", {strange} wrong in the ledger" if strange else "")
+    unexpected = len(set(ids) - (sound & set(reference.replies[: last_turn(after) + 1])))
+    found = f"{right} of {len(turns)} turns" + (f", {unexpected} wrong in the ledger" if unexpected else "")
     name = "side effects counted once, or listed as uncertain"
-    return Check(name, found, "all", right == len(turns) > 0 and not strange)
+    return Check(name, found, "all", right == len(turns) > 0 and not unexpected)
 
 
 def effects_uncertain(reports: list[Report]) -> Check:
     """Check that effects sent but not confirmed when the process was killed are listed as uncertain."""
     pods = [report["pod"] for report in starts(reports)]
-    kills = sum(
-        pod == before for before, pod in itertools.pairwise(pods)
-    )  # a pod that ends gracefully has none in flight
+    # Only starts in the same pod count: a pod that ends gracefully has no effect in flight.
+    kills = sum(pod == before for before, pod in itertools.pairwise(pods))
     uncertain = _uncertain(reports)
     arrived = sum(uncertain.values())
     name, expected = "side effects listed as uncertain, and how many arrived", f"≤ {kills}, one in flight per kill"
@@ -185,7 +184,7 @@ def _uncertain(reports: list[Report]) -> dict[str, bool]:
 
 
 def coder_continues(reports: list[Report]) -> list[Check]:
-    """Check the coder's workspace: intact, one it had before after each start, and its log grows with every turn.
+    """Check that the coder's workspace is intact, is the previous one after each start, and that its log grows.
 
     In another pod it must be the workspace reported at that turn; in the same pod, killed in place, it must be as the
     crash left it.
@@ -212,7 +211,7 @@ def coder_continues(reports: list[Report]) -> list[Check]:
 
 
 def _kept(before: Report, after: Report) -> bool:
-    """Return whether nothing reported was lost; the turn in progress at the kill may be there in whole, in part or not.
+    """Return whether nothing reported was lost; the turn in progress at the kill may be complete, partial or missing.
 
     The log is append-only: without a new line it must be the same byte for byte.
     """

@@ -3,7 +3,7 @@
 `NodeController` is the only way in which tests inject faults. It works below Kubernetes, on the containers that are our
 nodes, and uses the API server only to find a pod or to wait for a node.
 
-Every fault can be undone, and `heal` undoes all of them, so a test that fails half-way does not affect the next one.
+Every fault can be undone, and `heal` undoes all of them, so a test that fails halfway does not affect the next one.
 Unplugging the network requires root on the machine that runs the engine; everything else requires only the engine.
 """
 
@@ -33,6 +33,7 @@ class NodeController:
 
     @property
     def control_plane(self) -> str:
+        """Name of the control plane's node."""
         return f"{NAME}-control-plane"
 
     def names(self) -> tuple[str, ...]:
@@ -43,6 +44,7 @@ class NodeController:
         return tuple(sorted(listed, key=lambda name: (name != self.control_plane, name)))
 
     def workers(self) -> tuple[str, ...]:
+        """Return the worker nodes."""
         return tuple(name for name in self.names() if name != self.control_plane)
 
     def state(self, node: str) -> str:

@@ -1,7 +1,6 @@
-"""A cluster with the fake services, the chart and the sample agents on it: what the demo shows and the suite tests.
+"""A cluster with the fake services, the chart and the sample agents, used by the demo and the suite.
 
-Each function performs one action and returns when it has taken effect. Nothing here judges (e2e.checks.checks does) or
-prints (the caller does).
+Each function performs one action and returns when it has taken effect. Checks are in e2e.checks, and callers print.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ from e2e.harness.kube import CommandFailed, FakeServices, Kubectl, forwarded, un
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEM, SERVICES = "savepoint-system", "fake-services"
-# Of the throw-away S3 server in the cluster.
+# Bucket and keys of the throw-away S3 server in the cluster.
 BUCKET, ACCESS_KEY, SECRET_KEY = "agents", "local-access", "local-secret-key"
 
 
@@ -52,7 +51,7 @@ class Installation:
         """Kubectl in the agents' namespace."""
         return self.kubectl.within(self.settings.namespace)
 
-    # -- readings ------------------------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------------------------
 
     def pod(self, app: str) -> dict[str, Any] | None:
         """Return the newest pod of an app that is not being deleted."""
@@ -60,7 +59,7 @@ class Installation:
         return max(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
 
     def running(self, app: str) -> dict[str, Any] | None:
-        """Return that pod if its agent container is running."""
+        """Return the app's newest pod if its agent container is running."""
         pod = self.pod(app)
         return pod if pod and agent_state(pod).get("running") else None
 

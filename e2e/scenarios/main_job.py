@@ -1,4 +1,4 @@
-"""The scenarios of the main job: faults done to the sample agents, and what was observed.
+"""The scenarios of the main job: faults injected into the sample agents, and what was observed.
 
 Each function performs one scenario and returns its observations; ``e2e.checks.report`` judges them. The demo and the
 test suite share these functions.
@@ -26,7 +26,7 @@ class ContainerKill:
     """The researcher's container was killed in place."""
 
     calls_repeated: int
-    """Completed model calls that were made again."""
+    """Number of completed model calls that were repeated."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def restart_in_place(installation: Installation, app: str) -> None:
 
 
 def drain_every_node(installation: Installation, say: Say) -> list[Reschedule]:
-    """Drain each worker in turn; every agent on it must return on the other one."""
+    """Drain each worker in turn; every agent on it must continue on the other one."""
     return [_drain_node_of_researcher(installation, say) for _ in range(2)]
 
 
@@ -213,7 +213,7 @@ def corrupt_and_repair(installation: Installation, say: Say) -> Corruption:
     return Corruption(key, refusal, started, recovered=installation.wait_turns(RESEARCHER, 3) > 0)
 
 
-# -- readings ---------------------------------------------------------------------------------------------------
+# -- queries ----------------------------------------------------------------------------------------------------
 
 
 def committed_at(item: dict[str, Any]) -> float:
