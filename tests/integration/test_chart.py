@@ -239,7 +239,7 @@ def test_a_restore_needs_the_verb_on_its_checkpoint(requester: Kubectl) -> None:
         requester.create(restore("Reset", agent="coder"))
 
 
-def test_only_the_operator_resumes(kubectl: Kubectl, requester: Kubectl) -> None:
+def test_only_the_operator_may_use_mode_resume(kubectl: Kubectl, requester: Kubectl) -> None:
     resume = restore("Resume", checkpointName="coder-1")
     for user in (requester, kubectl):
         with pytest.raises(

@@ -54,11 +54,8 @@ def env(
 ) -> Iterator[OperatorEnvironment]:
     env = install_environment(apiserver, s3_server, tmp_path_factory.mktemp("operator"))
     env.program = ("-c", SHORT_WAITS)
-    spec = {
-        "storeName": env.prefix,
-        "retention": {"keepLast": 1},
-        "triggers": [],
-    }  # other tests may leave default stores
+    # The policy names its store, since other tests may leave default stores.
+    spec = {"storeName": env.prefix, "retention": {"keepLast": 1}, "triggers": []}
     policy = {"apiVersion": API, "kind": "AgentCheckpointPolicy", "metadata": {"name": "one"}, "spec": spec}
     env.kubectl.create(policy, "-n", env.namespace)
     with env.run_operator():
@@ -89,7 +86,7 @@ async def checkpoint(
 async def test_only_what_a_kept_checkpoint_needs_is_left(
     env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
-    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
+    await env.await_store()
     _, sidecar = await env.start(session, "coder")
     content, parent = bytearray(os.urandom(4 * MIB)), None
     packs: list[set[str]] = []
@@ -114,7 +111,8 @@ async def test_only_what_a_kept_checkpoint_needs_is_left(
         await eventually("so are the manifests", lambda: object_names(store, env, "manifests") == {ref.manifest.name})
         assert len(object_names(store, env, "commits")) == CHECKPOINTS + 1, "records are never removed"
         assert await asyncio.to_thread(read_back, env, store, sidecar) == content
-    change = {"metadata": {"annotations": {"test/reconcile": "now"}}}  # it would be reconciled within a minute anyway
+    # Without this change the store would be reconciled within a minute.
+    change = {"metadata": {"annotations": {"test/reconcile": "now"}}}
     await asyncio.to_thread(env.kubectl.patch, f"agentcheckpointstore/{env.prefix}", change)
     collected = await eventually(
         "the time of the collection is reported",

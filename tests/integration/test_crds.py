@@ -444,7 +444,7 @@ def test_objects_are_found_by_field(kubectl: Kubectl, plural: str, selector: str
     assert kubectl("get", plural, f"--field-selector={no_match}", "-o", "name") == ""
 
 
-def test_short_names_and_category(kubectl: Kubectl) -> None:
+def test_the_kinds_have_short_names_and_a_category(kubectl: Kubectl) -> None:
     printed = kubectl("api-resources", "--api-group=savepoint.dev", "--categories=savepoint", "--no-headers")
     short = {line.split()[1] for line in printed.splitlines()}
     assert short == {"ackpt", "arst", "ackptpol", "ackptstore", "pagent"}

@@ -53,7 +53,7 @@ def test_the_default_store_is_created_and_becomes_ready(env: OperatorEnvironment
 
 
 async def test_a_user_requests_a_checkpoint(env: OperatorEnvironment, session: aiohttp.ClientSession) -> None:
-    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
+    await env.await_store()
     pod, sidecar = await env.start(session, "writer")
     created = await asyncio.to_thread(env.kubectl.create, checkpoint_request("writer"), "-n", env.namespace)
     name = created["metadata"]["name"]
@@ -295,7 +295,7 @@ def test_metrics_and_health(env: OperatorEnvironment) -> None:
 
 
 async def test_a_commit_updates_the_metrics(env: OperatorEnvironment, session: aiohttp.ClientSession) -> None:
-    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
+    await env.await_store()
     manual = {"trigger": "Manual"}
     starts = env.metric("savepoint_restores_total", outcome="Fresh")
     restored_seconds = env.metric("savepoint_restore_seconds_sum")

@@ -50,34 +50,30 @@ def env(installed: None, apiserver: ApiServer, s3_minio: S3Server, tmp_path: Pat
     env.clean_up()
 
 
-async def request(env: OperatorEnvironment, agent: str, **spec: Any) -> str:
+async def request_checkpoint(env: OperatorEnvironment, agent: str, **spec: Any) -> str:
     created = await asyncio.to_thread(env.kubectl.create, checkpoint_request(agent, **spec), "-n", env.namespace)
     return str(created["metadata"]["name"])
-
-
-async def ready(env: OperatorEnvironment) -> None:
-    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
 
 
 async def test_the_next_leader_finishes_a_checkpoint_whose_operator_was_killed_after_the_order(
     env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
     with env.run_operator("a") as first:
-        await ready(env)
+        await env.await_store()
         pod, sidecar = await env.start(session)
-        name = await request(env, "coder")
+        name = await request_checkpoint(env, "coder")
         order = await sidecar.next_order()
         offer = await sidecar.upload(order)
         await asyncio.to_thread(first.kill)
         await sidecar.connection.closed()
     await asyncio.to_thread(env.expire_lease)
     with env.run_operator("b"):
-        again = await env.sidecar(session, pod, attempts=(AttemptState(order.attempt, "Uploading"),))
-        committed = await again.connection.request(offer, Committed)
+        reconnected = await env.sidecar(session, pod, attempts=(AttemptState(order.attempt, "Uploading"),))
+        committed = await reconnected.connection.request(offer, Committed)
         assert committed.checkpoint.name == name
         await eventually("the checkpoint is Ready", lambda: env.reason("agentcheckpoint", name) == "Ready")
         assert len(env.items("agentcheckpoints")) == 1
-        await again.release()
+        await reconnected.release()
 
 
 async def test_status_is_repaired_from_the_chain_after_a_kill_between_commit_and_report(
@@ -85,9 +81,9 @@ async def test_status_is_repaired_from_the_chain_after_a_kill_between_commit_and
 ) -> None:
     """The pod was deleted, too, so that only the store informs the next leader, which has the same name."""
     with env.run_operator("a") as first:
-        await ready(env)
+        await env.await_store()
         pod, sidecar = await env.start(session)
-        name = await request(env, "coder")
+        name = await request_checkpoint(env, "coder")
         order = await sidecar.next_order()
         offer = await sidecar.upload(order)
         await asyncio.to_thread(_deny_status, env, True)
@@ -121,7 +117,7 @@ async def test_the_standby_leads_at_once_after_a_clean_stop(
 ) -> None:
     with ExitStack() as stack:
         first = stack.enter_context(env.run_operator("a"))
-        await ready(env)
+        await env.await_store()
         pod, sidecar = await env.start(session)
         control, health = env.control_port, env.health_port
         env.control_port, env.health_port = free_ports(2)
@@ -132,9 +128,9 @@ async def test_the_standby_leads_at_once_after_a_clean_stop(
         await eventually("the standby leads", lambda: env.health("/readyz")[0] == 200)
         assert time.monotonic() - started < 30  # less than the duration of the Lease
         assert await sidecar.connection.closed() == 4503
-        again = await env.sidecar(session, pod)
-        assert again.welcome.epoch == sidecar.welcome.epoch
-        await again.release()
+        reconnected = await env.sidecar(session, pod)
+        assert reconnected.welcome.epoch == sidecar.welcome.epoch
+        await reconnected.release()
         assert standby.alive
         assert (control, health) != (env.control_port, env.health_port)
 
@@ -145,24 +141,24 @@ async def test_a_leader_that_was_paused_exits_and_its_successor_continues(
     env.settings["SAVEPOINT_LEASE_SECONDS"] = "9"
     with ExitStack() as stack:
         first = stack.enter_context(env.run_operator("a"))
-        await ready(env)
+        await env.await_store()
         pod, sidecar = await env.start(session)
         env.control_port, env.health_port = free_ports(2)
         del env.settings["SAVEPOINT_LEASE_SECONDS"]  # only the Lease of the first must expire soon
         first.popen.send_signal(signal.SIGSTOP)
         try:
             stack.enter_context(env.run_operator("b"))
-            again = await env.sidecar(session, pod)
-            name = await request(env, "coder")
-            order = await again.next_order()
+            reconnected = await env.sidecar(session, pod)
+            name = await request_checkpoint(env, "coder")
+            order = await reconnected.next_order()
         finally:
             first.popen.send_signal(signal.SIGCONT)
-        await again.commit(order)
+        await reconnected.commit(order)
         await eventually("the checkpoint is Ready", lambda: env.reason("agentcheckpoint", name) == "Ready")
         assert await asyncio.to_thread(first.popen.wait, 30) == 1
         assert env.health("/readyz")[0] == 200
         await sidecar.connection.close()
-        await again.release()
+        await reconnected.release()
 
 
 async def test_commits_continue_while_the_api_server_is_unreachable(
@@ -170,7 +166,7 @@ async def test_commits_continue_while_the_api_server_is_unreachable(
 ) -> None:
     env.settings["SAVEPOINT_LEASE_SECONDS"] = "90"
     with env.run_operator("a"):
-        await ready(env)
+        await env.await_store()
         _, sidecar = await env.start(session)
         order = await sidecar.connection.request(RequestCheckpoint("r1", "Agent"), Checkpoint)
         offer = await sidecar.upload(order)
@@ -193,7 +189,7 @@ async def test_the_operator_completes_a_final_checkpoint_before_it_exits(
     env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
     with env.run_operator("a") as first:
-        await ready(env)
+        await env.await_store()
         _, sidecar = await env.start(session)
         order = await sidecar.connection.request(RequestCheckpoint("r1", "Shutdown"), Checkpoint)
         offer = await sidecar.upload(order)
@@ -223,7 +219,7 @@ async def test_pods_wait_while_the_store_denies_access(
             waiting = asyncio.create_task(env.restore(session, pod))
             await eventually("the pod waits", lambda: "StoreDenied" in {wait.reason for wait in env.waits})
             await asyncio.to_thread(env.kubectl.patch, "secret/s3-keys", correct, "-n", NAMESPACE)
-            change = {"metadata": {"annotations": {"fixed": "true"}}}  # it would be reconciled without it, but later
+            change = {"metadata": {"annotations": {"fixed": "true"}}}  # otherwise it would be reconciled later
             await asyncio.to_thread(env.kubectl.patch, f"agentcheckpointstore/{env.prefix}", change)
             assert (await asyncio.wait_for(waiting, 60)).epoch == 1
             log = (env.folder / "a.log").read_text()
@@ -237,11 +233,11 @@ async def test_the_master_key_is_created_once_and_never_logged(
     env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
     with env.run_operator("a") as first:
-        await ready(env)
+        await env.await_store()
         await asyncio.to_thread(first.stop)
     secret = json.loads(env.kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "json"))
     with env.run_operator("b"):
-        await ready(env)
+        await env.await_store()
     again = json.loads(env.kubectl("get", "secret", "savepoint-master-key", "-n", NAMESPACE, "-o", "json"))
     assert again["data"] == secret["data"]
     for log in env.folder.glob("*.log"):

@@ -46,7 +46,7 @@ async def started(
     env.settings["SAVEPOINT_NOT_RUNNING_SECONDS"] = "4"
     selected = {item.name for item in request.session.items if item.path == request.path}
     with env.run_operator():
-        await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
+        await env.await_store()
         async with aiohttp.ClientSession() as session:
             tasks = {
                 name: asyncio.create_task(_isolated(test, await asyncio.to_thread(env.in_new_namespace), session))

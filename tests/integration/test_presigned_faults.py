@@ -432,7 +432,7 @@ class TestS3StoreFaults:
         with self.s3(answer(206, b"01", length=4)) as store, pytest.raises(StoreUnavailable):
             store.get_into("key", 0, memoryview(bytearray(4)))
 
-    def test_a_head_without_an_error_code(self) -> None:
+    def test_a_head_without_an_error_code_is_classified(self) -> None:
         with self.s3(answer(404)) as store, pytest.raises(StoreMisconfigured, match="does not exist; create it"):
             store.head("key")
         with self.s3(answer(403)) as store, pytest.raises(StoreDenied):

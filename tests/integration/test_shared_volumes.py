@@ -83,7 +83,7 @@ def claimed_pod(env: OperatorEnvironment, agent: str, claims: dict[str, str], *p
 async def test_a_pod_learns_which_of_its_volumes_are_shared(
     env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
-    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
+    await env.await_store()
     for name, mode in (("team-files", MANY), ("own-files", ONE)):
         await asyncio.to_thread(claim, env, name, mode)
     claims = {"team": "team-files", "own": "own-files"}
@@ -105,7 +105,7 @@ async def test_a_pod_learns_which_of_its_volumes_are_shared(
 async def test_a_pod_whose_claim_does_not_exist_waits_for_it(
     env: OperatorEnvironment, session: aiohttp.ClientSession
 ) -> None:
-    await eventually("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
+    await env.await_store()
     pod = await asyncio.to_thread(claimed_pod, env, "early", {"late": "late-files"})
     connection = await env.dial(session, pod)
     await connection.send(Hello("restore", 1, "0.1.0", "n1"))

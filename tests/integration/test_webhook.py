@@ -209,7 +209,7 @@ def test_a_restricted_namespace_requires_a_uid(kubectl: Kubectl, webhook: Webhoo
     assert "annotation savepoint.dev/run-as-user" in str(refusal.value)
 
 
-def test_the_level_follows_the_namespaces_label(kubectl: Kubectl, webhook: Webhook) -> None:
+def test_the_enforced_level_follows_the_namespaces_label(kubectl: Kubectl, webhook: Webhook) -> None:
     kubectl.create_namespace("tightened")
     try:
         assert injected(kubectl.create(pod(), "-n", "tightened", "--dry-run=server"))
@@ -246,7 +246,9 @@ def test_a_policy_takes_effect_once_it_is_created(kubectl: Kubectl, webhook: Web
 
 
 def test_a_refusal_and_a_warning_reach_the_user(kubectl: Kubectl, webhook: Webhook) -> None:
-    with pytest.raises(KubectlFailed, match=r"savepoint: AgentNameInvalid: label savepoint.dev/agent must name"):
+    with pytest.raises(
+        KubectlFailed, match=r"savepoint: AgentNameInvalid: label savepoint.dev/agent must be a DNS label"
+    ):
         kubectl.create(
             pod(agent="Coder") | {"metadata": {"name": "x", "labels": {"savepoint.dev/agent": "Coder"}}}, "-n", "open"
         )
@@ -369,7 +371,7 @@ def test_no_content_of_a_pod_is_logged(kubectl: Kubectl, webhook: Webhook) -> No
     item["spec"]["containers"][0]["env"] = [{"name": "KEY", "value": "hunter2"}]
     kubectl.create(item, "-n", "open", "--dry-run=server")
     log = webhook.process.log.read_text()
-    assert f"pod open/{item['metadata']['name']} agent 'coder': Injected" in log
+    assert f"reviewed pod open/{item['metadata']['name']}: Injected (agent='coder')" in log
     assert "hunter2" not in log
     assert "BEGIN" not in log
 

@@ -51,6 +51,7 @@ from savepoint.storage.presigned import PresignedStore
 from savepoint_operator.control.server import PATH
 
 from tests.fakes.control_harness import Pod
+from tests.polling import eventually
 from tests.servers.apiserver import ApiServer
 from tests.servers.control import RequestedUrls
 from tests.servers.helm import NAMESPACE, find, render
@@ -146,7 +147,7 @@ class OperatorEnvironment:
     waits: list[Wait] = field(default_factory=list)
     """Messages that init containers received while they waited."""
     namespaces: list[str] = field(default_factory=list)
-    """The test's namespace, and those made by ``in_new_namespace``."""
+    """The test's namespace, and those created by ``in_new_namespace``."""
     program: tuple[str, ...] = ("-m", "savepoint_operator.main")
     """Arguments of python that start the operator."""
 
@@ -242,6 +243,10 @@ class OperatorEnvironment:
         """Return the Events of the test's namespace with this reason, about objects of this kind."""
         found = [each for each in self.items("events") if each["reason"] == reason]
         return [each for each in found if about in ("", each["involvedObject"]["kind"])]
+
+    async def await_store(self) -> None:
+        """Wait until the default store is Ready."""
+        await eventually("the store is Ready", lambda: self.reason("agentcheckpointstore", self.prefix) == "Ready")
 
     def kopf_traces(self) -> list[str]:
         """Return the finalizers and annotations in which kopf would keep state in the test's objects."""
