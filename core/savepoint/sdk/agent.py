@@ -7,7 +7,6 @@ runs the program's own code outside of the lock.
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from savepoint.contract.agent_protocol import KINDS, TENSORS_PREFIX, Kind, Restored
@@ -16,12 +15,12 @@ from savepoint.sdk.agent_session import AgentSession
 from savepoint.sdk.digest import digest
 from savepoint.sdk.effect import EffectBlock, EffectCall, OnUncertain, Operation, Uncertain
 from savepoint.sdk.encoding import decode, encode
-from savepoint.sdk.errors import NotEncodable, StepChanged
+from savepoint.sdk.errors import NotEncodable
 from savepoint.sdk.iterations import LoopIterations
 from savepoint.sdk.keys import checked_name, numbered
 from savepoint.sdk.loop import Loop
-from savepoint.sdk.scope import Scope, StepRecord
-from savepoint.sdk.stage import Stage
+from savepoint.sdk.scope import Scope
+from savepoint.sdk.step import StepCall
 from savepoint.sdk.tensors import Load, Save, TensorSet, read_tensors
 
 T = TypeVar("T")
@@ -220,39 +219,18 @@ class Agent:
         session = self._session
         checked_name(name, "step")
         scope = session.position.current()
-        arguments = digest((args, kwargs))
-        with session.lock:
-            session.raise_if_ended()
-            ordinal = scope.ordinals.take(f"step {name}")
-            label = numbered(name, ordinal)
-            record = scope.steps.get(label)
-        self._warn_if_ambiguous(scope, name, ordinal, recorded=record is not None)
-        if record is not None:
-            if record.digest != arguments:
-                scope.ordinals.give_back(f"step {name}", ordinal)
-                raise StepChanged(
-                    f"step {name!r} ({scope.path or 'top'}/{label}) is recorded with other arguments: put a step that "
-                    f"repeats into agent.loop(); if you changed the program, give the step a new name or start a fresh "
-                    f"run"
-                )
-            return decode(record.text, f"the result of step {name!r}")  # type: ignore[no-any-return]
-        inner = scope.child(f"{label}()")
+        call = StepCall(name, scope, digest((args, kwargs)), self._warned)
+        what = f"the result of step {name!r}"
+        recorded = call.begin(session)
+        if recorded is not None:
+            return decode(recorded, what)  # type: ignore[no-any-return]
         try:
-            result = self._run(f"step {name!r}", scope, inner, lambda: function(*args, **kwargs))
-            text = encode(result, f"the result of step {name!r}")
+            result = self._run(f"step {name!r}", scope, scope.child(call.segment), lambda: function(*args, **kwargs))
+            text = encode(result, what)
         except BaseException:
-            with session.lock:
-                scope.ordinals.give_back(f"step {name}", ordinal)
+            call.fail(session)
             raise
-        with session.lock:
-            record = StepRecord(arguments, text)
-            try:
-                session.state.record_step(scope, label, record)
-            except (StageFull, Unavailable) as error:
-                log.warning("step %r is not journaled and would run again after a crash: %s", name, error)
-                scope.steps[label] = record
-            session.state.ledger.collapse(scope.drop(f"{label}()"))
-            session.state.note_progress()
+        call.record(session, text)
         return result
 
     @contextmanager
@@ -447,22 +425,3 @@ class Agent:
             inner.open = False
             self._session.position.move(outer)
             self._session.activity.end()
-
-    def _warn_if_ambiguous(self, scope: Scope, name: str, ordinal: int, *, recorded: bool) -> None:
-        """Warn once if a step repeats in one scope with a safe point in between."""
-        repeated = ordinal and not recorded and scope.safe_points_at_step.get(name) != scope.safe_points
-        if repeated and name not in self._warned:
-            self._warned.add(name)
-            log.warning(
-                "step %r repeats in one scope with safe points in between: after a restart its first result would "
-                "be replayed; put what repeats into agent.loop()",
-                name,
-            )
-        scope.safe_points_at_step[name] = scope.safe_points
-
-
-def open_stage(root: str | None) -> Stage:
-    """Return the agent's part of the stage volume. Raises Unavailable if the environment names none."""
-    if not root:
-        raise Unavailable("SAVEPOINT_STAGE is not set: the agent and its sidecar need a folder that both can write")
-    return Stage(Path(root))

@@ -21,11 +21,12 @@ from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
 from savepoint.contract.names import ENV_REQUIRED, ENV_SOCKET, ENV_STAGE
 from savepoint.errors import SavepointError, Unavailable
-from savepoint.sdk.agent import Agent, open_stage
+from savepoint.sdk.agent import Agent
 from savepoint.sdk.agent_session import AgentSession, not_managed_error
 from savepoint.sdk.client import Client, OrderStream, SocketLink
 from savepoint.sdk.errors import SessionInUse
 from savepoint.sdk.journal import FileJournal, NoJournal
+from savepoint.sdk.stage import open_stage
 from savepoint.sdk.state import State
 from savepoint.sdk.termination import Termination
 

@@ -88,6 +88,13 @@ def create_mapped(path: Path, size: int) -> mmap.mmap:
             os.close(descriptor)
 
 
+def open_stage(root: str | None) -> Stage:
+    """Return the agent's part of the stage volume. Raises Unavailable if the environment names none."""
+    if not root:
+        raise Unavailable("SAVEPOINT_STAGE is not set: the agent and its sidecar need a folder that both can write")
+    return Stage(Path(root))
+
+
 def stage_error(error: OSError, path: Path) -> SavepointError:
     """Return our error for a failed call on a stage file."""
     if error.errno in DISK_FULL_ERRNOS:
