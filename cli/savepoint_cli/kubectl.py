@@ -6,104 +6,24 @@ no client library. Everything it does can also be done with YAML.
 
 import argparse
 import json
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final
 
-from savepoint.contract.names import ANNOTATION_STATE, API_VERSION, GROUP, LABEL_AGENT
+from savepoint.contract.names import ANNOTATION_STATE, GROUP, LABEL_AGENT
 from savepoint.contract.vocabulary import Phase, Reason, RestoreMode
-from savepoint.errors import SavepointError, Unavailable
+from savepoint.errors import SavepointError
 
-EXIT_FAILED: Final = 1
-EXIT_TIMEOUT: Final = 3
+from savepoint_cli import kubectl_adapter
+from savepoint_cli.kubectl_adapter import EXIT_FAILED, Kubectl, Waiter
+from savepoint_cli.yaml_output import yaml_text
+
 EXIT_INTERRUPTED: Final = 130
-POLL_SECONDS: Final = 0.5
 CHECKPOINTS: Final = f"agentcheckpoints.{GROUP}"
 RESTORES: Final = f"agentrestores.{GROUP}"
 AGENTS: Final = f"protectedagents.{GROUP}"
 CHECKPOINT_IN_PROGRESS: Final = frozenset({"", Reason.PENDING, *Phase})
 RESTORE_IN_PROGRESS: Final = frozenset({""})  # otherwise its condition is Unknown until it ends
-
-Run = Callable[[Sequence[str], str], str]
-
-
-@dataclass(frozen=True)
-class Kubectl:
-    """Adapter to kubectl. ``run`` starts it with arguments and standard input, and returns its output."""
-
-    run: Run
-    namespace: str | None = None
-
-    def text(self, *arguments: str, stdin: str = "") -> str:
-        """Run one command and return its output. Unavailable with kubectl's own message if it fails."""
-        scope = ["--namespace", self.namespace] if self.namespace else []
-        return self.run([*arguments, *scope], stdin)
-
-    def get(self, kind: str, name: str) -> dict[str, Any]:
-        """Return one object."""
-        found: dict[str, Any] = json.loads(self.text("get", kind, name, "--output=json"))
-        return found
-
-    def create(self, kind: str, generate_name: str, spec: dict[str, Any]) -> str:
-        """Create a Savepoint object and return its generated name."""
-        metadata = {"generateName": generate_name}
-        body = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
-        made = json.loads(self.text("create", "--filename=-", "--output=json", stdin=json.dumps(body)))
-        return str(made["metadata"]["name"])
-
-
-@dataclass(frozen=True)
-class Waiter:
-    """Waits for an object, and prints its progress."""
-
-    sleep: Callable[[float], None] = time.sleep
-    clock: Callable[[], float] = time.monotonic
-    show: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
-
-    def until_ended(
-        self, kubectl: Kubectl, kind: str, name: str, *, condition: str, in_progress: frozenset[str], seconds: float
-    ) -> int:
-        """Wait until a checkpoint or restore has ended, and print one line for each new phase.
-
-        Args:
-            kubectl: Reads the object.
-            kind: The object's resource name.
-            name: The object's name.
-            condition: The condition that is True after success.
-            in_progress: Reasons with which the condition is False although the object has not ended.
-            seconds: How long to wait.
-
-        Returns:
-            The exit status: 0 for success, 1 for a failure, 3 if it has not ended in time.
-
-        Raises:
-            Unavailable: kubectl failed.
-        """
-        ends_at, shown = self.clock() + seconds, ""
-        while True:
-            status = kubectl.get(kind, name).get("status", {})
-            found: dict[str, Any] = next(
-                (each for each in status.get("conditions", []) if each["type"] == condition), {}
-            )
-            reason = found.get("reason") or status.get("reason", "")
-            line = " ".join(part for part in (name, reason, status.get("summary", {}).get("progress", "")) if part)
-            if found.get("status") == "True":
-                self.show(line)
-                return 0
-            if reason not in in_progress and found.get("status") != "Unknown":
-                self.show(f"error: {line}: {found.get('message', 'failed')}")
-                return EXIT_FAILED
-            if reason and line != shown:
-                self.show(line)
-                shown = line
-            if self.clock() >= ends_at:
-                last = found.get("message") or reason or "no status yet"
-                self.show(f"error: timed out after {seconds:g} s waiting for {name}: {last}")
-                return EXIT_TIMEOUT
-            self.sleep(POLL_SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.handler(options, Kubectl(_run, options.namespace), Waiter())
+        status: int = options.handler(options, Kubectl(kubectl_adapter.run_kubectl, options.namespace), Waiter())
         return status
     except SavepointError as error:
         message = str(error)
@@ -194,21 +114,25 @@ def get(options: argparse.Namespace, kubectl: Kubectl, _: Waiter) -> int:
     """Print all agents, or one agent with its checkpoints and restores.
 
     Args:
-        options: ``agent``; None for all.
-        kubectl: Prints the tables.
+        options: ``agent``, None for all; ``output``, yaml for one List of the objects, None for tables.
+        kubectl: Reads the objects or prints the tables.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        Unavailable: kubectl failed.
+        Unavailable: kubectl failed, or PyYAML is missing.
     """
-    if options.agent is None:
-        print(kubectl.text("get", AGENTS), end="")
+    queries: list[tuple[str, ...]] = [("get", AGENTS)]
+    if options.agent is not None:
+        selector = ("--selector", f"{LABEL_AGENT}={options.agent}")
+        queries = [("get", AGENTS, options.agent), ("get", CHECKPOINTS, *selector), ("get", RESTORES, *selector)]
+    if options.output == "yaml":
+        found = [json.loads(kubectl.text(*query, "--output=json")) for query in queries]
+        items = [item for each in found for item in (each["items"] if each["kind"].endswith("List") else [each])]
+        print(yaml_text({"apiVersion": "v1", "kind": "List", "items": items}), end="")
         return 0
-    print(kubectl.text("get", AGENTS, options.agent))
-    print(kubectl.text("get", CHECKPOINTS, "--selector", f"{LABEL_AGENT}={options.agent}"))
-    print(kubectl.text("get", RESTORES, "--selector", f"{LABEL_AGENT}={options.agent}"), end="")
+    print("\n".join(kubectl.text(*query) for query in queries), end="")
     return 0
 
 
@@ -216,14 +140,14 @@ def protect(options: argparse.Namespace, kubectl: Kubectl, _: Waiter) -> int:
     """Opt a workload in: label its pod template, annotate the state paths, and set Recreate for a Deployment.
 
     Args:
-        options: ``workload`` as KIND/NAME, ``agent``, ``state`` and ``dry_run``.
+        options: ``workload`` as KIND/NAME, ``agent``, ``state`` and ``dry_run``, which prints the patch as YAML.
         kubectl: Patches the workload.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        Unavailable: kubectl failed.
+        Unavailable: kubectl failed, or PyYAML is missing.
     """
     kind, _, name = options.workload.partition("/")
     template: dict[str, Any] = {"metadata": {"labels": {LABEL_AGENT: options.agent or name}}}
@@ -232,10 +156,12 @@ def protect(options: argparse.Namespace, kubectl: Kubectl, _: Waiter) -> int:
     spec: dict[str, Any] = {"template": template}
     if kind in ("deployment", "deployments", "deploy", "deployment.apps", "deployments.apps"):
         spec["strategy"] = {"type": "Recreate", "rollingUpdate": None}
-    patch = json.dumps({"spec": spec})
     if options.dry_run:
-        print(f"kubectl patch {options.workload} --type=strategic --patch '{patch}'")
+        namespace = f" --namespace={kubectl.namespace}" if kubectl.namespace else ""
+        print(f"# kubectl patch {options.workload}{namespace} --type=strategic --patch-file=FILE, where FILE contains:")
+        print(yaml_text({"spec": spec}), end="")
         return 0
+    patch = json.dumps({"spec": spec})
     print(kubectl.text("patch", options.workload, "--type=strategic", "--patch", patch), end="")
     return 0
 
@@ -273,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         "get", parents=[common], help="list the agents, or one agent with its checkpoints and restores"
     )
     each.add_argument("agent", nargs="?", help="name of the agent (default: all agents)")
+    each.add_argument("-o", "--output", choices=["yaml"], help="print the objects as one List instead of tables")
     each.set_defaults(handler=get)
     each = commands.add_parser("protect", parents=[common], help="opt a workload in to checkpoints")
     each.add_argument("workload", help="deployment/NAME or statefulset/NAME")
@@ -280,25 +207,11 @@ def _parser() -> argparse.ArgumentParser:
     each.add_argument(
         "--state", action="append", default=[], metavar="PATH", help="path that is state but not on a volume"
     )
-    each.add_argument("--dry-run", action="store_true", help="print the kubectl command instead of running it")
+    each.add_argument(
+        "--dry-run", action="store_true", help="print the patch as YAML, and the kubectl command that applies it"
+    )
     each.set_defaults(handler=protect)
     return parser
-
-
-def _run(arguments: Sequence[str], stdin: str) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603 - the user's own kubectl, no shell
-            ["kubectl", *arguments],  # noqa: S607 - found in PATH, as the user's shell finds it
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise Unavailable("kubectl not found in PATH; install it or add its folder to PATH") from error
-    if done.returncode != 0:
-        raise Unavailable(done.stderr.strip() or f"kubectl {arguments[0]} failed with exit status {done.returncode}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Tests of the plugin over a scripted kubectl: what it creates, how it waits, and its exit status."""
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import yaml
 from savepoint.errors import Unavailable
-from savepoint_cli import kubectl
-from savepoint_cli.kubectl import Kubectl, Waiter
+from savepoint_cli import kubectl, kubectl_adapter
+from savepoint_cli.kubectl_adapter import Kubectl, Waiter
 
 
 class Cluster:
@@ -35,8 +37,8 @@ def condition(kind: str, status: str, reason: str, message: str = "") -> dict[st
 
 
 def invoke(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, *arguments: str) -> int:
-    monkeypatch.setattr(kubectl, "_run", cluster.run)
-    monkeypatch.setattr(kubectl, "POLL_SECONDS", 0)
+    monkeypatch.setattr(kubectl_adapter, "run_kubectl", cluster.run)
+    monkeypatch.setattr(kubectl_adapter, "POLL_SECONDS", 0)
     return kubectl.main(arguments)
 
 
@@ -102,6 +104,47 @@ def test_protect_patches_the_template(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "strategy" not in json.loads(cluster.calls[1][4])["spec"]
 
 
+def test_a_dry_run_of_protect_prints_the_patch_as_yaml_and_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = Cluster()
+    arguments = ["protect", "deployment/coder", "-n", "team", "--state", "/workspace"]
+    assert invoke(monkeypatch, cluster, *arguments, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# kubectl patch deployment/coder --namespace=team --type=strategic --patch-file=FILE")
+    assert cluster.calls == []
+    assert invoke(monkeypatch, cluster, *arguments) == 0
+    assert yaml.safe_load(printed) == json.loads(cluster.calls[0][4])
+
+
+def test_get_prints_an_agent_with_its_checkpoints_and_restores_as_one_yaml_list(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers: dict[str, dict[str, Any]] = {
+        kubectl.AGENTS: {"kind": "ProtectedAgent", "metadata": {"name": "coder"}},
+        kubectl.CHECKPOINTS: {"kind": "AgentCheckpointList", "items": [{"metadata": {"name": "coder-1"}}]},
+        kubectl.RESTORES: {"kind": "List", "items": []},
+    }
+
+    def run(arguments: Sequence[str], stdin: str) -> str:
+        assert "--output=json" in arguments
+        return json.dumps(answers[arguments[1]])
+
+    monkeypatch.setattr(kubectl_adapter, "run_kubectl", run)
+    assert kubectl.main(["get", "coder", "-o", "yaml"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["kind"] == "List"
+    assert [item["metadata"]["name"] for item in printed["items"]] == ["coder", "coder-1"]
+
+
+def test_yaml_output_without_pyyaml_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert invoke(monkeypatch, Cluster(), "protect", "deployment/coder", "--dry-run") == 1
+    assert "savepoint-agents[cli]" in capsys.readouterr().err
+
+
 def test_get_shows_one_agent_or_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     cluster = Cluster()
     assert invoke(monkeypatch, cluster, "get") == 0
@@ -114,7 +157,7 @@ def test_an_error_of_kubectl_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsy
     def fail(arguments: Sequence[str], stdin: str) -> str:
         raise Unavailable("Error from server (Forbidden)")
 
-    monkeypatch.setattr(kubectl, "_run", fail)
+    monkeypatch.setattr(kubectl_adapter, "run_kubectl", fail)
     assert kubectl.main(["get"]) == 1
     assert "Forbidden" in capsys.readouterr().err
 
@@ -122,7 +165,7 @@ def test_an_error_of_kubectl_is_passed_on(monkeypatch: pytest.MonkeyPatch, capsy
 def test_a_missing_kubectl_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(Unavailable, match="kubectl not found"):
-        kubectl._run(["version"], "")
+        kubectl_adapter.run_kubectl(["version"], "")
 
 
 def test_each_phase_is_printed_once() -> None:
