@@ -28,8 +28,9 @@ from savepoint.storage.signature import S3Config
 from tests.polling import eventually
 from tests.servers.apiserver import ApiServer
 from tests.servers.helm import NAMESPACE
-from tests.servers.operator_environment import BUCKET, OperatorEnvironment, ScriptedSidecar, install_environment
+from tests.servers.operator_environment import BUCKET, OperatorEnvironment, install_environment
 from tests.servers.s3 import S3Server
+from tests.servers.scripted_sidecar import ScriptedSidecar
 
 pytestmark = pytest.mark.timeout(180)
 

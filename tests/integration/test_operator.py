@@ -28,7 +28,8 @@ from savepoint_operator.rules.takeover import RECONNECT_SECONDS
 from tests.polling import eventually, wait_until
 from tests.servers.apiserver import ApiServer
 from tests.servers.helm import NAMESPACE
-from tests.servers.operator_environment import OperatorEnvironment, checkpoint_request, install_environment
+from tests.servers.operator_environment import OperatorEnvironment, install_environment
+from tests.servers.operator_objects import checkpoint_request
 from tests.servers.s3 import S3Server
 
 pytestmark = pytest.mark.timeout(180)

@@ -26,12 +26,8 @@ from savepoint.contract.control_protocol import (
 from tests.polling import eventually
 from tests.servers.apiserver import ApiServer
 from tests.servers.helm import NAMESPACE
-from tests.servers.operator_environment import (
-    OperatorEnvironment,
-    checkpoint_request,
-    install_environment,
-    new_environment,
-)
+from tests.servers.operator_environment import OperatorEnvironment, install_environment, new_environment
+from tests.servers.operator_objects import checkpoint_request
 from tests.servers.process import free_ports
 from tests.servers.s3 import S3Server
 

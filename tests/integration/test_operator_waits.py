@@ -20,14 +20,8 @@ from savepoint_operator.rules.takeover import RECONNECT_SECONDS, TAKEOVER_SECOND
 from tests.polling import eventually
 from tests.servers.apiserver import ApiServer
 from tests.servers.helm import NAMESPACE
-from tests.servers.operator_environment import (
-    BUCKET,
-    OperatorEnvironment,
-    checkpoint_request,
-    core_object,
-    install_environment,
-    set_node_ready,
-)
+from tests.servers.operator_environment import BUCKET, OperatorEnvironment, install_environment
+from tests.servers.operator_objects import checkpoint_request, core_object, set_node_ready
 from tests.servers.s3 import S3Server
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]

@@ -10,14 +10,12 @@ import asyncio
 import base64
 import itertools
 import json
-import os
 import secrets
 import ssl
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,109 +24,30 @@ import urllib3
 from prometheus_client.parser import text_string_to_metric_families
 from savepoint.contract.control_protocol import (
     Ack,
-    Checkpoint,
-    Committed,
-    ComponentSummary,
     Grant,
     Hello,
-    ObjectName,
-    Offer,
     Outcome,
-    Progress,
-    Released,
-    Timing,
     Wait,
     Welcome,
     decode,
 )
 from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
-from savepoint.repository.format.canonical import time_text
-from savepoint.repository.format.keys import AgentKey as RepositoryKey
-from savepoint.repository.format.manifest import Manifest, Parent
-from savepoint.repository.write.source import MemorySource
-from savepoint.repository.write.writer import CheckpointWriter, WriterOptions
-from savepoint.storage.presigned import PresignedStore
 from savepoint_operator.control.server import PATH
 
 from tests.fakes.control_harness import Pod
 from tests.polling import eventually
 from tests.servers.apiserver import ApiServer
-from tests.servers.control import RequestedUrls
-from tests.servers.helm import NAMESPACE, find, render
+from tests.servers.helm import NAMESPACE
 from tests.servers.kubectl import Kubectl
+from tests.servers.operator_objects import ACCOUNT, API, core_object, install
 from tests.servers.process import HOST, Process, free_ports, running
 from tests.servers.s3 import S3Server
+from tests.servers.scripted_sidecar import ScriptedSidecar
 
 SECONDS = 30.0
 BUCKET = "savepoint-operator-tests"
 SERVER_NAME = f"savepoint-operator.{NAMESPACE}.svc"
-ACCOUNT = "savepoint-operator"
-API = "/apis/savepoint.dev/v1alpha1"
 numbers = itertools.count(1)
-
-
-@dataclass
-class ScriptedSidecar:
-    """A connected sidecar that the test plays."""
-
-    connection: Pod
-    welcome: Welcome
-    manifest: Manifest | None = None
-    """The manifest of the checkpoint that was uploaded last."""
-
-    async def next_order(self) -> Checkpoint:
-        """Return the next order, which must be for a checkpoint."""
-        return await self.connection.expect(Checkpoint)
-
-    async def upload(self, order: Checkpoint, content: bytes = b"state", **more: Any) -> Offer:
-        """Upload a checkpoint as a sidecar does, and return its offer. ``more`` are fields of the offer."""
-        with closing(PresignedStore(RequestedUrls(self.connection))) as store:
-            return await asyncio.to_thread(self._upload, store, order, content, more)
-
-    def _upload(self, store: PresignedStore, order: Checkpoint, content: bytes, more: dict[str, Any]) -> Offer:
-        welcome = self.welcome
-        key = RepositoryKey(bytes.fromhex(welcome.key))
-        parent: Parent | None = more.pop("parent", None)
-        base = self.manifest if parent is not None else None
-        writer = CheckpointWriter(
-            store, store, key, welcome.epoch, base, options=WriterOptions(random_bytes=os.urandom)
-        )
-        writer.add_blob("notes", "Memory", MemorySource(content))
-        written = writer.finish(
-            namespace=welcome.namespace,
-            agent=welcome.agent,
-            attempt=order.attempt,
-            created=time_text(datetime.now(UTC)),
-            consistency="Application",
-            parent=parent,
-        )
-        writer.commit()
-        self.manifest = writer.manifest
-        fields: dict[str, Any] = {"trigger": order.trigger, "step": "docs 42 of 90", **more}
-        return Offer(
-            attempt=written.attempt,
-            manifest=ObjectName(written.name, written.size),
-            packs=tuple(ObjectName(pack.name, pack.size) for pack in written.packs),
-            consistency="Application",
-            logical_bytes=written.logical,
-            stored_bytes=written.stored,
-            uploaded_bytes=written.uploaded_bytes,
-            timing=Timing(time_text(datetime.now(UTC)), time_text(datetime.now(UTC)), None, 38),
-            components=(ComponentSummary("notes", "Memory", "ab" * 32, len(content)),),
-            **fields,
-        )
-
-    async def commit(self, order: Checkpoint, content: bytes = b"state", **more: Any) -> Committed:
-        """Answer an order as a sidecar does: report progress, upload, and offer."""
-        for phase, percent in (("Quiescing", 0), ("Capturing", 10), ("Uploading", 63)):
-            await self.connection.send(Progress(order.attempt, phase, percent, percent, 100))
-        offer = await self.upload(order, content, **more)
-        return await self.connection.request(offer, Committed)
-
-    async def release(self, completed: bool = False) -> None:
-        """Report the release, which is a sidecar's last message, and disconnect."""
-        await self.connection.request(Released(self.welcome.epoch, completed), Ack)
-        await self.connection.close()
 
 
 @dataclass
@@ -358,60 +277,6 @@ class OperatorEnvironment:
         pod = await asyncio.to_thread(lambda: self.pod(agent, **more))
         await self.restore(session, pod)
         return pod, await self.sidecar(session, pod)
-
-
-def install(server: ApiServer, *more: dict[str, Any]) -> None:
-    """Install the kinds, the operator's rights and its namespace from the chart, and further objects.
-
-    Delete the stores that other tests have left: the oldest one with ``default`` would be the default store.
-    """
-    kubectl = Kubectl(server.kubeconfig)
-    kubectl.install_crds()
-    server.delete(f"{API}/agentcheckpointstores")
-    chart = render()
-    items = [core_object("Namespace", NAMESPACE)]
-    items += [
-        find(chart, kind, ACCOUNT)
-        for kind in ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-    ]
-    # The webhook does not run in these tests, so that the configuration must not match any pod.
-    configuration = find(chart, "MutatingWebhookConfiguration", "savepoint")
-    configuration["webhooks"][0]["namespaceSelector"] = {"matchLabels": {"webhook": "served"}}
-    nodes = ("n1", "n2")
-    items += [configuration, *(core_object("Node", name) for name in nodes), *more]
-    kubectl("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": items})
-    for name in nodes:
-        set_node_ready(kubectl, name, ready=True)
-
-
-def core_object(kind: str, name: str, namespace: str = "", **more: Any) -> dict[str, Any]:
-    """Return an object of the core API group."""
-    metadata = {"name": name, **({"namespace": namespace} if namespace else {})}
-    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **more}
-
-
-def checkpoint_request(agent: str, **spec: Any) -> dict[str, Any]:
-    """Return the AgentCheckpoint with which a user requests a checkpoint."""
-    return {
-        "apiVersion": "savepoint.dev/v1alpha1",
-        "kind": "AgentCheckpoint",
-        "metadata": {"generateName": f"{agent}-"},
-        "spec": {"agent": agent, **spec},
-    }
-
-
-def set_node_ready(kubectl: Kubectl, name: str, *, ready: bool) -> None:
-    """Report the node as Ready like kubelet, or as Unknown like the node lifecycle controller."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    condition = {
-        "type": "Ready",
-        "status": "True" if ready else "Unknown",
-        "reason": "Test",
-        "message": "",
-        "lastHeartbeatTime": now,
-        "lastTransitionTime": now,
-    }
-    kubectl.patch(f"node/{name}", {"status": {"conditions": [condition]}}, "--subresource=status")
 
 
 def install_environment(apiserver: ApiServer, s3: S3Server, folder: Path) -> OperatorEnvironment:
