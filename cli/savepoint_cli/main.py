@@ -7,7 +7,7 @@ from pathlib import Path
 
 from savepoint.errors import SavepointError
 
-from savepoint_cli.store_options import add_store_arguments, store_options
+from savepoint_cli.store_options import add_store_arguments, folder, store_options
 
 EXIT_USAGE = 2
 EXIT_FAILED = 1
@@ -42,18 +42,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="savepoint", description="Durable recovery points for AI agents.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run_help = "run an agent; after a crash, run it again to resume from its last checkpoint"
     run = commands.add_parser(
         "run",
-        help="run an agent; after a crash, run it again to resume from its last checkpoint",
-        usage="savepoint run --store DIR [--agent NAME] [--state PATH]... [--interval SECONDS] -- COMMAND...",
+        help=run_help,
+        description=_sentence(run_help),
+        usage=(
+            "savepoint run --store DIR [--agent NAME] [--state PATH]... [--exclude GLOB]...\n"
+            "                     [--interval SECONDS] [--grace SECONDS] -- COMMAND..."
+        ),
     )
-    run.add_argument("--store", required=True, type=Path, metavar="DIR", help="folder to keep the checkpoints in")
-    run.add_argument("--agent", metavar="NAME", help="name of the agent (default: that of the script)")
     run.add_argument(
-        "--state", action="append", default=[], type=Path, metavar="PATH", help="folder to include in checkpoints"
+        "--store",
+        required=True,
+        type=folder,
+        metavar="DIR",
+        help="folder to keep the checkpoints in; created if missing",
     )
     run.add_argument(
-        "--exclude", action="append", default=[], metavar="GLOB", help="files to leave out of these folders"
+        "--agent", type=_name, metavar="NAME", help="name of the agent, as a DNS label (default: that of the script)"
+    )
+    run.add_argument(
+        "--state",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="folder to include in checkpoints; may be repeated",
+    )
+    run.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="files in these folders to leave out of checkpoints; may be repeated",
     )
     run.add_argument(
         "--interval", type=_seconds, default=30.0, metavar="SECONDS", help="time between checkpoints (default: 30)"
@@ -61,14 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--grace", type=_seconds, default=25.0, metavar="SECONDS", help="time for the final checkpoint (default: 25)"
     )
-    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="command that starts the agent")
     run.set_defaults(handler=_run)
-    log = commands.add_parser("log", help="list the checkpoint history of the agents in a store")
+    log_help = "list the checkpoint history of the agents in a store"
+    log = commands.add_parser("log", help=log_help, description=_sentence(log_help))
     add_store_arguments(log)
     log.set_defaults(handler=_log)
-    verify = commands.add_parser("verify", help="read the checkpoints in a store and report damage")
+    verify_help = "read the checkpoints in a store and report damage"
+    verify = commands.add_parser("verify", help=verify_help, description=_sentence(verify_help))
     add_store_arguments(verify)
-    verify.add_argument("--all", action="store_true", help="every checkpoint, not only each agent's newest")
+    verify.add_argument("--all", action="store_true", help="verify every checkpoint, not only each agent's newest")
     verify.set_defaults(handler=_verify)
     return parser
 
@@ -106,6 +130,17 @@ def _verify(options: argparse.Namespace) -> int:
     from savepoint_cli import verify  # noqa: PLC0415 - as above
 
     return verify.verify_store(store_options(options), every=options.all)
+
+
+def _sentence(help_text: str) -> str:
+    """Return a command's help text as a sentence, for the start of its own help."""
+    return f"{help_text[0].upper()}{help_text[1:]}."
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -98,12 +98,22 @@ def store_options(options: argparse.Namespace, environment: Mapping[str, str] = 
     return StoreOptions(location, options.master_key, options.namespace, options.agent)
 
 
+def folder(text: str) -> Path:
+    """Return the argument as the path of a folder. ArgumentTypeError if it is empty or a URL."""
+    if not text or "://" in text:  # a URL may contain a password, so it is not repeated
+        raise argparse.ArgumentTypeError("must be a folder, not empty and not a URL")
+    return Path(text)
+
+
 def _location(text: str) -> Path | Bucket:
+    if not text or ("://" in text and not text.startswith(SCHEME)):
+        raise argparse.ArgumentTypeError(f"must be a folder or {SCHEME}BUCKET[/PREFIX]")
     if not text.startswith(SCHEME):
-        return Path(text)
+        return folder(text)
     name, _, prefix = text.removeprefix(SCHEME).partition("/")
     if _BUCKET_NAME.fullmatch(name) is None:  # it may contain a key, so it is not repeated
         raise argparse.ArgumentTypeError(
-            f"no valid bucket name after {SCHEME}; set credentials in the environment, and the endpoint with --endpoint"
+            f"no valid bucket name after {SCHEME}: a bucket name has 3 to 63 lower-case letters, digits, '.' and '-'; "
+            "credentials are set in the environment, and the endpoint with --endpoint"
         )
     return Bucket(name, prefix.strip("/"))

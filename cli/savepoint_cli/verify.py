@@ -66,5 +66,7 @@ def _checkpoint_intact(repository: Repository, record: CommitRecord, *, may_be_c
     for problem in problems:
         print(f"{name}: {problem.object_key}: {problem.component}: {problem.message}", file=sys.stderr)
     if not problems:
-        print(f"{name}: {human_size(manifest.size.logical)} in {len(manifest.components)} components, all readable")
+        count = len(manifest.components)
+        components = "1 component" if count == 1 else f"{count} components"
+        print(f"{name}: {human_size(manifest.size.logical)} in {components}, all readable")
     return not problems

@@ -88,7 +88,7 @@ def test_log_and_verify_read_a_bucket_without_changing_it(stored: StoreInBucket)
     assert agent == "agent default/coder" and "start" in start and "coder-1" in checkpoint and "3072Ki" in checkpoint
     verify = stored.verify("--all", "--namespace", "default", "--agent", "coder")
     assert (verify.returncode, verify.stderr) == (0, "")
-    assert verify.stdout == "default/coder-1: 3072Ki in 1 components, all readable\n"
+    assert verify.stdout == "default/coder-1: 3072Ki in 1 component, all readable\n"
     assert stored.listing() == before
 
     name = f"{stored.config.prefix}default/coder/packs/{stored.pack}"

@@ -131,6 +131,31 @@ def test_run_without_a_command_is_a_usage_error(tmp_path: Path, capsys: pytest.C
     assert "no command" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--store", "", "--", "true"], "must be a folder"),
+        (["run", "--store", "s3://bucket", "--", "true"], "must be a folder"),
+        (["run", "--store", "store", "--agent", "", "--", "true"], "must not be empty"),
+        (["log", ""], "must be a folder or s3://BUCKET"),
+        (["log", "https://user:secret@host/bucket"], "must be a folder or s3://BUCKET"),
+    ],
+)
+def test_an_invalid_store_or_name_is_a_usage_error(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and message in error and "secret" not in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_store_and_key_are_excluded_from_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     options = RunOptions(tmp_path / "work" / "store", "a", ("true",), states=(tmp_path, tmp_path / "work" / "data"))
