@@ -1,6 +1,6 @@
 """Derived parts of docs/reasons: the index, and the title and "Seen in" line of every page.
 
-Both come from ``savepoint.contract.vocabulary.Reason``. ``python -m tests.unit.docs.reason_pages`` writes them and
+Both come from ``savepoint.contract.reasons.Reason``. ``python -m tests.unit.docs.reason_pages`` writes them and
 leaves the rest of a page, which is written by hand, unchanged.
 """
 
@@ -33,7 +33,7 @@ def index() -> str:
             "",
             "Every reason that a Savepoint condition, Event, refusal or error carries has a page here.",
             "",
-            f"This table is generated from `savepoint.contract.vocabulary.Reason` by `{COMMAND}`.",
+            f"This table is generated from `savepoint.contract.reasons.Reason` by `{COMMAND}`.",
             "",
             "| Reason | Meaning | Seen in |",
             "| --- | --- | --- |",
