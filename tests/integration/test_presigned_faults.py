@@ -233,7 +233,7 @@ def test_a_fault_of_a_put_becomes_an_error(handler: Handler, kind: type[Savepoin
 
 @pytest.mark.parametrize("handler", [hang, stall, drip])
 def test_calls_of_a_slow_store_end_at_their_deadline(handler: Handler) -> None:
-    """F40: no answer, half an answer, one byte at a time."""
+    """No answer, half an answer, one byte at a time."""
     with serving(handler) as server, store_of(server, connections=short_deadlines()) as store:
         for call in (
             lambda: store.get("key", max_bytes=1000),
@@ -323,7 +323,7 @@ class TestRetries:
 
     @pytest.mark.parametrize("stored", [b"content", b"another"])
     def test_a_put_whose_answer_was_lost_is_recognised(self, stored: bytes) -> None:
-        """F39: the put was applied, then the connection broke; the retry gets 412 and reads the object."""
+        """The put was applied, then the connection broke; the retry gets 412 and reads the object."""
         puts: list[Request] = []
 
         def handle(request: Request, connection: socket.socket) -> bool:

@@ -23,13 +23,13 @@ def schema(name: str) -> dict[str, Any]:
     return found
 
 
-def test_the_chart_has_the_same_files() -> None:
+def test_the_chart_contains_the_same_files_as_crds() -> None:
     assert sorted(path.name for path in COPY.glob("*")) == FILES
     different = [name for name in FILES if (SOURCE / name).read_bytes() != (COPY / name).read_bytes()]
     assert not different, f"cp crds/*.yaml {COPY.relative_to(ROOT)}/"
 
 
-def test_there_are_five() -> None:
+def test_the_five_kinds_are_defined() -> None:
     assert {crd(name)["spec"]["names"]["kind"] for name in FILES} == {
         "AgentCheckpoint",
         "AgentRestore",
@@ -40,7 +40,7 @@ def test_there_are_five() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_conventions(name: str) -> None:
+def test_every_kind_follows_the_conventions(name: str) -> None:
     document = crd(name)
     spec = document["spec"]
     assert document["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
@@ -55,7 +55,7 @@ def test_conventions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_messages_name_a_field(name: str) -> None:
+def test_messages_of_rules_begin_with_the_field(name: str) -> None:
     for rule in rules(schema(name)):
         assert rule["message"].startswith(("spec", "metadata.name")), rule["message"]
 
@@ -69,7 +69,7 @@ def test_every_field_is_described_in_sentences(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_key_is_given_twice(name: str) -> None:
+def test_no_key_occurs_twice_in_a_mapping(name: str) -> None:
     """A YAML parser keeps the last one silently; the API server rejects the file."""
     yaml.load((SOURCE / name).read_text(), Loader=UniqueKeys)
 

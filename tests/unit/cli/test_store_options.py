@@ -30,10 +30,10 @@ def parsed(*arguments: str, **environment: str) -> StoreOptions:
 
 
 class TestArguments:
-    def test_a_folder(self) -> None:
+    def test_a_folder_needs_no_bucket_options(self) -> None:
         assert parsed("./state", "--agent", "coder") == StoreOptions(Path("state"), None, None, "coder")
 
-    def test_a_bucket_and_its_defaults(self) -> None:
+    def test_a_bucket_gets_the_default_options(self) -> None:
         options = parsed("s3://agents", "--master-key", "key")
         assert options == StoreOptions(
             Bucket("agents", "", "https://s3.amazonaws.com", "us-east-1", "path", None), Path("key")
@@ -116,7 +116,7 @@ class TestBucket:
         assert "pip install 'savepoint-agents[cli]'" in capsys.readouterr().err
 
 
-def test_a_key_in_the_raw_form_of_a_secret(tmp_path: Path) -> None:
+def test_a_key_is_read_in_the_raw_form_of_a_secret(tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(b"\xff" * 32)
     assert master_key(path, create=False).check == MasterKey(b"\xff" * 32).check
@@ -145,7 +145,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 class TestView:
-    def test_agents_by_namespace_and_name(self, cluster: Path) -> None:
+    def test_agents_are_selected_by_namespace_and_name(self, cluster: Path) -> None:
         seen = StoreView("here", DirectoryStore(cluster), MASTER)
         assert [str(each) for each in seen.agents(None, None)] == ["default/coder", "prod/coder", "prod/mailer"]
         assert seen.agents("prod", None) == [("prod", "coder"), ("prod", "mailer")]
@@ -178,7 +178,7 @@ class TestView:
         assert "default/coder-1: " in out
         assert not (cluster / "aaa" / "coder" / "repository.json").exists()
 
-    def test_another_key_fails(self, cluster: Path) -> None:
+    def test_a_store_of_another_key_is_refused(self, cluster: Path) -> None:
         with pytest.raises(KeyMismatch):
             StoreView("here", DirectoryStore(cluster), MasterKey(bytes(32)))
 

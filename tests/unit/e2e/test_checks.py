@@ -127,12 +127,12 @@ def test_a_coder_killed_in_place_must_not_lose_work_or_skip_turns() -> None:
         assert not all(check.holds for check in checks.coder_continues([*CRASHED, wrong])), wrong
 
 
-def test_table_marks_failures() -> None:
+def test_the_table_marks_failures() -> None:
     text = checks.table([checks.Check("a", "1", "0", False), checks.Check("b", "0", "0", True)])
     assert [line.split()[0] for line in text.splitlines()] == ["FAIL", "ok"]
 
 
-def test_reference_depends_on_every_turn() -> None:
+def test_the_reference_depends_on_every_turn() -> None:
     short = Reference.run(4, mebibytes=1, stride=1, documents=10)
     assert len(set(short.digests)) == 5
     assert short == Reference.run(4, mebibytes=1, stride=1, documents=10)

@@ -58,7 +58,7 @@ def test_changes_by_others_are_left_out() -> None:
     assert remaining(unchanged, replace(CLEAN, ip_forward="1", empty_modules=True)) == []
 
 
-def test_only_names_of_our_own_count_without_a_recorded_state() -> None:
+def test_without_a_recorded_state_only_our_own_names_are_reported() -> None:
     now = replace(CLEAN, links=CLEAN.links | {"br-1234"}, ip_forward="1", processes=("71: kind",))
     assert remaining(None, now) == ["process 71: kind"]
 

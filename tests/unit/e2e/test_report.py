@@ -15,7 +15,7 @@ KILLED = OperatorKill(
 CORRUPTED = Corruption("packs/abc", "packs/abc is damaged", agent_started=False, recovered=True)
 
 
-def test_two_drains_without_loss_hold() -> None:
+def test_two_drains_without_loss_pass() -> None:
     moves = [MOVE, replace(OTHER, trigger="Shutdown")]
     assert all(check.holds for check in report.drains(moves, by_twin=40))
     assert report.work_lost([], moves).holds
@@ -29,7 +29,7 @@ def test_a_drain_that_repeats_calls_or_lacks_a_final_checkpoint_or_another_node_
     assert not all(check.holds for check in report.drains([MOVE, wrong], by_twin=40))
 
 
-def test_no_check_holds_without_drains_or_a_twin() -> None:
+def test_no_check_passes_without_drains_or_a_twin() -> None:
     assert not any(check.holds for check in report.drains([], by_twin=0))
     assert not report.work_lost([], []).holds
     assert not report.work_lost([], [MOVE]).holds
@@ -45,7 +45,7 @@ def test_a_kill_in_place_may_repeat_the_call_in_flight(repeated: int, holds: boo
     assert report.killed_in_place(ContainerKill(repeated)).holds is holds
 
 
-def test_an_operator_killed_during_a_checkpoint_that_becomes_ready_holds() -> None:
+def test_an_operator_killed_during_a_checkpoint_that_becomes_ready_passes() -> None:
     assert all(check.holds for check in report.operator_killed(KILLED))
 
 
@@ -64,7 +64,7 @@ def test_an_operator_killed_outside_a_checkpoint_or_with_a_loss_fails(wrong: Ope
     assert not all(check.holds for check in report.operator_killed(wrong))
 
 
-def test_a_corruption_that_was_refused_and_repaired_holds() -> None:
+def test_a_corruption_that_was_refused_and_repaired_passes() -> None:
     assert all(check.holds for check in report.corrupted(CORRUPTED))
 
 

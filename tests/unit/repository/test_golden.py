@@ -49,7 +49,7 @@ def manifest_at(repository: Repository, chain: Chain, sequence: int) -> Manifest
     return repository.read_manifest(name.name, name.size)
 
 
-def test_the_chain(chain: Chain) -> None:
+def test_the_chain_is_read(chain: Chain) -> None:
     head = chain.head()
     assert head is not None
     assert head.digest == HEAD_DIGEST
@@ -81,7 +81,9 @@ def test_every_object_can_be_rewritten_byte_for_byte(repository: Repository, cha
 
 
 @pytest.mark.parametrize(("sequence", "documents"), [(2, DOCUMENTS), (4, CHANGED)])
-def test_the_content(repository: Repository, chain: Chain, sequence: int, documents: dict[str, bytes]) -> None:
+def test_values_are_read_and_verified(
+    repository: Repository, chain: Chain, sequence: int, documents: dict[str, bytes]
+) -> None:
     manifest = manifest_at(repository, chain, sequence)
     with CheckpointReader(repository.store, repository.key, manifest) as reader:
         assert verify(reader) == []
@@ -96,7 +98,7 @@ def test_the_content(repository: Repository, chain: Chain, sequence: int, docume
     assert (manifest.parent is None) == (sequence == 2)
 
 
-def test_the_files(repository: Repository, chain: Chain, tmp_path: Path) -> None:
+def test_file_trees_are_restored(repository: Repository, chain: Chain, tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     with CheckpointReader(repository.store, repository.key, manifest_at(repository, chain, 2)) as reader:
         component = reader.manifest.component("workspace")

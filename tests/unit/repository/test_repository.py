@@ -125,8 +125,8 @@ class TestRepository:
             opened(FaultyStore(store, always("get", Fault(StoreUnavailable("down")))))
 
 
-def test_a_forged_manifest_object_is_found() -> None:
-    """F43: another valid manifest is stored under this name."""
+def test_another_manifest_under_the_name_of_the_right_one_is_refused() -> None:
+    """Another valid manifest is stored under this name."""
     repo = RepositoryFixture(MemoryStore())
     one = repo.checkpoint(lambda writer: None)
     two = repo.checkpoint(lambda writer: writer.add_entries("documents", "Memory", []))

@@ -29,7 +29,7 @@ def test_a_decoded_value_is_equal_and_of_the_same_types(value: object) -> None:
     assert repr(decoded) == repr(value)  # 1 is not True, (1,) is not [1], -0.0 is not 0.0
 
 
-def test_not_a_number_survives() -> None:
+def test_not_a_number_survives_a_round_trip() -> None:
     assert math.isnan(decode(encode([float("nan")]))[0])
     assert decode(encode(float("-inf"))) == -math.inf
 
@@ -50,14 +50,14 @@ def test_a_lone_surrogate_survives_utf8() -> None:
         ({"big": 10**5000}, "$"),
     ],
 )
-def test_refuses_what_would_be_lost_and_names_the_path(value: object, path: str) -> None:
+def test_values_that_would_be_lost_are_refused_with_their_path(value: object, path: str) -> None:
     with pytest.raises(NotEncodable) as caught:
         encode(value)
     assert caught.value.path == path
     assert path in str(caught.value)
 
 
-def test_refuses_subclasses_that_would_be_decoded_as_another_type() -> None:
+def test_subclasses_that_would_be_decoded_as_another_type_are_refused() -> None:
     class Name(str):
         pass
 
@@ -69,20 +69,20 @@ def test_refuses_subclasses_that_would_be_decoded_as_another_type() -> None:
             encode([value])
 
 
-def test_refuses_a_shared_reference_naming_both_places() -> None:
+def test_a_shared_reference_is_refused_with_both_places() -> None:
     shared = {"x": 1}
     with pytest.raises(NotEncodable, match=r"\$\.b\[0\] is the same object as \$\.a"):
         encode({"a": shared, "b": [shared]})
 
 
-def test_refuses_a_cycle() -> None:
+def test_a_cycle_is_refused() -> None:
     loop: dict[str, object] = {}
     loop["self"] = {"again": loop}
     with pytest.raises(NotEncodable, match=r"\$\.self\.again contains itself"):
         encode(loop)
 
 
-def test_refuses_depth_instead_of_overflowing() -> None:
+def test_values_that_are_nested_too_deeply_are_refused() -> None:
     deep: list[object] = []
     for _ in range(5000):
         deep = [deep]
@@ -90,7 +90,7 @@ def test_refuses_depth_instead_of_overflowing() -> None:
         encode(deep)
 
 
-def test_equal_tuples_may_share() -> None:
+def test_a_tuple_may_be_referenced_from_two_places() -> None:
     pair = (1, 2)
     assert decode(encode([pair, pair])) == [pair, pair]
 

@@ -13,7 +13,7 @@ keys = st.integers(-5, 20) | st.text(max_size=2) | st.tuples(st.integers(0, 2), 
 
 
 @given(st.lists(keys), st.lists(keys))
-def test_behaves_as_a_set(added: list[object], others: list[object]) -> None:
+def test_a_key_set_behaves_as_a_set(added: list[object], others: list[object]) -> None:
     texts = [key_text(key, "loop") for key in added]
     found = KeySet()
     for text in texts:
@@ -39,18 +39,18 @@ def test_key_texts_are_unique(some: list[object]) -> None:
 
 
 @pytest.mark.parametrize("key", [None, True, 1.5, b"x", [1], (), (1, None), object()])
-def test_refuses_keys_that_are_not_stable(key: object) -> None:
+def test_keys_that_are_not_stable_are_refused(key: object) -> None:
     with pytest.raises(NotEncodable, match="key="):
         key_text(key, "loop 'docs'")
 
 
 @pytest.mark.parametrize("name", ["", "a\n", "x" * 201, 3])
-def test_refuses_names(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         checked_name(name, "step")
 
 
-def test_a_failed_thing_gives_its_number_back() -> None:
+def test_the_number_of_a_failed_call_is_used_again() -> None:
     numbers = Ordinals()
     assert [numbers.take("a"), numbers.take("a"), numbers.take("b")] == [0, 1, 0]
     numbers.give_back("a", 0)

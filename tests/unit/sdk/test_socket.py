@@ -301,7 +301,7 @@ def test_a_missing_stage_is_reported(sidecar: FakeSidecar, monkeypatch: pytest.M
         savepoint.connect()
 
 
-def test_fenced_over_the_socket(sidecar: FakeSidecar, connect: Any) -> None:
+def test_an_order_to_fence_refuses_effects_until_it_is_revoked(sidecar: FakeSidecar, connect: Any) -> None:
     agent = connect()
     sidecar.send(wire.Fenced("silent for 10 s"))
     wait(lambda: agent._session.fenced)

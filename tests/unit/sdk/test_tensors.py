@@ -152,7 +152,9 @@ def test_a_dtype_that_buffers_do_not_support_is_saved_as_its_bytes(tmp_path: Pat
 
 
 @given(st.binary(min_size=1, max_size=300), st.binary(min_size=1, max_size=300), st.integers(1, 70))
-def test_refresh_makes_equal(tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes, block: int) -> None:
+def test_refresh_makes_the_mapped_bytes_equal_to_the_source(
+    tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes, block: int
+) -> None:
     size = min(len(old), len(new))
     mapped = create_mapped(tmp_path_factory.mktemp("stage") / "f", size)
     memory.fill(mapped, memoryview(old)[:size])

@@ -10,7 +10,7 @@ from savepoint_sidecar import probe
 from tests.unit.sidecar.harness import running
 
 
-async def test_the_probe_commands(
+async def test_the_probe_commands_report_whether_the_sidecar_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(names.ENV_SOCKET, str(tmp_path / "agent.sock"))

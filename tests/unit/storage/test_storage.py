@@ -62,7 +62,7 @@ class TestDirectory:
         with pytest.raises(ValueError, match="not an object key"):
             store.get(f"{INCOMING}/torn", max_bytes=10)
 
-    def test_a_full_disk(self, store: DirectoryStore, tmp_path: Path) -> None:
+    def test_a_full_disk_is_reported_as_no_space(self, store: DirectoryStore, tmp_path: Path) -> None:
         """A limit on the size of files simulates a full disk."""
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -110,7 +110,7 @@ class TestDirectory:
         assert store.folders("") == ["a", "b"]
         assert (store.folders("b/"), store.folders("a/"), store.folders("none/")) == (["x"], [], [])
 
-    def test_a_folder_that_vanishes_while_it_is_listed(self, store: DirectoryStore, tmp_path: Path) -> None:
+    def test_a_folder_that_vanishes_while_it_is_listed_is_left_out(self, store: DirectoryStore, tmp_path: Path) -> None:
         store.put_new("a/1", b"")
         store.put_new("b/2", b"")
         listing = store.list("")
@@ -120,7 +120,7 @@ class TestDirectory:
         assert list(listing) == []
 
     @pytest.mark.parametrize(("number", "kind"), [(errno.EPERM, StoreMisconfigured), (errno.EIO, StoreUnavailable)])
-    def test_a_file_system_without_links(
+    def test_a_file_system_without_hard_links_is_refused(
         self, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[SavepointError]
     ) -> None:
         def link(*_: object) -> None:
@@ -131,7 +131,7 @@ class TestDirectory:
             store.put_new("key", b"x")
         assert store.head("key") is None
 
-    def test_its_repr_names_the_directory(self, store: DirectoryStore) -> None:
+    def test_the_repr_of_a_directory_store_names_the_directory(self, store: DirectoryStore) -> None:
         assert "store" in repr(store)
 
     @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ class TestRetry:
         with pytest.raises(ObjectExists):
             Retrying(memory, Clock().retry()).put_new("a", b"content")
 
-    def test_ranges_and_listings(self) -> None:
+    def test_reads_and_listings_are_retried(self) -> None:
         memory = MemoryStore()
         memory.put_new("a", b"0123")
         store = Retrying(FaultyStore(memory, at({1: LOST, 3: DOWN})), Clock().retry())
@@ -233,7 +233,7 @@ class TestRetry:
         assert not has_content(memory, "large", large[:-1] + b"x")
         assert has_content(memory, "empty", b"")
 
-    def test_an_object_deleted_during_the_comparison(self) -> None:
+    def test_an_object_deleted_during_the_comparison_counts_as_different(self) -> None:
         memory = MemoryStore()
         memory.put_new("a", b"x")
         assert not has_content(FaultyStore(memory, always("get_into", Fault(ObjectMissing("gone")))), "a", b"x")
@@ -245,7 +245,7 @@ class TestProbe:
         probe(store, "f" * 32)
         assert store.objects == {}
 
-    def test_a_store_that_ignores_the_condition(self) -> None:
+    def test_a_store_that_ignores_the_condition_is_refused(self) -> None:
         class Unconditional(MemoryStore):
             def put_new(self, key: str, data: Any) -> None:
                 self.objects[key] = bytes(data)
@@ -255,7 +255,7 @@ class TestProbe:
             probe(store, "f" * 32)
         assert store.objects == {}
 
-    def test_a_store_that_ignores_the_condition_only_later(self) -> None:
+    def test_a_store_that_lets_an_existing_object_be_replaced_is_refused(self) -> None:
         class SecondPutAccepted(MemoryStore):
             def put_new(self, key: str, data: Any) -> None:
                 if data == b"again":
@@ -265,7 +265,7 @@ class TestProbe:
         with pytest.raises(StoreMisconfigured, match="twice"):
             probe(SecondPutAccepted(), "f" * 32)
 
-    def test_a_store_that_confirms_but_does_not_store(self) -> None:
+    def test_a_store_that_confirms_but_does_not_store_is_refused(self) -> None:
         class Discarding(MemoryStore):
             def put_new(self, key: str, data: Any) -> None:
                 pass
@@ -273,7 +273,7 @@ class TestProbe:
         with pytest.raises(StoreMisconfigured, match="did not have it"):
             probe(Discarding(), "f" * 32)
 
-    def test_a_store_that_keeps_other_bytes_than_the_winners(self) -> None:
+    def test_a_store_that_keeps_other_bytes_than_the_winners_is_refused(self) -> None:
         class OtherBytes(MemoryStore):
             def get(self, key: str, *, max_bytes: int) -> bytes:
                 return b"neither"
@@ -299,7 +299,7 @@ class TestProbe:
 
 
 class TestWrappers:
-    def test_a_meter_counts(self) -> None:
+    def test_a_meter_counts_calls_and_bytes(self) -> None:
         meter = Meter()
         store = Metered(MemoryStore(), meter)
         store.put_new("a", [b"12", b"345"])
@@ -317,7 +317,7 @@ class TestWrappers:
         assert Prefixed(MemoryStore(), "").head("a") is None
 
     @pytest.mark.parametrize("prefix", ["", "a", "a/", "a/b"])
-    def test_prefixes(self, prefix: str) -> None:
+    def test_valid_prefixes_are_accepted(self, prefix: str) -> None:
         assert check_prefix(prefix) == prefix
 
     def test_invalid_prefixes_are_refused(self) -> None:
@@ -375,7 +375,7 @@ class TestSignature:
     def presigner(self, **change: Any) -> Presigner:
         return Presigner(replace(self.EXAMPLE, **change), lambda: datetime(2013, 5, 24, tzinfo=UTC))
 
-    def test_the_example_of_the_aws_documentation(self) -> None:
+    def test_the_signature_equals_the_example_in_the_aws_documentation(self) -> None:
         """Check the presigned GET of the Amazon S3 API reference, "Authenticating Requests: Using Query Parameters"."""
         url = self.presigner().presign_get("test.txt", 86400)
         assert url.startswith("https://examplebucket.s3.amazonaws.com/test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&")
@@ -386,7 +386,7 @@ class TestSignature:
         assert "X-Amz-SignedHeaders=host%3Bif-none-match" in url
         assert "X-Amz-Expires=60" in url
 
-    def test_addressing_ports_and_tokens(self) -> None:
+    def test_urls_contain_addressing_port_and_session_token(self) -> None:
         path = self.presigner(endpoint="http://minio:9000", addressing="path", prefix="p/").presign_get("k", 60)
         assert path.startswith("http://minio:9000/examplebucket/p/k?")
         token = self.presigner(session_token="to/ken").presign_get("k", 60)

@@ -1,6 +1,6 @@
 """Whole pods before and after injection, as files, so that the diff shows how a change to injection affects pods.
 
-Rewrite them with: python -m tests.unit.operator.admission.test_golden
+Rewrite them with: python -m tests.unit.operator.admission.test_the_injected_pod_equals_the_golden_file
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_golden_cases_exist() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case: str) -> None:
+def test_the_injected_pod_equals_the_golden_file(case: str) -> None:
     assert inject_case(case) == load(GOLDEN / f"{case}.injected.yaml")
 
 

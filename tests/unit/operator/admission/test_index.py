@@ -38,7 +38,7 @@ def test_policies_are_updated_and_removed() -> None:
     assert index.of("a") == ()
 
 
-def test_levels_follow_the_label() -> None:
+def test_the_level_of_a_namespace_follows_its_label() -> None:
     index = NamespaceIndex()
     index.replace([namespace("a", "restricted"), namespace("b")])
     assert (index.level("a"), index.level("b"), index.level("new")) == ("restricted", "", "")

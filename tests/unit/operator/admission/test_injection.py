@@ -281,7 +281,7 @@ def test_a_shared_process_namespace_is_refused(field: str) -> None:
     assert field in refusal.message
 
 
-def test_windows_is_refused() -> None:
+def test_windows_pods_are_refused() -> None:
     assert refused(pod(os={"name": "windows"})).reason == "PlatformUnsupported"
 
 

@@ -26,7 +26,9 @@ def selector(**expression: Any) -> LabelSelector:
         ({"operator": "Like", "values": ["x"]}, []),
     ],
 )
-def test_operators(expression: dict[str, Any], selected: list[str | None]) -> None:
+def test_every_selector_operator_selects_as_in_kubernetes(
+    expression: dict[str, Any], selected: list[str | None]
+) -> None:
     chosen = selector(key="k", **expression)
     for value in ("x", "z", None):
         assert chosen.selects({} if value is None else {"k": value}) == (value in selected), value

@@ -198,11 +198,11 @@ def test_paths_that_cannot_be_state_are_refused(path: str) -> None:
     ("path", "name"),
     [("/workspace", "workspace"), ("/data/a1", "data-a1"), ("/home/node/.agent", "home-node-agent-a007c009")],
 )
-def test_names_come_from_the_path(path: str, name: str) -> None:
+def test_the_name_of_a_root_is_derived_from_its_path(path: str, name: str) -> None:
     assert Root(path, "v", persistent=False).name == name
 
 
-def test_names_are_distinct_labels() -> None:
+def test_the_names_of_roots_are_distinct_dns_labels() -> None:
     alike = ["/a-b", "/a/b", "/A/b", "/a_b", "/" + "x" * 80, "/" + "x" * 81, "/___", "/a/b-"]
     made = [Root(path, "v", persistent=False).name for path in alike]
     assert len(set(made)) == len(alike)

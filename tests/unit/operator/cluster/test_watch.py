@@ -93,7 +93,7 @@ async def follow(*answers: Answer | Exception) -> tuple[Script, Names, Watch]:
     return script, sink, subject
 
 
-async def test_a_list_then_a_watch_from_its_version() -> None:
+async def test_a_watch_starts_at_the_version_of_the_list() -> None:
     events = [
         {"type": "ADDED", "object": thing("c", "8")},
         {"type": "DELETED", "object": thing("a", "9")},

@@ -168,7 +168,7 @@ async def test_other_faults_are_raised_and_leave_the_cache_alone(fixture: Fixtur
 # -- metadata -----------------------------------------------------------------------------------------------------
 
 
-async def test_labels_and_annotations_are_added_to_those_there_are(fixture: Fixture) -> None:
+async def test_labels_and_annotations_are_added_to_existing_ones(fixture: Fixture) -> None:
     metadata = {"labels": {"team": "coding"}, "annotations": {"note": "mine"}}
     fixture.cache.agents.put(fixture.cluster.put(AGENTS, "coder", NAMESPACE, metadata=metadata))
     labels, annotations = {LABEL_AGENT: "coder"}, {ANNOTATION_CHECKPOINT_NOW: "1"}
@@ -188,7 +188,7 @@ async def test_equal_labels_are_not_sent(fixture: Fixture) -> None:
     assert fixture.patches == 1
 
 
-async def test_labels_of_a_deleted_object_are_reported_the_same_way(fixture: Fixture) -> None:
+async def test_a_labelled_object_that_was_deleted_is_reported_as_its_watch_would_report_it(fixture: Fixture) -> None:
     raw = fixture.cluster.put(CHECKPOINTS, "coder-1", NAMESPACE, spec={"agent": "coder"})
     fixture.cache.checkpoints.put(raw)
     item = fixture.cache.checkpoints.get(ObjectKey(NAMESPACE, "coder-1"))

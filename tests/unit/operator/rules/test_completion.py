@@ -69,7 +69,7 @@ def evicted(status: str = "True") -> dict[str, Any]:
         ),
     ],
 )
-def test_which_pods_end_their_run(raw: dict[str, Any], ends: bool) -> None:
+def test_only_a_pod_that_succeeded_on_its_own_ends_its_run(raw: dict[str, Any], ends: bool) -> None:
     assert ends_run(pod_of(raw)) is ends
 
 

@@ -62,7 +62,7 @@ GOOD = Facts(
         (replace(GOOD, recovery_point=None), "Protected"),
     ],
 )
-def test_states(facts: Facts, reason: str) -> None:
+def test_every_combination_of_facts_gives_the_expected_state(facts: Facts, reason: str) -> None:
     protection = judge(facts)
     assert protection.reason == reason
     assert protection.message

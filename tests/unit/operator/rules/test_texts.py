@@ -69,7 +69,7 @@ def test_times_are_read_and_written() -> None:
         (1 << 60, "1024Pi"),
     ],
 )
-def test_sizes(count: int, text: str) -> None:
+def test_sizes_have_binary_units(count: int, text: str) -> None:
     assert texts.size_text(count) == text
 
 
@@ -77,7 +77,7 @@ def test_sizes(count: int, text: str) -> None:
     ("milliseconds", "text"),
     [(0, "0s"), (38, "38ms"), (3100, "3.1s"), (45_000, "45s"), (300_000, "5m"), (7_300_000, "2h"), (9e8, "10d")],
 )
-def test_durations(milliseconds: float, text: str) -> None:
+def test_durations_have_the_largest_fitting_unit(milliseconds: float, text: str) -> None:
     assert texts.duration_text(milliseconds) == text
 
 
@@ -89,6 +89,6 @@ def test_a_failure_names_the_remedy_once() -> None:
     assert texts.with_next_step("StageFull", "", None).startswith("StageFull. Raise spec.stage.sizeLimit")
 
 
-def test_how_long_ago() -> None:
+def test_ages_are_never_negative() -> None:
     assert texts.ago(NOW - timedelta(minutes=41), NOW) == "41m ago"
     assert texts.ago(LATER, NOW) == "0s ago"

@@ -55,7 +55,7 @@ def test_invalid_json_is_refused(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("content", [b'{"b":1,"a":2}', b"[1, 2]", b'"\\u0041"', b" 1", b"-0"])
-def test_other_spellings_are_not_canonical(content: bytes) -> None:
+def test_json_in_another_spelling_is_not_canonical(content: bytes) -> None:
     canonical.decode(content, "object")
     with pytest.raises(IntegrityError, match="canonical"):
         canonical.decode_canonical(content, "object")
@@ -84,7 +84,7 @@ class TestFields:
     def fields(self, **values: object) -> Fields:
         return Fields(json.loads(json.dumps(values)), "object")
 
-    def test_every_type_of_field(self) -> None:
+    def test_a_field_of_every_type_is_read(self) -> None:
         fields = self.fields(
             text="t", none=None, hex="ab", no_hex=None, integer=3, boolean=False, array=[1], texts=["a"],
             mapping={"a": 1}, time="2026-01-02T03:04:05.000006Z", format=1,
@@ -104,7 +104,7 @@ class TestFields:
         assert fields.time("time").endswith("Z")
         fields.end()
 
-    def test_values_where_null_is_possible(self) -> None:
+    def test_a_field_that_may_be_null_may_have_a_value(self) -> None:
         fields = self.fields(text="t", hex="ab")
         assert fields.text_or_none("text") == "t"
         assert fields.hexadecimal_or_none("hex", 2) == "ab"
@@ -123,11 +123,11 @@ class TestFields:
             getattr(self.fields(field=value), method)("field")
         assert caught.value.object_key == "object"
 
-    def test_a_missing_field(self) -> None:
+    def test_a_missing_field_is_refused(self) -> None:
         with pytest.raises(IntegrityError, match="lacks"):
             self.fields().text("field")
 
-    def test_an_unknown_field(self) -> None:
+    def test_an_unknown_field_is_refused(self) -> None:
         with pytest.raises(IntegrityError, match="unknown fields: alg"):
             self.fields(alg="none").end()
 

@@ -53,7 +53,7 @@ def refused(frame: bytes, length: int) -> None:
     assert caught.value.object_key == "packs/x"
 
 
-def test_a_frame_that_yields_more_or_less() -> None:
+def test_a_frame_that_yields_more_or_less_than_declared_is_refused() -> None:
     frame = zstandard.ZstdCompressor().compress(bytes(1000))
     refused(frame, 999)
     refused(frame, 1001)

@@ -4,7 +4,7 @@ from savepoint.repository.format.keys import AgentKey, MasterKey, derive
 from savepoint.repository.format.seal import Seal
 
 
-def test_hkdf_of_rfc_5869() -> None:
+def test_derived_keys_equal_the_examples_in_rfc_5869() -> None:
     """Check test cases 1 and 3 of the RFC's appendix, the first 32 bytes of each."""
     key = bytes.fromhex("0b" * 22)
     found = derive(key, salt=bytes.fromhex("000102030405060708090a0b0c"), info=bytes.fromhex("f0f1f2f3f4f5f6f7f8f9"))
@@ -12,7 +12,7 @@ def test_hkdf_of_rfc_5869() -> None:
     assert derive(key, salt=b"", info=b"").hex() == "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"
 
 
-def test_keys_show_nothing() -> None:
+def test_the_text_of_a_key_does_not_contain_its_bytes() -> None:
     master = MasterKey(b"\xab" * 32)
     agent = master.agent_key(b"salt", "default", "coder")
     for text in (repr(master), str(master), repr(agent), f"{agent}"):

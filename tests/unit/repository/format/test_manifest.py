@@ -79,7 +79,7 @@ def test_a_manifest_survives_a_round_trip() -> None:
     assert opened(forged(lambda value: None)) == MANIFEST
 
 
-def test_a_manifest_of_another_agent_or_key() -> None:
+def test_a_manifest_of_another_agent_or_key_is_refused() -> None:
     with pytest.raises(IntegrityError, match="seal is broken"):
         opened(sealed(), agent="other")
     with pytest.raises(IntegrityError, match="seal is broken"):
@@ -114,7 +114,7 @@ def test_a_duplicate_component_is_refused() -> None:
         opened(sealed(replace(MANIFEST, components=MANIFEST.components * 2)))
 
 
-def test_too_many_packs() -> None:
+def test_too_many_packs_are_a_state_that_is_too_large() -> None:
     packs = tuple(Pack(f"{number}-" + "a" * 32, 100) for number in range(1, 20_000))
     with pytest.raises(StateTooLarge):
         sealed(replace(MANIFEST, packs=packs))
@@ -178,12 +178,12 @@ FIELDS = (
 
 
 @pytest.mark.parametrize("field", FIELDS.split())
-def test_every_field_is_needed(field: str) -> None:
+def test_a_manifest_without_one_of_its_fields_is_refused(field: str) -> None:
     with pytest.raises(IntegrityError, match=field):
         opened(forged(lambda value: value.pop(field) and None))
 
 
-def test_a_newer_format() -> None:
+def test_a_newer_format_is_refused_as_too_new() -> None:
     with pytest.raises(FormatTooNew):
         opened(forged(lambda value: value.update(format=2, newField=1)))
 

@@ -127,7 +127,9 @@ def test_a_tree_is_restored_completely(repo: RepositoryFixture, tmp_path: Path, 
         assert survey(reader, reader.components[0]) == report
 
 
-def test_into_an_open_directory_and_on_disk(repo: RepositoryFixture, tmp_path: Path, target: Path) -> None:
+def test_a_tree_is_restored_into_an_open_directory_and_synced(
+    repo: RepositoryFixture, tmp_path: Path, target: Path
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "file").write_bytes(b"x")
@@ -156,7 +158,7 @@ def test_a_tree_too_large_to_keep_is_read_twice(
     assert snapshot(target) == snapshot(source)
 
 
-def test_a_file_with_segments_of_its_own(repo: RepositoryFixture, target: Path) -> None:
+def test_a_file_with_segments_of_its_own_is_restored(repo: RepositoryFixture, target: Path) -> None:
     data = content("x", 256 << 10) * 300 + b"end"
 
     def fill(writer: CheckpointWriter) -> None:
@@ -368,7 +370,7 @@ class TestTarget:
         assert isinstance(error, kind)
         assert "some/file" in str(error)
 
-    def test_a_full_disk(self) -> None:
+    def test_a_full_disk_is_reported_as_no_space(self) -> None:
         """Every write to /dev/full fails with a real ENOSPC."""
         full = os.open("/dev/full", os.O_WRONLY)
         try:
@@ -377,7 +379,7 @@ class TestTarget:
         finally:
             os.close(full)
 
-    def test_a_file_system_that_cannot_be_synced(self, target: Path) -> None:
+    def test_a_file_system_that_cannot_be_synced_is_reported(self, target: Path) -> None:
         handle = os.open(target, os.O_RDONLY)
         sync_file_system(handle)
         os.close(handle)
@@ -437,7 +439,7 @@ class TestDamage:
         with pytest.raises(IntegrityError):
             restored(repo, tmp_path / "again")
 
-    def test_packs_that_were_swapped(self, repo: RepositoryFixture, store: Any, target: Path) -> None:
+    def test_swapped_packs_are_refused(self, repo: RepositoryFixture, store: Any, target: Path) -> None:
         memory = store._store
         for seed in "ab":
             repo.checkpoint(partial(self.add_file, seed=seed))

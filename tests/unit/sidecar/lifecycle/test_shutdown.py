@@ -67,7 +67,7 @@ async def captured_attempt(harness: Harness, notes: str) -> tuple[Agent, threadi
     return agent, release
 
 
-async def test_shutdown_of_an_agent_with_the_sdk(tmp_path: Path) -> None:
+async def test_the_final_checkpoint_holds_what_the_sdk_flushed_last(tmp_path: Path) -> None:
     async with running(tmp_path) as harness:
         agent = await harness.connected()
         agent.documents = {"notes": "at the end"}
@@ -99,7 +99,7 @@ async def test_shutdown_without_a_flush_keeps_the_previous_checkpoint(tmp_path: 
         assert harness.authority.releases[-1].message != ""
 
 
-async def test_shutdown_of_an_agent_without_the_sdk(tmp_path: Path) -> None:
+async def test_the_files_of_an_agent_without_the_sdk_are_captured_again_after_its_exit(tmp_path: Path) -> None:
     async with running(tmp_path) as harness:
         (harness.files / "a").write_bytes(b"1")
         harness.incarnation.begin_shutdown()

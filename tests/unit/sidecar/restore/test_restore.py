@@ -425,7 +425,7 @@ def test_only_a_full_stage_is_reported_as_full(
     assert ("sizeLimit" in str(error.value)) is (kind is NoSpace)
 
 
-def test_a_stage_in_which_the_name_is_taken(tmp_path: Path, values: CheckpointReader) -> None:
+def test_a_taken_name_in_the_stage_is_reported(tmp_path: Path, values: CheckpointReader) -> None:
     (tmp_path / "restored").mkdir()
     (tmp_path / "restored" / "40").write_bytes(b"not a folder")
     with pytest.raises(TargetUnusable, match="restored/40 in the stage"):
@@ -438,7 +438,7 @@ def test_a_root_that_is_not_a_folder_is_named(tmp_path: Path) -> None:
         root_actions([Root("files", "/data", tmp_path / "file")], welcome(), None)
 
 
-def test_the_ready_marker_a_fresh_start(tmp_path: Path) -> None:
+def test_a_fresh_start_writes_a_ready_marker(tmp_path: Path) -> None:
     root = Root("files", "/data", tmp_path)
     write_marker(root, ready_marker(welcome(None), "uid", None))
     found = read_marker(root)
