@@ -30,7 +30,7 @@ NAMES: Final = (
 
 
 class Failpoints:
-    """The failpoint that is set, if any, and how often it may still be passed."""
+    """The failpoint that is set, if any, and the number of times that it is reached before it kills the process."""
 
     def __init__(self, setting: str = "") -> None:
         """Parse the value of SAVEPOINT_FAILPOINT. Raise ValueError for an unknown name."""
@@ -48,7 +48,7 @@ class Failpoints:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class WatchedWriter:
+class FailpointWriter:
     """A blob writer that reaches the failpoint ``between-puts`` before each object."""
 
     def __init__(self, writer: BlobWriter, failpoints: Failpoints) -> None:

@@ -26,7 +26,7 @@ from savepoint.repository.format.object_keys import manifest_key
 from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
 
-from savepoint_sidecar.authority.channel import Dialer
+from savepoint_sidecar.authority.control_connection import Dialer
 from savepoint_sidecar.authority.restore_client import RestoreClient
 from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.failpoint import Failpoints

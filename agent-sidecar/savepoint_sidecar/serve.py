@@ -22,8 +22,8 @@ from savepoint.contract.vocabulary import Reason
 from savepoint.errors import SavepointError
 
 from savepoint_sidecar import restore_container, settings
-from savepoint_sidecar.authority.channel import Dialer
 from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, SidecarIdentity
+from savepoint_sidecar.authority.control_connection import Dialer
 from savepoint_sidecar.authority.reachability import Reachability
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from savepoint.contract.names import ANNOTATION_STATE, GROUP, LABEL_AGENT
-from savepoint.contract.vocabulary import Phase, Reason, RestoreMode
+from savepoint.contract.vocabulary import CheckpointPhase, Reason, RestoreMode
 from savepoint.errors import SavepointError
 
 from savepoint_cli import kubectl_adapter
@@ -22,7 +22,7 @@ EXIT_INTERRUPTED: Final = 130
 CHECKPOINTS: Final = f"agentcheckpoints.{GROUP}"
 RESTORES: Final = f"agentrestores.{GROUP}"
 AGENTS: Final = f"protectedagents.{GROUP}"
-CHECKPOINT_IN_PROGRESS: Final = frozenset({"", Reason.PENDING, *Phase})
+CHECKPOINT_IN_PROGRESS: Final = frozenset({"", Reason.PENDING, *CheckpointPhase})
 RESTORE_IN_PROGRESS: Final = frozenset({""})  # otherwise its condition is Unknown until it ends
 
 
@@ -183,35 +183,75 @@ def _parser() -> argparse.ArgumentParser:
     waits = argparse.ArgumentParser(add_help=False)
     waits.add_argument("--wait", action="store_true", help="wait for the result; the exit status reports it")
     waits.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long --wait waits (default: 600)"
+        "--timeout", type=_seconds, default=600.0, metavar="SECONDS", help="how long --wait waits (default: 600)"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    each = commands.add_parser("checkpoint", parents=[common, waits], help="take a checkpoint of an agent now")
-    each.add_argument("agent", help="name of the agent")
+    each = _add_command(commands, "checkpoint", "take a checkpoint of an agent now", common, waits)
+    each.add_argument("agent", type=_name, metavar="AGENT", help="name of the agent")
     each.set_defaults(handler=checkpoint)
-    each = commands.add_parser("rollback", parents=[common, waits], help="return an agent to a checkpoint")
-    each.add_argument("checkpoint", help="name of the AgentCheckpoint")
+    each = _add_command(commands, "rollback", "return an agent to a checkpoint", common, waits)
+    each.add_argument("checkpoint", type=_name, metavar="CHECKPOINT", help="name of the AgentCheckpoint")
     each.set_defaults(handler=rollback)
-    each = commands.add_parser("reset", parents=[common, waits], help="start an agent over, without a checkpoint")
-    each.add_argument("agent", help="name of the agent")
+    each = _add_command(commands, "reset", "start an agent over from nothing", common, waits)
+    each.add_argument("agent", type=_name, metavar="AGENT", help="name of the agent")
     each.set_defaults(handler=reset)
-    each = commands.add_parser(
-        "get", parents=[common], help="list the agents, or one agent with its checkpoints and restores"
-    )
-    each.add_argument("agent", nargs="?", help="name of the agent (default: all agents)")
+    each = _add_command(commands, "get", "list the agents, or one agent with its checkpoints and restores", common)
+    each.add_argument("agent", nargs="?", type=_name, metavar="AGENT", help="name of the agent (default: all agents)")
     each.add_argument("-o", "--output", choices=["yaml"], help="print the objects as one List instead of tables")
     each.set_defaults(handler=get)
-    each = commands.add_parser("protect", parents=[common], help="opt a workload in to checkpoints")
-    each.add_argument("workload", help="deployment/NAME or statefulset/NAME")
-    each.add_argument("--agent", help="name of the agent (default: that of the workload)")
+    each = _add_command(commands, "protect", "opt a workload in to checkpoints", common)
+    each.add_argument("workload", type=_workload, metavar="KIND/NAME", help="for example deployment/coder")
+    each.add_argument("--agent", type=_name, metavar="NAME", help="name of the agent (default: that of the workload)")
     each.add_argument(
-        "--state", action="append", default=[], metavar="PATH", help="path that is state but not on a volume"
+        "--state",
+        action="append",
+        default=[],
+        type=_absolute_path,
+        metavar="PATH",
+        help="path that is state but not on a volume; may be repeated",
     )
     each.add_argument(
         "--dry-run", action="store_true", help="print the patch as YAML, and the kubectl command that applies it"
     )
     each.set_defaults(handler=protect)
     return parser
+
+
+def _add_command(commands: Any, name: str, purpose: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add a command. Its own help starts with its purpose as a sentence."""
+    added: argparse.ArgumentParser = commands.add_parser(
+        name, parents=parents, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}."
+    )
+    return added
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def _workload(text: str) -> str:
+    kind, _, name = text.partition("/")
+    if not kind or not name or "/" in name:
+        raise argparse.ArgumentTypeError("must be KIND/NAME, for example deployment/coder")
+    return text
+
+
+def _absolute_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError("must be an absolute path, for example /workspace")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number of seconds, 0 or more")
+    return value
 
 
 if __name__ == "__main__":

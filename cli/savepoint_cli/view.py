@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from savepoint.errors import IntegrityError, ObjectMissing, SavepointError, StoreMisconfigured
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.object_keys import commit_key
 from savepoint.repository.history.chain import Chain
@@ -140,7 +140,7 @@ def display_name(namespace: str, name: str) -> str:
     return name if namespace == NAMESPACE else f"{namespace}/{name}"
 
 
-def chain_records(repository: Repository) -> list[Head]:
+def chain_records(repository: Repository) -> list[ChainRecord]:
     """Return the agent's commit records, oldest first, with every link verified."""
     chain = Chain(repository.store, repository.namespace, repository.agent)
     head = chain.head()

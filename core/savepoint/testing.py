@@ -189,7 +189,7 @@ class Simulation:
             self._run = self._epoch + 1
         return checkpoint
 
-    # -- inside --
+    # -- internals --
 
     def _running_session(self) -> AgentSession:
         if self._session is None:

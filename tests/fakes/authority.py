@@ -156,12 +156,12 @@ class FakeAuthority:
             raise self.commit_error
         holder = self.head.record
         self.head = self.chain.head(self.head) or self.head
-        repository_offer = lineage.Offer(offer.attempt, offer.manifest.name, offer.manifest.size)
+        uploaded = lineage.UploadedCheckpoint(offer.attempt, offer.manifest.name, offer.manifest.size)
         self.head = lineage.commit_checkpoint(
             self.repository,
             self.chain,
             self.head,
-            repository_offer,
+            uploaded,
             epoch=holder.epoch,
             pod_uid=self.pod_uid,
             time=time_text(_now()),

@@ -25,7 +25,7 @@ from savepoint.contract.control_protocol import (
     encode,
 )
 from savepoint.repository.format.canonical import time_text
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.manifest import Execution, Manifest, Pack, Parent, Sizes
 from savepoint.repository.history.chain import Chain
@@ -178,7 +178,7 @@ class ControlHarness:
             self.plain, *agent, MASTER, now=self.clock.now(), random_bytes=self.random.randbytes
         )
 
-    def head(self, agent: AgentRef = AGENT) -> Head | None:
+    def head(self, agent: AgentRef = AGENT) -> ChainRecord | None:
         """Return the newest record in the store."""
         return Chain(self.repository(agent).store, *agent).head(None)
 

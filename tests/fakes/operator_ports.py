@@ -12,7 +12,7 @@ from typing import Any
 
 from savepoint.contract.control_protocol import Offer, Outcome, PolicyTerms, Progress, RequestCheckpoint, Result, Wait
 from savepoint.errors import StoreUnavailable, Unavailable
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
 from savepoint.storage import Buffer, ObjectInfo, ObjectStore
 from savepoint_operator.model.ports import OpenStore
@@ -194,7 +194,7 @@ class Recorder:
     async def waiting(self, incarnation: Incarnation, wait: Wait) -> None:
         self.calls.append(("waiting", wait))
 
-    async def granted(self, incarnation: Incarnation, head: Head, restores: str | None) -> None:
+    async def granted(self, incarnation: Incarnation, head: ChainRecord, restores: str | None) -> None:
         self._pin(incarnation.agent, head)
         self.calls.append(("granted", (incarnation.pod.uid, head.record.epoch, restores)))
 
@@ -223,14 +223,14 @@ class Recorder:
     async def delayed(self, agent: AgentRef, attempt: str, cause: str) -> None:
         self.calls.append(("delayed", cause))
 
-    async def name_for(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
+    async def name_for(self, agent: AgentRef, offer: Offer, head: ChainRecord) -> CheckpointName:
         if self.before_naming is not None:
             await self.before_naming()
         number = head.record.number + 1
         return self.names.get(offer.attempt, CheckpointName(number, f"{agent.name}-{number}"))
 
     async def committed(
-        self, agent: AgentRef, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
+        self, agent: AgentRef, offer: Offer | None, head: ChainRecord, store: str, contents: Contents | None = None
     ) -> None:
         self._pin(agent, head)
         self.calls.append(("committed", head))
@@ -239,13 +239,13 @@ class Recorder:
     async def failed(self, agent: AgentRef, result: Result) -> None:
         self.calls.append(("failed", result))
 
-    async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
+    async def unchanged(self, agent: AgentRef, result: Result, head: ChainRecord | None) -> None:
         self.calls.append(("unchanged", result))
 
     async def released(self, agent: AgentRef, pod: PodIdentity, completed: bool, message: str) -> None:
         self.calls.append(("released", (pod.uid, completed)))
 
-    def _pin(self, agent: AgentRef, head: Head) -> None:
+    def _pin(self, agent: AgentRef, head: ChainRecord) -> None:
         pin = self.pod_resolver.pins.get(agent)
         if pin is None or head.record.sequence > pin[0]:
             self.pod_resolver.pins[agent] = (head.record.sequence, head.digest)

@@ -17,7 +17,7 @@ from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
 from savepoint.errors import Refused, Unavailable
 from savepoint.repository.format import commit as records
 from savepoint.repository.format.canonical import time_text
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.manifest import ComponentRecord, Execution, Manifest, Pack, Sizes, component_digest
 from savepoint.repository.history import lineage
@@ -89,7 +89,7 @@ class ScriptedOrders:
         self.in_flight[agent] = attempt
         self.ordered.append((agent, attempt, trigger))
 
-    async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
+    async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> ChainRecord:
         await self._harness.leader.stores.open(store)
         self.rolled_back.append((agent, to_sequence))
         chain, head = self._harness.chain(agent), self._harness.head(agent)
@@ -97,7 +97,7 @@ class ScriptedOrders:
         manifest = None if to_sequence is None else chain.record(to_sequence).manifest
         return lineage.rollback(chain, head, manifest, time_text(self._harness.clock.now()), attempt)
 
-    async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
+    async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> ChainRecord | None:
         head = self._harness.head(agent)
         if self.store_unavailable or agent in self.sessions:
             raise Unavailable("not now")
@@ -112,7 +112,7 @@ class ScriptedOrders:
         self.collected.append((agent, keep_sequences))
         return 0
 
-    async def head(self, agent: AgentRef, store: str) -> Head | None:
+    async def head(self, agent: AgentRef, store: str) -> ChainRecord | None:
         parts = self._harness.leader
         opened = OpenRepository(await parts.stores.open(store), agent, self._harness.random.randbytes)
         opened.open(self._harness.clock.now())
@@ -256,7 +256,7 @@ class ReconcileHarness:
     def chain(self, agent: AgentRef = CODER) -> Chain:
         return Chain(self.repository(agent).store, *agent)
 
-    def head(self, agent: AgentRef = CODER) -> Head | None:
+    def head(self, agent: AgentRef = CODER) -> ChainRecord | None:
         return self.chain(agent).head(None)
 
     # -- the control side -----------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ class ReconcileHarness:
         await self.connect(incarnation)
         return incarnation
 
-    def _restores(self, agent: AgentRef, head: Head) -> str | None:
+    def _restores(self, agent: AgentRef, head: ChainRecord) -> str | None:
         target = head.record.manifest
         if target is None:
             return None
@@ -349,7 +349,7 @@ class ReconcileHarness:
 
     async def commit(
         self, incarnation: Incarnation, *, report: bool = True, attempt: str = "", trigger: str = ""
-    ) -> Head:
+    ) -> ChainRecord:
         """Offer and commit the checkpoint that was ordered last. ``report=False``: the operator dies right after."""
         if not attempt:
             _, attempt, trigger = next(each for each in reversed(self.orders.ordered) if each[0] == incarnation.agent)
@@ -360,7 +360,7 @@ class ReconcileHarness:
             self.repository(incarnation.agent),
             self.chain(incarnation.agent),
             head,
-            lineage.Offer(offer.attempt, offer.manifest.name, offer.manifest.size),
+            lineage.UploadedCheckpoint(offer.attempt, offer.manifest.name, offer.manifest.size),
             epoch=head.record.epoch,
             pod_uid=incarnation.pod.uid,
             time=time_text(self.clock.now()),

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from savepoint.repository.format.canonical import time_text
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.manifest import Manifest, Parent
 from savepoint.repository.history import lineage
 from savepoint.repository.history.chain import Chain
-from savepoint.repository.history.lineage import Offer
+from savepoint.repository.history.lineage import UploadedCheckpoint
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.repository import Repository, open_store
 from savepoint.repository.write.chunk_index import ChunkIndex
@@ -60,7 +60,7 @@ class RepositoryFixture:
         self.store = store
         self.repository = Repository.open_or_create(store, NAMESPACE, AGENT, MASTER, now=NOW, random_bytes=self.random)
         self.chain = Chain(self.repository.store, NAMESPACE, AGENT)
-        self.head: Head = lineage.grant(self.chain, None, "pod-1", "node-1", TIME)
+        self.head: ChainRecord = lineage.grant(self.chain, None, "pod-1", "node-1", TIME)
         self.manifest: Manifest | None = None
         self.parent: Parent | None = None
         self.index: ChunkIndex | None = None
@@ -76,7 +76,7 @@ class RepositoryFixture:
         """The newest incarnation's pod."""
         return self.head.record.pod_uid
 
-    def grant(self, pod: str) -> Head:
+    def grant(self, pod: str) -> ChainRecord:
         """Grant an epoch to a new incarnation, which has no index."""
         self.head = lineage.grant(self.chain, self.head, pod, "node-1", TIME)
         self.index = None
@@ -94,7 +94,7 @@ class RepositoryFixture:
             options=WriterOptions(threads=threads, random_bytes=self.random),
         )
 
-    def offer(self, fill: Fill, threads: int = 1) -> Offer:
+    def offer(self, fill: Fill, threads: int = 1) -> UploadedCheckpoint:
         """Write a checkpoint without committing it; return its offer."""
         self.attempts += 1
         writer = self.writer(threads)
@@ -108,7 +108,7 @@ class RepositoryFixture:
         self.manifest = writer.manifest
         return offer
 
-    def commit(self, offer: Offer, *, completed: bool = False) -> Head:
+    def commit(self, offer: UploadedCheckpoint, *, completed: bool = False) -> ChainRecord:
         """Commit an offer."""
         self.head = lineage.commit_checkpoint(
             self.repository,
@@ -124,7 +124,7 @@ class RepositoryFixture:
         self.parent = Parent(self.head.record.sequence, offer.name)
         return self.head
 
-    def checkpoint(self, fill: Fill, threads: int = 1) -> Offer:
+    def checkpoint(self, fill: Fill, threads: int = 1) -> UploadedCheckpoint:
         """Write and commit a checkpoint."""
         offer = self.offer(fill, threads)
         self.commit(offer)
@@ -137,7 +137,9 @@ class RepositoryFixture:
         return CheckpointReader(self.repository.store, self.repository.key, found, threads=1)
 
 
-def finish(writer: CheckpointWriter, number: int, parent: Parent | None = None, *, put: bool = True) -> Offer:
+def finish(
+    writer: CheckpointWriter, number: int, parent: Parent | None = None, *, put: bool = True
+) -> UploadedCheckpoint:
     """Finish a writer with fixed values."""
     return writer.finish(
         namespace=NAMESPACE,

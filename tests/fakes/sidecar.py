@@ -212,7 +212,7 @@ class FakeSidecar:
         finally:
             current.ended.set()
 
-    # -- inside --
+    # -- internals --
 
     def _transaction(self, request: str | None) -> str:
         self._numbers += 1

@@ -46,8 +46,8 @@ from savepoint.storage.presigned import PresignedStore
 from savepoint.storage.retry import Retry
 from savepoint_operator.model.views import AgentRef
 from savepoint_sidecar.authority.authority import Blobs
-from savepoint_sidecar.authority.channel import Dialer
 from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, SidecarIdentity
+from savepoint_sidecar.authority.control_connection import Dialer
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Root
 from savepoint_sidecar.restore_container import restore

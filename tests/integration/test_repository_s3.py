@@ -75,7 +75,7 @@ def now_text() -> str:
 
 def write(
     repository: Repository, pod: PresignedStore, epoch: int, parent: Manifest | None, weights: bytes, attempt: str
-) -> tuple[lineage.Offer, Manifest]:
+) -> tuple[lineage.UploadedCheckpoint, Manifest]:
     writer = CheckpointWriter(pod, pod, repository.key, epoch, parent)
     files = {f"d/f{number}": content(f"f{number}", 3000) for number in range(200)}
     stored = {path: writer.store_bytes(data, "Files") for path, data in files.items()}

@@ -1,7 +1,7 @@
-"""The protocol that a sidecar needs: it says who the sidecar is, when to take a checkpoint, and which ones exist.
+"""The interface to the authority: it identifies the sidecar, orders checkpoints and commits them.
 
-Implementations: ``control_client.ControlClient`` asks the operator, ``local.LocalAuthority`` uses a directory store,
-``tests.fakes.authority.FakeAuthority`` is controlled by a test.
+Implementations: ``control_client.ControlClient`` connects to the operator, ``local.LocalAuthority`` uses a directory
+store, ``tests.fakes.authority.FakeAuthority`` is controlled by a test.
 """
 
 from collections.abc import AsyncIterator
@@ -49,7 +49,7 @@ class Authority(Protocol):
         ...
 
     async def welcome(self) -> Welcome:
-        """Return this sidecar's identity and parent checkpoint. Wait for it.
+        """Return this sidecar's identity and parent checkpoint; wait until the authority answers.
 
         Raise Refused or Superseded if this incarnation may not work.
         """

@@ -19,7 +19,7 @@ from savepoint.repository.history.lineage import Pending, pending_bytes
 from savepoint.storage.presigned import PresignedStore
 
 from savepoint_sidecar.authority.authority import Blobs, Order
-from savepoint_sidecar.authority.channel import Backoff, Channel, Dialer
+from savepoint_sidecar.authority.control_connection import Backoff, ControlConnection, Dialer
 from savepoint_sidecar.authority.pending_offers import PendingOffers
 from savepoint_sidecar.authority.reachability import Reachability
 from savepoint_sidecar.authority.url_book import UrlBook
@@ -56,7 +56,7 @@ class ConnectionClock:
 
 
 class ControlClient:
-    """The ``Authority`` that asks the operator. The first ``welcome`` starts it; ``close`` ends it."""
+    """The ``Authority`` over a connection to the operator. The first ``welcome`` starts it; ``close`` ends it."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class ControlClient:
         self._refill = UrlRefill(self._urls, clock.random_bytes)
         self._offers = PendingOffers(self._try_send)
         self._blobs: PresignedStore | None = None
-        self._channel: Channel | None = None
+        self._connection: ControlConnection | None = None
         self._first_welcome: asyncio.Future[wire.Welcome] | None = None
         self._welcome: wire.Welcome | None = None
         self._orders: asyncio.Queue[Order | None] = asyncio.Queue()
@@ -193,8 +193,8 @@ class ControlClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._channel is not None:
-            await self._channel.close()
+        if self._connection is not None:
+            await self._connection.close()
         self._offers.fail_all("this sidecar is stopping")
         if self._blobs is not None:
             self._blobs.close()
@@ -204,17 +204,17 @@ class ControlClient:
     async def _keep_connected(self) -> None:
         while True:
             try:
-                channel = await self._dialer.dial()
+                connection = await self._dialer.dial()
             except Unavailable as error:
                 log.info("%s; dialing again", error)
                 await self._backoff.pause()
                 continue
             heartbeats: asyncio.Task[None] | None = None
             try:
-                await self._handshake(channel)
-                heartbeats = asyncio.ensure_future(self._send_heartbeats(channel))
+                await self._handshake(connection)
+                heartbeats = asyncio.ensure_future(self._send_heartbeats(connection))
                 while True:
-                    self._handle(await channel.receive(SILENT_SECONDS))
+                    self._handle(await connection.receive(SILENT_SECONDS))
             except Refused as error:
                 self._handle_refusal(error)
             except Unavailable as error:
@@ -223,12 +223,12 @@ class ControlClient:
                 self._handle_disconnect()
                 if heartbeats is not None:
                     heartbeats.cancel()
-                await channel.close()
+                await connection.close()
             await self._backoff.pause()
 
-    async def _handshake(self, channel: Channel) -> None:
-        await channel.send(self._hello())
-        answer = await channel.receive(WELCOME_SECONDS)
+    async def _handshake(self, connection: ControlConnection) -> None:
+        await connection.send(self._hello())
+        answer = await connection.receive(WELCOME_SECONDS)
         if isinstance(answer, wire.Stop | wire.Refused):
             raise Refused(answer.message, answer.reason)
         if not isinstance(answer, wire.Welcome):
@@ -240,7 +240,7 @@ class ControlClient:
         is_reconnect = self._welcome is not None
         if self._blobs is None:
             self._blobs = PresignedStore(self._urls, ca_pem=answer.store_ca or None)
-        self._welcome, self._channel = answer, channel
+        self._welcome, self._connection = answer, connection
         self._connected.set()
         self._refill.request()
         if is_reconnect:
@@ -248,9 +248,9 @@ class ControlClient:
         elif self._first_welcome is not None and not self._first_welcome.done():
             self._first_welcome.set_result(answer)
         for result in list(self._unacknowledged_results):
-            await channel.send(result)
+            await connection.send(result)
         for offer in self._offers.offers():
-            await channel.send(offer)
+            await connection.send(offer)
 
     def _hello(self) -> wire.Hello:
         attempts = tuple(wire.AttemptState(attempt, phase) for attempt, phase in self.attempts())
@@ -258,11 +258,11 @@ class ControlClient:
         identity = self._identity
         return wire.Hello("sidecar", wire.PROTOCOL_VERSION, identity.version, identity.node, epoch, attempts)
 
-    async def _send_heartbeats(self, channel: Channel) -> None:
+    async def _send_heartbeats(self, connection: ControlConnection) -> None:
         while True:
             session, detail = self.heartbeat()
             try:
-                await channel.send(wire.Heartbeat(session, detail[:HEARTBEAT_DETAIL_MAX]))
+                await connection.send(wire.Heartbeat(session, detail[:HEARTBEAT_DETAIL_MAX]))
             except Unavailable:
                 return  # the receiving loop meets the same error and redials
             await asyncio.sleep(wire.HEARTBEAT_SECONDS)
@@ -297,7 +297,7 @@ class ControlClient:
             self._orders.put_nowait(wire.Stop(error.code, str(error)))
 
     def _handle_disconnect(self) -> None:
-        self._channel = None
+        self._connection = None
         self._connected.clear()
         self._urls.fail_open_requests()
 
@@ -305,10 +305,10 @@ class ControlClient:
         return self._welcome.epoch if self._welcome is not None and self.connected else None
 
     async def _send(self, message: wire.FromPod) -> None:
-        channel = self._channel
-        if channel is None:
+        connection = self._connection
+        if connection is None:
             raise Unavailable("the operator cannot be reached now")
-        await channel.send(message)
+        await connection.send(message)
 
     async def _try_send(self, message: wire.FromPod) -> None:
         with suppress(Unavailable):

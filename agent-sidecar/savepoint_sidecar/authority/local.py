@@ -25,7 +25,7 @@ from savepoint.contract.control_protocol import (
 from savepoint.contract.vocabulary import Trigger
 from savepoint.errors import SavepointError, Unavailable
 from savepoint.repository.format.canonical import time_text
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.manifest import Pack
 from savepoint.repository.history import lineage
@@ -66,10 +66,10 @@ class LocalClock:
 
 
 class LocalAuthority:
-    """The ``Authority`` of one run of one agent. ``open`` creates it and grants the epoch."""
+    """The ``Authority`` of one incarnation of one agent. ``open`` creates it and grants the epoch."""
 
     def __init__(
-        self, repository: Repository, chain: Chain, head: Head, config: LocalConfig, clock: LocalClock
+        self, repository: Repository, chain: Chain, head: ChainRecord, config: LocalConfig, clock: LocalClock
     ) -> None:
         self._repository, self._chain, self._head = repository, chain, head
         self._config, self._clock = config, clock
@@ -92,7 +92,7 @@ class LocalAuthority:
         incarnation: str,
         node: str,
     ) -> "LocalAuthority":
-        """Claim or check the store, and grant the agent's next epoch to this run. Blocking."""
+        """Claim or check the store, and grant the agent's next epoch to this incarnation. Blocking."""
         open_store(store, OWNER, master)
         now = clock.now()
         repository = Repository.open_or_create(
@@ -195,7 +195,7 @@ class LocalAuthority:
             await asyncio.sleep(pause)
             pause = self._config.interval_seconds
             since = asyncio.get_running_loop().time() - ATTEMPT_SECONDS
-            # While an attempt is in flight further orders would only queue up behind it.
+            # While an attempt is in flight further orders would only wait behind it.
             if all(ordered_at < since for ordered_at in self._in_flight.values()):
                 self._order(Trigger.INTERVAL, "")
 
@@ -205,7 +205,7 @@ class LocalAuthority:
         self._orders.put_nowait(Checkpoint(attempt, trigger, ATTEMPT_SECONDS, request=request))
 
     def _commit(self, offer: Offer) -> CheckpointRef:
-        repository_offer = lineage.Offer(
+        uploaded = lineage.UploadedCheckpoint(
             offer.attempt,
             offer.manifest.name,
             offer.manifest.size,
@@ -220,7 +220,7 @@ class LocalAuthority:
             self._repository,
             self._chain,
             self._head,
-            repository_offer,
+            uploaded,
             epoch=holder.epoch,
             pod_uid=holder.pod_uid,
             time=time_text(self._clock.now()),

@@ -13,7 +13,7 @@ from savepoint.contract import control_protocol as wire
 from savepoint.contract.vocabulary import Reason, RestorePhase
 from savepoint.errors import Refused, Unavailable
 
-from savepoint_sidecar.authority.channel import Backoff, Channel, Dialer
+from savepoint_sidecar.authority.control_connection import Backoff, ControlConnection, Dialer
 from savepoint_sidecar.authority.url_book import UrlBook
 from savepoint_sidecar.authority.url_requests import UrlRequests
 
@@ -40,7 +40,7 @@ class RestoreClient:
     ) -> None:
         self._dialer, self._node, self._version = dialer, node, version
         self._backoff = Backoff(jitter, LONGEST_PAUSE_SECONDS)
-        self._channel: Channel | None = None
+        self._connection: ControlConnection | None = None
         self._open = asyncio.Event()
         """Set once hello was sent on the current connection."""
         self._connected = asyncio.Event()
@@ -101,35 +101,35 @@ class RestoreClient:
                 await self._send(progress)
 
     async def _send(self, message: wire.FromPod) -> None:
-        channel = self._channel
-        if channel is None:
+        connection = self._connection
+        if connection is None:
             raise Unavailable("the operator cannot be reached now")
-        await channel.send(message)
+        await connection.send(message)
 
     async def _keep_connected(self) -> None:
         while True:
             try:
-                channel = await self._dialer.dial()
+                connection = await self._dialer.dial()
             except Unavailable as error:
                 self._set_wait(Reason.UNAVAILABLE, str(error))
                 await self._backoff.pause()
                 continue
             try:
-                await channel.send(wire.Hello("restore", wire.PROTOCOL_VERSION, self._version, self._node))
-                self._channel = channel
+                await connection.send(wire.Hello("restore", wire.PROTOCOL_VERSION, self._version, self._node))
+                self._connection = connection
                 self._open.set()
                 while True:
-                    self._handle(await channel.receive(SILENT_SECONDS))
+                    self._handle(await connection.receive(SILENT_SECONDS))
             except Refused as error:
                 self._handle_refusal(error)
             except Unavailable as error:
                 log.info("%s; dialing again", error)
             finally:
-                self._channel = None
+                self._connection = None
                 self._open.clear()
                 self._connected.clear()
                 self.urls.fail_open_requests()
-                await channel.close()
+                await connection.close()
             await self._backoff.pause()
 
     def _handle(self, message: wire.Message) -> None:

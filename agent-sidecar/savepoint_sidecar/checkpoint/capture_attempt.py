@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from savepoint.contract.control_protocol import Progress, Timing
-from savepoint.contract.vocabulary import Phase
+from savepoint.contract.vocabulary import CheckpointPhase
 from savepoint.errors import DeadlineExceeded, SavepointError, StateUnstable
 
 from savepoint_sidecar.agent_api.quiesce import Transaction
@@ -35,7 +35,7 @@ class CaptureAttempt:
     succeeded: bool = False
     """True once the captured state is committed, left for a later commit, or already stored."""
     defer_after_seconds: float = 5.0
-    phase: Phase = Phase.QUIESCING
+    phase: CheckpointPhase = CheckpointPhase.QUIESCING
     transaction: Transaction | None = None
     start: str = ""
     quiesced: str | None = None
@@ -51,7 +51,7 @@ class CaptureAttempt:
     @property
     def captured(self) -> bool:
         """True once the capture is complete: the agent may continue or exit, and the attempt stays valid."""
-        return self.phase in (Phase.UPLOADING, Phase.COMMITTING)
+        return self.phase in (CheckpointPhase.UPLOADING, CheckpointPhase.COMMITTING)
 
     @property
     def interrupted(self) -> bool:
@@ -86,7 +86,7 @@ class CaptureAttempt:
     def defer(self) -> None:
         """Make the attempt deferrable after it began, and stop waiting for its commit. Call it on the event loop."""
         self.deferrable = True
-        if self.phase == Phase.COMMITTING:
+        if self.phase == CheckpointPhase.COMMITTING:
             self.stop_waiting()
 
     def hold(self, seconds: float | None) -> None:
@@ -121,7 +121,9 @@ class CaptureAttempt:
     def progress(self) -> Progress:
         """Return the progress as a message."""
         total = max(self.planned_bytes, self.done_bytes)
-        percent = 99 if self.phase == Phase.COMMITTING else min(99, self.done_bytes * 100 // total) if total else 0
+        percent = (
+            99 if self.phase == CheckpointPhase.COMMITTING else min(99, self.done_bytes * 100 // total) if total else 0
+        )
         return Progress(self.id, self.phase, percent, self.done_bytes, total)
 
     def timing(self) -> Timing:

@@ -17,7 +17,7 @@ from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import CheckpointRef, Offer, Result, Welcome
 from savepoint.contract.names import ANNOTATION_STATE
-from savepoint.contract.vocabulary import CheckpointOutcome, Consistency, Phase
+from savepoint.contract.vocabulary import CheckpointOutcome, CheckpointPhase, Consistency
 from savepoint.errors import SavepointError, StoreUnavailable, Unavailable
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.format.keys import AgentKey
@@ -37,7 +37,7 @@ from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt, in_thre
 from savepoint_sidecar.checkpoint.failures import resumed_early, to_savepoint_error
 from savepoint_sidecar.checkpoint.offer_message import offer_message
 from savepoint_sidecar.checkpoint.parent_checkpoint import ParentCheckpoint
-from savepoint_sidecar.failpoint import Failpoints, WatchedWriter
+from savepoint_sidecar.failpoint import Failpoints, FailpointWriter
 from savepoint_sidecar.stage.components import sdk_components, store_components
 
 log = logging.getLogger(__name__)
@@ -163,12 +163,12 @@ class Checkpointer:
                     flush, drafts = await self._capture_paused(attempt, session, writer, spool)
                 else:
                     drafts = await in_thread(attempt, lambda: self._read_fuzzy(writer))
-                attempt.phase = Phase.UPLOADING
+                attempt.phase = CheckpointPhase.UPLOADING
                 changed = await in_thread(attempt, lambda: self._store(attempt, writer, flush, drafts, spool))
             if not changed:
                 return CheckpointOutcome.UNCHANGED
             offer = await in_thread(attempt, lambda: self._write_manifest(attempt, writer, flush, session))
-            attempt.phase = Phase.COMMITTING
+            attempt.phase = CheckpointPhase.COMMITTING
             ref = await self._commit(attempt, offer, offer_message(attempt, offer, writer.manifest, flush))
             committed = ref is not None
             self._failpoints.reach("after-commit")
@@ -181,7 +181,9 @@ class Checkpointer:
         self.parent = ParentCheckpoint(ref, writer.manifest)
         return CheckpointOutcome.READY
 
-    async def _commit(self, attempt: CaptureAttempt, offer: lineage.Offer, message: Offer) -> CheckpointRef | None:
+    async def _commit(
+        self, attempt: CaptureAttempt, offer: lineage.UploadedCheckpoint, message: Offer
+    ) -> CheckpointRef | None:
         """Upload the manifest and commit it. Return None if it was left for an authority that cannot be reached."""
         blobs = self._authority.blobs
         try:
@@ -211,11 +213,11 @@ class Checkpointer:
         attempt.transaction = transaction
         session.begin_transaction(transaction)
         session.send(wire.Prepare(transaction.id))
-        attempt.phase = Phase.CAPTURING
+        attempt.phase = CheckpointPhase.CAPTURING
         drafts = await in_thread(attempt, lambda: self._capture.precopy(writer))
         attempt.check()
         self._failpoints.reach("before-quiesce")
-        attempt.phase = Phase.QUIESCING
+        attempt.phase = CheckpointPhase.QUIESCING
         timeout = float(policy.quiesce_timeout_seconds)
         session.send(wire.Quiesce(transaction.id, timeout, transaction.hold_seconds, attempt.trigger))
         flush = await transaction.flush(timeout, session.execution.detail or session.execution.step or "")
@@ -235,7 +237,7 @@ class Checkpointer:
         self, attempt: CaptureAttempt, final: FinalState, writer: CheckpointWriter
     ) -> tuple[wire.Flush | None, list[Draft]]:
         """Pre-copy while the agent ends, then read the files as it left them. Nothing needs to be paused."""
-        attempt.phase = Phase.CAPTURING
+        attempt.phase = CheckpointPhase.CAPTURING
         precopied = await in_thread(attempt, lambda: self._capture.precopy(writer))
         while not final.ended.is_set():
             attempt.check()
@@ -254,7 +256,7 @@ class Checkpointer:
         blobs = self._authority.blobs
         parent = self.parent.manifest if self.parent else None
         return CheckpointWriter(
-            blobs, WatchedWriter(blobs, self._failpoints), self._key, self._welcome.epoch, parent,
+            blobs, FailpointWriter(blobs, self._failpoints), self._key, self._welcome.epoch, parent,
             index=index, options=WriterOptions(progress=progress, random_bytes=self._authority.random_bytes),
         )  # fmt: skip
 
@@ -287,7 +289,7 @@ class Checkpointer:
         writer: CheckpointWriter,
         flush: wire.Flush | None,
         session: ProcessSession | None,
-    ) -> lineage.Offer:
+    ) -> lineage.UploadedCheckpoint:
         self._failpoints.reach("before-manifest")
         connect = session.connect if session is not None else None
         execution = flush.execution if flush is not None else wire.Execution()

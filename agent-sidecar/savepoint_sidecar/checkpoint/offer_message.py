@@ -8,7 +8,9 @@ from savepoint.repository.history import lineage
 from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt
 
 
-def offer_message(attempt: CaptureAttempt, offer: lineage.Offer, manifest: Manifest, flush: wire.Flush | None) -> Offer:
+def offer_message(
+    attempt: CaptureAttempt, offer: lineage.UploadedCheckpoint, manifest: Manifest, flush: wire.Flush | None
+) -> Offer:
     """Return the message for what the writer has stored. ``flush`` is None for an agent without the SDK."""
     execution = flush.execution if flush is not None else wire.Execution()
     return Offer(

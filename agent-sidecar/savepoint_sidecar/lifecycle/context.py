@@ -20,7 +20,7 @@ COMPLETED: Final = "The run is completed: its final checkpoint holds its last st
 
 
 @dataclass
-class RunState:
+class IncarnationState:
     """Progress of the incarnation. Changed on the event loop only."""
 
     stopped: Refused | None = None
@@ -30,7 +30,7 @@ class RunState:
     shutting_down: bool = False
 
     @property
-    def obstacle(self) -> SavepointError | None:
+    def decline_error(self) -> SavepointError | None:
         """The error with which a checkpoint ordered now is declined, or None if it may be taken."""
         if self.stopped is not None:
             return self.stopped
@@ -47,7 +47,7 @@ class IncarnationContext:
     welcome: Welcome
     config: IncarnationConfig
     clock: Clock
-    state: RunState
+    state: IncarnationState
     state_lock: StateLock
     sessions: ProcessSessions
     requests: CheckpointRequests

@@ -11,7 +11,8 @@ from savepoint.contract import agent_protocol as wire
 from savepoint_sidecar.agent_api.process_session import ProcessSession, ProcessSessions
 from savepoint_sidecar.authority.authority import Authority
 
-SILENT_SECONDS: Final = 10.0
+CUT_OFF_SECONDS: Final = 10.0
+"""Silence of the operator and the API server after which this node may be cut off."""
 CHECK_SECONDS: Final = 1.0
 
 
@@ -34,9 +35,9 @@ class Fence:
         """Raise or lower the fence according to how long the authority has been silent."""
         if self._permanent:
             return
-        cut_off = self._authority.silent_seconds > SILENT_SECONDS
+        cut_off = self._authority.silent_seconds > CUT_OFF_SECONDS
         if cut_off and not self._message:
-            self._raise(f"neither the operator nor the cluster's API server has answered for {SILENT_SECONDS:.0f} s")
+            self._raise(f"neither the operator nor the cluster's API server has answered for {CUT_OFF_SECONDS:.0f} s")
         elif not cut_off and self._message:
             self._message = ""
             if self._sessions.live is not None:

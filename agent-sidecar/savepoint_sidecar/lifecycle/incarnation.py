@@ -24,7 +24,7 @@ from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import without_shared
 from savepoint_sidecar.lifecycle.attempts import AttemptRunner
 from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig
-from savepoint_sidecar.lifecycle.context import IncarnationContext, RunState
+from savepoint_sidecar.lifecycle.context import IncarnationContext, IncarnationState
 from savepoint_sidecar.lifecycle.fence import Fence
 from savepoint_sidecar.lifecycle.orders import OrderHandler
 from savepoint_sidecar.lifecycle.recovery import Recovery, restored_message
@@ -67,7 +67,7 @@ class Incarnation:
         self._requests = CheckpointRequests(authority, clock.random_id)
         self._fence = Fence(authority, self.sessions)
         self._tasks = BackgroundTasks()
-        self._state = RunState()
+        self._state = IncarnationState()
         self._welcome: Welcome | None = None
         self._shutdown: Shutdown | None = None
 
@@ -176,11 +176,11 @@ class Incarnation:
         if self._state.completed:
             await self._leave_to_next_run()
         if session.connect.reattach:
-            await self._recovery.is_first_connect()
+            await self._recovery.record_connect()
             return self._connected(session, None, ())
         async with self.state_lock.for_connect():
             await self._recovery.rebase()
-            if await self._recovery.is_first_connect():
+            if await self._recovery.record_connect():
                 assert self._welcome is not None
                 restored_from = self._welcome.parent if self.sessions.connect_count == 1 else None
                 await self._attempts.take_baseline(session)

@@ -68,8 +68,8 @@ class OrderHandler:
         """Take or decline the ordered checkpoint. The authority always gets an answer, before the deadline."""
         context, attempt = self._context, self._attempts.attempt_for(order)
         await self._await_agent()
-        if context.state.obstacle is not None:  # declined now, because the lock may be held for a long time
-            await self._attempts.decline(attempt, context.state.obstacle)
+        if context.state.decline_error is not None:  # declined now, because the lock may be held for a long time
+            await self._attempts.decline(attempt, context.state.decline_error)
             return
         async with context.state_lock.lock:
             try:
@@ -77,8 +77,8 @@ class OrderHandler:
             except SavepointError as error:
                 await self._attempts.decline(attempt, error)
                 return
-            if context.state.obstacle is not None:
-                await self._attempts.decline(attempt, context.state.obstacle)
+            if context.state.decline_error is not None:
+                await self._attempts.decline(attempt, context.state.decline_error)
                 return
             if context.state_lock.agent_is_connecting:
                 attempt.interrupt(Unavailable(RECONNECTED))
@@ -94,7 +94,7 @@ class OrderHandler:
         has_roots = bool(context.config.roots)
         deadline = monotonic() + (RECONNECT_SECONDS if has_roots else FIRST_CONNECT_SECONDS)
         is_expected = context.checkpointer.has_sdk or not has_roots
-        while is_expected and context.sessions.live is None and context.state.obstacle is None:
+        while is_expected and context.sessions.live is None and context.state.decline_error is None:
             if monotonic() >= deadline:
                 return
             await asyncio.sleep(POLL_SECONDS)

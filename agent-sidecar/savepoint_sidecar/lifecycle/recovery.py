@@ -69,7 +69,7 @@ class Recovery:
         self._newer = newer
 
     async def rebase(self) -> None:
-        """Adopt the policy of the latest welcome, and its checkpoint if that is newer than ours."""
+        """Adopt the policy of the latest welcome, and its checkpoint if that is newer than the known one."""
         newer, parent = self._newer, self._checkpointer.parent
         if newer is None:
             return
@@ -83,7 +83,7 @@ class Recovery:
         if self._newer is newer:  # unless another welcome has arrived in the meantime
             self._newer = None
 
-    async def is_first_connect(self) -> bool:
+    async def record_connect(self) -> bool:
         """Record that an agent with the SDK connects. Return True if it is the first in its run.
 
         Nothing can be restored then.

@@ -46,10 +46,10 @@ def root_action(root: Root, marker: Marker | None, welcome: Welcome, *, empty: b
     TargetNotEmpty if the root is a persistent volume with files of unknown origin.
     """
     parent = welcome.parent
-    ours = marker is not None and (marker.namespace, marker.agent) == (welcome.namespace, welcome.agent)
+    is_own = marker is not None and (marker.namespace, marker.agent) == (welcome.namespace, welcome.agent)
     if parent is None or not in_checkpoint:
-        return "restore" if ours and marker is not None and marker.state == "restoring" else "keep"
-    if marker is not None and ours:
+        return "restore" if is_own and marker is not None and marker.state == "restoring" else "keep"
+    if marker is not None and is_own:
         if marker.state == "ready" and marker.sequence >= parent.sequence:
             return "keep"
         return "restore"
@@ -188,7 +188,7 @@ def ready_marker(welcome: Welcome, pod_uid: str, parent: CheckpointRef | None) -
 
 
 def root_error(root: Root, error: OSError) -> SavepointError:
-    """Return our error for a root that this process cannot read or write."""
+    """Return the SavepointError for a root that this process cannot read or write."""
     if isinstance(error, PermissionError):
         uid = os.stat(root.path).st_uid  # noqa: PTH116 - one call
         subject = f"{root.mount_path} belongs to uid {uid} and"

@@ -57,7 +57,7 @@ class PolicyTerms:
 
 @dataclass(frozen=True)
 class AttemptState:
-    """An attempt in flight, repeated after a reconnect. ``stage`` is a vocabulary.Phase."""
+    """An attempt in flight, repeated after a reconnect. ``stage`` is a vocabulary.CheckpointPhase."""
 
     attempt: str
     stage: str

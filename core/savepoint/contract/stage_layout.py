@@ -8,8 +8,8 @@
     restored/index.json   written by the sidecar: what the init container restored, and from which checkpoint
     sidecar/              the sidecar's own files
 
-``savepoint run`` keeps the stage of a laptop's agent inside the store, with two files of its own at the top. Pure
-names and paths: nothing here opens a file, and nothing else spells these names.
+``savepoint run`` keeps the stage of a laptop's agent inside the store, with two files of its own at the top. Names
+and paths only: this module opens no file, and no other module contains these names.
 """
 
 from pathlib import Path
@@ -82,7 +82,7 @@ def private_socket(stage: Path) -> Path:
 
 
 def released_file(stage: Path) -> Path:
-    """Return the file in which ``savepoint run`` records the checkpoint that an orderly end left the files at."""
+    """Return the file in which ``savepoint run`` records, after a clean end, which checkpoint the files match."""
     return sidecar_folder(stage) / "released.json"
 
 

@@ -10,9 +10,9 @@ from savepoint.contract.reasons import Reason
 
 __all__ = [
     "CheckpointOutcome",
+    "CheckpointPhase",
     "ComponentKind",
     "Consistency",
-    "Phase",
     "ProtectionState",
     "Reason",
     "RestoreMode",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-class Phase(StrEnum):
+class CheckpointPhase(StrEnum):
     """The progress of a checkpoint attempt. Also the reason of ``Ready=False`` while the attempt runs."""
 
     QUIESCING = "Quiescing"

@@ -1,4 +1,4 @@
-"""The agent's current activity, for people: open loops, running steps, and since when. It decides nothing."""
+"""The agent's current activity, for people to read: open loops, running steps, and since when. It decides nothing."""
 
 import threading
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Activity:
             detail=", ".join(details),
         )
 
-    def obstacle(self, threads: list[int]) -> str:
+    def describe_threads(self, threads: list[int]) -> str:
         """Return what these threads, or all if the list is empty, are doing: `` (in step 'crawl' for 94 s)``."""
         running = [
             self._describe(calls[-1])

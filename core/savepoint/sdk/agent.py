@@ -412,7 +412,7 @@ class Agent:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- inside --
+    # -- internals --
 
     def _run(self, what: str, outer: Scope, inner: Scope, body: Callable[[], T]) -> T:
         """Run the program's own code in its own scope, and show it as what the agent is doing."""

@@ -25,14 +25,14 @@ from savepoint.sdk.replay_point import ReplayPoint
 from savepoint.sdk.state import State
 
 log: Final = logging.getLogger("savepoint")
-_REPORT_AFTER: Final = 0.9  # of a quiesce's timeout; then the agent reports what it is busy with
+_REPORT_AFTER: Final = 0.9  # share of a quiesce's timeout after which the agent reports what it is busy with
 _ORDER_SECONDS: Final = 1.0  # between SIGTERM and the sidecar's own order
 _LATE_ORDER_SECONDS: Final = 15.0  # the same on a busy node, where the pod's preStop hook runs late
 _FINAL_ORDERS: Final = 4  # orders from before SIGTERM may be flushed or dropped before the final one arrives
 
 
 class AgentSession:
-    """The inside of an Agent."""
+    """The implementation of an Agent."""
 
     def __init__(self, connected: wire.Connected, state: State, *, required: bool) -> None:
         self.connected = connected
@@ -80,9 +80,7 @@ class AgentSession:
             case wire.Quiesce() | wire.Stopping():
                 pending = self.gate.accept(order)
                 if pending is not None and isinstance(order, wire.Quiesce):
-                    self.background.submit(
-                        lambda: self._report_obstacle(pending), order.timeout_seconds * _REPORT_AFTER
-                    )
+                    self.background.submit(lambda: self._report_timeout(pending), order.timeout_seconds * _REPORT_AFTER)
             case wire.Cancelled():
                 self.gate.drop(order.transaction)
                 with self.lock:
@@ -139,7 +137,7 @@ class AgentSession:
         return ReplayPoint(scope.path, number=number) if "[" in scope.path else None
 
     def safe_point(self, at: ReplayPoint | None) -> SavepointError | None:
-        """Handle a safe point at which there is something to do. Returns why a flush failed, if one failed here."""
+        """Handle a safe point at which there is something to do. Returns the error of a flush that failed here."""
         self.raise_if_ended()
         if self.state.replay_point is not None:
             with self.lock:
@@ -227,10 +225,10 @@ class AgentSession:
             link.close()
             self.background.stop()
 
-    # -- inside: flushes --
+    # -- internals: flushes --
 
     def _flush_until_done(self, waiter: Waiter, at: ReplayPoint | None, until: float) -> SavepointError | None:
-        """Serve orders until the waiter has its result. Returns why a flush failed, if one failed here."""
+        """Serve orders until the waiter has its result. Returns the error of a flush that failed here, if any."""
         error = None
         while not waiter.done and monotonic() < until:
             if self.gate.pending is not None:
@@ -271,20 +269,20 @@ class AgentSession:
             self.background.submit(lambda: link.resumed(wire.Resumed("", transaction, pause)))
         return None
 
-    def _report_obstacle(self, pending: PendingOrder) -> None:
+    def _report_timeout(self, pending: PendingOrder) -> None:
         """Drop an order that will not be served in time, and report what the agent is busy with."""
         link, order = self.link, pending.order
         if link is None or not isinstance(order, wire.Quiesce) or self.gate.pending is not pending:
             return
-        obstacle = self.activity.obstacle(self.gate.obstacles())
+        doing = self.activity.describe_threads(self.gate.unparked_threads())
         if self.gate.drop(order.transaction):
             message = (
-                f"agent did not reach a safe point within {order.timeout_seconds:g} s{obstacle}; "
-                f"add agent.safe_point() or raise the timeout"
+                f"agent did not reach a safe point within {order.timeout_seconds:g} s{doing}; "
+                f"add agent.safe_point(), or raise spec.quiesce.timeoutSeconds in the policy"
             )
             link.failed(wire.Failed("", order.transaction, Reason.QUIESCE_TIMEOUT, message))
 
-    # -- inside: the end of the process --
+    # -- internals: the end of the process --
 
     def _flush_before_exit(self, flush: Callable[[PendingOrder], None]) -> None:
         """Flush after SIGTERM until an order for the final checkpoint is served.

@@ -1,7 +1,7 @@
 """The adapter to the sidecar: HTTP/1.1 with JSON over a Unix socket, with the standard library only.
 
-It makes the protocol's calls and translates failures into our errors; the session decides when to call what. Each call
-opens a connection of its own.
+It makes the protocol's calls and translates failures into SavepointErrors; the session decides when to call what. Each
+call opens a connection of its own.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """``savepoint.connect()``: from the environment to a connected agent. No other module reads the environment.
 
-It allows one session per process, handles forks, and keeps the stream of orders open, because the sidecar takes its end
-for the end of the process. After a restart of the sidecar it reconnects without touching any state.
+It allows one session per process, handles forks, and keeps the stream of orders open, because its end
+tells the sidecar that the process has ended. After a restart of the sidecar it reconnects without touching any state.
 """
 
 import logging
@@ -123,7 +123,7 @@ class _AttachedSession:
                 if self._closed:
                     return
             lost = Unavailable(
-                "lost connection to the sidecar; the agent continues without checkpoints until it is back"
+                "lost connection to the sidecar; the agent continues without checkpoints until the sidecar returns"
             )
             log.warning("%s", lost)
             self.session.on_sidecar_lost(lost)

@@ -132,7 +132,7 @@ class EffectCall:
             try:
                 return self._begin(session)
             except BaseException:
-                self._give_ordinal_back()
+                self._give_back_ordinal()
                 raise
 
     def _begin(self, session: AgentSession) -> Operation:
@@ -164,14 +164,14 @@ class EffectCall:
 
     @property
     def segment(self) -> str:
-        """The path segment of the scope in which the body runs, apart from the names around the effect."""
+        """The path segment of the scope in which the body runs. No loop, step or scope has the same segment."""
         return f"{numbered(self.name, '!')}{self.label.translate(SEGMENT_ESCAPES)}"
 
     def fail(self, session: AgentSession, operation: Operation) -> None:
         """Handle an exception from the body: the effect is uncertain, unless the body said that nothing was sent."""
         with session.lock:
             session.state.ledger.running.discard(operation.id)
-            self._give_ordinal_back()
+            self._give_back_ordinal()
             if not operation.sent:
                 session.state.record_open(operation.id)
 
@@ -198,7 +198,7 @@ class EffectCall:
                     )
                     session.state.ledger.confirm(operation.id, text)
 
-    def _give_ordinal_back(self) -> None:
+    def _give_back_ordinal(self) -> None:
         if self.ordinal is not None:
             self.scope.ordinals.give_back(f"effect {self.name}", self.ordinal)
 

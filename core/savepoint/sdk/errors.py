@@ -1,4 +1,4 @@
-"""The errors an agent's developer meets, as leaves of ``savepoint.SavepointError``. Standard library only.
+"""The errors that the SDK raises to an agent's program. Standard library only.
 
 The classes hold no texts: each error is raised with what happened, to which object, and what to do next.
 
@@ -33,7 +33,7 @@ class NotEncodable(SavepointError):
     """A value cannot be saved.
 
     Attributes:
-        path: Where the value is, for example ``notes.notes[3].owner``.
+        path: Position of the value, for example ``notes.notes[3].owner``.
     """
 
     reason = Reason.NOT_ENCODABLE
@@ -70,7 +70,7 @@ class SessionInUse(SavepointError):
 
 
 class RestoreFailed(SavepointError):
-    """The state could not be restored, or differs in type from what the program asks for."""
+    """The state could not be restored, or its type differs from the one that the program expects."""
 
     reason = Reason.RESTORE_FAILED
 

@@ -1,4 +1,4 @@
-"""The meeting point of threads: an order arrives, threads park at safe points, one of them flushes, all continue.
+"""Coordination of an agent's threads: an order arrives, they park at safe points, one of them flushes, all continue.
 
 The gate knows which threads are parked, which are inside ``critical()`` and which iterations are open; the caller
 decides what a flush contains and how it is sent. The lock of its condition is the agent's only lock.
@@ -6,7 +6,7 @@ decides what a flush contains and how it is sent. The lock of its condition is t
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
 from typing import Final, Protocol
@@ -30,7 +30,7 @@ class RunningLoop(Protocol):
 
 @dataclass
 class PendingOrder:
-    """An order to flush, and the time after which it is void."""
+    """An order to flush, and the time after which it is dropped."""
 
     order: Quiesce | Stopping
     deadline: float  # monotonic
@@ -49,7 +49,7 @@ class Waiter:
     """A thread that waits for the result of the checkpoint it requested."""
 
     result: Result | None = None
-    error: SavepointError | None = field(default=None)
+    error: SavepointError | None = None
 
     @property
     def done(self) -> bool:
@@ -58,7 +58,7 @@ class Waiter:
 
 
 class Gate:
-    """The meeting point of one agent's threads."""
+    """Parks the threads of one agent at safe points, so that one of them can flush."""
 
     def __init__(self, loops: Callable[[], Iterable[RunningLoop]]) -> None:
         self.condition = threading.Condition(threading.RLock())
@@ -225,12 +225,12 @@ class Gate:
                 loop.thread == thread for loop in self._loops() if loop.iteration is not None
             )
 
-    def obstacles(self) -> list[int]:
+    def unparked_threads(self) -> list[int]:
         """Return the threads that a flush has to wait for."""
         with self.condition:
             return self._unparked_threads()
 
-    # -- inside; the lock is held --
+    # -- internals; the lock is held --
 
     def _all_parked(self) -> bool:
         return not self._unparked_threads()

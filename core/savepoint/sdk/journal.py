@@ -40,10 +40,13 @@ class Journal(Protocol):
         """
 
     def rotate(self) -> int:
-        """Return the number that a checkpoint taken now must name: the file for all records appended from now on."""
+        """Start a new file, unless the current one has no records, and return the number of the current file.
 
-    def forget(self, below: int) -> None:
-        """Delete the files numbered less than ``below``, because a checkpoint that names it is committed."""
+        A checkpoint taken now names this number: its journal consists of all records appended from now on.
+        """
+
+    def delete_below(self, number: int) -> None:
+        """Delete the files with lower numbers, because a checkpoint that names ``number`` is committed."""
 
     def close(self) -> None:
         """Close the file."""
@@ -61,7 +64,7 @@ class NoJournal:
     def rotate(self) -> int:
         return 0
 
-    def forget(self, below: int) -> None:
+    def delete_below(self, number: int) -> None:
         pass
 
     def close(self) -> None:
@@ -77,7 +80,7 @@ class FileJournal:
         self._number = 0
         self._descriptor = -1
         self._end = 0
-        self._directory_synced = False  # whether the file's name is known to be on disk
+        self._directory_synced = False  # True if the file's directory entry is known to be on disk
 
     def replay(self, number: int) -> Iterator[dict[str, Any]]:
         """See Journal. Files that do not follow ``number`` without a gap are removed."""
@@ -123,10 +126,10 @@ class FileJournal:
             os.close(previous)
         return self._number
 
-    def forget(self, below: int) -> None:
-        for number in self._numbers():
-            if number < below and number != self._number:
-                self._path(number).unlink(missing_ok=True)
+    def delete_below(self, number: int) -> None:
+        for found in self._numbers():
+            if found < number and found != self._number:
+                self._path(found).unlink(missing_ok=True)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -192,7 +195,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _journal_error(error: OSError, path: Path) -> StageFull | Unavailable:
-    """Return our error for a failed call on a journal file."""
+    """Return the SavepointError for a failed call on a journal file."""
     if error.errno in DISK_FULL_ERRNOS:
         return StageFull(f"no room for the journal {path.name}: make the stage volume larger")
     return Unavailable(f"journal {path.name}: {error.strerror}")

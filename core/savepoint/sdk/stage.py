@@ -96,7 +96,7 @@ def open_stage(root: str | None) -> Stage:
 
 
 def stage_error(error: OSError, path: Path) -> SavepointError:
-    """Return our error for a failed call on a stage file."""
+    """Return the SavepointError for a failed call on a stage file."""
     if error.errno in DISK_FULL_ERRNOS:
         return StageFull(f"the stage volume has no room for {path.name}: make it larger; the agent continues")
     return Unavailable(f"stage file {path.name}: {error.strerror}")

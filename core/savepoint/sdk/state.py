@@ -210,7 +210,7 @@ class State:
             if ended.folder is not None and self.stage is not None:
                 self.stage.remove(ended.folder)
             if committed:
-                self.journal.forget(ended.journal)
+                self.journal.delete_below(ended.journal)
 
     def release_all(self) -> None:
         """Free every transaction, because the sidecar that knew them has ended."""
@@ -219,7 +219,7 @@ class State:
         for tensors in self.tensors.values():
             tensors.release(None)
 
-    # -- inside --
+    # -- internals --
 
     def _document_values(self) -> list[Value]:
         values = list(self._unclaimed_documents.values())

@@ -40,7 +40,7 @@ class UrlSource(Protocol):
         ...
 
     def forget(self, key: str) -> None:
-        """Stop supplying the current URL of this object: the store has rejected it."""
+        """Discard the current URL of this object, because the store has rejected it."""
         ...
 
 

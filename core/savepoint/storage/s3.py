@@ -1,7 +1,7 @@
 """A bucket as a store, for processes that hold its credentials. The only module that uses minio.
 
-Conditional writes go through a presigned URL of our own, because minio drops ``If-None-Match``. This module does not
-retry (``wrapper.Retrying`` does) and does not follow redirects.
+Conditional writes go through a URL that ``signature`` presigns, because minio drops ``If-None-Match``. This module does
+not retry (``wrapper.Retrying`` does) and does not follow redirects.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -15,8 +15,8 @@ Client = client.ApiClient
 
 
 @dataclass(frozen=True)
-class Connection:
-    """Parameters with which another client connects as this process does; ``token`` is the current one."""
+class ConnectionParameters:
+    """Parameters with which kopf's client connects as this process does; ``token`` is the current one."""
 
     server: str
     ca_path: str | None
@@ -66,12 +66,12 @@ class Access:
         """Return a new client; the caller closes it."""
         return Client(self.configuration)
 
-    async def connection(self) -> Connection:
+    async def connection_parameters(self) -> ConnectionParameters:
         """Return what kopf needs to connect, with the current token."""
         configuration = self.configuration
         header = await configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         token = None if header is None else header.partition(" ")[2] or header
-        return Connection(
+        return ConnectionParameters(
             server=configuration.host,
             ca_path=configuration.ssl_ca_cert,
             certificate_path=configuration.cert_file,

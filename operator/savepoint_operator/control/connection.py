@@ -1,6 +1,6 @@
 """One WebSocket to a pod, as protocol messages: bounded in message size and in the time that a send may take.
 
-It knows nothing of roles. Only its reader task receives; any task may send.
+It does not distinguish roles. Only its reader task receives; any task may send.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class CloseCode(IntEnum):
     NOT_LEADING = 4503
 
 
-class Closing(Exception):
+class CloseConnection(Exception):
     """Closes the connection with a code. Used by sessions only; not one of the project's errors."""
 
     def __init__(self, code: CloseCode, text: str) -> None:
@@ -65,7 +65,7 @@ class Connection:
     async def receive(self, seconds: float) -> FromPod | None:
         """Return the next message, or None once the connection has ended. A pod over its rate limit is read later.
 
-        Raises Closing if no message arrives in time or if it is malformed.
+        Raises CloseConnection if no message arrives in time or if it is malformed.
         """
         if self.rate_limit is not None and self.received_bytes:
             debt_seconds = self.rate_limit.spend(self.received_bytes + MESSAGE_OVERHEAD_BYTES)
@@ -75,16 +75,16 @@ class Connection:
             async with asyncio.timeout(seconds):
                 frame = await self._socket.receive()
         except TimeoutError as error:
-            raise Closing(CloseCode.SLOW, f"no message for {seconds:.0f} s") from error
+            raise CloseConnection(CloseCode.SLOW, f"no message for {seconds:.0f} s") from error
         if frame.type is not WSMsgType.TEXT:
             return None
         self.received_bytes = len(frame.data)
         try:
             message: Message = decode(frame.data)
         except ProtocolError as error:
-            raise Closing(CloseCode.VERSION, str(error)) from error
+            raise CloseConnection(CloseCode.VERSION, str(error)) from error
         if not isinstance(message, FromPod):
-            raise Closing(CloseCode.VERSION, "only the operator sends this message")
+            raise CloseConnection(CloseCode.VERSION, "only the operator sends this message")
         return sanitized(message)
 
     async def messages(self, seconds: float) -> AsyncIterator[FromPod]:

@@ -8,14 +8,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from savepoint.contract.control_protocol import Checkpoint, Committed, Offer, Refused, Result
-from savepoint.contract.vocabulary import CheckpointOutcome, Phase, Reason
+from savepoint.contract.vocabulary import CheckpointOutcome, CheckpointPhase, Reason
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 
-from savepoint_operator.control.agent_channel import AgentChannel, SidecarConnection
+from savepoint_operator.control.agent_control_state import AgentControlState, SidecarConnection
 from savepoint_operator.control.rate_limit import ATTEMPTS_PER_SECOND, BURST_ATTEMPTS, RateLimit
-from savepoint_operator.lineage.epoch_lease import EpochLease
+from savepoint_operator.lineage.held_epoch import HeldEpoch
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.model.ports import Recorder
 from savepoint_operator.model.views import AgentRef, PodIdentity, SessionView
@@ -42,7 +42,7 @@ class Registry:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._lineage, self._recorder, self._monotonic, self._sleep = lineage, recorder, monotonic, sleep
-        self._channels: dict[AgentRef, AgentChannel] = {}
+        self._states: dict[AgentRef, AgentControlState] = {}
         self._stops: set[asyncio.Task[None]] = set()
         self._stopping = False
 
@@ -50,10 +50,10 @@ class Registry:
 
     def session(self, agent: AgentRef) -> SessionView | None:
         """Return the live sidecar session of the agent, if any."""
-        channel = self._channels.get(agent)
-        if channel is None or channel.sidecar is None:
+        state = self._states.get(agent)
+        if state is None or state.sidecar is None:
             return None
-        return channel.sidecar.view(channel.attempt.id if channel.attempt else None)
+        return state.sidecar.view(state.attempt.id if state.attempt else None)
 
     async def checkpoint(
         self, agent: AgentRef, attempt: str, trigger: str, deadline_seconds: int, after: str = "Resume"
@@ -61,32 +61,32 @@ class Registry:
         """Order a checkpoint; see ``Orders``."""
         await self.order(agent, Checkpoint(attempt, trigger, deadline_seconds, after))
 
-    async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
+    async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> ChainRecord:
         """Append a rollback record and stop the session, which may commit nothing after it."""
         head = await self._lineage.rollback(agent, attempt, to_sequence, store)
         message = f"Agent {agent} was rolled back or reset; its next pod starts from the chosen state."
-        channel = self._channel(agent)
-        if channel.attempt is not None and channel.attempt.id not in channel.commits:
-            await self.fail(agent, _failed(channel.attempt.id, Reason.ROLLED_BACK, message))
-        self._stop(channel, Reason.ROLLED_BACK, message)
+        state = self._state(agent)
+        if state.attempt is not None and state.attempt.id not in state.commits:
+            await self.fail(agent, _failed(state.attempt.id, Reason.ROLLED_BACK, message))
+        self._stop(state, Reason.ROLLED_BACK, message)
         return head
 
-    async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
+    async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> ChainRecord | None:
         """End the run of a pod that exited with 0. Raises Unavailable while a checkpoint of it is being committed."""
-        if self._channel(agent).commits:
+        if self._state(agent).commits:
             raise Unavailable(f"a checkpoint of agent {agent} is being committed; its run is ended afterwards")
         return await self._lineage.end_run(agent, pod_uid, store)
 
     async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> int:
         """Collect garbage. Raises Refused with code AttemptInFlight during a checkpoint or restore."""
-        channel = self._channel(agent)
-        if channel.attempt is not None or channel.commits or channel.restoring:
+        state = self._state(agent)
+        if state.attempt is not None or state.commits or state.restoring:
             raise RefusedError(
                 f"a checkpoint or restore of agent {agent} is in progress; collect later", Reason.ATTEMPT_IN_FLIGHT
             )
         return await self._lineage.collect(agent, store, keep_sequences)
 
-    async def head(self, agent: AgentRef, store: str) -> Head | None:
+    async def head(self, agent: AgentRef, store: str) -> ChainRecord | None:
         """Return the newest record, read from the store."""
         return await self._lineage.head(agent, store)
 
@@ -94,56 +94,58 @@ class Registry:
 
     def attach(self, agent: AgentRef, session: SidecarConnection) -> None:
         """Make this the agent's session. An older one of the same pod has been closed by then."""
-        channel = self._channel(agent)
-        channel.sidecar = session
-        if self._monotonic() < channel.handover_until:
-            channel.handover_until = self._monotonic() + JOINED_SECONDS
+        state = self._state(agent)
+        state.sidecar = session
+        if self._monotonic() < state.handover_until:
+            state.handover_until = self._monotonic() + JOINED_SECONDS
 
     def detach(self, agent: AgentRef, session: SidecarConnection) -> bool:
         """Remove an ended session; return whether it was the agent's. Its attempt continues until its deadline."""
-        channel = self._channel(agent)
-        if channel.sidecar is not session:
+        state = self._state(agent)
+        if state.sidecar is not session:
             return False
-        channel.sidecar = None
+        state.sidecar = None
         return True
 
     def restoring(self, agent: AgentRef, session: object) -> None:
         """Note that the pod of this session was granted an epoch and restores now."""
-        self._channel(agent).restoring.add(session)
+        self._state(agent).restoring.add(session)
 
     def restored(self, agent: AgentRef, session: object) -> None:
         """Note that the restore or its connection has ended. Of two sessions of one pod the older one is half-open."""
-        channel = self._channel(agent)
-        if session in channel.restoring:
-            channel.restoring.remove(session)
+        state = self._state(agent)
+        if session in state.restoring:
+            state.restoring.remove(session)
             self.expect_successor(agent)
 
     def expect_successor(self, agent: AgentRef) -> None:
         """Note that the agent is moving from one pod to the next, so that its next message may come soon."""
-        self._channel(agent).handover_until = self._monotonic() + SUCCESSOR_SECONDS
+        self._state(agent).handover_until = self._monotonic() + SUCCESSOR_SECONDS
 
-    async def set_holder(self, lease: EpochLease) -> None:
+    async def set_holder(self, held_epoch: HeldEpoch) -> None:
         """Note that this pod holds the newest epoch, and end the session and the attempt of an earlier holder."""
-        agent, channel = lease.agent, self._channel(lease.agent)
-        replaced = channel.holder not in (None, (lease.pod.uid, lease.epoch))
-        channel.holder = (lease.pod.uid, lease.epoch)
-        message = f"Pod {lease.pod.name} now holds epoch {lease.epoch} of agent {agent}; only this pod may commit."
+        agent, state = held_epoch.agent, self._state(held_epoch.agent)
+        replaced = state.holder not in (None, (held_epoch.pod.uid, held_epoch.epoch))
+        state.holder = (held_epoch.pod.uid, held_epoch.epoch)
+        message = (
+            f"Pod {held_epoch.pod.name} now holds epoch {held_epoch.epoch} of agent {agent}; only this pod may commit."
+        )
         if replaced:
-            self._stop(channel, Superseded.reason, message)
-        attempt = channel.attempt
-        if attempt is None or attempt.id in channel.commits:
+            self._stop(state, Superseded.reason, message)
+        attempt = state.attempt
+        if attempt is None or attempt.id in state.commits:
             return
         try:
-            committed = await self._lineage.has_committed(lease, attempt.id)  # adopted from a pending object
+            committed = await self._lineage.has_committed(held_epoch, attempt.id)  # from a pending object
         except (StoreUnavailable, Unavailable):
             return  # its deadline fails it
         if committed:
-            channel.end(attempt.id, "")
+            state.end(attempt.id, "")
         elif replaced:
             await self.fail(agent, _failed(attempt.id, Reason.SOURCE_POD_REPLACED, message))
 
-    def _stop(self, channel: AgentChannel, reason: str, message: str) -> None:
-        sidecar, channel.sidecar = channel.sidecar, None
+    def _stop(self, state: AgentControlState, reason: str, message: str) -> None:
+        sidecar, state.sidecar = state.sidecar, None
         if sidecar is not None:  # in the background, since a peer that no longer reads must not delay its successor
             task = asyncio.ensure_future(sidecar.stop(reason, message))
             self._stops.add(task)
@@ -153,92 +155,92 @@ class Registry:
 
     def attempt(self, agent: AgentRef) -> InFlight | None:
         """Return the attempt in flight, if any."""
-        return self._channel(agent).attempt
+        return self._state(agent).attempt
 
     def has_ended(self, agent: AgentRef, attempt: str) -> bool:
         """Return whether the attempt is known to have ended."""
-        return attempt in self._channel(agent).ended
+        return attempt in self._state(agent).ended
 
     async def order(self, agent: AgentRef, message: Checkpoint) -> bool:
         """Begin an attempt and send its order; return False, without sending, if the attempt is known already."""
-        channel = self._channel(agent)
-        action = order_action(channel.attempt, message.attempt in channel.ended, message.attempt)
+        state = self._state(agent)
+        action = order_action(state.attempt, message.attempt in state.ended, message.attempt)
         if action is OrderAction.KNOWN:
             return False
-        if action is OrderAction.BUSY and channel.attempt is not None:
+        if action is OrderAction.BUSY and state.attempt is not None:
             raise RefusedError(
-                f"a checkpoint of agent {agent} is in progress ({channel.attempt.trigger or 'restated'}, "
-                f"{channel.attempt.phase}); only one runs at a time: request again when it has ended",
+                f"a checkpoint of agent {agent} is in progress ({state.attempt.trigger or 'restated'}, "
+                f"{state.attempt.phase}); only one runs at a time: request again when it has ended",
                 Reason.ATTEMPT_IN_FLIGHT,
             )
-        if channel.sidecar is None or (self._stopping and message.trigger in DEFERRABLE):
+        if state.sidecar is None or (self._stopping and message.trigger in DEFERRABLE):
             raise Unavailable(f"the sidecar of agent {agent} is not connected; the checkpoint can be taken once it is")
         deadline = self._monotonic() + message.deadline_seconds
         self.track(agent, InFlight(message.attempt, message.trigger, deadline, message.after))
         try:
-            await channel.sidecar.order(message)
+            await state.sidecar.order(message)
         except Unavailable:
-            channel.clear(message.attempt)
+            state.clear(message.attempt)
             raise
         return True
 
     def track(self, agent: AgentRef, attempt: InFlight) -> None:
         """Track the attempt as in flight, and fail it at its deadline."""
-        channel = self._channel(agent)
-        channel.attempt = attempt
-        if channel.deadline_task is not None:
-            channel.deadline_task.cancel()
-        channel.deadline_task = asyncio.ensure_future(self._expire(agent, attempt))
+        state = self._state(agent)
+        state.attempt = attempt
+        if state.deadline_task is not None:
+            state.deadline_task.cancel()
+        state.deadline_task = asyncio.ensure_future(self._expire(agent, attempt))
 
     def set_phase(self, agent: AgentRef, attempt: str, phase: str) -> bool:
         """Set the phase of the attempt; return False if it is not the one in flight."""
-        channel = self._channel(agent)
-        if channel.attempt is None or channel.attempt.id != attempt:
+        state = self._state(agent)
+        if state.attempt is None or state.attempt.id != attempt:
             return False
-        channel.attempt = channel.attempt.in_phase(phase)
+        state.attempt = state.attempt.in_phase(phase)
         return True
 
-    async def result(self, lease: EpochLease, result: Result) -> None:
+    async def result(self, held_epoch: HeldEpoch, result: Result) -> None:
         """End the attempt as the sidecar reports. It may have been committed without the sidecar learning of it."""
-        agent, channel = lease.agent, self._channel(lease.agent)
-        if result.attempt in channel.ended or result.attempt in channel.commits:
+        agent, state = held_epoch.agent, self._state(held_epoch.agent)
+        if result.attempt in state.ended or result.attempt in state.commits:
             return
-        if not channel.knows(result.attempt) and not self.may_begin_attempt(agent):
+        if not state.knows(result.attempt) and not self.may_begin_attempt(agent):
             return
         if result.outcome == CheckpointOutcome.UNCHANGED:
-            channel.end(result.attempt, CheckpointOutcome.UNCHANGED)
-            await self._recorder.unchanged(agent, result, await self._lineage.head(agent, lease.store.name))
-        elif await self._was_committed(lease, result.attempt):
-            channel.end(result.attempt, "")
+            state.end(result.attempt, CheckpointOutcome.UNCHANGED)
+            await self._recorder.unchanged(agent, result, await self._lineage.head(agent, held_epoch.store.name))
+        elif await self._was_committed(held_epoch, result.attempt):
+            state.end(result.attempt, "")
         else:
             await self.fail(agent, result)
 
     async def fail(self, agent: AgentRef, result: Result) -> None:
         """Fail the attempt and record it, once."""
-        channel = self._channel(agent)
-        if result.attempt not in channel.ended:
-            channel.end(result.attempt, result.reason or CheckpointOutcome.FAILED)
+        state = self._state(agent)
+        if result.attempt not in state.ended:
+            state.end(result.attempt, result.reason or CheckpointOutcome.FAILED)
             await self._recorder.failed(agent, result)
 
-    async def commit(self, lease: EpochLease, offer: Offer) -> Committed | Refused:
+    async def commit(self, held_epoch: HeldEpoch, offer: Offer) -> Committed | Refused:
         """Commit an offer and return the answer. The commit outlives the connection; a repeated offer joins it."""
-        channel = self._channel(lease.agent)
-        task = channel.commits.get(offer.attempt)
-        if not channel.knows(offer.attempt) and not self.may_begin_attempt(lease.agent):
+        state = self._state(held_epoch.agent)
+        task = state.commits.get(offer.attempt)
+        if not state.knows(offer.attempt) and not self.may_begin_attempt(held_epoch.agent):
             text = "This pod offers more than one attempt of its own per second. Offer it again later."
             return Refused(Reason.REFUSED, text, attempt=offer.attempt)
         if task is None:
-            task = asyncio.ensure_future(self._commit(channel, lease, offer))
-            channel.commits[offer.attempt] = task
-            task.add_done_callback(lambda _: channel.commits.pop(offer.attempt, None))
+            task = asyncio.ensure_future(self._commit(state, held_epoch, offer))
+            state.commits[offer.attempt] = task
+            task.add_done_callback(lambda _: state.commits.pop(offer.attempt, None))
         return await asyncio.shield(task)
 
     def may_begin_attempt(self, agent: AgentRef) -> bool:
         """Return whether the agent's pod may begin one more attempt on its own; each may become an object."""
-        channel = self._channel(agent)
-        if channel.attempt_limit is None:
-            channel.attempt_limit = RateLimit(self._monotonic, BURST_ATTEMPTS, ATTEMPTS_PER_SECOND)
-        return channel.attempt_limit.take()
+        state = self._state(agent)
+        if state.attempt_limit is None:
+            state.attempt_limit = RateLimit(self._monotonic, BURST_ATTEMPTS, ATTEMPTS_PER_SECOND)
+        return state.attempt_limit.take()
 
     # -- the end of leadership ------------------------------------------------------------------------------------
 
@@ -250,85 +252,83 @@ class Registry:
     def has_urgent_work(self) -> bool:
         """True while a commit, or an attempt of a pod that is about to end, is in progress."""
         return any(
-            channel.commits
-            or (channel.sidecar is not None and channel.attempt is not None and channel.attempt.trigger in URGENT)
-            for channel in self._channels.values()
+            state.commits
+            or (state.sidecar is not None and state.attempt is not None and state.attempt.trigger in URGENT)
+            for state in self._states.values()
         )
 
     def in_handover(self) -> set[AgentRef]:
         """Return the agents that are moving from one pod to the next: until the new sidecar has what it needs."""
         now = self._monotonic()
-        return {agent for agent, channel in self._channels.items() if channel.restoring or now < channel.handover_until}
+        return {agent for agent, state in self._states.items() if state.restoring or now < state.handover_until}
 
     def connected_pods(self) -> list[tuple[AgentRef, PodIdentity]]:
         """Return the agent and pod of every live session."""
-        sessions = [
-            (agent, channel.sidecar) for agent, channel in self._channels.items() if channel.sidecar is not None
-        ]
+        sessions = [(agent, state.sidecar) for agent, state in self._states.items() if state.sidecar is not None]
         return [(agent, session.view(None).pod) for agent, session in sessions]
 
     async def close(self) -> None:
         """Cancel all tasks and forget all state; the sidecars restate it to the next leader."""
         tasks: list[asyncio.Task[None] | asyncio.Task[Committed | Refused]] = [*self._stops]
-        for channel in self._channels.values():
-            tasks += [*channel.commits.values(), *([channel.deadline_task] if channel.deadline_task else [])]
+        for state in self._states.values():
+            tasks += [*state.commits.values(), *([state.deadline_task] if state.deadline_task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._channels.clear()
+        self._states.clear()
 
     # -- internals ---------------------------------------------------------------------------------------------------
 
-    async def _was_committed(self, lease: EpochLease, attempt: str) -> bool:
+    async def _was_committed(self, held_epoch: HeldEpoch, attempt: str) -> bool:
         """Return whether the attempt was committed; False if the store fails: the chain is checked again later."""
         try:
-            return await self._lineage.has_committed(lease, attempt)
+            return await self._lineage.has_committed(held_epoch, attempt)
         except SavepointError:
             return False
 
-    def _channel(self, agent: AgentRef) -> AgentChannel:
-        return self._channels.setdefault(agent, AgentChannel())
+    def _state(self, agent: AgentRef) -> AgentControlState:
+        return self._states.setdefault(agent, AgentControlState())
 
-    async def _commit(self, channel: AgentChannel, lease: EpochLease, offer: Offer) -> Committed | Refused:
-        ended = channel.ended.get(offer.attempt)
+    async def _commit(self, state: AgentControlState, held_epoch: HeldEpoch, offer: Offer) -> Committed | Refused:
+        ended = state.ended.get(offer.attempt)
         if ended == Reason.DEADLINE_EXCEEDED:
             return Refused(
                 ended, "The attempt was abandoned at its deadline; nothing of it was committed.", attempt=offer.attempt
             )
         deadline = self._monotonic() + COMMIT_SECONDS
-        if channel.attempt is not None and channel.attempt.id == offer.attempt:
-            deadline = max(deadline, channel.attempt.deadline)
-            channel.attempt = channel.attempt.in_phase(Phase.COMMITTING)
+        if state.attempt is not None and state.attempt.id == offer.attempt:
+            deadline = max(deadline, state.attempt.deadline)
+            state.attempt = state.attempt.in_phase(CheckpointPhase.COMMITTING)
         try:
-            committed = await self._persist(lease, offer, deadline)
+            committed = await self._persist(held_epoch, offer, deadline)
         except SavepointError as error:
             result = _failed(offer.attempt, error.reason, str(error))
-            await self.fail(lease.agent, result)
+            await self.fail(held_epoch.agent, result)
             return Refused(result.reason, result.message, attempt=offer.attempt)
-        channel.end(offer.attempt, "")
+        state.end(offer.attempt, "")
         return committed
 
-    async def _persist(self, lease: EpochLease, offer: Offer, deadline: float) -> Committed:
+    async def _persist(self, held_epoch: HeldEpoch, offer: Offer, deadline: float) -> Committed:
         pause = RETRY_SECONDS
         while True:
             try:
-                return Committed(offer.attempt, await self._lineage.commit(lease, offer))
+                return Committed(offer.attempt, await self._lineage.commit(held_epoch, offer))
             except (StoreUnavailable, Unavailable) as error:
                 if self._monotonic() + pause > deadline:
                     raise
-                await self._recorder.delayed(lease.agent, offer.attempt, str(error))
+                await self._recorder.delayed(held_epoch.agent, offer.attempt, str(error))
             await self._sleep(pause)
             pause = min(pause * 2, MAX_RETRY_SECONDS)
 
     async def _expire(self, agent: AgentRef, attempt: InFlight) -> None:
         await self._sleep(attempt.expires_in(self._monotonic()))
-        channel = self._channel(agent)
-        channel.deadline_task = None
-        if channel.attempt is None or channel.attempt.id != attempt.id or attempt.id in channel.commits:
+        state = self._state(agent)
+        state.deadline_task = None
+        if state.attempt is None or state.attempt.id != attempt.id or attempt.id in state.commits:
             return  # a commit in progress ends the attempt itself, within its own deadline
-        state = "is connected but has not ended it" if channel.sidecar else "has not reconnected"
-        phase = channel.attempt.phase
-        message = f"The sidecar of agent {agent} {state} (last phase: {phase}); earlier checkpoints are kept."
+        connection = "is connected but has not ended it" if state.sidecar else "has not reconnected"
+        phase = state.attempt.phase
+        message = f"The sidecar of agent {agent} {connection} (last phase: {phase}); earlier checkpoints are kept."
         await self.fail(agent, _failed(attempt.id, Reason.DEADLINE_EXCEEDED, message))
 
 

@@ -1,4 +1,4 @@
-"""The init container's side of the channel: it waits for an epoch, learns what to restore, and reports the outcome.
+"""The operator's side of an init container's connection: wait for an epoch, grant it, answer URLs, record the outcome.
 
 It decides nothing: ``lineage`` grants. Transient faults become ``wait``; only what waiting cannot fix is ``refused``.
 """
@@ -10,10 +10,10 @@ from savepoint.contract.control_protocol import Ack, Grant, Heartbeat, NeedUrls,
 from savepoint.contract.vocabulary import Reason
 from savepoint.errors import SavepointError, Superseded
 
-from savepoint_operator.control.connection import TRANSIENT, CloseCode, Closing, Connection
+from savepoint_operator.control.connection import TRANSIENT, CloseCode, CloseConnection, Connection
 from savepoint_operator.control.dependencies import SessionDependencies
 from savepoint_operator.control.welcome import urls, welcome
-from savepoint_operator.lineage.epoch_lease import EpochLease
+from savepoint_operator.lineage.held_epoch import HeldEpoch
 from savepoint_operator.model.views import Incarnation, PodIdentity, Refusal
 
 SILENT_SECONDS = 3600.0
@@ -58,11 +58,11 @@ class RestoreSession:
         self._recorder, self._monotonic = dependencies.recorder, dependencies.clocks.monotonic
         self._leading, self._poll_seconds = leading, poll_seconds
         self._incarnation: Incarnation | None = None
-        self._lease: EpochLease | None = None
+        self._held_epoch: HeldEpoch | None = None
         self._reported = False
 
     async def run(self) -> None:
-        """Serve the pod until it has reported its outcome or disconnected. Raises Closing to close with a code."""
+        """Serve the pod until it has reported its outcome or disconnected. Raises CloseConnection."""
         reader, granting = asyncio.ensure_future(self._read()), asyncio.ensure_future(self._grant_or_refuse())
         try:
             await asyncio.wait({reader, granting}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,9 +86,9 @@ class RestoreSession:
         repeat_at = self._monotonic()
         while True:
             if not self._leading():
-                raise Closing(CloseCode.NOT_LEADING, "the operator is stopping; reconnect")
+                raise CloseConnection(CloseCode.NOT_LEADING, "the operator is stopping; reconnect")
             answer = await self._decide(first)
-            if isinstance(answer, EpochLease):
+            if isinstance(answer, HeldEpoch):
                 break
             if isinstance(answer, Refusal) and not answer.retry:
                 return answer
@@ -104,7 +104,7 @@ class RestoreSession:
         assert self._incarnation is not None
         self._registry.restoring(self._incarnation.agent, self)
         await self._registry.set_holder(answer)
-        self._lease = answer
+        self._held_epoch = answer
         await self._connection.send(Grant(welcome(self._incarnation, answer, writes=False)))
         return None
 
@@ -112,13 +112,13 @@ class RestoreSession:
         """Send the refusal and wait for the container's report; record the outcome if it sends none."""
         await self._connection.send(Refused(refusal.reason, refusal.message))
         if self._incarnation is None:
-            raise Closing(CloseCode.NOT_AN_AGENT, refusal.reason)
+            raise CloseConnection(CloseCode.NOT_AN_AGENT, refusal.reason)
         await asyncio.wait({reader}, timeout=REPORT_SECONDS)
         if not self._reported:
             await self._recorder.restored(self._incarnation, Outcome(refusal.reason, refusal.message))
-        raise Closing(CloseCode.DONE, refusal.reason)
+        raise CloseConnection(CloseCode.DONE, refusal.reason)
 
-    async def _decide(self, first: bool) -> EpochLease | Wait | Refusal:
+    async def _decide(self, first: bool) -> HeldEpoch | Wait | Refusal:
         try:
             found = await self._pod_resolver.incarnation(self._pod)
             if isinstance(found, Refusal):
@@ -140,12 +140,12 @@ class RestoreSession:
         else:
             await self._liveness.wait_for_change(self._incarnation.agent, seconds)
 
-    async def _urls(self, request: NeedUrls, lease: EpochLease) -> Urls | Refused:
+    async def _urls(self, request: NeedUrls, held_epoch: HeldEpoch) -> Urls | Refused:
         try:
-            self._lease = await self._lineage.renewed(lease)
+            self._held_epoch = await self._lineage.renewed(held_epoch)
         except SavepointError as error:
             return Refused(error.reason, str(error), request=request.request)
-        return urls(request, self._lease, writes=False)
+        return urls(request, self._held_epoch, writes=False)
 
     async def _read(self) -> None:
         async for message in self._connection.messages(SILENT_SECONDS):
@@ -157,13 +157,13 @@ class RestoreSession:
                     self._reported = True
                     await self._recorder.restored(self._incarnation, message)
                     await self._connection.send(Ack("outcome"))
-                    if self._lease is None:
+                    if self._held_epoch is None:
                         return
-                case _ if self._incarnation is None or self._lease is None:
-                    raise Closing(CloseCode.VERSION, "this message is not allowed before the grant")
+                case _ if self._incarnation is None or self._held_epoch is None:
+                    raise CloseConnection(CloseCode.VERSION, "this message is not allowed before the grant")
                 case NeedUrls():
-                    await self._connection.send(await self._urls(message, self._lease))
+                    await self._connection.send(await self._urls(message, self._held_epoch))
                 case Progress():
                     await self._recorder.restore_progress(self._incarnation, message)
                 case _:
-                    raise Closing(CloseCode.VERSION, "this message belongs to another role")
+                    raise CloseConnection(CloseCode.VERSION, "this message belongs to another role")

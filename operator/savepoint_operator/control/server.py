@@ -13,7 +13,7 @@ from savepoint.contract.control_protocol import MESSAGE_MAX_BYTES, PROTOCOL_VERS
 from savepoint.contract.names import CONTROL_PORT
 from savepoint.errors import SavepointError, Unavailable
 
-from savepoint_operator.control.connection import CloseCode, Closing, Connection
+from savepoint_operator.control.connection import CloseCode, CloseConnection, Connection
 from savepoint_operator.control.dependencies import ControlLimits, ControlPorts, SessionDependencies
 from savepoint_operator.control.liveness import PodLiveness
 from savepoint_operator.control.rate_limit import RateLimits
@@ -168,7 +168,7 @@ class ControlServer:
         code, text = CloseCode.DONE, ""
         try:
             await self._serve(connection, request)
-        except Closing as closing:
+        except CloseConnection as closing:
             code, text = closing.code, closing.text
         except Unavailable:
             pass  # the peer disconnected while it was being answered
@@ -181,11 +181,11 @@ class ControlServer:
         if hello is None:
             return
         if not isinstance(hello, Hello) or hello.role not in ("restore", "sidecar"):
-            raise Closing(CloseCode.VERSION, "the first message must be hello, with role restore or sidecar")
+            raise CloseConnection(CloseCode.VERSION, "the first message must be hello, with role restore or sidecar")
         if hello.protocol != PROTOCOL_VERSION:
-            raise Closing(CloseCode.VERSION, f"this operator speaks protocol {PROTOCOL_VERSION}")
+            raise CloseConnection(CloseCode.VERSION, f"this operator speaks protocol {PROTOCOL_VERSION}")
         if not self._leading:
-            raise Closing(CloseCode.NOT_LEADING, "the operator is stopping; reconnect")
+            raise CloseConnection(CloseCode.NOT_LEADING, "the operator is stopping; reconnect")
         self._replace(connection, pod, hello.role)
         self._liveness.connection_opened(pod)
         try:
@@ -196,15 +196,15 @@ class ControlServer:
                 del self._connections[(pod.uid, hello.role)]
 
     async def _authenticate(self, connection: Connection, request: web.Request) -> PodIdentity:
-        """Return the pod that the request's token proves. Raises Closing."""
+        """Return the pod that the request's token proves. Raises CloseConnection."""
         if not self._leading:
-            raise Closing(CloseCode.NOT_LEADING, "this operator is not the leader; reconnect")
+            raise CloseConnection(CloseCode.NOT_LEADING, "this operator is not the leader; reconnect")
         try:
             pod = await self._tokens.pod(request.headers.get("Authorization"))
         except Unavailable as error:
-            raise Closing(CloseCode.NOT_LEADING, "tokens cannot be reviewed now; reconnect") from error
+            raise CloseConnection(CloseCode.NOT_LEADING, "tokens cannot be reviewed now; reconnect") from error
         if pod is None:
-            raise Closing(CloseCode.TOKEN_REFUSED, "the token does not identify a pod")
+            raise CloseConnection(CloseCode.TOKEN_REFUSED, "the token does not identify a pod")
         assert self._unauthenticated is not None
         self._unauthenticated.authenticated(request.protocol)
         connection.rate_limit = self._rate_limits.of(pod.uid)
@@ -233,10 +233,10 @@ class ControlServer:
         try:
             found = await self._pod_resolver.incarnation(pod)
         except SavepointError as error:
-            raise Closing(CloseCode.NOT_LEADING, f"{error.reason}: reconnect") from error
+            raise CloseConnection(CloseCode.NOT_LEADING, f"{error.reason}: reconnect") from error
         if isinstance(found, Refusal):
             if found.retry:
-                raise Closing(CloseCode.NOT_LEADING, f"{found.reason}: reconnect")
+                raise CloseConnection(CloseCode.NOT_LEADING, f"{found.reason}: reconnect")
             await connection.send(Refused(found.reason, found.message))
-            raise Closing(CloseCode.NOT_AN_AGENT, found.reason)
+            raise CloseConnection(CloseCode.NOT_AN_AGENT, found.reason)
         await SidecarSession(connection, found, hello, self._session_dependencies).run()

@@ -1,4 +1,4 @@
-"""The sidecar's side of the channel: it receives orders, URLs and answers to offers. Every message may be repeated.
+"""The operator's side of a sidecar's connection: orders, URLs and answers to offers. Every message may be repeated.
 
 A reader takes messages off the socket and answers heartbeats; one worker handles the rest in order, so a slow store
 never makes a sidecar look silent. It owns no attempt (``registry``) and commits nothing itself (``lineage``).
@@ -29,10 +29,10 @@ from savepoint.contract.vocabulary import CheckpointOutcome, Reason
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Superseded, Unavailable
 
-from savepoint_operator.control.connection import TRANSIENT, CloseCode, Closing, Connection
+from savepoint_operator.control.connection import TRANSIENT, CloseCode, CloseConnection, Connection
 from savepoint_operator.control.dependencies import SessionDependencies
 from savepoint_operator.control.welcome import urls, welcome
-from savepoint_operator.lineage.epoch_lease import EpochLease
+from savepoint_operator.lineage.held_epoch import HeldEpoch
 from savepoint_operator.model.views import Incarnation, Refusal, SessionView
 from savepoint_operator.rules.attempt import (
     UNKNOWN_DEADLINE_SECONDS,
@@ -78,7 +78,7 @@ class SidecarSession:
         self._renew_at = self._monotonic() + RENEW_SECONDS
         self._check_pod_at = self._monotonic() + POD_CHECK_SECONDS
         self._heartbeat = Heartbeat()
-        self._lease: EpochLease | None = None
+        self._held_epoch: HeldEpoch | None = None
         self._queue: asyncio.Queue[tuple[FromPod, int] | None] = asyncio.Queue(QUEUE_MESSAGES)
         self._waiting_bytes = 0
 
@@ -90,7 +90,7 @@ class SidecarSession:
             agent=self._incarnation.agent,
             pod=self._incarnation.pod,
             node=self._incarnation.node,
-            epoch=self._lease.epoch if self._lease else 0,
+            epoch=self._held_epoch.epoch if self._held_epoch else 0,
             connected_at=self._connected_at,
             sdk_session=self._heartbeat.session,
             detail=self._heartbeat.detail,
@@ -110,11 +110,11 @@ class SidecarSession:
     # -- lifecycle ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve the sidecar until it disconnects. Raises Closing to close with a code."""
-        self._lease = lease = await self._join()
+        """Serve the sidecar until it disconnects. Raises CloseConnection to close with a code."""
+        self._held_epoch = held_epoch = await self._join()
         agent = self._incarnation.agent
-        await self._connection.send(welcome(self._incarnation, lease, writes=True))
-        await self._registry.set_holder(lease)
+        await self._connection.send(welcome(self._incarnation, held_epoch, writes=True))
+        await self._registry.set_holder(held_epoch)
         self._registry.attach(agent, self)
         worker = asyncio.ensure_future(self._work())
         try:
@@ -126,20 +126,20 @@ class SidecarSession:
             if self._registry.detach(agent, self):
                 await self._recorder.disconnected(agent, self._incarnation.pod)
 
-    async def _join(self) -> EpochLease:
-        """Return the pod's lease. Raises Closing: finally, after a Stop, or for a transient fault.
+    async def _join(self) -> HeldEpoch:
+        """Return the pod's held_epoch. Raises CloseConnection: finally, after a Stop, or for a transient fault.
 
         A lost race is transient: after the reconnect the chain says which pod holds the epoch.
         """
         try:
             answer = await self._lineage.join(self._incarnation, self._hello.epoch)
         except (*TRANSIENT, Superseded) as error:
-            raise Closing(CloseCode.NOT_LEADING, f"{error.reason}: reconnect") from error
+            raise CloseConnection(CloseCode.NOT_LEADING, f"{error.reason}: reconnect") from error
         except SavepointError as error:
             answer = Refusal(error.reason, str(error))
         if isinstance(answer, Refusal):
             await self._connection.send(Stop(answer.reason, answer.message))
-            raise Closing(CloseCode.DONE, answer.reason)
+            raise CloseConnection(CloseCode.DONE, answer.reason)
         return answer
 
     async def _reconcile_attempts(self) -> None:
@@ -162,13 +162,15 @@ class SidecarSession:
                 self._heartbeat = message
                 await self._answer(Ack("heartbeat"))
                 if self._monotonic() > self._renew_at and self._registry.attempt(self._incarnation.agent) is None:
-                    raise Closing(CloseCode.NOT_LEADING, "this long-lived session must be renewed: reconnect")
+                    raise CloseConnection(CloseCode.NOT_LEADING, "this long-lived session must be renewed: reconnect")
                 if self._monotonic() > self._check_pod_at and self._registry.attempt(self._incarnation.agent) is None:
                     await self._check_pod()
                 continue
             size = self._connection.received_bytes
             if self._queue.full() or self._waiting_bytes + size > QUEUE_BYTES:
-                raise Closing(CloseCode.SLOW, f"more than {QUEUE_MESSAGES} messages or {QUEUE_BYTES} bytes are queued")
+                raise CloseConnection(
+                    CloseCode.SLOW, f"more than {QUEUE_MESSAGES} messages or {QUEUE_BYTES} bytes are queued"
+                )
             self._waiting_bytes += size
             self._queue.put_nowait((message, size))
 
@@ -181,7 +183,7 @@ class SidecarSession:
             return
         if isinstance(found, Refusal) and found.reason == Reason.POD_GONE:
             await self._answer(Stop(found.reason, found.message))
-            raise Closing(CloseCode.DONE, found.reason)
+            raise CloseConnection(CloseCode.DONE, found.reason)
 
     async def _finish(self, worker: "asyncio.Task[None]") -> None:
         """Handle the messages that the sidecar sent before it disconnected: the last one is often its release."""
@@ -208,11 +210,11 @@ class SidecarSession:
     # -- messages -------------------------------------------------------------------------------------------------
 
     async def _handle(self, message: FromPod) -> None:
-        assert self._lease is not None
+        assert self._held_epoch is not None
         agent = self._incarnation.agent
         match message:
             case NeedUrls():
-                await self._answer(await self._urls(message, self._lease))
+                await self._answer(await self._urls(message, self._held_epoch))
             case Progress():
                 if self._registry.set_phase(agent, message.attempt, message.stage):
                     await self._recorder.progressed(agent, message)
@@ -228,28 +230,28 @@ class SidecarSession:
             case _:
                 await self._connection.close(CloseCode.VERSION, "this message belongs to another role")
 
-    async def _urls(self, request: NeedUrls, lease: EpochLease) -> Urls | Refused:
+    async def _urls(self, request: NeedUrls, held_epoch: HeldEpoch) -> Urls | Refused:
         try:
-            self._lease = await self._lineage.renewed(lease)
+            self._held_epoch = await self._lineage.renewed(held_epoch)
         except SavepointError as error:
             return Refused(error.reason, str(error), request=request.request)
-        return urls(request, self._lease, writes=True)
+        return urls(request, self._held_epoch, writes=True)
 
     async def _commit(self, offer: Offer) -> None:
-        assert self._lease is not None
+        assert self._held_epoch is not None
         problem = offer_problem(offer)
         if problem is not None:
             await self._answer(Refused(Reason.REFUSED, f"The offer is malformed: {problem}.", attempt=offer.attempt))
             return
-        answer = await self._registry.commit(self._lease, offer)
+        answer = await self._registry.commit(self._held_epoch, offer)
         await self._answer(answer)
         if isinstance(answer, Refused) and answer.reason == Superseded.reason:
             await self.stop(answer.reason, answer.message)
 
     async def _end(self, result: Result) -> None:
-        assert self._lease is not None
+        assert self._held_epoch is not None
         with suppress(*TRANSIENT):  # the recovery point advances with the next scheduled checkpoint
-            await self._registry.result(self._lease, result)
+            await self._registry.result(self._held_epoch, result)
         await self._answer(Ack("result"))
 
     async def _request(self, request: RequestCheckpoint) -> None:
@@ -278,11 +280,11 @@ class SidecarSession:
             await self._answer(Refused(error.reason, str(error), request=request.request))
 
     async def _release(self, message: Released) -> None:
-        assert self._lease is not None
+        assert self._held_epoch is not None
         agent, pod = self._incarnation.agent, self._incarnation.pod
-        if message.epoch != self._lease.epoch:
+        if message.epoch != self._held_epoch.epoch:
             await self.stop(
-                Reason.FENCED, f"Epoch {message.epoch} is not the one that this pod holds ({self._lease.epoch})."
+                Reason.FENCED, f"Epoch {message.epoch} is not the one that this pod holds ({self._held_epoch.epoch})."
             )
             return
         if message.completed and not await self._complete():
@@ -300,10 +302,10 @@ class SidecarSession:
         await self._answer(Ack("released"))
 
     async def _complete(self) -> bool:
-        assert self._lease is not None
+        assert self._held_epoch is not None
         while True:
             try:
-                await self._lineage.complete(self._lease)
+                await self._lineage.complete(self._held_epoch)
                 return True
             except TRANSIENT:
                 await asyncio.sleep(RETRY_SECONDS)

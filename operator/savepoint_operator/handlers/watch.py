@@ -114,7 +114,7 @@ def registry_for(access: Access, observe: Callable[[Kind, bool, dict[str, Any]],
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
         """Connect as the operator's own client does; called again when the API server rejects the token."""
-        connection = await access.connection()
+        connection = await access.connection_parameters()
         return kopf.ConnectionInfo(
             server=connection.server,
             ca_path=connection.ca_path,

@@ -1,7 +1,7 @@
 """Runs one operation at a time for each agent, and a bounded number of blocking calls for each store.
 
-Mechanism only: it knows nothing of chains. An operation runs to its end in a task of its own; its caller waits only for
-a bounded time.
+It does not depend on what an operation does. An operation runs to its end in a task of its own; its caller waits only
+for a bounded time.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from savepoint.errors import StoreUnavailable
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 
 from savepoint_operator.lineage.open_repository import OpenRepository
 from savepoint_operator.model.views import AgentRef
@@ -28,14 +28,14 @@ class Actor:
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     opened: OpenRepository | None = None
-    head: Head | None = None
+    head: ChainRecord | None = None
 
 
 class Actors:
     """The actors of all agents and the threads of all stores."""
 
     def __init__(self, answer_seconds: float) -> None:
-        """Create it; ``answer_seconds`` is how long a caller waits for the store."""
+        """Start without actors; a caller of ``run`` waits ``answer_seconds`` for the store."""
         self._answer_seconds = answer_seconds
         self._actors: dict[AgentRef, Actor] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}

@@ -7,7 +7,7 @@ import logging
 
 from savepoint.contract.control_protocol import ComponentSummary
 from savepoint.errors import SavepointError
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.repository import Repository
 
 from savepoint_operator.model.views import Contents
@@ -16,7 +16,7 @@ from savepoint_operator.rules.attempt import contents_problem
 log = logging.getLogger(__name__)
 
 
-def contents_of(repository: Repository, head: Head) -> Contents | None:
+def contents_of(repository: Repository, head: ChainRecord) -> Contents | None:
     """Return the contents of the record's checkpoint; None if it has none, or if its manifest cannot be shown."""
     record = head.record
     if record.kind != "checkpoint" or record.manifest is None:

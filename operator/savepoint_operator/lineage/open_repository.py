@@ -14,7 +14,7 @@ from savepoint.contract.control_protocol import CheckpointRef, Offer
 from savepoint.errors import IntegrityError, ObjectMissing, RollbackDetected, SavepointError, Superseded
 from savepoint.repository.format import commit as records
 from savepoint.repository.format.canonical import time_text
-from savepoint.repository.format.commit import Head, ManifestName
+from savepoint.repository.format.commit import ChainRecord, ManifestName
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.object_keys import commit_key, manifest_key
 from savepoint.repository.history import lineage
@@ -36,10 +36,10 @@ MAX_PENDING = 8
 
 
 @dataclass(frozen=True)
-class Adoption:
-    """The result of adopting one pending object."""
+class PendingCommit:
+    """The result of committing one pending object."""
 
-    heads: tuple[Head, ...] = ()
+    records: tuple[ChainRecord, ...] = ()
     """The records appended for it, oldest first."""
     dropped_attempt: str = ""
     """The attempt that is damaged and cannot be committed."""
@@ -81,7 +81,7 @@ class OpenRepository:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    def head(self, known: Head | None, pin: tuple[int, str] | None) -> Head | None:
+    def head(self, known: ChainRecord | None, pin: tuple[int, str] | None) -> ChainRecord | None:
         """Return the newest record.
 
         Raises RollbackDetected if the chain lacks a record that was pinned or read before. Without a pin, a record read
@@ -104,40 +104,42 @@ class OpenRepository:
                 raise
             return self.chain.head(None)
 
-    def find_attempt(self, attempt: str, head: Head | None) -> Head | None:
+    def find_attempt(self, attempt: str, head: ChainRecord | None) -> ChainRecord | None:
         """Return the record that committed this attempt, if it is among the newest ones."""
         return self.chain.find_attempt(attempt, head, ATTEMPT_DEPTH)
 
-    def held_before(self, head: Head, pod_uid: str) -> bool:
+    def held_before(self, head: ChainRecord, pod_uid: str) -> bool:
         """Return whether the pod held an epoch before the newest one."""
         return any(
             each.record.pod_uid == pod_uid and each.record.epoch < head.record.epoch
             for each in self.chain.back(head, HOLDER_DEPTH)
         )
 
-    def parent_and_pending_key(self, head: Head) -> tuple[CheckpointRef | None, str]:
+    def parent_and_pending_key(self, head: ChainRecord) -> tuple[CheckpointRef | None, str]:
         """Return the checkpoint that the head points to, and a free key for one that the pod cannot commit."""
         return restore_point(self.chain, head), self._free_pending_key(head)
 
-    def contents(self, head: Head) -> Contents | None:
+    def contents(self, head: ChainRecord) -> Contents | None:
         """Return the contents of the record's checkpoint, if its manifest can be read."""
         return contents_of(self.repository, head)
 
     # -- writing --------------------------------------------------------------------------------------------------
 
-    def grant(self, head: Head | None, pod_uid: str, node: str, now: datetime) -> Head:
+    def grant(self, head: ChainRecord | None, pod_uid: str, node: str, now: datetime) -> ChainRecord:
         """Append the next epoch for this pod. Raises Superseded if another writer was faster."""
         namespace, name = self.agent
         record = records.grant(head, namespace, name, pod_uid=pod_uid, node=node, time=time_text(now))
         return self.chain.append(record)
 
-    def commit(self, head: Head, offer: Offer, holder: tuple[int, str], name: CheckpointName, now: datetime) -> Head:
+    def commit(
+        self, head: ChainRecord, offer: Offer, holder: tuple[int, str], name: CheckpointName, now: datetime
+    ) -> ChainRecord:
         """Check the offered checkpoint and append its record."""
         return lineage.commit_checkpoint(
             self.repository,
             self.chain,
             head,
-            lineage.Offer(offer.attempt, offer.manifest.name, offer.manifest.size),
+            lineage.UploadedCheckpoint(offer.attempt, offer.manifest.name, offer.manifest.size),
             epoch=holder[0],
             pod_uid=holder[1],
             time=time_text(now),
@@ -146,12 +148,12 @@ class OpenRepository:
             name=name.name,
         )
 
-    def complete(self, head: Head, now: datetime) -> Head:
+    def complete(self, head: ChainRecord, now: datetime) -> ChainRecord:
         """Append the record that ends the run."""
         record = head.record
         return lineage.complete(self.chain, head, record.epoch, record.pod_uid, time_text(now))
 
-    def rollback(self, head: Head, attempt: str, to_sequence: int | None, now: datetime) -> Head:
+    def rollback(self, head: ChainRecord, attempt: str, to_sequence: int | None, now: datetime) -> ChainRecord:
         """Append a record that points back to an older checkpoint, whose manifest must exist, or to none (a reset)."""
         manifest: ManifestName | None = None
         if to_sequence is not None:
@@ -163,43 +165,45 @@ class OpenRepository:
                 )
         return lineage.rollback(self.chain, head, manifest, time_text(now), attempt)
 
-    def collect(self, head: Head, keep: frozenset[int], grace_seconds: float, now: datetime) -> int:
+    def collect(self, head: ChainRecord, keep: frozenset[int], grace_seconds: float, now: datetime) -> int:
         """Delete objects that neither a kept record nor the head needs, and return the bytes freed."""
         return collect(self.repository, self.chain, head, keep=keep, grace_seconds=grace_seconds, now=now).bytes
 
     # -- pending objects: checkpoints left while no operator was reachable ----------------------------------------
 
-    def has_pending(self, head: Head) -> bool:
+    def has_pending(self, head: ChainRecord) -> bool:
         """Return whether the holder of the newest epoch left a pending object, which is always its last checkpoint."""
         return self.repository.store.head(self._pending_key(head, 0)) is not None
 
-    def adopt(self, head: Head, now: datetime) -> list[Adoption]:
+    def commit_pending(self, head: ChainRecord, now: datetime) -> list[PendingCommit]:
         """Commit the pending objects of the newest epoch; a damaged one is left in place and reported."""
-        adoptions: list[Adoption] = []
+        commits: list[PendingCommit] = []
         for number in range(MAX_PENDING):
             key = self._pending_key(head, number)
             if self.repository.store.head(key) is None:
                 break
-            adoption = self._adopt_one(head, key, now)
-            adoptions.append(adoption)
-            head = max([head, *adoption.heads], key=lambda each: each.record.sequence)
-        return adoptions
+            commit = self._commit_pending(head, key, now)
+            commits.append(commit)
+            head = max([head, *commit.records], key=lambda each: each.record.sequence)
+        return commits
 
-    def _adopt_one(self, head: Head, key: str, now: datetime) -> Adoption:
+    def _commit_pending(self, head: ChainRecord, key: str, now: datetime) -> PendingCommit:
         try:
-            adopted = lineage.adopt_pending(self.repository, self.chain, head, key, time_text(now))
+            committed = lineage.commit_pending(self.repository, self.chain, head, key, time_text(now))
         except IntegrityError as error:
-            return Adoption(dropped_attempt=self._attempt_in(key), problem=str(error))
+            return PendingCommit(dropped_attempt=self._attempt_in(key), problem=str(error))
         except Superseded:
             if head.record.kind == "completed":  # it was left after the run had ended; no record may follow that
-                return Adoption(
+                return PendingCommit(
                     dropped_attempt=self._attempt_in(key), problem=f"the run of agent {self.agent} was completed"
                 )
             raise
-        if adopted is None:
-            return Adoption()
-        newer = [each for each in self.chain.back(adopted, MAX_PENDING) if each.record.sequence > head.record.sequence]
-        return Adoption(heads=tuple(reversed(newer)) or (adopted,))
+        if committed is None:
+            return PendingCommit()
+        newer = [
+            each for each in self.chain.back(committed, MAX_PENDING) if each.record.sequence > head.record.sequence
+        ]
+        return PendingCommit(records=tuple(reversed(newer)) or (committed,))
 
     def _attempt_in(self, key: str) -> str:
         """Return the attempt of a pending object; empty if it cannot be read."""
@@ -209,21 +213,21 @@ class OpenRepository:
         except SavepointError:
             return ""
 
-    def _free_pending_key(self, head: Head) -> str:
+    def _free_pending_key(self, head: ChainRecord) -> str:
         for number in range(MAX_PENDING):
             key = self._pending_key(head, number)
             if self.repository.store.head(key) is None:
                 return key
         return self._pending_key(head, MAX_PENDING - 1)
 
-    def _pending_key(self, head: Head, number: int) -> str:
+    def _pending_key(self, head: ChainRecord, number: int) -> str:
         """Return a key that every leader can derive without a listing, and that needs the agent's key to derive."""
         derived_from = f"savepoint-pending-v1:{head.record.epoch}:{head.record.pod_uid}:{number}"
         suffix = hmac.new(self.key.expose(), derived_from.encode(), hashlib.sha256).hexdigest()[:32]
         return f"{lineage.PENDING_PREFIX}{head.record.epoch}-{suffix}"
 
 
-def default_name(agent: AgentRef, head: Head) -> CheckpointName:
+def default_name(agent: AgentRef, head: ChainRecord) -> CheckpointName:
     """Return the next number and its name, for when the recorder cannot answer."""
     number = head.record.number + 1
     return CheckpointName(number, f"{agent.name}-{number}")

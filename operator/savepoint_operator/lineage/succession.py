@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from savepoint.contract.control_protocol import Wait
 from savepoint.contract.vocabulary import Reason
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 
 from savepoint_operator.model.ports import Liveness, PodResolver
 from savepoint_operator.model.views import AgentRef, Incarnation, NodeState, PodState, PredecessorState, Refusal
@@ -21,7 +21,11 @@ class Succession:
         self._pod_resolver, self._liveness, self._monotonic = pod_resolver, liveness, monotonic
 
     async def decide(
-        self, incarnation: Incarnation, head: Head | None, *, has_pending: Callable[[Head], Awaitable[bool]]
+        self,
+        incarnation: Incarnation,
+        head: ChainRecord | None,
+        *,
+        has_pending: Callable[[ChainRecord], Awaitable[bool]],
     ) -> Decision:
         """Decide whether the pod may have the next epoch, by what the cluster and the connections say now.
 
@@ -36,7 +40,7 @@ class Succession:
             return Granted(predecessor.run_ended)
         return decision
 
-    def wait_while_connected(self, incarnation: Incarnation, head: Head | None) -> Wait | None:
+    def wait_while_connected(self, incarnation: Incarnation, head: ChainRecord | None) -> Wait | None:
         """Return the wait for a predecessor that is still connected; costs no call to the store or the API server."""
         if head is None or head.record.pod_uid == incarnation.pod.uid:
             return None
@@ -45,7 +49,7 @@ class Succession:
         decision = self._decide(incarnation, head, PredecessorState(PodState.RUNNING, NodeState.READY))
         return decision if isinstance(decision, Wait) else None
 
-    def _decide(self, incarnation: Incarnation, head: Head | None, predecessor: PredecessorState) -> Decision:
+    def _decide(self, incarnation: Incarnation, head: ChainRecord | None, predecessor: PredecessorState) -> Decision:
         return may_grant(
             incarnation.agent,
             None if head is None else holder_of(head),
@@ -56,25 +60,25 @@ class Succession:
             now=self._monotonic(),
         )
 
-    def _surely_ended(self, head: Head, predecessor: PredecessorState) -> bool:
+    def _surely_ended(self, head: ChainRecord, predecessor: PredecessorState) -> bool:
         """Return whether the predecessor is disconnected and a node that is ready reports that its pod has ended."""
         connected = self._liveness.contact(head.record.pod_uid).connected
         return not connected and predecessor.pod is not PodState.RUNNING and predecessor.node is NodeState.READY
 
-    async def _predecessor_state(self, incarnation: Incarnation, head: Head | None) -> PredecessorState:
+    async def _predecessor_state(self, incarnation: Incarnation, head: ChainRecord | None) -> PredecessorState:
         """Return the predecessor's state, read from the cluster only if the decision depends on it."""
         if head is None or head.record.pod_uid == incarnation.pod.uid:
             return PredecessorState(PodState.GONE, NodeState.READY)
         return await self._pod_resolver.predecessor_state(incarnation.agent, head.record.pod_uid, head.record.node)
 
 
-def holder_of(head: Head) -> Holder:
+def holder_of(head: ChainRecord) -> Holder:
     """Return the holder of the newest epoch."""
     record = head.record
     return Holder(record.epoch, record.pod_uid, record.node, ended=record.kind in ("rollback", "completed"))
 
 
-def fenced_refusal(incarnation: Incarnation, head: Head | None) -> Refusal:
+def fenced_refusal(incarnation: Incarnation, head: ChainRecord | None) -> Refusal:
     """Return the refusal of a pod that does not hold the newest epoch."""
     agent = incarnation.agent
     if head is None:
@@ -89,13 +93,13 @@ def fenced_refusal(incarnation: Incarnation, head: Head | None) -> Refusal:
     )
 
 
-def ended_refusal(incarnation: Incarnation, head: Head) -> Refusal:
+def ended_refusal(incarnation: Incarnation, head: ChainRecord) -> Refusal:
     """Return the refusal of a pod whose epoch accepts no further checkpoint."""
     reason = Reason.COMPLETED if head.record.kind == "completed" else Reason.ROLLED_BACK
     return Refusal(reason, ended_message(incarnation.agent, head))
 
 
-def ended_message(agent: AgentRef, head: Head) -> str:
+def ended_message(agent: AgentRef, head: ChainRecord) -> str:
     """Return what has ended the epoch, and what follows."""
     if head.record.kind == "completed":
         return f"The run of agent {agent} has ended. Its next pod starts fresh; this one may commit nothing more."

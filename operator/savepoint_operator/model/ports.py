@@ -1,6 +1,6 @@
 """The ports between the operator's packages, each a Protocol declared for its consumer. No implementations.
 
-``control`` (connections, grants, commits) reaches the cluster only through ``PodResolver``, ``Stores`` and
+``control`` (connections, grants, commits) accesses the cluster only through ``PodResolver``, ``Stores`` and
 ``TokenReviewer``, and reports events through ``Recorder``. ``reconcile`` orders work through ``Orders``. All methods
 run on the operator's one event loop; the implementation runs blocking store calls in threads.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from savepoint.contract.control_protocol import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
 from savepoint.storage import ObjectStore
 
@@ -30,7 +30,7 @@ class TokenReviewer(Protocol):
     """Reviews bearer tokens with the API server (``cluster``)."""
 
     async def review(self, token: str) -> PodIdentity | None:
-        """Return the pod that a projected token with our audience proves, or None. Raises Unavailable."""
+        """Return the pod that a projected token with Savepoint's audience proves, or None. Raises Unavailable."""
         ...
 
 
@@ -96,7 +96,7 @@ class PodResolver(Protocol):
 
 
 class Liveness(Protocol):
-    """Tells which pods are connected to this leader (``control.liveness``)."""
+    """Reports which pods are connected to this leader (``control.liveness``)."""
 
     @property
     def leader_since(self) -> float:
@@ -123,10 +123,11 @@ class Recorder(Protocol):
         """Record that the pod waits for its epoch, and why."""
         ...
 
-    async def granted(self, incarnation: Incarnation, head: Head, restores: str | None) -> None:
+    async def granted(self, incarnation: Incarnation, head: ChainRecord, restores: str | None) -> None:
         """Record that the pod holds the epoch of ``head`` and restores the named checkpoint (None: starts fresh).
 
-        Called again when the same pod asks again (same epoch, possibly a newer head): idempotent by pod UID and epoch.
+        Called again when the same pod requests its epoch again (same epoch, possibly a newer head). Idempotent by pod
+        UID and epoch.
         """
         ...
 
@@ -158,7 +159,7 @@ class Recorder(Protocol):
         """Record that the attempt is fully stored and its commit is being retried. May be called many times."""
         ...
 
-    async def name_for(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
+    async def name_for(self, agent: AgentRef, offer: Offer, head: ChainRecord) -> CheckpointName:
         """Return the name under which the attempt is committed: that of its AgentCheckpoint, created if missing.
 
         Raises Unavailable.
@@ -166,11 +167,11 @@ class Recorder(Protocol):
         ...
 
     async def committed(
-        self, agent: AgentRef, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
+        self, agent: AgentRef, offer: Offer | None, head: ChainRecord, store: str, contents: Contents | None = None
     ) -> None:
         """Record a commit record of kind checkpoint or completed.
 
-        ``offer`` is None for a completed run and for a checkpoint adopted from a pending object; ``contents`` then
+        ``offer`` is None for a completed run and for a checkpoint committed from a pending object; ``contents`` then
         describes the checkpoint, if its manifest could be read. May be called again for the same record, also after
         the chain has advanced: pin only what is newer than the pin.
         """
@@ -180,7 +181,7 @@ class Recorder(Protocol):
         """Record that an attempt failed."""
         ...
 
-    async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
+    async def unchanged(self, agent: AgentRef, result: Result, head: ChainRecord | None) -> None:
         """Record that nothing had changed: only the recovery point advances."""
         ...
 
@@ -205,14 +206,14 @@ class Orders(Protocol):
         """
         ...
 
-    async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> Head:
+    async def rollback(self, agent: AgentRef, attempt: str, to_sequence: int | None, store: str) -> ChainRecord:
         """Append a rollback record (None: reset) under the current epoch and stop the session; idempotent by attempt.
 
         Returns the rollback's record.
         """
         ...
 
-    async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> Head | None:
+    async def end_run(self, agent: AgentRef, pod_uid: str, store: str) -> ChainRecord | None:
         """End the run of a pod that exited with 0, if it holds the newest epoch. Return the newest record.
 
         Idempotent. Raises Unavailable while the pod's connection is open or a commit of its attempt is in progress.
@@ -226,6 +227,6 @@ class Orders(Protocol):
         """
         ...
 
-    async def head(self, agent: AgentRef, store: str) -> Head | None:
+    async def head(self, agent: AgentRef, store: str) -> ChainRecord | None:
         """Return the newest record, read from the store."""
         ...

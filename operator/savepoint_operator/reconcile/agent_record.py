@@ -1,4 +1,4 @@
-"""The leader's memory of one agent between two reconciles: attempts, restores, its session and its newest record.
+"""Values that the leader keeps of one agent between reconciles: attempts, restores, its session and its newest record.
 
 Memory only; it decides nothing. After a change of leader everything here is either rebuilt from the chain and the
 objects, or reported again by the pods. Fields whose names end in ``_at`` are monotonic seconds; other times are
@@ -11,7 +11,7 @@ from datetime import datetime
 
 from savepoint.contract.control_protocol import Offer, Outcome, Progress, Result, Wait
 from savepoint.contract.vocabulary import CheckpointOutcome, Reason
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 
 from savepoint_operator.model.views import AgentRef, Contents, Incarnation, SessionView
 
@@ -36,7 +36,8 @@ class AttemptRecord:
     offer: Offer | None = None
     contents: Contents | None = None
     """The contents according to its manifest, if this leader did not receive the offer."""
-    head: Head | None = None
+    commit_record: ChainRecord | None = None
+    """Its commit record, once that exists."""
     store: str = ""
     parent: str = ""
     """The name of the checkpoint before it."""
@@ -54,25 +55,30 @@ class AttemptRecord:
     @property
     def committed(self) -> bool:
         """True if its commit record exists."""
-        return self.head is not None
+        return self.commit_record is not None
 
     @property
     def unchanged(self) -> bool:
         """True if it found nothing to commit."""
-        return self.head is None and self.result is not None and self.result.outcome == CheckpointOutcome.UNCHANGED
+        return (
+            self.commit_record is None
+            and self.result is not None
+            and self.result.outcome == CheckpointOutcome.UNCHANGED
+        )
 
 
 @dataclass
 class RestoreRecord:
-    """The start of one pod."""
+    """The restore with which one pod starts."""
 
     incarnation: Incarnation
     started: datetime
     epoch: int = 0
     """0 while the pod waits for its epoch."""
-    restores: str | None = None
+    checkpoint_name: str | None = None
     """The name of the checkpoint that it restores, None if it starts fresh."""
-    head: Head | None = None
+    head: ChainRecord | None = None
+    """The newest record of the chain when the epoch was granted."""
     wait: Wait | None = None
     progress: Progress | None = None
     outcome: Outcome | None = None
@@ -123,8 +129,8 @@ class AgentRecord:
     disconnected_at: float | None = None
     disconnected: datetime | None = None
     """Time at which the sidecar's last connection ended."""
-    head: Head | None = None
-    latest: Head | None = None
+    head: ChainRecord | None = None
+    latest: ChainRecord | None = None
     """The record of the checkpoint that a restart would restore now, if this leader has seen it."""
     latest_step: str = ""
     """The step of that checkpoint, if it has no object that shows it."""
@@ -134,7 +140,7 @@ class AgentRecord:
     random_part: float = 0.5
     attempts: dict[str, AttemptRecord] = field(default_factory=dict)
     restores: dict[str, RestoreRecord] = field(default_factory=dict)
-    """Records of starts by pod UID."""
+    """Restores by the UID of their pod."""
     completed: bool = False
     ended_pods: set[str] = field(default_factory=set)
     """UIDs of pods that ended their run by exiting with 0; they may be deleted before that is recorded."""
@@ -148,7 +154,7 @@ class AgentRecord:
     requests: dict[str, CheckpointRequest] = field(default_factory=dict)
     """Pods' requests by id: a request may be repeated, and may never be started."""
 
-    def advance_head(self, head: Head) -> None:
+    def advance_head(self, head: ChainRecord) -> None:
         """Remember the record if it is newer than the known head."""
         if self.head is None or head.record.sequence > self.head.record.sequence:
             self.head = head
@@ -175,5 +181,5 @@ class AgentRecords:
         return list(self._records.values())
 
     def drop(self, agent: AgentRef) -> None:
-        """Forget the agent."""
+        """Remove the agent's record."""
         self._records.pop(agent, None)

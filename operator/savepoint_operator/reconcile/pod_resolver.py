@@ -32,7 +32,7 @@ from savepoint_operator.reconcile.agent_record import AgentRecords
 from savepoint_operator.reconcile.cluster_cache import ClusterCache
 from savepoint_operator.reconcile.cluster_client import ClusterClient, Raw
 from savepoint_operator.rules import identity, shared_volumes
-from savepoint_operator.rules.admission.config_hash import noted_hash
+from savepoint_operator.rules.admission.config_hash import annotated_hash
 from savepoint_operator.rules.completion import ends_run
 
 REMEMBER_SECONDS: Final = 5.0
@@ -124,7 +124,7 @@ class ClusterPodResolver:
             agent=agent,
             pod=identified,
             node=pod.node,
-            config_hash=noted_hash(pod.meta.annotations.get(ANNOTATION_CONFIG_HASH, "")),
+            config_hash=annotated_hash(pod.meta.annotations.get(ANNOTATION_CONFIG_HASH, "")),
             policy=terms(policy),
             policy_name=policy.meta.name if policy else None,
             store_name="",

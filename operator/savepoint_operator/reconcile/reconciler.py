@@ -55,7 +55,7 @@ WATCH_LAG_SECONDS: Final = 10.0
 """Time that a watch may lag behind a listing before a change counts as missed."""
 METRICS_SECONDS: Final = 15.0
 SELECTORS: Final = {kind.kind: LABEL_AGENT for kind in (PODS, *WORKLOADS)}
-"""The label selector of kinds that are not our own."""
+"""The label selector of kinds that are not Savepoint's."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from savepoint.contract.control_protocol import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
-from savepoint.contract.vocabulary import CheckpointOutcome, Phase
+from savepoint.contract.vocabulary import CheckpointOutcome, CheckpointPhase
 from savepoint.errors import SavepointError, Unavailable
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 
 from savepoint_operator.metrics import Metrics
 from savepoint_operator.model.clocks import Clocks
@@ -67,7 +67,7 @@ class QueueingRecorder:
         restore.wait = wait
         self._enqueue(incarnation.agent)
 
-    async def granted(self, incarnation: Incarnation, head: Head, restores: str | None) -> None:
+    async def granted(self, incarnation: Incarnation, head: ChainRecord, restores: str | None) -> None:
         """See ``Recorder``."""
         agent_record = self._agent_records[incarnation.agent]
         agent_record.advance_head(head)
@@ -76,7 +76,7 @@ class QueueingRecorder:
             restore.discarded_since, restore.discarded_seconds = _discarded(agent_record, incarnation)
         agent_record.incarnation, agent_record.released_pod = incarnation, ""
         agent_record.completed = False
-        restore.epoch, restore.head, restore.restores, restore.wait = head.record.epoch, head, restores, None
+        restore.epoch, restore.head, restore.checkpoint_name, restore.wait = head.record.epoch, head, restores, None
         self._enqueue(incarnation.agent)
 
     async def restore_progress(self, incarnation: Incarnation, progress: Progress) -> None:
@@ -152,15 +152,15 @@ class QueueingRecorder:
         """See ``Recorder``."""
         record = self._agent_records[agent].attempts.get(attempt)
         if record is not None and not record.finished:
-            record.phase, record.delay_cause = Phase.COMMITTING, cause
+            record.phase, record.delay_cause = CheckpointPhase.COMMITTING, cause
             self._enqueue(agent)
 
-    async def name_for(self, agent: AgentRef, offer: Offer, head: Head) -> CheckpointName:
+    async def name_for(self, agent: AgentRef, offer: Offer, head: ChainRecord) -> CheckpointName:
         """See ``Recorder``. Raises Unavailable."""
         agent_record = self._agent_records[agent]
         agent_record.advance_head(head)
         attempt = self.attempt_record(agent_record, offer.attempt, offer.trigger)
-        attempt.offer, attempt.phase = offer, Phase.COMMITTING
+        attempt.offer, attempt.phase = offer, CheckpointPhase.COMMITTING
         try:
             item = await self._objects.ensure(agent_record, attempt, head.record.number)
         except SavepointError as error:  # any fault is transient here: it must not cost the checkpoint
@@ -169,7 +169,7 @@ class QueueingRecorder:
         return CheckpointName(number, item.meta.name)
 
     async def committed(
-        self, agent: AgentRef, offer: Offer | None, head: Head, store: str, contents: Contents | None = None
+        self, agent: AgentRef, offer: Offer | None, head: ChainRecord, store: str, contents: Contents | None = None
     ) -> None:
         """See ``Recorder``."""
         agent_record, record = self._agent_records[agent], head.record
@@ -182,7 +182,7 @@ class QueueingRecorder:
             return
         attempt = self.attempt_record(agent_record, record.attempt, record.trigger)
         first = not attempt.committed
-        attempt.head, attempt.store, attempt.offer = head, store, offer or attempt.offer
+        attempt.commit_record, attempt.store, attempt.offer = head, store, offer or attempt.offer
         attempt.contents = contents or attempt.contents
         attempt.name, attempt.number = attempt.name or record.name or "", record.number
         attempt.result, attempt.ended = None, attempt.ended or self.now()
@@ -209,7 +209,7 @@ class QueueingRecorder:
         self._metrics.paused(result.pause_milliseconds)
         self._enqueue(agent)
 
-    async def unchanged(self, agent: AgentRef, result: Result, head: Head | None) -> None:
+    async def unchanged(self, agent: AgentRef, result: Result, head: ChainRecord | None) -> None:
         """See ``Recorder``."""
         agent_record = self._agent_records[agent]
         if head is not None:
@@ -250,7 +250,7 @@ class QueueingRecorder:
 
     # -- internals ------------------------------------------------------------------------------------------------
 
-    def _advance_latest(self, agent_record: AgentRecord, attempt: AttemptRecord, head: Head) -> None:
+    def _advance_latest(self, agent_record: AgentRecord, attempt: AttemptRecord, head: ChainRecord) -> None:
         """Make the committed checkpoint the agent's latest one."""
         agent_record.latest, agent_record.failure = head, None
         agent_record.recovery_point = self._captured(attempt, head.record.time)
@@ -277,7 +277,7 @@ class QueueingRecorder:
             self._metrics.committed_bytes(offer.uploaded_bytes, offer.logical_bytes)
             self._metrics.paused(offer.timing.pause_milliseconds)
 
-    def _is_old(self, agent_record: AgentRecord, head: Head) -> bool:
+    def _is_old(self, agent_record: AgentRecord, head: ChainRecord) -> bool:
         """Return whether the record had its object before: if that was deleted since, it is not created again."""
         attempt_id = head.record.attempt or ""
         if attempt_id in agent_record.attempts or self._objects.find(agent_record.agent, attempt_id) is not None:

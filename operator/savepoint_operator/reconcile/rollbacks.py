@@ -14,7 +14,7 @@ from typing import Any, Final
 from savepoint.contract.names import LABEL_AGENT
 from savepoint.contract.vocabulary import Reason, RestoreMode, Trigger
 from savepoint.errors import IntegrityError, ObjectMissing, Refused, SavepointError, Unavailable
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 
 from savepoint_operator.cluster.errors import Blocked
 from savepoint_operator.cluster.events import EventTarget
@@ -52,7 +52,7 @@ class _RollbackState:
     failing_since: float | None = None
     """Monotonic seconds of the first failure since the last success."""
     not_before: float = 0.0
-    """Monotonic seconds of the next try: the watch event of our own status write must not cause an earlier one."""
+    """Monotonic seconds of the next try: the operator's own status write must not cause an earlier one."""
 
 
 class Rollbacks:
@@ -185,7 +185,7 @@ class Rollbacks:
         item: RestoreObject,
         agent: AgentRef,
         checkpoint: CheckpointObject | None,
-        head: Head,
+        head: ChainRecord,
         discarded_until: datetime | None,
     ) -> RestoreObject:
         """Write that the record exists, and what work is discarded by it."""

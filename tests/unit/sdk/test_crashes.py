@@ -99,9 +99,9 @@ class DyingJournal:
         self.observed.boundary()
         return number
 
-    def forget(self, below: int) -> None:
+    def delete_below(self, number: int) -> None:
         self.observed.boundary()
-        self.inner.forget(below)
+        self.inner.delete_below(number)
 
     def close(self) -> None:
         self.inner.close()

@@ -34,7 +34,7 @@ def append(journal: FileJournal, *numbers: int) -> None:
         journal.append({"n": number}, durable=number % 2 == 0)
 
 
-def test_replays_what_follows_the_checkpoint_in_order(tmp_path: Path) -> None:
+def test_the_journal_after_the_checkpoint_is_replayed_in_order(tmp_path: Path) -> None:
     journal, _ = opened(tmp_path / "1")
     append(journal, 1, 2)
     assert journal.rotate() == 1
@@ -62,9 +62,9 @@ def test_files_before_a_committed_checkpoint_are_deleted(tmp_path: Path) -> None
     append(journal, 2)
     second = journal.rotate()
     append(journal, 3)
-    journal.forget(first)
+    journal.delete_below(first)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.log", "2.log"]
-    journal.forget(second)
+    journal.delete_below(second)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2.log"]
 
 
@@ -107,7 +107,7 @@ def test_a_full_volume_loses_nothing_that_was_acknowledged(tmp_path: Path) -> No
     assert opened(tmp_path)[1] == [1, 3]
 
 
-def test_a_result_too_large_is_refused(tmp_path: Path) -> None:
+def test_a_result_that_is_too_large_is_refused(tmp_path: Path) -> None:
     journal, _ = opened(tmp_path)
     with pytest.raises(NotEncodable, match="too large"):
         journal.append({"n": "x" * RECORD_MAX_BYTES}, durable=False)

@@ -16,7 +16,7 @@ from savepoint.errors import IntegrityError, SavepointError, StoreDenied, StoreU
 from savepoint_operator.control.server import PATH
 from savepoint_sidecar import restore_container
 from savepoint_sidecar.authority import restore_client
-from savepoint_sidecar.authority.channel import Dialer
+from savepoint_sidecar.authority.control_connection import Dialer
 from savepoint_sidecar.authority.restore_client import RestoreClient
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.settings import Settings

@@ -150,7 +150,7 @@ class Fields:
         return value
 
     def format(self) -> None:
-        """Take the format version; FormatTooNew if it is above ours, before any other field is checked."""
+        """Take the format version; FormatTooNew if it is above FORMAT, before any other field is checked."""
         value = self.take("format")
         if is_integer(value) and value > FORMAT:
             raise FormatTooNew(f"{self._where} has format {value}, this version reads {FORMAT}; upgrade Savepoint")

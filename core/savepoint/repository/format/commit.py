@@ -57,8 +57,8 @@ class CommitRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """A record with the digest of its bytes."""
+class ChainRecord:
+    """A record of the chain, with the digest of its bytes."""
 
     record: CommitRecord
     digest: str
@@ -126,12 +126,12 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def head_of(record: CommitRecord) -> Head:
+def head_of(record: CommitRecord) -> ChainRecord:
     """Return the record with its digest."""
-    return Head(record, digest(encode(record)))
+    return ChainRecord(record, digest(encode(record)))
 
 
-def grant(head: Head | None, namespace: str, agent: str, *, pod_uid: str, node: str, time: str) -> CommitRecord:
+def grant(head: ChainRecord | None, namespace: str, agent: str, *, pod_uid: str, node: str, time: str) -> CommitRecord:
     """Return the record that grants the next epoch to a pod."""
     last = head.record if head else None
     epoch = last.epoch + 1 if last else 1
@@ -155,7 +155,7 @@ def grant(head: Head | None, namespace: str, agent: str, *, pod_uid: str, node: 
 
 
 def checkpoint(
-    head: Head,
+    head: ChainRecord,
     *,
     attempt: str,
     manifest: ManifestName,
@@ -171,17 +171,17 @@ def checkpoint(
     return replace(record, number=number, name=name)
 
 
-def rollback(head: Head, *, attempt: str | None, manifest: ManifestName | None, time: str) -> CommitRecord:
+def rollback(head: ChainRecord, *, attempt: str | None, manifest: ManifestName | None, time: str) -> CommitRecord:
     """Return the record that moves the agent to an older manifest, or to nothing (a reset)."""
     return _next_record(head, "rollback", attempt=attempt, manifest=manifest, time=time, trigger="")
 
 
-def completed(head: Head, *, time: str) -> CommitRecord:
+def completed(head: ChainRecord, *, time: str) -> CommitRecord:
     """Return the record that ends a run: the next grant starts fresh."""
     return _next_record(head, "completed", attempt=None, manifest=head.record.manifest, time=time, trigger="")
 
 
-def link_problem(record: CommitRecord, head: Head | None) -> str:
+def link_problem(record: CommitRecord, head: ChainRecord | None) -> str:
     """Return why the record cannot come after the head, or an empty string if it can."""
     last = head.record if head else None
     sequence, epoch = (last.sequence, last.epoch) if last else (0, 0)
@@ -190,16 +190,18 @@ def link_problem(record: CommitRecord, head: Head | None) -> str:
     carried = None if last is None or last.kind == "completed" else last.manifest
     problems = {
         "its sequence does not follow": record.sequence != sequence + 1,
-        "its link is not the digest of the previous record": record.previous != (head.digest if head else None),
+        "its field 'previous' is not the digest of the previous record": record.previous
+        != (head.digest if head else None),
         "its epoch does not follow": record.epoch != expected_epoch or record.epoch < 1,
         "its number or name does not follow": not _name_follows(record, last),
         "its run does not follow": record.run != expected_run,
         "it belongs to another agent": last is not None
         and (record.namespace, record.agent) != (last.namespace, last.agent),
-        "a checkpoint needs a manifest and an attempt": record.kind == "checkpoint"
+        "it is a checkpoint without a manifest or an attempt": record.kind == "checkpoint"
         and (record.manifest is None or record.attempt is None),
-        "a grant carries the previous manifest": record.kind == "grant" and record.manifest != carried,
-        "a completion repeats the previous manifest": record.kind == "completed"
+        "it is a grant that does not repeat the previous manifest": record.kind == "grant"
+        and record.manifest != carried,
+        "it is a completion that does not repeat the previous manifest": record.kind == "completed"
         and record.manifest != (last and last.manifest),
     }
     return next((problem for problem, present in problems.items() if present), "")
@@ -218,7 +220,7 @@ def _name_follows(record: CommitRecord, last: CommitRecord | None) -> bool:
 
 
 def _next_record(
-    head: Head,
+    head: ChainRecord,
     kind: RecordKind,
     *,
     attempt: str | None,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from savepoint.errors import IntegrityError, ObjectExists, ObjectMissing, RollbackDetected, StoreUnavailable, Superseded
 from savepoint.repository.format import commit
-from savepoint.repository.format.commit import MAX_RECORD_BYTES, CommitRecord, Head
+from savepoint.repository.format.commit import MAX_RECORD_BYTES, ChainRecord, CommitRecord
 from savepoint.repository.format.object_keys import commit_key
 from savepoint.storage.store import ObjectStore
 
@@ -19,7 +19,7 @@ class Chain:
     def __init__(self, store: ObjectStore, namespace: str, agent: str) -> None:
         self._store, self.namespace, self.agent = store, namespace, agent
 
-    def head(self, pinned: Head | None = None) -> Head | None:
+    def head(self, pinned: ChainRecord | None = None) -> ChainRecord | None:
         """Return the newest record, searching upwards from the pinned one; None if the chain has no record.
 
         Without a pin the newest record is searched for, and only its own link is checked.
@@ -37,7 +37,7 @@ class Chain:
             head = after
         return None
 
-    def find(self, sequence: int) -> Head | None:
+    def find(self, sequence: int) -> ChainRecord | None:
         """Return the record of this sequence with its digest; None only if the store reports that it is missing."""
         key = commit_key(sequence)
         try:
@@ -47,7 +47,7 @@ class Chain:
         record = commit.decode(content, key)
         if (record.namespace, record.agent, record.sequence) != (self.namespace, self.agent, sequence):
             raise IntegrityError(f"{key} is a record of another agent or sequence", key)
-        return Head(record, commit.digest(content))
+        return ChainRecord(record, commit.digest(content))
 
     def record(self, sequence: int) -> CommitRecord:
         """Return the record of this sequence; ObjectMissing if it does not exist."""
@@ -56,7 +56,7 @@ class Chain:
             raise ObjectMissing(f"{self.namespace}/{self.agent} has no commit record {sequence}")
         return found.record
 
-    def back(self, head: Head, depth: int) -> Iterator[Head]:
+    def back(self, head: ChainRecord, depth: int) -> Iterator[ChainRecord]:
         """Yield the head and up to ``depth - 1`` records before it, newest first, checking each link."""
         current = head
         for _ in range(depth):
@@ -71,13 +71,13 @@ class Chain:
             self._check_link(current.record, before)
             current = before
 
-    def find_attempt(self, attempt: str, head: Head | None, depth: int = 64) -> Head | None:
+    def find_attempt(self, attempt: str, head: ChainRecord | None, depth: int = 64) -> ChainRecord | None:
         """Return the record that committed this attempt, if it is among the newest ``depth`` records."""
         if head is None:
             return None
         return next((each for each in self.back(head, depth) if each.record.attempt == attempt), None)
 
-    def append(self, record: CommitRecord) -> Head:
+    def append(self, record: CommitRecord) -> ChainRecord:
         """Write the record under its sequence, once.
 
         If the store's response is lost, the record is read back to find out whether it was written.
@@ -99,7 +99,7 @@ class Chain:
                 raise
             if found != content:
                 raise self._lost_race(record) from error
-        return Head(record, commit.digest(content))
+        return ChainRecord(record, commit.digest(content))
 
     def _lost_race(self, record: CommitRecord) -> Superseded:
         return Superseded(f"another writer took sequence {record.sequence} of {self.namespace}/{self.agent}")
@@ -110,7 +110,7 @@ class Chain:
         except ObjectMissing:
             return None
 
-    def _search(self) -> Head | None:
+    def _search(self) -> ChainRecord | None:
         """Find the newest record by doubling the sequence, then halving the interval."""
         low, step = self.find(1), 1
         if low is None:
@@ -127,7 +127,7 @@ class Chain:
             pass
         return low
 
-    def _confirm(self, pinned: Head) -> Head:
+    def _confirm(self, pinned: ChainRecord) -> ChainRecord:
         key = commit_key(pinned.record.sequence)
         found = self.find(pinned.record.sequence)
         if found is None:
@@ -142,7 +142,7 @@ class Chain:
             )
         return found
 
-    def _check_link(self, record: CommitRecord, before: Head) -> None:
+    def _check_link(self, record: CommitRecord, before: ChainRecord) -> None:
         problem = commit.link_problem(record, before)
         if problem:
             key = commit_key(record.sequence)

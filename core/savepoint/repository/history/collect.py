@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from savepoint.errors import IntegrityError, StoreMisconfigured, Superseded
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.history.chain import Chain
 from savepoint.repository.history.lineage import PENDING_PREFIX
@@ -35,7 +35,7 @@ class CollectReport:
 
 
 def collect(
-    repository: Repository, chain: Chain, head: Head, *, keep: Set[int], grace_seconds: float, now: datetime
+    repository: Repository, chain: Chain, head: ChainRecord, *, keep: Set[int], grace_seconds: float, now: datetime
 ) -> CollectReport:
     """Remove objects that neither a record in ``keep`` nor the head needs and that are older than the grace period.
 
@@ -71,7 +71,7 @@ def collect(
     )
 
 
-def _kept_manifests(chain: Chain, head: Head, keep: Set[int]) -> dict[str, int]:
+def _kept_manifests(chain: Chain, head: ChainRecord, keep: Set[int]) -> dict[str, int]:
     records = [head.record, *(chain.record(sequence) for sequence in sorted(keep - {head.record.sequence}))]
     if any(record.sequence > head.record.sequence for record in records):
         raise IntegrityError(f"{chain.namespace}/{chain.agent}: a kept sequence lies beyond the head")

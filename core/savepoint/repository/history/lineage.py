@@ -1,4 +1,4 @@
-"""The operations of an authority on a chain: grant, commit, complete, roll back, adopt a pending commit.
+"""The operations of an authority on a chain: grant, commit, complete, roll back, commit a pending checkpoint.
 
 The operator and ``savepoint run`` share them. Everything a sidecar claims is checked against the store before a record
 is written, and every operation may be repeated. Time is an argument. Which pod deserves a grant is decided elsewhere.
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from savepoint.errors import IntegrityError, ObjectMissing, Superseded
 from savepoint.repository.format import commit
 from savepoint.repository.format.canonical import Fields, decode_canonical, encode
-from savepoint.repository.format.commit import Head, ManifestName
+from savepoint.repository.format.commit import ChainRecord, ManifestName
 from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES, Manifest, Pack, manifest_name, open_manifest
 from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.history.chain import Chain
@@ -25,8 +25,8 @@ _ENDS_EPOCH = ("completed", "rollback")
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A checkpoint that a writer has stored and asks an authority to commit."""
+class UploadedCheckpoint:
+    """A checkpoint whose objects a writer has uploaded, and which is not committed yet."""
 
     attempt: str
     name: str
@@ -55,7 +55,7 @@ class Pending:
     """The sealed manifest; empty if only a completion is reported."""
 
 
-def grant(chain: Chain, head: Head | None, pod_uid: str, node: str, time: str) -> Head:
+def grant(chain: Chain, head: ChainRecord | None, pod_uid: str, node: str, time: str) -> ChainRecord:
     """Grant the next epoch to a pod. A pod that holds the newest epoch keeps it, unless that epoch has ended.
 
     Raises:
@@ -70,8 +70,8 @@ def grant(chain: Chain, head: Head | None, pod_uid: str, node: str, time: str) -
 def commit_checkpoint(
     repository: Repository,
     chain: Chain,
-    head: Head,
-    offer: Offer,
+    head: ChainRecord,
+    uploaded: UploadedCheckpoint,
     *,
     epoch: int,
     pod_uid: str,
@@ -80,36 +80,36 @@ def commit_checkpoint(
     completed: bool = False,
     number: int | None = None,
     name: str | None = None,
-) -> Head:
-    """Commit the offered checkpoint, and end the run if ``completed``; return the newest record.
+) -> ChainRecord:
+    """Commit the uploaded checkpoint, and end the run if ``completed``; return the newest record.
 
     An attempt is committed once, however often the call is repeated.
 
     Raises:
         Superseded: The pod no longer holds the epoch, or the epoch has ended.
-        IntegrityError: The manifest or a new pack does not match the offer.
+        IntegrityError: The manifest or a new pack does not match the uploaded.
         ObjectMissing: The manifest is not in the store.
     """
     try:
-        manifest = repository.read_manifest(offer.name, offer.size)
+        manifest = repository.read_manifest(uploaded.name, uploaded.size)
     except ObjectMissing:
-        done = chain.find_attempt(offer.attempt, head)
+        done = chain.find_attempt(uploaded.attempt, head)
         if done is None or completed:
             raise
         return done
-    done = _find_committed(chain, head, offer.attempt, manifest)
+    done = _find_committed(chain, head, uploaded.attempt, manifest)
     if done is not None:
         finished = head.record.kind == "completed" and head.record.epoch == done.record.epoch
         if not completed or finished:
             return head if finished and completed else done
         return complete(chain, head, epoch, pod_uid, time)
     _check_holder(head, epoch, pod_uid)
-    _check_manifest(manifest, offer, epoch)
+    _check_manifest(manifest, uploaded, epoch)
     _check_packs(repository, manifest, head)
     record = commit.checkpoint(
         head,
-        attempt=offer.attempt,
-        manifest=ManifestName(offer.name, offer.size),
+        attempt=uploaded.attempt,
+        manifest=ManifestName(uploaded.name, uploaded.size),
         time=time,
         trigger=trigger,
         number=number,
@@ -118,17 +118,19 @@ def commit_checkpoint(
     try:
         head = chain.append(record)
     except Superseded:
-        head = _own_record(chain, head, offer.attempt)
+        head = _own_record(chain, head, uploaded.attempt)
     return chain.append(commit.completed(head, time=time)) if completed else head
 
 
-def complete(chain: Chain, head: Head, epoch: int, pod_uid: str, time: str) -> Head:
+def complete(chain: Chain, head: ChainRecord, epoch: int, pod_uid: str, time: str) -> ChainRecord:
     """End the run: the next grant starts fresh. Superseded if the pod no longer holds the epoch."""
     _check_holder(head, epoch, pod_uid)
     return chain.append(commit.completed(head, time=time))
 
 
-def rollback(chain: Chain, head: Head, manifest: ManifestName | None, time: str, attempt: str | None = None) -> Head:
+def rollback(
+    chain: Chain, head: ChainRecord, manifest: ManifestName | None, time: str, attempt: str | None = None
+) -> ChainRecord:
     """Move the agent to ``manifest``, or to nothing. An attempt rolls back once, however often it is repeated."""
     if attempt is not None:
         done = chain.find_attempt(attempt, head)
@@ -174,7 +176,9 @@ def find_pending(repository: Repository, epoch: int) -> Sequence[str]:
     return sorted(info.key for info in repository.store.list(f"{PENDING_PREFIX}{epoch}-"))
 
 
-def adopt_pending(repository: Repository, chain: Chain, head: Head, pending_key: str, time: str) -> Head | None:
+def commit_pending(
+    repository: Repository, chain: Chain, head: ChainRecord, pending_key: str, time: str
+) -> ChainRecord | None:
     """Commit what a sidecar left under this key, then delete it; return the newest record it led to.
 
     Returns None if there is nothing, or nothing that is still valid. A pending commit of a superseded epoch is deleted
@@ -185,17 +189,17 @@ def adopt_pending(repository: Repository, chain: Chain, head: Head, pending_key:
     except ObjectMissing:
         return None
     pending = pending_of(content, pending_key)
-    adopted: Head | None = None
+    committed: ChainRecord | None = None
     if _is_still_valid(chain, head, pending):
         if pending.manifest:
             name = manifest_name(pending.manifest)
             open_manifest(pending.manifest, repository.key, repository.namespace, repository.agent, name)
             size = repository.put_manifest(pending.manifest)[1]
-            adopted = commit_checkpoint(
+            committed = commit_checkpoint(
                 repository,
                 chain,
                 head,
-                Offer(pending.attempt, name, size),
+                UploadedCheckpoint(pending.attempt, name, size),
                 epoch=pending.epoch,
                 pod_uid=pending.pod_uid,
                 time=time,
@@ -203,18 +207,18 @@ def adopt_pending(repository: Repository, chain: Chain, head: Head, pending_key:
                 completed=pending.completed,
             )
         elif pending.completed:
-            adopted = complete(chain, head, pending.epoch, pending.pod_uid, time)
+            committed = complete(chain, head, pending.epoch, pending.pod_uid, time)
     repository.store.delete(pending_key)
-    return adopted
+    return committed
 
 
-def _is_still_valid(chain: Chain, head: Head, pending: Pending) -> bool:
+def _is_still_valid(chain: Chain, head: ChainRecord, pending: Pending) -> bool:
     if (head.record.epoch, head.record.pod_uid) != (pending.epoch, pending.pod_uid):
         return False
     return head.record.kind not in _ENDS_EPOCH or chain.find_attempt(pending.attempt, head) is not None
 
 
-def _check_holder(head: Head, epoch: int, pod_uid: str) -> None:
+def _check_holder(head: ChainRecord, epoch: int, pod_uid: str) -> None:
     record = head.record
     agent = f"{record.namespace}/{record.agent}"
     if (record.epoch, record.pod_uid) != (epoch, pod_uid):
@@ -225,7 +229,7 @@ def _check_holder(head: Head, epoch: int, pod_uid: str) -> None:
         )
 
 
-def _find_committed(chain: Chain, head: Head, attempt: str, manifest: Manifest) -> Head | None:
+def _find_committed(chain: Chain, head: ChainRecord, attempt: str, manifest: Manifest) -> ChainRecord | None:
     """Return the attempt's record, searching no further back than the manifest's parent and epoch allow."""
     floor = manifest.parent.sequence if manifest.parent else 0
     for each in chain.back(head, 64):
@@ -238,15 +242,15 @@ def _find_committed(chain: Chain, head: Head, attempt: str, manifest: Manifest) 
     return None
 
 
-def _check_manifest(manifest: Manifest, offer: Offer, epoch: int) -> None:
-    where = manifest_key(offer.name)
-    if manifest.attempt != offer.attempt:
+def _check_manifest(manifest: Manifest, uploaded: UploadedCheckpoint, epoch: int) -> None:
+    where = manifest_key(uploaded.name)
+    if manifest.attempt != uploaded.attempt:
         raise IntegrityError(f"{where} was made for another attempt", where)
     if manifest.epoch != epoch:
         raise IntegrityError(f"{where} was made in epoch {manifest.epoch}, not {epoch}", where)
 
 
-def _check_packs(repository: Repository, manifest: Manifest, head: Head) -> None:
+def _check_packs(repository: Repository, manifest: Manifest, head: ChainRecord) -> None:
     """Check that every pack which the parent's manifest does not name is in the store with its size."""
     known: set[Pack] = set()
     parent = head.record.manifest
@@ -265,7 +269,7 @@ def _check_packs(repository: Repository, manifest: Manifest, head: Head) -> None
             raise IntegrityError(f"{key} {found}, the manifest says {pack.size} bytes", key)
 
 
-def _own_record(chain: Chain, head: Head, attempt: str) -> Head:
+def _own_record(chain: Chain, head: ChainRecord, attempt: str) -> ChainRecord:
     """Return this attempt's record, if the sequence was lost to a concurrent call for the same attempt."""
     newest = chain.head(head)
     found = chain.find_attempt(attempt, newest)

@@ -6,12 +6,12 @@ because of one would lose its state.
 
 from savepoint.contract.control_protocol import CheckpointRef, ObjectName
 from savepoint.errors import IntegrityError
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.object_keys import commit_key
 from savepoint.repository.history.chain import Chain
 
 
-def restore_point(chain: Chain, head: Head) -> CheckpointRef | None:
+def restore_point(chain: Chain, head: ChainRecord) -> CheckpointRef | None:
     """Return the checkpoint that the head restores, which is also the parent of the next checkpoint. Blocking.
 
     The reference carries the sequence of the record that last moved the agent: the checkpoint's own, or that of a later
@@ -47,7 +47,7 @@ def restore_point(chain: Chain, head: Head) -> CheckpointRef | None:
     )
 
 
-def checkpoint_ref(head: Head, *, sequence: int | None = None) -> CheckpointRef:
+def checkpoint_ref(head: ChainRecord, *, sequence: int | None = None) -> CheckpointRef:
     """Return the checkpoint that this record committed, as protocol messages name it.
 
     Args:

@@ -1,4 +1,4 @@
-"""Fetches many chunks with few reads: sorted by position, neighbours in one range, several threads, reused buffers.
+"""Fetches many chunks with few reads: sorted by position, adjacent ones in one range, several threads, reused buffers.
 
 It delivers verified bytes to the caller. It does not know what a chunk means and writes nothing.
 """
@@ -17,7 +17,7 @@ from savepoint.repository.format.object_keys import pack_key
 from savepoint.repository.format.pack import ChunkOpener
 from savepoint.storage.store import BlobReader
 
-RUN_BYTES = 4 << 20
+RANGE_BYTES = 4 << 20
 GAP_BYTES = 64 << 10
 
 Purpose = TypeVar("Purpose")
@@ -32,7 +32,7 @@ class Wanted(Generic[Purpose]):
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Generic[Purpose]):
+class ReadRange(Generic[Purpose]):
     """A range of one pack that is read in one request."""
 
     pack: str
@@ -43,7 +43,7 @@ class Run(Generic[Purpose]):
 
 class _Buffers:
     def __init__(self, key: AgentKey) -> None:
-        self.sealed = working_memory(RUN_BYTES + MAX_CHUNK_BYTES + OVERHEAD_BYTES)
+        self.sealed = working_memory(RANGE_BYTES + MAX_CHUNK_BYTES + OVERHEAD_BYTES)
         self.plain = working_memory(MAX_CHUNK_BYTES)
         self.opener = ChunkOpener(key)
 
@@ -69,8 +69,8 @@ class Fetcher:
     def fetch_one(self, ref: ChunkRef) -> bytes:
         """Return one chunk, read in the caller's thread."""
         found: list[bytes] = []
-        for run in runs([Wanted(ref, None)]):
-            self._fetch(run, lambda _, content: found.append(bytes(content)))
+        for read_range in read_ranges([Wanted(ref, None)]):
+            self._fetch(read_range, lambda _, content: found.append(bytes(content)))
         return found[0]
 
     def fetch(self, wanted: Sequence[Wanted[Purpose]], deliver: Callable[[Purpose, memoryview], None]) -> None:
@@ -79,7 +79,7 @@ class Fetcher:
         The bytes are valid only during the call. The first error ends the fetch: what was delivered is verified, the
         rest is missing.
         """
-        futures = [self._pool.submit(self._fetch, run, deliver) for run in runs(wanted)]
+        futures = [self._pool.submit(self._fetch, read_range, deliver) for read_range in read_ranges(wanted)]
         try:
             for future in futures:
                 future.result()
@@ -97,18 +97,18 @@ class Fetcher:
         self.fetch([Wanted(ref, number) for number, ref in enumerate(refs)], keep)
         return found
 
-    def _fetch(self, run: Run[Purpose], deliver: Callable[[Purpose, memoryview], None]) -> None:
+    def _fetch(self, read_range: ReadRange[Purpose], deliver: Callable[[Purpose, memoryview], None]) -> None:
         buffers = self._buffers()
-        for each in run.wanted:
+        for each in read_range.wanted:
             self.check(each.ref)
-        sealed = buffers.sealed[: run.end - run.start]
-        self._reader.get_into(pack_key(run.pack), run.start, sealed)
+        sealed = buffers.sealed[: read_range.end - read_range.start]
+        self._reader.get_into(pack_key(read_range.pack), read_range.start, sealed)
         last: ChunkRef | None = None
-        for each in run.wanted:
+        for each in read_range.wanted:
             ref = each.ref
             plain = buffers.plain[: ref.length]
             if ref != last:
-                at = ref.offset - run.start
+                at = ref.offset - read_range.start
                 buffers.opener.open_into(ref, sealed[at : at + ref.stored], plain)
                 last = ref
             deliver(each.purpose, plain)
@@ -120,7 +120,7 @@ class Fetcher:
         return buffers
 
 
-def runs(wanted: Sequence[Wanted[Purpose]]) -> Iterator[Run[Purpose]]:
+def read_ranges(wanted: Sequence[Wanted[Purpose]]) -> Iterator[ReadRange[Purpose]]:
     """Yield ranges that cover these chunks: a new one where a pack ends, a gap is wide, or the range is full."""
     pending: list[Wanted[Purpose]] = []
     end = 0
@@ -128,11 +128,11 @@ def runs(wanted: Sequence[Wanted[Purpose]]) -> Iterator[Run[Purpose]]:
         ref = each.ref
         if pending:
             first = pending[0].ref
-            is_far = ref.offset > end + GAP_BYTES or max(end, ref.offset + ref.stored) - first.offset > RUN_BYTES
+            is_far = ref.offset > end + GAP_BYTES or max(end, ref.offset + ref.stored) - first.offset > RANGE_BYTES
             if ref.pack != first.pack or is_far:
-                yield Run(first.pack, first.offset, end, tuple(pending))
+                yield ReadRange(first.pack, first.offset, end, tuple(pending))
                 pending = []
         end = max(end, ref.offset + ref.stored) if pending else ref.offset + ref.stored
         pending.append(each)
     if pending:
-        yield Run(pending[0].ref.pack, pending[0].ref.offset, end, tuple(pending))
+        yield ReadRange(pending[0].ref.pack, pending[0].ref.offset, end, tuple(pending))

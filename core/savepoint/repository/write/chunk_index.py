@@ -62,7 +62,7 @@ class ChunkIndex:
         """Return the number of known chunks, including those that can no longer be referred to."""
         return self._count
 
-    def uses(self) -> list[PackUse]:
+    def pack_uses(self) -> list[PackUse]:
         """Return how much of each of its packs the parent uses."""
         with self._lock:
             return [
@@ -86,9 +86,9 @@ class ChunkIndex:
         """Return where the chunk is, if it may be referred to."""
         with self._lock:
             record = self._lookup(identity)
-            return self._usable(record) if record >= 0 else None
+            return self._usable_ref(record) if record >= 0 else None
 
-    def usable(self, packs: Iterable[str]) -> bool:
+    def all_usable(self, packs: Iterable[str]) -> bool:
         """Return whether chunks in all these packs may be referred to."""
         with self._lock:
             numbers = (self._numbers.get(name) for name in packs)
@@ -195,7 +195,7 @@ class ChunkIndex:
         place = _PLACE.pack(number, ref.offset, ref.stored, ref.length)
         record = self._lookup(ref.id)
         if record >= 0:
-            existing = self._usable(record)
+            existing = self._usable_ref(record)
             if existing is not None:
                 return existing
             at = record * _RECORD.size + _ID_BYTES
@@ -237,7 +237,7 @@ class ChunkIndex:
         identity, number, offset, stored, length = self._fields(record)
         return ChunkRef(identity, self._names[number], offset, stored, length)
 
-    def _usable(self, record: int) -> ChunkRef | None:
+    def _usable_ref(self, record: int) -> ChunkRef | None:
         ref = self._ref(record)
         return ref if self._is_usable(self._states[self._numbers[ref.pack]]) else None
 

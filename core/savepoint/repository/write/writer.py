@@ -1,7 +1,7 @@
 """The write path: from components to packs and a sealed manifest. What the parent has is not stored again.
 
-It commits nothing: ``finish`` returns an Offer, which an authority commits (``lineage``). It decides neither when to
-capture nor what. Its workers reuse their buffers, so that memory stays bounded however large the state is.
+It commits nothing: ``finish`` returns an UploadedCheckpoint, which an authority commits (``lineage``). It decides
+neither when to capture nor what. Its workers reuse their buffers, so that memory stays bounded for a state of any size.
 """
 
 import secrets
@@ -32,7 +32,7 @@ from savepoint.repository.format.object_keys import manifest_key
 from savepoint.repository.format.seal import NONCE_BYTES
 from savepoint.repository.format.segment import REFS_PER_SEGMENT, blob_segment, split_segments
 from savepoint.repository.format.tree import TreeEntry, TreeFile, TreeSymlink
-from savepoint.repository.history.lineage import Offer
+from savepoint.repository.history.lineage import UploadedCheckpoint
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.write.chunk_index import ChunkIndex
 from savepoint.repository.write.pack_uploads import PackUploads
@@ -83,7 +83,7 @@ class CheckpointWriter:
         self._writer, self._key, self._epoch = writer, key, epoch
         self._random_bytes = options.random_bytes
         self._index = index if index is not None else load_index(reader, key, parent)
-        self._index.begin(packs_to_repack(self._index.uses()))
+        self._index.begin(packs_to_repack(self._index.pack_uses()))
 
         def new_name() -> str:
             return f"{epoch}-{options.random_bytes(16).hex()}"
@@ -98,7 +98,7 @@ class CheckpointWriter:
 
     def can_reuse(self, content: Content) -> bool:
         """Return whether content of the parent may be referred to again without reading it; if not, store it again."""
-        return self._index.usable(content.packs)
+        return self._index.all_usable(content.packs)
 
     def store(self, source: Source, kind: str) -> Content:
         """Store a whole source; raise StateUnstable if it ends early."""
@@ -194,8 +194,8 @@ class CheckpointWriter:
         architecture: str = "",
         execution: Execution | None = None,
         put: bool = True,
-    ) -> Offer:
-        """Upload what is left, seal the manifest, and store it too if ``put``; return the offer to commit.
+    ) -> UploadedCheckpoint:
+        """Upload what is left, seal the manifest, and store it too if ``put``; return it, to be committed.
 
         Call ``commit`` or ``abort`` afterwards. Raises StateTooLarge if the manifest exceeds 1 MiB.
         """
@@ -227,13 +227,13 @@ class CheckpointWriter:
         if put:
             self._writer.put_new(manifest_key(name), content)
         self.manifest = manifest
-        return Offer(
+        return UploadedCheckpoint(
             attempt, name, len(content), uploaded, manifest.size.uploaded, manifest.size.logical,
             manifest.size.stored, content,
         )  # fmt: skip
 
     def commit(self) -> ChunkIndex:
-        """End the writer after its offer was committed; return the index for a writer based on this checkpoint."""
+        """End the writer after its checkpoint was committed; return the index for a writer based on this checkpoint."""
         self._workers.close()
         self._index.commit()
         return self._index

@@ -6,7 +6,7 @@ What the status says is decided in ``rules.status.checkpoint_status``.
 from typing import Final
 
 from savepoint.contract.control_protocol import Result
-from savepoint.contract.vocabulary import CheckpointOutcome, Phase, Reason
+from savepoint.contract.vocabulary import CheckpointOutcome, CheckpointPhase, Reason
 
 from savepoint_operator.cluster.events import EventTarget
 from savepoint_operator.cluster.kinds import CHECKPOINTS, PODS
@@ -24,7 +24,7 @@ ATTEMPT_SECONDS: Final = 1800
 LOST_SECONDS: Final = 120.0
 """Time after its deadline at which an attempt without an outcome is failed here."""
 PROGRESS_SECONDS: Final = 5.0
-VISIBLE: Final = frozenset({Phase.UPLOADING, Phase.COMMITTING})
+VISIBLE: Final = frozenset({CheckpointPhase.UPLOADING, CheckpointPhase.COMMITTING})
 """Phases in which a scheduled attempt gets its AgentCheckpoint: earlier it may still turn out to be unchanged."""
 
 
@@ -68,12 +68,12 @@ class AttemptStatus:
             await self._objects.delete(item)  # it became visible before the attempt turned out to be unchanged
             del agent_record.attempts[attempt.id]
             return None
-        written = (attempt.head, attempt.result)  # the outcome may change while the API server answers
+        written = (attempt.commit_record, attempt.result)  # the outcome may change while the API server answers
         patch, condition = self._outcome(agent_record, attempt)
         await self._objects.write_status(item, {**self._start(agent_record, attempt, item), **patch}, condition)
         if attempt.result is not None and not attempt.unchanged:
             await self._report_failure(agent_record, attempt, item)
-        if agent_record.attempts.get(attempt.id) is attempt and (attempt.head, attempt.result) == written:
+        if agent_record.attempts.get(attempt.id) is attempt and (attempt.commit_record, attempt.result) == written:
             del agent_record.attempts[attempt.id]
         return None
 
@@ -106,9 +106,11 @@ class AttemptStatus:
         return keep_trigger(start, item)
 
     def _outcome(self, agent_record: AgentRecord, attempt: AttemptRecord) -> tuple[checkpoint_status.Patch, Condition]:
-        if attempt.head is not None:
+        if attempt.commit_record is not None:
             contents = attempt.offer or attempt.contents
-            return checkpoint_status.committed(contents, attempt.head, attempt.store, attempt.parent, self._now())
+            return checkpoint_status.committed(
+                contents, attempt.commit_record, attempt.store, attempt.parent, self._now()
+            )
         assert attempt.result is not None
         if attempt.unchanged:
             name = self._objects.latest_name(agent_record)

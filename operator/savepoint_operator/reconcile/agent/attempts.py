@@ -3,7 +3,7 @@
 from typing import Final
 
 from savepoint.contract.names import ANNOTATION_CHECKPOINT_NOW
-from savepoint.contract.vocabulary import Phase, Reason, Trigger
+from savepoint.contract.vocabulary import CheckpointPhase, Reason, Trigger
 from savepoint.errors import Refused, Unavailable
 
 from savepoint_operator.cluster.events import EventTarget
@@ -21,12 +21,13 @@ from savepoint_operator.rules.status.conditions import parsed_time
 from savepoint_operator.rules.status.texts import with_next_step
 
 REQUEUE_SECONDS: Final = 2.0
-OPEN_SECONDS: Final = 60.0
-"""Time that a request waits for a sidecar, and that an attempt of an earlier leader waits to be reported again."""
+SIDECAR_WAIT_SECONDS: Final = 60.0
+"""Seconds that a request waits for the agent's sidecar to connect, and that an attempt of an earlier leader waits to be
+reported again by its sidecar."""
 
 
 class Attempts:
-    """Steps of one agent's reconcile; each returns the seconds until it wants to run again, or None."""
+    """Steps of one agent's reconcile; each returns the seconds until it must run again, or None."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class Attempts:
         recorder: QueueingRecorder,
         status: AttemptStatus,
         *,
-        not_running_seconds: float = OPEN_SECONDS,
+        not_running_seconds: float = SIDECAR_WAIT_SECONDS,
     ) -> None:
         self._cache, self._events = dependencies.cache, dependencies.events
         self._status_writer, self._random_bytes = dependencies.status_writer, dependencies.random_bytes
@@ -65,7 +66,7 @@ class Attempts:
             if self._objects.created_by_user(labelled):
                 delay = await self._order(agent_record, policy, orders, labelled)
             else:
-                delay = await self._give_up(agent_record, orders, labelled)
+                delay = await self._fail_lost(agent_record, orders, labelled)
             delays += [] if delay is None else [delay]
         return min(delays, default=None)
 
@@ -88,7 +89,7 @@ class Attempts:
         attempt.name, attempt.number = item.meta.name, item.number
         attempt.requested_by = (item.status.get("trigger") or {}).get("requestedBy", "")
         if not attempt.finished and attempt.phase == Reason.PENDING:
-            attempt.phase = Phase.QUIESCING
+            attempt.phase = CheckpointPhase.QUIESCING
             await self._status.write_progress(agent_record, attempt, item)
         return None
 
@@ -129,16 +130,16 @@ class Attempts:
         await self._objects.write_status(item, {**_manual_start(item), **patch}, condition)
         return REQUEUE_SECONDS
 
-    async def _give_up(self, agent_record: AgentRecord, orders: Orders, item: CheckpointObject) -> float | None:
+    async def _fail_lost(self, agent_record: AgentRecord, orders: Orders, item: CheckpointObject) -> float | None:
         """Fail an attempt of an earlier leader, unless its sidecar may still report it or the chain may hold it."""
         leading_seconds = self._monotonic() - self._leader_since
         session = orders.session(agent_record.agent)
         if (
-            leading_seconds < OPEN_SECONDS
+            leading_seconds < SIDECAR_WAIT_SECONDS
             or not agent_record.chain_read
             or (session is not None and session.attempt == item.attempt)
         ):
-            return OPEN_SECONDS
+            return SIDECAR_WAIT_SECONDS
         text = "The operator restarted during this attempt, and the sidecar no longer reports it."
         message = with_next_step(Reason.DEADLINE_EXCEEDED, text, None)
         await self._objects.write_status(item, *checkpoint_status.failed(Reason.DEADLINE_EXCEEDED, message))
@@ -175,7 +176,7 @@ class Attempts:
         except (Refused, Unavailable):
             return REQUEUE_SECONDS
         if attempt.phase == Reason.PENDING:
-            attempt.phase = Phase.QUIESCING
+            attempt.phase = CheckpointPhase.QUIESCING
         agent_record.random_part = self._random_bytes(1)[0] / 255
         return schedule.wait_seconds(interval, agent_record.random_part)
 

@@ -10,7 +10,7 @@ import logging
 from typing import Final
 
 from savepoint.errors import IntegrityError, SavepointError
-from savepoint.repository.format.commit import Head
+from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.history.chain import Chain
 from savepoint.repository.repository import Repository
 from savepoint.storage.wrapper import Prefixed
@@ -55,7 +55,7 @@ class ChainRepair:
             missed = await asyncio.to_thread(
                 self._records_above, store, agent_record.agent, head, item.pin[0] if item.pin else 0
             )
-            inherited: Head | None = None
+            inherited: ChainRecord | None = None
             if item.pin is None:
                 own = [each for each in missed if self._belongs_to(item, each)]
                 inherited = _restorable(head, [each for each in missed if each not in own])
@@ -87,7 +87,7 @@ class ChainRepair:
         agent_record.chain_read = True
         return None
 
-    def _belongs_to(self, item: AgentObject, head: Head) -> bool:
+    def _belongs_to(self, item: AgentObject, head: ChainRecord) -> bool:
         """Return whether the record is of this ProtectedAgent and not of an earlier one of the same name: it is newer
         than the object, or an AgentCheckpoint waits for its attempt."""
         record = head.record
@@ -96,7 +96,9 @@ class ChainRepair:
             return True
         return record.attempt is not None and self._objects.find(item.agent, record.attempt) is not None
 
-    def _records_above(self, store: OpenStore, agent: AgentRef, head: Head | None, pinned: int) -> list[Head]:
+    def _records_above(
+        self, store: OpenStore, agent: AgentRef, head: ChainRecord | None, pinned: int
+    ) -> list[ChainRecord]:
         """Return the checkpoint and completed records above the pin, oldest first. Blocks."""
         if head is None or head.record.sequence <= pinned:
             return []
@@ -104,7 +106,7 @@ class ChainRepair:
         depth = min(head.record.sequence - pinned, MAX_RECORDS)
         return [each for each in chain.back(head, depth) if each.record.kind in ("checkpoint", "completed")][::-1]
 
-    def _contents(self, store: OpenStore, agent: AgentRef, heads: list[Head]) -> dict[int, Contents | None]:
+    def _contents(self, store: OpenStore, agent: AgentRef, heads: list[ChainRecord]) -> dict[int, Contents | None]:
         """Return the checkpoints' contents by sequence. Blocks."""
         if not heads:
             return {}
@@ -112,14 +114,14 @@ class ChainRepair:
         return {each.record.sequence: contents_of(repository, each) for each in heads}
 
 
-def _restorable(head: Head | None, records: list[Head]) -> Head | None:
+def _restorable(head: ChainRecord | None, records: list[ChainRecord]) -> ChainRecord | None:
     """Return the checkpoint among the records that a restart would restore now."""
     target = head.record.manifest if head is not None else None
     matching = (each for each in reversed(records) if target is not None and each.record.manifest == target)
     return next((each for each in matching if each.record.kind == "checkpoint"), None)
 
 
-def _inherit(agent_record: AgentRecord, checkpoint: Head, contents: Contents | None) -> None:
+def _inherit(agent_record: AgentRecord, checkpoint: ChainRecord, contents: Contents | None) -> None:
     """Make a checkpoint of an earlier agent of this name the latest one, although it has no object."""
     agent_record.latest = checkpoint
     agent_record.recovery_point = parsed_time(contents.taken_at if contents else checkpoint.record.time)

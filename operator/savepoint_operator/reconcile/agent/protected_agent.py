@@ -105,7 +105,9 @@ class ProtectedAgents:
         pod, wait = restore.incarnation.pod.name, restore.waits_for
         if wait is not None:
             return f"Pod {pod} waits: {wait.message}"
-        return f"Pod {pod} restores {restore.restores}." if restore.restores else f"Pod {pod} starts fresh."
+        return (
+            f"Pod {pod} restores {restore.checkpoint_name}." if restore.checkpoint_name else f"Pod {pod} starts fresh."
+        )
 
     def _start_failure(self, agent_record: AgentRecord, pods: tuple[Pod, ...]) -> str:
         """Return the message of the newest pod's newest AgentRestore if that start has failed, else an empty text."""

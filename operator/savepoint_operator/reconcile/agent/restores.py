@@ -119,9 +119,9 @@ class Restores:
         return restore_status.waiting(incarnation, restore.wait, started)
 
     def _resolved(self, agent_record: AgentRecord, restore: RestoreRecord) -> restore_status.Patch | None:
-        if restore.restores is None or restore.head is None:
+        if restore.checkpoint_name is None or restore.head is None:
             return None
-        resolved: restore_status.Patch = {"checkpointName": restore.restores}
+        resolved: restore_status.Patch = {"checkpointName": restore.checkpoint_name}
         if restore.head.record.manifest is not None:
             resolved["manifestDigest"] = restore.head.record.manifest.name
         checkpoint = self._checkpoint(agent_record, restore)
@@ -179,7 +179,7 @@ class Restores:
             return
         for target in both:
             await self._events.normal(target, outcome.outcome, self._sentence(agent_record, restore, outcome))
-        if outcome.config_changed and restore.restores is not None:
+        if outcome.config_changed and restore.checkpoint_name is not None:
             message = restore_status.configuration_changed_message(self._restored_name(agent_record, restore))
             await self._events.warning(pod, Reason.CONFIGURATION_CHANGED, message)
         if incarnation.shared:
@@ -217,20 +217,24 @@ class Restores:
 
     def _restored_name(self, agent_record: AgentRecord, restore: RestoreRecord) -> str:
         checkpoint = self._checkpoint(agent_record, restore)
-        return checkpoint.meta.name if checkpoint is not None else restore.restores or ""
+        return checkpoint.meta.name if checkpoint is not None else restore.checkpoint_name or ""
 
     def _sentence(self, agent_record: AgentRecord, restore: RestoreRecord, outcome: Outcome) -> str:
         agent = agent_record.agent.name
         if outcome.outcome == RestoreOutcome.FRESH:
             return f"Agent {agent} starts fresh in epoch {restore.epoch}: there is no checkpoint."
         if outcome.outcome == RestoreOutcome.KEPT_LOCAL:
-            return f"Agent {agent} kept the state on its volumes, which is at least as new as {restore.restores}."
+            return (
+                f"Agent {agent} kept the state on its volumes, which is at least as new as {restore.checkpoint_name}."
+            )
         checkpoint = self._checkpoint(agent_record, restore)
         if checkpoint is not None:
             step = str((checkpoint.status.get("execution") or {}).get("step") or "")
         else:
             latest = agent_record.latest
-            step = agent_record.latest_step if latest is not None and latest.record.name == restore.restores else ""
+            step = (
+                agent_record.latest_step if latest is not None and latest.record.name == restore.checkpoint_name else ""
+            )
         at_step = f" at step {step}" if step else ""
         name, took = self._restored_name(agent_record, restore), duration_text(outcome.milliseconds)
         return f"Agent {agent} resumed{at_step} from {name}, {took}."

@@ -25,7 +25,7 @@ def config_hash(pod: Mapping[str, Any], container: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def noted_hash(annotation: str) -> str:
+def annotated_hash(annotation: str) -> str:
     """Return the hash in a pod's annotation; empty, which matches nothing, if the annotation holds anything else."""
     return annotation if re.fullmatch(r"[0-9a-f]{64}", annotation) else ""
 

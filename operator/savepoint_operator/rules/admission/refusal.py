@@ -69,7 +69,7 @@ def find_refusal(pod: Mapping[str, Any], agent: str) -> Refusal | None:
 
 
 def _projects_our_token(volume: Mapping[str, Any]) -> bool:
-    """Return whether a volume projects a token for our audience."""
+    """Return whether a volume projects a token for Savepoint's audience."""
     sources = (volume.get("projected") or {}).get("sources") or ()
     return any((source.get("serviceAccountToken") or {}).get("audience") == names.AUDIENCE for source in sources)
 

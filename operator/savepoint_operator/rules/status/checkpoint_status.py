@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from savepoint.contract.control_protocol import Offer, Progress, Result, Timing
-from savepoint.contract.vocabulary import Phase, Reason, Trigger
-from savepoint.repository.format.commit import CommitRecord, Head
+from savepoint.contract.vocabulary import CheckpointPhase, Reason, Trigger
+from savepoint.repository.format.commit import ChainRecord, CommitRecord
 
 from savepoint_operator.model.views import Contents
 from savepoint_operator.rules.status.conditions import Condition, parsed_time, precise_stamp, stamp
@@ -14,15 +14,15 @@ from savepoint_operator.rules.status.texts import duration_text, size_text
 
 Patch = dict[str, Any]
 
-RUNNING: Final = frozenset({Reason.PENDING, *Phase})
+RUNNING: Final = frozenset({Reason.PENDING, *CheckpointPhase})
 """Reasons of a checkpoint in progress; an empty reason is that of a new one."""
 FORMAT_VERSION: Final = 1
 MAX_CAUSE: Final = 1024
 _PHASE_MESSAGES: Final[Mapping[str, str]] = {
-    Phase.QUIESCING: "Waiting for the agent's next safe point.",
-    Phase.CAPTURING: "Reading the agent's state.",
-    Phase.UPLOADING: "The agent runs again; its state is being uploaded.",
-    Phase.COMMITTING: "Everything is stored; the commit record is being written.",
+    CheckpointPhase.QUIESCING: "Waiting for the agent's next safe point.",
+    CheckpointPhase.CAPTURING: "Reading the agent's state.",
+    CheckpointPhase.UPLOADING: "The agent runs again; its state is being uploaded.",
+    CheckpointPhase.COMMITTING: "Everything is stored; the commit record is being written.",
 }
 
 
@@ -66,7 +66,7 @@ def running(phase: str, progress: Progress | None, message: str = "") -> tuple[P
 
 
 def committed(
-    described: Offer | Contents | None, head: Head, store: str, parent: str, now: datetime
+    described: Offer | Contents | None, head: ChainRecord, store: str, parent: str, now: datetime
 ) -> tuple[Patch, Condition]:
     """Return the status of a committed checkpoint, described by its sidecar's offer or by its manifest."""
     record = head.record

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from savepoint.contract.names import ANNOTATION_CONFIG_HASH
-from savepoint_operator.rules.admission.config_hash import config_hash, noted_hash
+from savepoint_operator.rules.admission.config_hash import annotated_hash, config_hash
 from savepoint_operator.rules.admission.injection import Injected, inject
 
 from tests.unit.operator.admission.pods import CONFIG, pod
@@ -154,5 +154,5 @@ def test_another_template_has_another_hash(container: dict[str, Any]) -> None:
 
 def test_an_annotation_that_is_not_a_hash_counts_as_empty() -> None:
     """Otherwise it would be written into the manifest, which could then not be read."""
-    assert noted_hash(annotated(from_template())) == annotated(from_template())
-    assert {noted_hash(text) for text in ("", "mine", "AB" * 32, "ab" * 31, "ab" * 32 + "\n")} == {""}
+    assert annotated_hash(annotated(from_template())) == annotated(from_template())
+    assert {annotated_hash(text) for text in ("", "mine", "AB" * 32, "ab" * 31, "ab" * 32 + "\n")} == {""}

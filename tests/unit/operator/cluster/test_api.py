@@ -79,12 +79,12 @@ async def test_a_rotated_token_is_read_again(server: Server, tmp_path: Path) -> 
     token.write_text("old")
     environment = {"KUBERNETES_SERVICE_HOST": "localhost", "KUBERNETES_SERVICE_PORT": str(server.port)}
     access = Access.in_cluster(environment, token, tmp_path / "ca.crt")
-    assert (await access.connection()).token == "old"
+    assert (await access.connection_parameters()).token == "old"
     token.write_text("new")
     hook: Any = access.configuration.refresh_api_key_hook
     loader = hook.__closure__[0].cell_contents  # the client's own loader, which rereads after a minute
     loader.token_expires_at -= timedelta(minutes=2)
-    assert (await access.connection()).token == "new"
+    assert (await access.connection_parameters()).token == "new"
     async with access.client() as client:
         await Api(client).list(NODES)
     assert server.requests[-1][2]["Authorization"].lower() == "bearer new"

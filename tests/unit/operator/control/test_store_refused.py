@@ -28,8 +28,8 @@ from savepoint.errors import (
 )
 from savepoint_operator.control import sidecar_session
 from savepoint_operator.control.server import PATH
-from savepoint_sidecar.authority.channel import Dialer
 from savepoint_sidecar.authority.control_client import ConnectionClock, ControlClient, SidecarIdentity
+from savepoint_sidecar.authority.control_connection import Dialer
 
 from tests.fakes.control_harness import AGENT, ControlHarness, Pod, attempt, until
 

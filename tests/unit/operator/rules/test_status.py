@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from savepoint.contract.control_protocol import ObjectName, Offer, Outcome, PolicyTerms, Progress, Result, Timing
-from savepoint.repository.format.commit import CommitRecord, Head, ManifestName, head_of
+from savepoint.repository.format.commit import ChainRecord, CommitRecord, ManifestName, head_of
 from savepoint_operator.model.views import AgentRef, Incarnation, PodIdentity
 from savepoint_operator.rules.status import checkpoint_status, restore_status
 
@@ -16,7 +16,7 @@ INCARNATION = Incarnation(
 )
 
 
-def head(manifest: ManifestName | None = MANIFEST) -> Head:
+def head(manifest: ManifestName | None = MANIFEST) -> ChainRecord:
     return head_of(
         CommitRecord(
             kind="checkpoint",
@@ -68,7 +68,7 @@ def test_triggers_are_shown_with_the_pods_disruption(trigger: str, disruption: s
     assert checkpoint_status.shown_trigger(trigger, disruption) == shown
 
 
-def test_which_reasons_are_in_progress() -> None:
+def test_a_checkpoint_is_in_progress_until_its_reason_is_final() -> None:
     assert checkpoint_status.in_progress("")
     assert checkpoint_status.in_progress("Uploading")
     assert not checkpoint_status.in_progress("Ready")
@@ -83,7 +83,7 @@ def test_a_checkpoint_in_progress_shows_phase_and_percentage() -> None:
     assert condition.message == "It waits."
 
 
-def test_a_committed_checkpoint_with_and_without_a_description() -> None:
+def test_a_committed_checkpoint_shows_what_its_offer_describes() -> None:
     timing = Timing("2026-11-24T00:00:00Z", "nonsense", None, None)
     patch, condition = checkpoint_status.committed(
         offer(timing=timing, uncertain_operations=("e1",), step="s"), head(), "default", "coder-0", NOW
@@ -102,7 +102,7 @@ def test_a_committed_checkpoint_with_and_without_a_description() -> None:
     assert "size" not in patch
 
 
-def test_unchanged_with_and_without_a_pause() -> None:
+def test_an_unchanged_checkpoint_shows_its_pause_if_there_was_one() -> None:
     latest = {"sequence": 7, "summary": {"size": "5Ki"}}
     patch, condition = checkpoint_status.unchanged(latest, "coder-1", Result("a", "Unchanged", pause_milliseconds=3))
     assert (patch["sequence"], patch["summary"]["pause"], condition.status) == (7, "3ms", "True")
@@ -110,7 +110,7 @@ def test_unchanged_with_and_without_a_pause() -> None:
     assert "timing" not in patch
 
 
-def test_the_end_of_a_restore() -> None:
+def test_the_end_of_a_restore_shows_its_outcome() -> None:
     def ended(outcome: Outcome, resolved: dict[str, Any] | None = None) -> tuple[dict[str, Any], str, str]:
         patch, condition = restore_status.ended(INCARNATION, 2, resolved, outcome, started=NOW, now=NOW)
         return patch, condition.status, condition.message
@@ -127,7 +127,7 @@ def test_the_end_of_a_restore() -> None:
     assert ended(Outcome("Fresh", config_changed=True))[2] == "There is no checkpoint; the agent starts from nothing."
 
 
-def test_a_restore_in_progress_and_one_whose_pod_ended() -> None:
+def test_a_restore_shows_its_progress_and_the_end_of_its_pod() -> None:
     patch, _ = restore_status.granted(
         INCARNATION, 2, {"checkpointName": "coder-41"}, Progress("", "Restoring", 50), NOW
     )

@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.errors import FormatTooNew, IntegrityError
 from savepoint.repository.format import canonical, commit
-from savepoint.repository.format.commit import CommitRecord, Head, ManifestName
+from savepoint.repository.format.commit import ChainRecord, CommitRecord, ManifestName
 
 from tests.fakes.repository_fixture import TIME
 
 MANIFEST = ManifestName("ab" * 32, 1000)
 
 
-def granted(head: Head | None = None) -> Head:
+def granted(head: ChainRecord | None = None) -> ChainRecord:
     return commit.head_of(commit.grant(head, "default", "coder", pod_uid="pod", node="node", time=TIME))
 
 
-def checkpointed(head: Head, name: str = "1") -> Head:
+def checkpointed(head: ChainRecord, name: str = "1") -> ChainRecord:
     record = commit.checkpoint(head, attempt=name, manifest=MANIFEST, time=TIME, trigger="Interval")
     return commit.head_of(record)
 
@@ -39,7 +39,7 @@ def test_records_survive_a_round_trip() -> None:
         assert len(content) < 600
 
 
-def test_the_records_of_an_agents_history() -> None:
+def test_each_record_continues_the_one_before() -> None:
     grant = granted()
     assert (grant.record.sequence, grant.record.epoch, grant.record.number) == (1, 1, 0)
     assert grant.record.previous is None
@@ -72,19 +72,19 @@ def test_the_records_of_an_agents_history() -> None:
         {"kind": "rollback"},
     ],
 )  # fmt: skip
-def test_records_that_cannot_follow(change: dict[str, Any]) -> None:
+def test_a_record_that_does_not_continue_the_one_before_has_a_problem(change: dict[str, Any]) -> None:
     head = checkpointed(granted())
     record = checkpointed(head, "2").record
     assert commit.link_problem(record, head) == ""
     assert commit.link_problem(replace(record, **change), head) != ""
 
 
-def test_records_that_cannot_follow_a_completion_or_come_first() -> None:
+def test_a_completion_or_first_record_that_breaks_the_rules_has_a_problem() -> None:
     done = commit.head_of(commit.completed(checkpointed(granted()), time=TIME))
     fresh = granted(done).record
-    assert "carries" in commit.link_problem(replace(fresh, manifest=MANIFEST), done)
+    assert "a grant" in commit.link_problem(replace(fresh, manifest=MANIFEST), done)
     ended = commit.completed(checkpointed(granted()), time=TIME)
-    assert "repeats" in commit.link_problem(replace(ended, manifest=None), checkpointed(granted()))
+    assert "a completion" in commit.link_problem(replace(ended, manifest=None), checkpointed(granted()))
     assert commit.link_problem(replace(granted().record, epoch=2), None) != ""
     assert commit.link_problem(replace(granted().record, kind="rollback", epoch=0), None) != ""
     assert commit.link_problem(replace(granted().record, kind="completed", epoch=0), None) != ""
@@ -117,7 +117,7 @@ def test_invalid_records_are_refused(change: dict[str, Any]) -> None:
     assert caught.value.object_key == "commits/x"
 
 
-def test_a_newer_format() -> None:
+def test_a_newer_format_is_refused_as_too_new() -> None:
     with pytest.raises(FormatTooNew):
         commit.decode(edited(format=2, more=True), "x")
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from savepoint.errors import IntegrityError, ObjectMissing, RollbackDetected, StoreDenied, StoreUnavailable, Superseded
 from savepoint.repository.format import commit
-from savepoint.repository.format.commit import Head, ManifestName
+from savepoint.repository.format.commit import ChainRecord, ManifestName
 from savepoint.repository.format.object_keys import commit_key
 from savepoint.repository.history.chain import Chain
 
@@ -15,7 +15,7 @@ def chain_of(store: Any) -> Chain:
     return Chain(store, "default", "coder")
 
 
-def grown(store: MemoryStore, length: int, agent: str = "coder", node: str = "node") -> list[Head]:
+def grown(store: MemoryStore, length: int, agent: str = "coder", node: str = "node") -> list[ChainRecord]:
     """Write a chain of one grant and then checkpoints; return all its heads."""
     chain = Chain(store, "default", agent)
     heads = [chain.append(commit.grant(None, "default", agent, pod_uid="pod", node=node, time=TIME))]
@@ -24,13 +24,13 @@ def grown(store: MemoryStore, length: int, agent: str = "coder", node: str = "no
     return heads
 
 
-def next_record(head: Head, name: str = "") -> commit.CommitRecord:
+def next_record(head: ChainRecord, name: str = "") -> commit.CommitRecord:
     number = head.record.number + 1
     manifest = ManifestName(f"{number:064x}", 100)
     return commit.checkpoint(head, attempt=name or f"a{number}", manifest=manifest, time=TIME, trigger="Interval")
 
 
-def test_an_empty_chain() -> None:
+def test_an_empty_chain_has_no_records() -> None:
     chain = chain_of(MemoryStore())
     assert chain.head() is None
     assert chain.find(1) is None
@@ -82,13 +82,13 @@ def test_a_forked_chain_is_found() -> None:
     heads = grown(store, 5)
     grown(fork, 7, node="elsewhere")
     store.objects[commit_key(6)] = fork.objects[commit_key(6)]
-    with pytest.raises(IntegrityError, match="link"):
+    with pytest.raises(IntegrityError, match="previous"):
         chain_of(store).head(heads[-1])
-    with pytest.raises(IntegrityError, match="link"):
+    with pytest.raises(IntegrityError, match="previous"):
         chain_of(store).head()
 
 
-def test_a_record_of_another_agent_or_sequence() -> None:
+def test_a_record_of_another_agent_or_sequence_is_refused() -> None:
     store, other = MemoryStore(), MemoryStore()
     grown(store, 3)
     grown(other, 4, agent="other")
@@ -124,7 +124,7 @@ def test_the_chain_is_walked_back() -> None:
 
 
 class TestAppend:
-    def test_a_lost_race(self) -> None:
+    def test_a_record_that_lost_the_race_for_its_sequence_is_superseded(self) -> None:
         store = MemoryStore()
         [head] = grown(store, 1)
         chain_of(store).append(next_record(head, "theirs"))
@@ -142,7 +142,7 @@ class TestAppend:
         faulty = FaultyStore(store, at({1: Fault(StoreUnavailable("lost"), applied=True)}))
         assert chain_of(faulty).append(next_record(head)) == chain_of(store).head(head)
 
-    def test_a_lost_response_after_a_lost_race(self) -> None:
+    def test_a_lost_response_does_not_hide_a_lost_race(self) -> None:
         store = MemoryStore()
         [head] = grown(store, 1)
         chain_of(store).append(next_record(head, "theirs"))
@@ -158,7 +158,7 @@ class TestAppend:
             chain_of(faulty).append(next_record(head))
         assert chain_of(store).head(head) == head
 
-    def test_an_unavailable_store_settles_nothing(self) -> None:
+    def test_with_an_unavailable_store_it_stays_unknown_whether_the_record_was_written(self) -> None:
         store = MemoryStore()
         [head] = grown(store, 1)
         faulty = FaultyStore(store, lambda call: Fault(StoreUnavailable("down"), applied=True))
@@ -166,7 +166,7 @@ class TestAppend:
             chain_of(faulty).append(next_record(head))
 
     @pytest.mark.parametrize("error", [StoreUnavailable("down"), StoreDenied("no")])
-    def test_the_head_is_never_guessed(self, error: Any) -> None:
+    def test_the_head_is_unknown_if_a_record_cannot_be_read(self, error: Any) -> None:
         store = MemoryStore()
         heads = grown(store, 3)
         for position in range(1, 4):

@@ -112,7 +112,7 @@ def test_objects_without_a_modification_time_are_kept() -> None:
     assert report.bytes == 0
 
 
-def test_a_chain_that_has_grown() -> None:
+def test_a_collection_based_on_an_old_head_is_refused() -> None:
     harness = CollectionHarness()
     old = harness.repo.head
     harness.checkpoint(9)
@@ -122,7 +122,7 @@ def test_a_chain_that_has_grown() -> None:
     assert len(keys(harness.own, "manifests/")) == 5
 
 
-def test_a_chain_that_grows_during_the_collection() -> None:
+def test_a_chain_may_grow_during_the_collection() -> None:
     harness = CollectionHarness()
     harness.now += 2 * DAY
     head = harness.repo.head
@@ -140,7 +140,7 @@ def test_a_chain_that_grows_during_the_collection() -> None:
     assert len(keys(harness.own, "manifests/")) == 5
 
 
-def test_a_kept_checkpoint_that_cannot_be_read() -> None:
+def test_a_kept_checkpoint_that_cannot_be_read_stops_the_collection() -> None:
     harness = CollectionHarness()
     harness.now += 2 * DAY
     name = harness.repo.chain.record(3).manifest
@@ -157,7 +157,7 @@ def test_a_kept_checkpoint_that_cannot_be_read() -> None:
     assert keys(harness.own) == [key for key in before if name.name not in key]
 
 
-def test_a_kept_sequence_beyond_the_head() -> None:
+def test_a_kept_sequence_beyond_the_head_stops_the_collection() -> None:
     harness = CollectionHarness()
     old = harness.repo.head
     harness.checkpoint(9)
@@ -191,14 +191,14 @@ def test_stale_pending_commits_are_removed() -> None:
     harness.own.put_new("pending/strange", b"?")
     harness.now += 2 * DAY
     harness.collect(set())
-    assert len(keys(harness.own, "pending/")) == 2, "the epoch may still be adopted"
+    assert len(keys(harness.own, "pending/")) == 2, "the epoch's pending checkpoint may still be committed"
     harness.repo.grant("pod-2")
     harness.collect(set())
     assert keys(harness.own, "pending/") == ["pending/strange"]
 
 
-def test_a_fault_at_every_call() -> None:
-    """F29: after any lost call nothing needed is removed, and a second collection succeeds."""
+def test_after_a_fault_at_any_call_nothing_needed_is_removed() -> None:
+    """After any lost call nothing needed is removed, and a second collection succeeds."""
     for applied in (False, True):
         position, hit = 0, True
         while hit:

@@ -9,7 +9,7 @@ from savepoint.errors import IntegrityError, ObjectMissing, SavepointError, Stor
 from savepoint.repository.format.manifest import manifest_name, seal_manifest
 from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.history import lineage
-from savepoint.repository.history.lineage import Offer, Pending
+from savepoint.repository.history.lineage import Pending, UploadedCheckpoint
 from savepoint.repository.write.source import MemorySource
 from savepoint.repository.write.writer import CheckpointWriter
 
@@ -51,7 +51,7 @@ class TestGrant:
         assert head.record.manifest is not None
         assert head.record.manifest.name == offer.name
 
-    def test_after_a_completion_it_starts_fresh(self, repo: RepositoryFixture) -> None:
+    def test_the_grant_after_a_completion_starts_fresh(self, repo: RepositoryFixture) -> None:
         repo.checkpoint(fill())
         head = lineage.complete(repo.chain, repo.head, 1, "pod-1", TIME)
         fresh = lineage.grant(repo.chain, head, "pod-1", "node", TIME)
@@ -136,26 +136,26 @@ class TestCommit:
 
     def test_a_missing_manifest_is_not_committed(self, repo: RepositoryFixture) -> None:
         with pytest.raises(ObjectMissing):
-            repo.commit(Offer(attempt(9), "ab" * 32, 500))
+            repo.commit(UploadedCheckpoint(attempt(9), "ab" * 32, 500))
         with pytest.raises(ObjectMissing):
-            repo.commit(Offer(attempt(9), "ab" * 32, 500), completed=True)
+            repo.commit(UploadedCheckpoint(attempt(9), "ab" * 32, 500), completed=True)
 
-    def test_a_manifest_of_another_size(self, repo: RepositoryFixture) -> None:
+    def test_a_manifest_of_another_size_is_not_committed(self, repo: RepositoryFixture) -> None:
         offer = repo.offer(fill())
         with pytest.raises(IntegrityError, match="its record says"):
             repo.commit(replace(offer, size=offer.size + 1))
 
-    def test_a_manifest_of_another_attempt(self, repo: RepositoryFixture) -> None:
+    def test_a_manifest_of_another_attempt_is_not_committed(self, repo: RepositoryFixture) -> None:
         offer = repo.offer(fill())
         with pytest.raises(IntegrityError, match="another attempt"):
             repo.commit(replace(offer, attempt=attempt(9)))
 
-    def test_a_manifest_of_another_epoch(self, repo: RepositoryFixture) -> None:
+    def test_a_manifest_of_another_epoch_is_not_committed(self, repo: RepositoryFixture) -> None:
         repo.offer(fill())
         assert repo.manifest is not None
         name, size = repo.repository.write_manifest(replace(repo.manifest, epoch=7, attempt=attempt(8)))
         with pytest.raises(IntegrityError, match="epoch 7"):
-            repo.commit(Offer(attempt(8), name, size))
+            repo.commit(UploadedCheckpoint(attempt(8), name, size))
 
     def test_a_missing_or_truncated_pack_is_not_committed(self, repo: RepositoryFixture, store: FaultyStore) -> None:
         offer = repo.offer(fill())
@@ -191,7 +191,9 @@ class TestCommit:
         repo.repository.store.delete(manifest_key(first.name))
         repo.commit(offer)
 
-    def test_the_same_attempt_committed_twice_at_once(self, repo: RepositoryFixture, store: FaultyStore) -> None:
+    def test_an_attempt_committed_twice_at_once_has_one_record(
+        self, repo: RepositoryFixture, store: FaultyStore
+    ) -> None:
         """Both calls read the same head; the later one finds the record of its own attempt, with another time."""
         offer = repo.offer(fill())
 
@@ -221,7 +223,7 @@ class TestCommit:
             repo.commit(replace(first, attempt=attempt(999)))
         assert len(store.calls) < 70
 
-    def test_a_lost_sequence(self, repo: RepositoryFixture) -> None:
+    def test_an_offer_that_lost_the_race_for_its_sequence_is_superseded(self, repo: RepositoryFixture) -> None:
         before = repo.head
         one, two = repo.offer(fill("one")), repo.offer(fill("two"))
         repo.commit(one)
@@ -229,13 +231,13 @@ class TestCommit:
         with pytest.raises(Superseded, match="faster"):
             repo.commit(two)
 
-    def test_completed_with_its_checkpoint(self, repo: RepositoryFixture) -> None:
+    def test_a_run_is_completed_together_with_its_last_checkpoint(self, repo: RepositoryFixture) -> None:
         offer = repo.offer(fill())
         head = repo.commit(offer, completed=True)
         assert (head.record.kind, head.record.sequence) == ("completed", 3)
         assert repo.commit(offer, completed=True) == head
 
-    def test_completed_after_its_checkpoint(self, repo: RepositoryFixture) -> None:
+    def test_a_run_is_completed_after_its_last_checkpoint(self, repo: RepositoryFixture) -> None:
         offer = repo.offer(fill())
         repo.commit(offer)
         head = repo.commit(offer, completed=True)
@@ -244,8 +246,10 @@ class TestCommit:
 
     @pytest.mark.parametrize("applied", [False, True])
     @pytest.mark.parametrize("completed", [False, True])
-    def test_a_fault_at_every_call(self, applied: bool, completed: bool) -> None:
-        """F9, F27, F39: after any lost call, repeating the commit ends with one record of the attempt."""
+    def test_a_commit_repeated_after_a_fault_at_any_call_leaves_one_record(
+        self, applied: bool, completed: bool
+    ) -> None:
+        """After any lost call, repeating the commit ends with one record of the attempt."""
         position = 0
         while True:
             position += 1
@@ -288,7 +292,7 @@ class TestCompleteAndRollback:
         with pytest.raises(Superseded):
             lineage.complete(repo.chain, repo.head, 2, "pod-1", TIME)
 
-    def test_rollback_and_reset(self, repo: RepositoryFixture) -> None:
+    def test_a_rollback_chooses_a_manifest_and_a_reset_chooses_none(self, repo: RepositoryFixture) -> None:
         repo.checkpoint(fill("one"))
         chosen = repo.head.record.manifest
         repo.checkpoint(fill("two"))
@@ -308,54 +312,54 @@ class TestCompleteAndRollback:
 class TestPending:
     KEY = "pending/1-" + "0" * 32
 
-    def leave(self, repo: RepositoryFixture, **change: Any) -> Offer:
+    def leave(self, repo: RepositoryFixture, **change: Any) -> UploadedCheckpoint:
         offer = repo.offer(fill())
         repo.repository.store.delete(manifest_key(offer.name))
         pending = replace(Pending(offer.attempt, 1, "pod-1", "Shutdown", False, offer.manifest_bytes), **change)
         repo.repository.store.put_new(self.KEY, lineage.pending_bytes(pending))
         return offer
 
-    def adopt(self, repo: RepositoryFixture) -> Any:
-        return lineage.adopt_pending(repo.repository, repo.chain, repo.head, self.KEY, TIME)
+    def commit_pending(self, repo: RepositoryFixture) -> Any:
+        return lineage.commit_pending(repo.repository, repo.chain, repo.head, self.KEY, TIME)
 
     def test_a_pending_commit_is_committed_and_deleted(self, repo: RepositoryFixture) -> None:
         offer = self.leave(repo)
         assert list(lineage.find_pending(repo.repository, 1)) == [self.KEY]
         assert list(lineage.find_pending(repo.repository, 11)) == []
-        head = self.adopt(repo)
+        head = self.commit_pending(repo)
         assert head.record.manifest.name == offer.name
         assert head.record.trigger == "Shutdown"
         assert repo.repository.store.head(self.KEY) is None
         repo.head = head
-        assert self.adopt(repo) is None
+        assert self.commit_pending(repo) is None
 
-    def test_a_pending_completion_without_a_checkpoint(self, repo: RepositoryFixture) -> None:
+    def test_a_pending_completion_needs_no_checkpoint(self, repo: RepositoryFixture) -> None:
         repo.checkpoint(fill())
         self.leave(repo, completed=True, manifest=b"")
-        assert self.adopt(repo).record.kind == "completed"
+        assert self.commit_pending(repo).record.kind == "completed"
 
-    def test_with_its_completion(self, repo: RepositoryFixture) -> None:
+    def test_a_pending_checkpoint_is_committed_with_its_completion(self, repo: RepositoryFixture) -> None:
         self.leave(repo, completed=True)
-        head = self.adopt(repo)
+        head = self.commit_pending(repo)
         assert head.record.kind == "completed"
         assert head.record.manifest is not None
 
     def test_an_empty_pending_commit_has_no_effect(self, repo: RepositoryFixture) -> None:
         self.leave(repo, manifest=b"")
-        assert self.adopt(repo) is None
+        assert self.commit_pending(repo) is None
 
     @pytest.mark.parametrize("change", [{"epoch": 7}, {"pod_uid": "pod-x"}])
     def test_an_invalid_pending_commit_is_deleted(self, repo: RepositoryFixture, change: dict[str, Any]) -> None:
         self.leave(repo, **change)
-        assert self.adopt(repo) is None
+        assert self.commit_pending(repo) is None
         assert keys(repo.repository.store, "pending/") == []
         assert repo.chain.head() == repo.head
 
-    def test_it_is_invalid_after_a_rollback(self, repo: RepositoryFixture) -> None:
+    def test_a_pending_commit_is_invalid_after_a_rollback(self, repo: RepositoryFixture) -> None:
         repo.checkpoint(fill())
         self.leave(repo)
         repo.head = lineage.rollback(repo.chain, repo.head, None, TIME)
-        assert self.adopt(repo) is None
+        assert self.commit_pending(repo) is None
         assert keys(repo.repository.store, "pending/") == []
         assert repo.chain.head() == repo.head
 
@@ -365,11 +369,11 @@ class TestPending:
         other = seal_manifest(replace(repo.manifest, agent="other"), repo.repository.key, bytes(12))
         self.leave(repo, manifest=other)
         with pytest.raises(IntegrityError):
-            self.adopt(repo)
+            self.commit_pending(repo)
         assert repo.repository.store.head(manifest_key(manifest_name(other))) is None
 
-    def test_a_fault_at_every_call(self) -> None:
-        """The adoption is repeated after each fault, and commits once."""
+    def test_a_pending_commit_repeated_after_a_fault_at_any_call_commits_once(self) -> None:
+        """The pending commit is repeated after each fault, and commits once."""
         for applied in (False, True):
             for position in range(1, 12):
                 store = FaultyStore(MemoryStore())
@@ -378,7 +382,7 @@ class TestPending:
                 store.script = at({len(store.calls) + position: Fault(StoreUnavailable("fault"), applied)})
                 for _ in range(3):
                     with contextlib.suppress(StoreUnavailable):
-                        self.adopt(repo)
+                        self.commit_pending(repo)
                     store.script = no_fault
                     found = repo.chain.head(repo.head)
                     assert found is not None

@@ -6,7 +6,7 @@ import pytest
 from savepoint.contract.control_protocol import CheckpointRef, ObjectName
 from savepoint.errors import IntegrityError, StoreUnavailable
 from savepoint.repository.format import commit
-from savepoint.repository.format.commit import Head, ManifestName
+from savepoint.repository.format.commit import ChainRecord, ManifestName
 from savepoint.repository.format.object_keys import commit_key
 from savepoint.repository.history.chain import Chain
 from savepoint.repository.history.restore_point import checkpoint_ref, restore_point
@@ -25,29 +25,29 @@ class History:
     def __init__(self) -> None:
         self.store = MemoryStore()
         self.chain = Chain(self.store, "default", "coder")
-        self.head: Head | None = None
+        self.head: ChainRecord | None = None
         self.grant()
 
-    def grant(self) -> Head:
+    def grant(self) -> ChainRecord:
         record = commit.grant(self.head, "default", "coder", pod_uid="pod", node="node", time=TIME)
         return self.append(record)
 
-    def checkpoint(self, number: int) -> Head:
+    def checkpoint(self, number: int) -> ChainRecord:
         assert self.head is not None
         record = commit.checkpoint(
             self.head, attempt=f"a{number}", manifest=named(number), time=TIME, trigger="Interval"
         )
         return self.append(record)
 
-    def rollback(self, manifest: ManifestName | None) -> Head:
+    def rollback(self, manifest: ManifestName | None) -> ChainRecord:
         assert self.head is not None
         return self.append(commit.rollback(self.head, attempt=None, manifest=manifest, time=TIME))
 
-    def complete(self) -> Head:
+    def complete(self) -> ChainRecord:
         assert self.head is not None
         return self.append(commit.completed(self.head, time=TIME))
 
-    def append(self, record: commit.CommitRecord) -> Head:
+    def append(self, record: commit.CommitRecord) -> ChainRecord:
         self.head = self.chain.append(record)
         return self.head
 
@@ -66,17 +66,17 @@ def ref(number: int, sequence: int) -> CheckpointRef:
     return CheckpointRef(f"coder-{number}", number, sequence, TIME, ObjectName(manifest.name, manifest.size))
 
 
-def test_a_new_agent_has_none(history: History) -> None:
+def test_a_new_agent_has_no_restore_point(history: History) -> None:
     assert history.restored() is None
 
 
-def test_the_newest_checkpoint(history: History) -> None:
+def test_the_newest_checkpoint_is_the_restore_point(history: History) -> None:
     history.checkpoint(1)
     history.checkpoint(2)
     assert history.restored() == ref(2, 3)
 
 
-def test_a_grant_keeps_it(history: History) -> None:
+def test_a_grant_keeps_the_restore_point(history: History) -> None:
     history.checkpoint(1)
     history.grant()
     history.grant()
@@ -91,7 +91,7 @@ def test_a_completed_run_starts_fresh_with_the_next_grant(history: History) -> N
     assert history.restored() is None
 
 
-def test_a_rollback_moves_to_its_own_sequence(history: History) -> None:
+def test_the_restore_point_after_a_rollback_has_the_rollbacks_sequence(history: History) -> None:
     history.checkpoint(1)
     history.checkpoint(2)
     history.rollback(named(1))
@@ -100,7 +100,7 @@ def test_a_rollback_moves_to_its_own_sequence(history: History) -> None:
     assert history.restored() == ref(1, 4)
 
 
-def test_a_reset_has_none(history: History) -> None:
+def test_there_is_no_restore_point_after_a_reset(history: History) -> None:
     history.checkpoint(1)
     history.rollback(None)
     assert history.restored() is None
@@ -158,14 +158,14 @@ class TestDamage:
             restore_point(Chain(faulty, "default", "coder"), history.head)
 
 
-def test_the_checkpoint_of_a_record(history: History) -> None:
+def test_a_record_names_the_checkpoint_that_it_committed(history: History) -> None:
     head = history.checkpoint(1)
     assert checkpoint_ref(head) == ref(1, 2)
     assert checkpoint_ref(head, sequence=9) == ref(1, 9)
 
 
 @pytest.mark.parametrize("kind", ["grant", "reset"])
-def test_a_record_without_a_checkpoint(history: History, kind: str) -> None:
+def test_a_record_that_committed_no_checkpoint_is_refused(history: History, kind: str) -> None:
     head: Any = history.head if kind == "grant" else history.rollback(None)
     with pytest.raises(IntegrityError, match="names no checkpoint") as caught:
         checkpoint_ref(head)

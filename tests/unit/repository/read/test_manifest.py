@@ -4,7 +4,7 @@ import pytest
 from savepoint.errors import IntegrityError, ObjectMissing, StoreUnavailable
 from savepoint.repository.format.manifest import MAX_MANIFEST_BYTES, Manifest
 from savepoint.repository.format.object_keys import manifest_key
-from savepoint.repository.history.lineage import Offer
+from savepoint.repository.history.lineage import UploadedCheckpoint
 from savepoint.repository.read.manifest import load_manifest
 from savepoint.storage.store import BlobReader
 
@@ -19,7 +19,7 @@ def repo() -> RepositoryFixture:
 
 def load(
     repo: RepositoryFixture,
-    offer: Offer,
+    offer: UploadedCheckpoint,
     size: int | None = None,
     agent: str = AGENT,
     reader: BlobReader | None = None,
@@ -41,14 +41,14 @@ def test_a_manifest_is_loaded(repo: RepositoryFixture) -> None:
 
 
 @pytest.mark.parametrize("difference", [-1, 1])
-def test_another_size_than_its_record_says(repo: RepositoryFixture, difference: int) -> None:
+def test_a_manifest_of_another_size_than_its_record_says_is_refused(repo: RepositoryFixture, difference: int) -> None:
     offer = repo.checkpoint(lambda writer: None)
     with pytest.raises(IntegrityError, match="its record says") as caught:
         load(repo, offer, offer.size + difference)
     assert caught.value.object_key == manifest_key(offer.name)
 
 
-def test_a_manifest_of_another_agent(repo: RepositoryFixture) -> None:
+def test_a_manifest_of_another_agent_is_refused(repo: RepositoryFixture) -> None:
     offer = repo.checkpoint(lambda writer: None)
     with pytest.raises(IntegrityError) as caught:
         load(repo, offer, agent="other")
@@ -65,7 +65,7 @@ def test_an_object_beyond_the_limit_is_not_read_whole(repo: RepositoryFixture) -
     assert caught.value.object_key.endswith(key)
 
 
-def test_a_missing_manifest_and_an_unavailable_store(repo: RepositoryFixture) -> None:
+def test_a_missing_manifest_differs_from_an_unavailable_store(repo: RepositoryFixture) -> None:
     offer = repo.checkpoint(lambda writer: None)
     faulty = FaultyStore(MemoryStore(), always("get", Fault(StoreUnavailable("down"))))
     with pytest.raises(StoreUnavailable):

@@ -10,7 +10,7 @@ from savepoint.repository.format.manifest import component_digest
 from savepoint.repository.format.object_keys import pack_key
 from savepoint.repository.format.segment import blob_refs
 from savepoint.repository.format.tree import TreeFile
-from savepoint.repository.read.fetch import RUN_BYTES, Wanted, runs
+from savepoint.repository.read.fetch import RANGE_BYTES, Wanted, read_ranges
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.read.verify import verify
 from savepoint.repository.write.source import Entry, MemorySource
@@ -86,7 +86,7 @@ def test_a_missing_pack_is_reported(repo: RepositoryFixture, store: Any) -> None
     assert [problem.component for problem in problems] == ["documents", "weights", "files"]
 
 
-def test_a_missing_pack_below_whole_segments(repo: RepositoryFixture) -> None:
+def test_a_missing_pack_is_found_although_the_segments_are_intact(repo: RepositoryFixture) -> None:
     repo.checkpoint(lambda writer: writer.add_blob("b", "Custom", MemorySource(content("b", 1 << 20))))
     more = content("b", 1 << 20) + content("more", 1 << 20)
     offer = repo.checkpoint(lambda writer: writer.add_blob("b", "Custom", MemorySource(more)))
@@ -109,7 +109,7 @@ class TestRuns:
 
     def runs(self, *refs: ChunkRef) -> list[tuple[str, int, int, int]]:
         wanted = [Wanted(ref, number) for number, ref in enumerate(refs)]
-        return [(run.pack[0], run.start, run.end, len(run.wanted)) for run in runs(wanted)]
+        return [(run.pack[0], run.start, run.end, len(run.wanted)) for run in read_ranges(wanted)]
 
     def test_neighbours_are_read_at_once(self) -> None:
         assert self.runs(self.ref(208), self.ref(8), self.ref(108)) == [("1", 8, 308, 3)]
@@ -126,7 +126,7 @@ class TestRuns:
         refs = [self.ref(8 + n * (1 << 20), 1 << 20) for n in range(10)]
         found = self.runs(*refs)
         assert [count for *_, count in found] == [4, 4, 2]
-        assert all(end - start <= RUN_BYTES for _, start, end, _ in found)
+        assert all(end - start <= RANGE_BYTES for _, start, end, _ in found)
 
     def test_no_chunks_need_no_run(self) -> None:
         assert self.runs() == []
@@ -154,7 +154,7 @@ class TestReader:
         with self.blob_of(repo, {"size": size}) as reader, pytest.raises(IntegrityError, match="add up"):
             reader.read_blob_into(reader.components[0], lambda _: None)
 
-    def test_a_line_with_too_many_references(self, repo: RepositoryFixture) -> None:
+    def test_a_line_with_too_many_or_no_references_is_refused(self, repo: RepositoryFixture) -> None:
         ref = ["ab" * 32, "1-" + "0" * 32, 8, 100, 90]
         for count in (0, 257):
             with pytest.raises(IntegrityError, match="chunk references"):
@@ -162,7 +162,7 @@ class TestReader:
         with pytest.raises(IntegrityError, match="does not end"):
             list(blob_refs(encode([ref]), "x"))
 
-    def test_an_entry_of_unknown_encoding(self) -> None:
+    def test_an_entry_of_unknown_encoding_is_refused(self) -> None:
         line = {"name": "a", "encoding": "pickle", "meta": {}, "size": 0, "chunks": []}
         with pytest.raises(IntegrityError, match="pickle"):
             entry_of(line, "x")

@@ -33,7 +33,7 @@ def test_chunks_are_found() -> None:
     assert index.find(ref(5000).id) is None
 
 
-def test_memory_per_chunk() -> None:
+def test_the_index_needs_less_than_70_bytes_per_chunk() -> None:
     index = committed([ref(n) for n in range(20_000)])
     held = len(index._records) + index._slots.itemsize * len(index._slots) + len(index._marked)
     assert held / 20_000 < 70
@@ -47,10 +47,10 @@ def test_packs_that_the_parent_does_not_name_are_forgotten() -> None:
     assert index.find(ref(1).id) is None
     assert index.find(ref(2).id) == ref(2, "p2")
     assert index.find(ref(3).id) == ref(3, "p2"), "its pack is kept, so it may be referred to again"
-    assert index.uses() == [PackUse("p2", 1000, 100)]
-    assert index.usable(["p2"])
-    assert not index.usable(["p1"])
-    assert not index.usable(["p2", "never"])
+    assert index.pack_uses() == [PackUse("p2", 1000, 100)]
+    assert index.all_usable(["p2"])
+    assert not index.all_usable(["p1"])
+    assert not index.all_usable(["p2", "never"])
 
 
 def test_an_abandoned_attempt_leaves_nothing() -> None:
@@ -63,7 +63,7 @@ def test_an_abandoned_attempt_leaves_nothing() -> None:
     index.abandon()
     assert index.find(ref(2).id) is None
     assert index.find(ref(1).id) == ref(1)
-    assert index.uses() == [PackUse("p1", 1000, 100)]
+    assert index.pack_uses() == [PackUse("p1", 1000, 100)]
     index.begin()
     again = ref(2, "p3")
     assert index.add(again) == again
@@ -79,14 +79,14 @@ def test_packs_of_an_abandoned_attempt_may_be_kept() -> None:
     index.abandon(keep_stored=True)
     assert index.find(ref(2).id) == ref(2, "put")
     assert index.find(ref(3).id) is None
-    assert index.uses() == [PackUse("p1", 1000, 100)], "only the parent's packs can be repacked"
+    assert index.pack_uses() == [PackUse("p1", 1000, 100)], "only the parent's packs can be repacked"
     index.begin()
     index.abandon(keep_stored=True)
     index.begin()
     index.mark(ref(2, "put"))
     assert index.needed() == [Pack("put", 500)]
     index.commit()
-    assert index.uses() == [PackUse("put", 500, 100)]
+    assert index.pack_uses() == [PackUse("put", 500, 100)]
 
 
 def test_kept_packs_are_dropped_by_the_next_attempt_that_keeps_none() -> None:
@@ -100,7 +100,7 @@ def test_kept_packs_are_dropped_by_the_next_attempt_that_keeps_none() -> None:
     assert index.find(ref(2).id) is None
 
 
-def test_the_first_of_two_threads_decides() -> None:
+def test_the_first_location_added_for_a_chunk_is_kept() -> None:
     index = ChunkIndex()
     index.begin()
     assert index.add(ref(1, "p1")) == ref(1, "p1")
@@ -129,21 +129,21 @@ def test_listed_chunks_count_once() -> None:
 
 
 class TestRepacking:
-    def test_they_stay_usable_until_something_new_is_stored(self) -> None:
+    def test_packs_to_repack_stay_usable_until_something_new_is_stored(self) -> None:
         index = committed([ref(1, "p1"), ref(2, "p2")])
         index.begin(["p1"])
         assert index.find(ref(1).id) == ref(1, "p1")
-        assert index.usable(["p1"])
+        assert index.all_usable(["p1"])
         index.add(ref(3, "p3"))
         assert index.find(ref(1).id) is None
-        assert not index.usable(["p1"])
+        assert not index.all_usable(["p1"])
         moved = ref(1, "p3", 500)
         assert index.add(moved) == moved
         assert index.find(ref(1).id) == moved
         index.mark(moved)
         index.mark(ref(2, "p2"))
         index.commit()
-        assert [use.name for use in index.uses()] == ["p2", "p3"]
+        assert [use.name for use in index.pack_uses()] == ["p2", "p3"]
         assert index.find(ref(1).id) == moved
 
     def test_a_reference_from_before_repacking_stays_valid(self) -> None:
@@ -159,14 +159,14 @@ class TestRepacking:
         index.commit()
         assert index.find(ref(1).id) == moved
 
-    def test_an_abandoned_attempt_makes_them_usable_again(self) -> None:
+    def test_an_abandoned_attempt_makes_packs_to_repack_usable_again(self) -> None:
         index = committed([ref(1, "p1")])
         index.begin(["p1"])
         index.start_repacking()
         index.add(ref(1, "p2"))
         index.abandon()
         assert index.find(ref(1).id) == ref(1, "p1")
-        assert index.uses() == [PackUse("p1", 1000, 100)]
+        assert index.pack_uses() == [PackUse("p1", 1000, 100)]
 
 
 def test_old_packs_do_not_pile_up() -> None:
@@ -226,7 +226,7 @@ class TestPacksToRepack:
         uses = [PackUse(f"p{n:03}", 4 * MIB, 4 * MIB) for n in range(128)]
         assert len(packs_to_repack(uses)) == 8
 
-    def test_a_large_state_may_have_more(self) -> None:
+    def test_a_large_state_may_have_more_packs(self) -> None:
         assert allowed_packs(0) == 128
         assert allowed_packs(16 << 30) == 1024
         assert packs_to_repack([PackUse(f"p{n}", 32 * MIB, 31 * MIB) for n in range(512)]) == []

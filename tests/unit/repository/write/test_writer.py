@@ -50,7 +50,7 @@ def check_kept_index(repo: RepositoryFixture) -> None:
     """Check that the index which the writer kept equals one read from the store."""
     assert repo.index is not None
     fresh = load_index(repo.repository.store, repo.repository.key, repo.manifest)
-    assert sorted(fresh.uses(), key=str) == sorted(repo.index.uses(), key=str)
+    assert sorted(fresh.pack_uses(), key=str) == sorted(repo.index.pack_uses(), key=str)
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, SMALL_BLOCK_BYTES, SMALL_BLOCK_BYTES + 1, 3 * MIB + 17])
@@ -65,7 +65,7 @@ def test_blobs_survive_a_round_trip(repo: RepositoryFixture, size: int, threads:
     check_kept_index(repo)
 
 
-def test_a_blob_of_many_segments(repo: RepositoryFixture) -> None:
+def test_a_blob_of_many_segments_is_restored(repo: RepositoryFixture) -> None:
     data = bytes(260 * MIB)
     repo.checkpoint(blob(data), 2)
     assert repo.manifest is not None
@@ -140,7 +140,7 @@ def test_another_process_can_store_the_manifest(repo: RepositoryFixture) -> None
     assert repo.repository.read_manifest(offer.name, offer.size) == writer.manifest
 
 
-def test_a_manifest_name_with_other_bytes(repo: RepositoryFixture) -> None:
+def test_other_bytes_under_a_manifest_name_are_refused(repo: RepositoryFixture) -> None:
     writer = repo.writer()
     offer = finish(writer, 1, put=False)
     writer.abort()
@@ -297,7 +297,7 @@ class TestTrees:
             repo.checkpoint(lambda writer: writer.add_tree("workspace", "Files", entries))
 
     @pytest.mark.parametrize("path", ["", "/a", "a//b", "../a", "a/..", ".", "a\0", "x" * 256, "a/" * 2100, "\ud800"])
-    def test_paths_that_cannot_be_stored(self, repo: RepositoryFixture, path: str) -> None:
+    def test_invalid_paths_are_not_stored(self, repo: RepositoryFixture, path: str) -> None:
         with pytest.raises((ValueError, IntegrityError)):
             repo.checkpoint(lambda writer: writer.add_tree("w", "Files", [TreeDirectory(path, 0o755, 1)]))
 
@@ -305,7 +305,7 @@ class TestTrees:
         with pytest.raises(ValueError, match="no target"):
             repo.checkpoint(lambda writer: writer.add_tree("w", "Files", [TreeSymlink("a", "", 1)]))
 
-    def test_an_entry_too_large_for_a_segment(self, repo: RepositoryFixture) -> None:
+    def test_an_entry_too_large_for_a_segment_is_refused(self, repo: RepositoryFixture) -> None:
         ref = first_segment(repo)
         huge = Content(1, (), (ref,) * 10_000, frozenset({ref.pack}), ref.id)
         with pytest.raises(StateTooLarge):
@@ -337,7 +337,9 @@ class TestFiles:
         assert len(content_digest(stored.chunks)) == 64
 
     @pytest.mark.parametrize("left", [0, 1, MIB, MIB + 1, 600 * MIB // 256])
-    def test_a_file_that_shrank(self, repo: RepositoryFixture, tmp_path: Path, left: int) -> None:
+    def test_a_file_that_shrank_is_stored_with_its_new_size(
+        self, repo: RepositoryFixture, tmp_path: Path, left: int
+    ) -> None:
         (tmp_path / "file").write_bytes(content("file", left))
         handle = os.open(tmp_path / "file", os.O_RDONLY)
         try:
@@ -419,7 +421,7 @@ class TestPuts:
             finish(writer, 1)
         writer.abort()
 
-    def test_an_abort_while_no_worker_is_free(self, repo: RepositoryFixture, store: FaultyStore) -> None:
+    def test_an_abort_ends_a_wait_for_a_worker(self, repo: RepositoryFixture, store: FaultyStore) -> None:
         blocked, release = threading.Event(), threading.Event()
         errors: list[BaseException] = []
 
@@ -451,7 +453,7 @@ class TestPuts:
         release.set()
         holder.join(20)
 
-    def test_an_abort_while_no_buffer_is_free(self, repo: RepositoryFixture, store: FaultyStore) -> None:
+    def test_an_abort_ends_a_wait_for_a_buffer(self, repo: RepositoryFixture, store: FaultyStore) -> None:
         """Both uploads are blocked; the abort waits for them, and a thread that waits for a buffer gets an error."""
         blocked, release = threading.Event(), threading.Event()
         errors: list[BaseException] = []
@@ -562,7 +564,7 @@ class TestEnd:
         check_kept_index(repo)
 
     def test_a_large_state_is_stored_in_several_attempts(self, repo: RepositoryFixture, store: FaultyStore) -> None:
-        """F5: exactly the packs that the first attempt uploaded are not uploaded again."""
+        """Exactly the packs that the first attempt uploaded are not uploaded again."""
         data = content("large", 150 * MIB)
         puts: list[Call] = []
 
@@ -591,7 +593,7 @@ class TestEnd:
         assert keys(repo.repository.store, "packs/") == []
 
 
-def test_growth_is_bounded(repo: RepositoryFixture) -> None:
+def test_packs_and_stored_bytes_stay_bounded_over_many_checkpoints(repo: RepositoryFixture) -> None:
     """After many small changes packs and stored bytes stay bounded, and everything can be restored."""
     documents = {f"d{n}": content(f"d{n}", 3000) for n in range(60)}
     stored: list[int] = []

@@ -32,7 +32,7 @@ class SidecarConnection(Protocol):
 
 
 @dataclass
-class AgentChannel:
+class AgentControlState:
     """The in-memory state of one agent."""
 
     sidecar: SidecarConnection | None = None

@@ -1,4 +1,4 @@
-"""The lease that a pod holds on an epoch, as a value."""
+"""The held_epoch that a pod holds on an epoch, as a value."""
 
 from dataclasses import dataclass, field
 
@@ -10,8 +10,8 @@ from savepoint_operator.model.views import AgentRef, PodIdentity
 
 
 @dataclass(frozen=True)
-class EpochLease:
-    """One pod's lease on one epoch of one agent, with the store and key that it works with."""
+class HeldEpoch:
+    """One pod's held_epoch on one epoch of one agent, with the store and key that it works with."""
 
     agent: AgentRef
     pod: PodIdentity

@@ -31,7 +31,7 @@ CLOSE_VERSION: Final = 4406
 _FINAL_CLOSE_CODES: Final[dict[int, str]] = {CLOSE_NOT_AN_AGENT: Reason.NOT_AN_AGENT, CLOSE_VERSION: "Version"}
 
 
-class Channel:
+class ControlConnection:
     """An open connection. Unavailable means that it is lost, Refused that dialing again would not help."""
 
     def __init__(self, session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -86,7 +86,7 @@ class Dialer:
         if url.startswith("wss:"):
             self._tls = ssl.create_default_context(cadata=ca_pem)
 
-    async def dial(self) -> Channel:
+    async def dial(self) -> ControlConnection:
         """Return a new connection. Raise Unavailable on failure. The token is read each time, as kubelet renews it."""
         try:
             token = (await asyncio.to_thread(self._token_path.read_text)).strip()
@@ -112,7 +112,7 @@ class Dialer:
         except BaseException:
             await session.close()
             raise
-        return Channel(session, socket)
+        return ControlConnection(session, socket)
 
 
 class Backoff:

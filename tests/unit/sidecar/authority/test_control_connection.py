@@ -2,7 +2,7 @@
 
 import asyncio
 
-from savepoint_sidecar.authority.channel import Backoff
+from savepoint_sidecar.authority.control_connection import Backoff
 
 
 async def test_a_pause_between_dials_ends_when_the_pod_is_stopping() -> None:
