@@ -1,6 +1,6 @@
 """The short commands that kubelet runs in the sidecar's container: the readiness probe and the preStop hook.
 
-Each starts a Python process of its own, so this module imports next to nothing.
+Each starts a Python process of its own, so this module imports as little as possible.
 """
 
 import os
@@ -42,11 +42,11 @@ def _is_served() -> bool:
 
 
 def prestop() -> int:
-    """Tell the running sidecar that the pod is stopping. Always return 0, because a failed hook only makes noise."""
+    """Tell the running sidecar that the pod is stopping. Always return 0: a failed hook would only add an Event."""
     try:
         _send(stage_layout.private_socket(Path(os.environ.get(ENV_STAGE, STAGE_DIRECTORY))), b"prestop\n")
     except OSError as error:
-        print(f"cannot reach the sidecar: {error}")  # noqa: T201 - kubelet shows it in an Event
+        print(f"cannot reach the sidecar: {error}")  # noqa: T201 - for a person who runs the command
     return 0
 
 

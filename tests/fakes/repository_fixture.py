@@ -26,7 +26,7 @@ MASTER = MasterKey(bytes(range(32)))
 NAMESPACE, AGENT = "default", "coder"
 
 
-class Bytes:
+class SeededBytes:
     """A source of bytes that look random and are the same in every run."""
 
     def __init__(self, seed: str = "seed") -> None:
@@ -55,7 +55,7 @@ class RepositoryFixture:
     """The repository of one agent, with one incarnation after the other."""
 
     def __init__(self, store: ObjectStore) -> None:
-        self.random = Bytes()
+        self.random = SeededBytes()
         open_store(store, "cluster", MASTER)
         self.store = store
         self.repository = Repository.open_or_create(store, NAMESPACE, AGENT, MASTER, now=NOW, random_bytes=self.random)

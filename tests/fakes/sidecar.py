@@ -60,7 +60,7 @@ class FakeSidecar:
         self.requests: list[wire.CheckpointRequest] = []
         self.connects: list[wire.Connect] = []
         self.finished = False
-        self.results = True  # whether a result follows each flush
+        self.sends_results = True  # whether a result follows each flush
         self.on_flush: Callable[[wire.Flush], None] = lambda flush: None  # may raise Refusal or wait
         self.on_request: Callable[[wire.CheckpointRequest], None] = self._answer_request
         self.changed = threading.Condition()
@@ -161,7 +161,7 @@ class FakeSidecar:
         self._check(flush.session)
         self.on_flush(flush)
         self._commit(flush)
-        if self.results:
+        if self.sends_results:
             self.result(flush.transaction)
         return {"resume": True}
 

@@ -16,13 +16,13 @@ from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile,
 from savepoint.repository.write.source import FileSource
 from savepoint.repository.write.writer import CheckpointWriter
 
-from savepoint_sidecar.capture.draft import READ_ATTEMPTS, Draft, OpenFile
+from savepoint_sidecar.capture.draft import READ_ATTEMPTS, Draft, OpenFile, SpooledFile
 from savepoint_sidecar.capture.file_table import FileTable, is_racy
 from savepoint_sidecar.capture.fuzzy import FuzzyReader
-from savepoint_sidecar.capture.spool import Range, Spool
+from savepoint_sidecar.capture.spool import Spool
 from savepoint_sidecar.files.exclude import Excluded
 from savepoint_sidecar.files.roots import Root, open_directory
-from savepoint_sidecar.files.walk import Node, Signature, Walk, open_below, signature_of, walk
+from savepoint_sidecar.files.walk import FileNode, Walk, open_below, signature_of, walk
 
 
 def no_check() -> None:
@@ -85,7 +85,7 @@ class Capture:
         self.on_planned(sum(node.signature.size for node in wanted))
         with open_directory(root.path) as top:
 
-            def store(node: Node) -> tuple[Node, Content | None, int]:
+            def store(node: FileNode) -> tuple[FileNode, Content | None, int]:
                 self.check()
                 return self._store_once(writer, top, root, node)
 
@@ -112,8 +112,8 @@ class Capture:
                     self.check()
                     draft.spooled[node.path] = self._copy(top, root, node, spool)
                 self._read_links(top, draft)
-                for path, (_, signature, _) in draft.spooled.items():
-                    if signature_of(_stat(top, path)) != signature:
+                for path, spooled in draft.spooled.items():
+                    if signature_of(_stat(top, path)) != spooled.signature:
                         raise _unstable(root, path)
         return finals
 
@@ -152,14 +152,14 @@ class Capture:
 
                 def store(path: str, draft: Draft = draft, spool: Spool = spool) -> tuple[str, Content]:
                     self.check()
-                    where, _, _ = draft.spooled[path]
+                    where = draft.spooled[path].where
                     return path, writer.store(
                         FileSource(spool.descriptor, where.length, where.offset), ComponentKind.FILES
                     )
 
                 for path, content in writer.map(store, draft.spooled):
-                    _, signature, racy = draft.spooled[path]
-                    draft.table.put(path, signature, content, racy=racy)
+                    spooled = draft.spooled[path]
+                    draft.table.put(path, spooled.signature, content, racy=spooled.racy)
             writer.add_tree(draft.root.component, ComponentKind.FILES, self._entries(draft))
 
     def committed(self, drafts: list[Draft]) -> None:
@@ -172,7 +172,7 @@ class Capture:
         return walk(root, self._excluded[root.name], self.check)
 
     @staticmethod
-    def _changed_files(writer: CheckpointWriter, known: FileTable, draft: Draft) -> list[Node]:
+    def _changed_files(writer: CheckpointWriter, known: FileTable, draft: Draft) -> list[FileNode]:
         """Start the draft from the known files; return those that changed or must be stored again."""
         needs_repack = known.needs_repack(writer.can_reuse)
         draft.table = known.copy()
@@ -183,8 +183,8 @@ class Capture:
         ]
 
     def _store_once(
-        self, writer: CheckpointWriter, top: int, root: Root, node: Node
-    ) -> tuple[Node, Content | None, int]:
+        self, writer: CheckpointWriter, top: int, root: Root, node: FileNode
+    ) -> tuple[FileNode, Content | None, int]:
         """Store a file; its content is None if it changed meanwhile, which leaves it to the final pass."""
         try:
             with OpenFile(top, root, node) as handle:
@@ -195,14 +195,14 @@ class Capture:
         unchanged = after == node.signature and content.size == node.signature.size
         return node, content if unchanged else None, self.clock_ns()
 
-    def _copy(self, top: int, root: Root, node: Node, spool: Spool) -> tuple[Range, Signature, bool]:
+    def _copy(self, top: int, root: Root, node: FileNode, spool: Spool) -> SpooledFile:
         for _ in range(READ_ATTEMPTS):
             try:
                 with OpenFile(top, root, node) as handle:
                     before = signature_of(os.fstat(handle.descriptor))
                     where = spool.append(handle.descriptor, before.size, self.check)
                     if where.length == before.size and signature_of(os.fstat(handle.descriptor)) == before:
-                        return where, before, is_racy(before, self.clock_ns())
+                        return SpooledFile(where, before, is_racy(before, self.clock_ns()))
             except FileNotFoundError as error:
                 raise _unstable(root, node.path) from error
         raise _unstable(root, node.path)
@@ -229,7 +229,9 @@ class Capture:
                 content = contents.find(node.path)
                 assert content is not None
                 spooled = draft.spooled.get(node.path)
-                yield TreeFile(node.path, node.mode & 0o777, spooled[1].mtime_ns if spooled else mtime_ns, content)
+                yield TreeFile(
+                    node.path, node.mode & 0o777, spooled.signature.mtime_ns if spooled else mtime_ns, content
+                )
 
 
 def _stat(top: int, path: str) -> os.stat_result:
@@ -250,5 +252,5 @@ def _read_link(top: int, path: str) -> str:
 def _unstable(root: Root, path: str) -> StateUnstable:
     return StateUnstable(
         f"{root.mount_path.rstrip('/')}/{path} changed while the agent was paused: another process is writing it. "
-        "Exclude it in the policy, or stop the writer before each safe point."
+        "Exclude it with spec.state.exclude in the policy, or stop the writer before each safe point."
     )

@@ -6,16 +6,26 @@ It reads no content; ``capture`` and ``fuzzy`` do.
 import errno
 import os
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from savepoint_sidecar.capture.file_table import FileTable
 from savepoint_sidecar.capture.spool import Range
 from savepoint_sidecar.files.roots import Root
-from savepoint_sidecar.files.walk import Node, Signature, Walk, open_below, unreadable
+from savepoint_sidecar.files.walk import FileNode, Signature, Walk, open_below, unreadable
 
 READ: Final = os.O_RDONLY | os.O_NONBLOCK
 READ_ATTEMPTS: Final = 3
 """Number of times that a file is read if it changes while it is being read."""
+
+
+class SpooledFile(NamedTuple):
+    """A file that was copied into the spool during the pause."""
+
+    where: Range
+    signature: Signature
+    """The signature under which it was copied."""
+    racy: bool
+    """True if it may change without changing its signature; see ``file_table``."""
 
 
 @dataclass
@@ -26,8 +36,8 @@ class Draft:
     walk: Walk
     table: FileTable
     """Files whose content the writer has stored, with the signature under which it was read."""
-    spooled: dict[str, tuple[Range, Signature, bool]] = field(default_factory=dict)
-    """Files copied into the spool during the pause: where, under which signature, and whether that is racy."""
+    spooled: dict[str, SpooledFile] = field(default_factory=dict)
+    """Files copied into the spool during the pause, by path."""
     links: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -35,7 +45,7 @@ class Draft:
 class OpenFile:
     """An open file of a root. RunAsUserRequired if it may not be read, FileNotFoundError if it is no longer a file."""
 
-    def __init__(self, top: int, root: Root, node: Node) -> None:
+    def __init__(self, top: int, root: Root, node: FileNode) -> None:
         try:
             self.descriptor = open_below(top, node.path, READ)
         except OSError as error:

@@ -13,7 +13,7 @@ from savepoint.repository.write.writer import CheckpointWriter
 from savepoint_sidecar.capture import database
 from savepoint_sidecar.capture.draft import READ, READ_ATTEMPTS, Draft, OpenFile
 from savepoint_sidecar.capture.file_table import FileTable, is_racy
-from savepoint_sidecar.files.walk import Node, Signature, open_below, signature_of
+from savepoint_sidecar.files.walk import FileNode, Signature, open_below, signature_of
 
 
 class FuzzyReader:
@@ -38,7 +38,7 @@ class FuzzyReader:
         self._known = known
         self._contents = self._known.contents()
 
-    def read(self, node: Node) -> tuple[str, ...]:
+    def read(self, node: FileNode) -> tuple[str, ...]:
         """Store the file; return the paths that must be left out of the checkpoint after all."""
         self._check()
         base = _database_of(node.path)
@@ -58,7 +58,7 @@ class FuzzyReader:
             return (node.path,)
         return ()
 
-    def _read_file(self, node: Node) -> None:
+    def _read_file(self, node: FileNode) -> None:
         root = self._draft.root
         for _ in range(READ_ATTEMPTS):
             with OpenFile(self._top, root, node) as handle:
@@ -70,7 +70,7 @@ class FuzzyReader:
                     return
         self._draft.table.put(node.path, before, content, racy=True)
 
-    def _back_up(self, node: Node, signature: Signature) -> bool:
+    def _back_up(self, node: FileNode, signature: Signature) -> bool:
         root = self._draft.root
         target = self._scratch / f"{root.name}-{node.signature.inode}{DATABASE_COPY_SUFFIX}"
         source = root.path / node.path
@@ -88,7 +88,7 @@ class FuzzyReader:
         self._draft.table.put(node.path, signature, content, racy=is_racy(signature, self._clock_ns()))
         return True
 
-    def _signature_with_wal(self, node: Node) -> Signature:
+    def _signature_with_wal(self, node: FileNode) -> Signature:
         """Combine a database's signature with that of its log, which may hold changes the file does not show yet."""
         log = self._signatures.get(f"{node.path}-wal")
         if log is None or log.size == 0:

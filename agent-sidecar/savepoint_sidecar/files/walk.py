@@ -32,8 +32,8 @@ class Signature(NamedTuple):
     inode: int
 
 
-class Node(NamedTuple):
-    """One entry of a root. ``path`` is relative; bytes that are not UTF-8 are surrogate escapes."""
+class FileNode(NamedTuple):
+    """One entry of a root: a file, folder or link. ``path`` is relative; bytes that are not UTF-8 are surrogate escapes."""
 
     path: str
     mode: int
@@ -62,7 +62,7 @@ class Walk:
     """All entries of one root, sorted by the bytes of their paths as the repository format requires."""
 
     root: Root
-    nodes: list[Node] = field(default_factory=list)
+    nodes: list[FileNode] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     """Entries that no checkpoint can hold, each with the reason, for the log."""
 
@@ -137,7 +137,7 @@ def unreadable(root: Root, path: str, uid: int, mode: int) -> RunAsUserRequired:
     )
 
 
-def _entries(top: int, folder: str, root: Root) -> list[Node]:
+def _entries(top: int, folder: str, root: Root) -> list[FileNode]:
     try:
         handle = open_below(top, folder, os.O_RDONLY | os.O_DIRECTORY) if folder else os.dup(top)
     except FileNotFoundError:
@@ -159,7 +159,7 @@ def _entries(top: int, folder: str, root: Root) -> list[Node]:
                 except FileNotFoundError:
                     continue
                 signature = Signature(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-                nodes.append(Node(prefix + entry.name, status.st_mode, signature, status.st_uid))
+                nodes.append(FileNode(prefix + entry.name, status.st_mode, signature, status.st_uid))
     finally:
         os.close(handle)
     return nodes
@@ -172,5 +172,5 @@ def _unsupported_type(kind: int) -> str:
     return f"is a {kinds.get(kind, 'special file')}, which a checkpoint cannot hold"
 
 
-def _path_bytes(node: Node) -> bytes:
+def _path_bytes(node: FileNode) -> bytes:
     return path_bytes(node.path)

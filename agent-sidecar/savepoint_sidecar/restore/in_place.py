@@ -21,7 +21,7 @@ from savepoint.repository.read.target import Target, set_mode_and_time, translat
 from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.capture.file_table import Contents, FileTable, is_racy
 from savepoint_sidecar.files.roots import Root, open_directory, remove
-from savepoint_sidecar.files.walk import Node, open_below, walk
+from savepoint_sidecar.files.walk import FileNode, open_below, walk
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class _RootRestore:
             for folder in reversed(directories):
                 target.finish_directory(folder.path, folder.mode, folder.mtime_ns)
 
-    def _matches(self, top: int, entry: TreeEntry, node: Node) -> bool:
+    def _matches(self, top: int, entry: TreeEntry, node: FileNode) -> bool:
         if isinstance(entry, TreeDirectory):
             return node.is_directory
         if isinstance(entry, TreeSymlink):
@@ -112,7 +112,7 @@ class _RootRestore:
             return True
         return False
 
-    def _known_unchanged(self, entry: TreeFile, node: Node) -> bool:
+    def _known_unchanged(self, entry: TreeFile, node: FileNode) -> bool:
         """Return whether the file is known, without reading it, to have the checkpoint's content."""
         if not self._table.matches(entry.path, node.signature):
             return False
@@ -136,7 +136,7 @@ class _RootRestore:
         finally:
             os.close(handle)
 
-    def _restore_stat(self, top: int, entry: TreeFile, node: Node) -> None:
+    def _restore_stat(self, top: int, entry: TreeFile, node: FileNode) -> None:
         if node.signature.mtime_ns == entry.mtime_ns and stat.S_IMODE(node.mode) & 0o777 == entry.mode:
             return
         handle = open_below(top, entry.path, _READ)
@@ -145,7 +145,7 @@ class _RootRestore:
         finally:
             os.close(handle)
 
-    def _remove(self, top: int, nodes: dict[str, Node], kept: set[str]) -> None:
+    def _remove(self, top: int, nodes: dict[str, FileNode], kept: set[str]) -> None:
         """Remove what is not in the checkpoint, deepest first; a folder with excluded content stays."""
         for path in sorted(nodes, key=_depth, reverse=True):
             if path in kept:

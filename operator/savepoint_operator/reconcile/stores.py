@@ -64,11 +64,12 @@ class _KnownStore:
     fingerprint: str
     """Hash of the spec and the Secrets that the store was opened with."""
     opened: OpenStore
-    plain: ObjectStore
-    """The store without retries."""
+    without_retries: ObjectStore
+    """The same store, whose calls are not retried."""
     probed_at: float | None = None
     """Monotonic seconds of the last successful probe."""
-    probed: datetime | None = None
+    last_probe: datetime | None = None
+    """Time of the same probe, for the status."""
     error: SavepointError | None = None
 
 
@@ -210,16 +211,16 @@ class StoreRegistry:
         """Probe and claim the store; if that succeeded recently, only check that the store answers."""
         now = self._monotonic()
         recent = known.error is None and known.probed_at is not None and now - known.probed_at < PROBE_SECONDS
-        if recent and await asyncio.to_thread(known.plain.head, STORE_KEY) is not None:
+        if recent and await asyncio.to_thread(known.without_retries.head, STORE_KEY) is not None:
             return
         random_hex = self._random_bytes(16).hex()
         try:
-            await asyncio.to_thread(probe, known.plain, random_hex)
+            await asyncio.to_thread(probe, known.without_retries, random_hex)
         except SavepointError as error:
             # The same fault must have the same text each time: every new text becomes an Event.
             raise type(error)(str(error).replace(random_hex, "…")) from error
         await asyncio.to_thread(open_store, known.opened.objects, self._cluster_id, known.opened.master)
-        known.probed_at, known.probed, known.error = now, self._now(), None
+        known.probed_at, known.last_probe, known.error = now, self._now(), None
         log.info("store %s: ready", name)
 
     # -- status ---------------------------------------------------------------------------------------------------
@@ -232,8 +233,8 @@ class StoreRegistry:
         patch: dict[str, Any] = {"reason": wanted[-1].reason, "repositories": len(agents)}
         if stored:
             patch |= {"storedSize": stored, "summary": {"size": size_text(stored)}}
-        if error is None and known is not None and known.probed is not None:
-            patch["lastProbeTime"] = stamp(known.probed)
+        if error is None and known is not None and known.last_probe is not None:
+            patch["lastProbeTime"] = stamp(known.last_probe)
         if store.meta.name in self._collected:
             patch["lastCollectionTime"] = stamp(self._collected[store.meta.name])
         if await self._status_writer.write(STORES, store, patch, *wanted) is not None:

@@ -1,4 +1,4 @@
-"""For which keys a pod may get a URL. Pure; the store's signer signs.
+"""Rules that decide for which keys a pod may get a URL. Pure: the store's signer signs.
 
 Keys are relative to the agent's own repository, so no pattern here can match another agent's object.
 """

@@ -6,7 +6,7 @@ from savepoint.repository.format import canonical
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.repository import REPOSITORY_KEY, STORE_KEY, Repository, open_store, read_store
 
-from tests.fakes.repository_fixture import MASTER, NOW, Bytes, RepositoryFixture
+from tests.fakes.repository_fixture import MASTER, NOW, RepositoryFixture, SeededBytes
 from tests.fakes.store import Fault, FaultyStore, MemoryStore, always, at
 
 OTHER = MasterKey(b"\1" * 32)
@@ -14,7 +14,7 @@ OURS = f"default/coder/{REPOSITORY_KEY}"
 
 
 def opened(store: MemoryStore | FaultyStore, namespace: str = "default", agent: str = "coder") -> Repository:
-    return Repository.open_or_create(store, namespace, agent, MASTER, now=NOW, random_bytes=Bytes())
+    return Repository.open_or_create(store, namespace, agent, MASTER, now=NOW, random_bytes=SeededBytes())
 
 
 class TestStore:

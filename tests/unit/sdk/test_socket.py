@@ -94,7 +94,7 @@ def test_state_is_restored_in_the_next_process(sidecar: FakeSidecar, connect: An
 
 
 def test_large_values_are_in_the_stage_until_the_result(sidecar: FakeSidecar, connect: Any) -> None:
-    sidecar.results = False
+    sidecar.sends_results = False
     agent = connect()
     agent.document("large", {"text": '"' * wire.INLINE_MAX_BYTES})
     transaction = sidecar.quiesce()
