@@ -176,3 +176,21 @@ def test_each_phase_is_printed_once() -> None:
         Kubectl(cluster.run), "x", "coder-1", condition="Ready", in_progress=frozenset({"Capturing"}), seconds=60
     )
     assert status == 0 and lines == ["coder-1 Capturing", "coder-1 Ready"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["checkpoint", ""], "must not be empty"),
+        (["checkpoint", "coder", "--wait", "--timeout", "-1"], "must be a number of seconds"),
+        (["protect", "coder", "--dry-run"], "must be KIND/NAME"),
+        (["protect", "deployment/", "--dry-run"], "must be KIND/NAME"),
+        (["protect", "deployment/coder", "--state", "workspace", "--dry-run"], "must be an absolute path"),
+    ],
+)
+def test_an_invalid_argument_is_a_usage_error(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        kubectl.main(arguments)
+    assert caught.value.code == 2 and message in capsys.readouterr().err
