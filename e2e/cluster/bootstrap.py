@@ -105,7 +105,7 @@ def _lists_are_fresh() -> bool:
 
 @contextmanager
 def _exclusive() -> Iterator[None]:
-    # apt waits for dpkg's lock but not for that of `apt-get update`, so our processes queue here.
+    # apt waits for dpkg's lock but not for that of `apt-get update`, so this project's processes queue here.
     with (Path(tempfile.gettempdir()) / "savepoint-apt.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,8 +1,8 @@
 """Removal of what an engine leaves on the machine outside its own directories.
 
-That is processes, cgroups, mounts, network links, packet filter rules and two settings; each is recognised by our own
-names, or by comparison with the state recorded before the engine started. It does not rely on a running engine: it
-works equally well if the engine was killed with SIGKILL an hour ago.
+That is processes, cgroups, mounts, network links, packet filter rules and two settings. Each is recognised by the
+suite's own names, or by comparison with the state recorded before the engine started. It does not need a running
+engine: it works equally well if the engine was killed with SIGKILL an hour ago.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _cgroup_directories(cgroup: str) -> list[Path]:
 
 
 def _remove_cgroups(cgroup: str) -> None:
-    """Kill everything in our cgroups and remove them, innermost first."""
+    """Kill everything in the suite's cgroups and remove them, innermost first."""
     deadline = time.monotonic() + 20
     while directories := _cgroup_directories(cgroup):
         for directory in directories:

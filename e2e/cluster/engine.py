@@ -1,10 +1,10 @@
-"""The container engine: an external one if docker or podman is running, otherwise a dockerd that we manage.
+"""The container engine: an external one if docker or podman is running, otherwise a dockerd that the suite manages.
 
 Finds, starts and stops it, and provides the environment in which `docker` and `kind` reach it. Packages are installed
 by bootstrap.py, and cleanup.py removes what the engine leaves on the machine.
 
-Our dockerd has its own socket, data, state and pid file, and no default bridge; its containers are in a cgroup of their
-own. It runs in the machine's network namespace, so kubectl reaches the cluster directly.
+The suite's dockerd has its own socket, data, state and pid file, and no default bridge; its containers are in a cgroup
+of their own. It runs in the machine's network namespace, so kubectl reaches the cluster directly.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Engine:
     program: str
     """`docker` or `podman`."""
     managed: bool
-    """True if we started it: the node image is built here, and `down` stops the engine."""
+    """True if the suite started it: the node image is built here, and `down` stops the engine."""
     env: dict[str, str]
     """The environment for `docker`, `podman` and `kind`."""
 
@@ -75,7 +75,7 @@ def find_external() -> Engine | None:
 
 
 def find_managed(paths: Paths) -> Engine | None:
-    """Return our engine if it runs and answers."""
+    """Return the suite's engine if it runs and answers."""
     if not _dockerd_runs(paths):
         return None
     engine = _managed(paths)
@@ -93,7 +93,7 @@ def current(paths: Paths) -> Engine:
 
 
 def start(paths: Paths) -> Engine:
-    """Start our engine unless it runs already, and return it. Raises ClusterError."""
+    """Start the suite's engine unless it runs already, and return it. Raises ClusterError."""
     found = find_managed(paths)
     if found is not None:
         return found
@@ -130,9 +130,9 @@ def start(paths: Paths) -> Engine:
 
 
 def stop(paths: Paths) -> list[str]:
-    """Stop our engine and remove everything it left outside its data directory; return what could not be removed.
+    """Stop the suite's engine and remove everything it left outside its data directory.
 
-    Safe in any state, also if nothing runs.
+    Return what could not be removed. Safe in any state, also if nothing runs.
     """
     pid = _pid(paths)
     if pid is not None and _is_dockerd(pid, paths):

@@ -119,7 +119,7 @@ def wait(paths: Paths, seconds: int = READY_SECONDS) -> None:
 
 
 def is_ready(paths: Paths) -> bool:
-    """Return whether the cluster of our kubeconfig answers and all nodes are Ready."""
+    """Return whether the cluster of the suite's kubeconfig answers and all nodes are Ready."""
     if not paths.kubeconfig.exists():
         return False
     template = '{range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{"\\n"}{end}'

@@ -1,6 +1,6 @@
 """The base image files of the pinned kind module, copied from Go's module cache.
 
-The copy in our cache saves later runs from needing `go`. No file of kind is committed to this repository.
+The copy in the suite's cache saves later runs from needing `go`. No file of kind is committed to this repository.
 """
 
 from __future__ import annotations

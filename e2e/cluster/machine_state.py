@@ -76,7 +76,7 @@ def engine_links(before: StateBefore, now: frozenset[str]) -> list[str]:
 
 
 def remaining(before: StateBefore | None, now: StateNow) -> list[str]:
-    """Describe everything that is left, one line each; without a recorded state only what bears our own names."""
+    """Describe everything that is left, one line each; without a recorded state only what has the suite's own names."""
     lines = [f"process {each}" for each in now.processes]
     lines += [f"cgroup {each}" for each in now.cgroups]
     lines += [f"mount {each}" for each in now.mounts]

@@ -1,8 +1,8 @@
 """The node image for machines that cannot reach a registry, built the way kind builds its own.
 
-It consists of Debian's root file system, the files of the kind module, our programs, and the system images inside it.
-The image stays in our engine's data. Its name contains a key over everything it is built from; if any of that changes,
-a new image is built and the old one removed.
+It consists of Debian's root file system, the files of the kind module, the programs that the suite built, and the
+system images inside it. The image stays in the data of the suite's engine. Its name contains a key over everything it
+is built from; if any of that changes, a new image is built and the old one removed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fault injection for nodes: power loss, freeze, unplugged network, dead kubelet, killed containers.
 
-`NodeController` is the only way in which tests inject faults. It works below Kubernetes, on the containers that are our
+`NodeController` is the only way in which tests inject faults. It works below Kubernetes, on the containers that are the
 nodes, and uses the API server only to find a pod or to wait for a node.
 
 Every fault can be undone, and `heal` undoes all of them, so a test that fails halfway does not affect the next one.

@@ -32,7 +32,7 @@ def terminate(pid: int, grace_seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)  # it may be our own child
+                os.waitpid(pid, os.WNOHANG)  # it may be a child of this process
             if not alive(pid):
                 return
             time.sleep(0.05)
@@ -48,7 +48,7 @@ def find_processes(programs: frozenset[bytes], directory: Path) -> list[int]:
         with suppress(OSError):
             command = (entry / "cmdline").read_bytes().split(b"\0")
             if command[0].rpartition(b"/")[2] not in programs:
-                continue  # an editor or `tail` that has our log open is not ours to end
+                continue  # an editor or `tail` that has the log open is not part of the suite
             if any(
                 argument.partition(b"=")[2].startswith((prefix, b"unix://" + prefix)) or argument.startswith(prefix)
                 for argument in command

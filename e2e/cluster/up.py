@@ -54,7 +54,7 @@ def up(paths: Paths, steps: Steps, *, fast: bool = True, image: str | None = Non
 
 
 def down(paths: Paths, steps: Steps) -> None:
-    """Remove the cluster and our engine with everything they left on the machine; keep the cache. Safe in any state.
+    """Remove the cluster and the suite's engine and what they left on the machine; keep the cache. Safe in any state.
 
     Raises ClusterError with what is left.
     """

@@ -11,11 +11,11 @@ _UNITS: Final = ("", "Ki", "Mi", "Gi", "Ti", "Pi")
 NEXT_STEP: Final[Mapping[str, str]] = {
     Reason.AGENT_NOT_RUNNING: "Start the agent's pod, or wait until its sidecar is connected, and create another "
     "AgentCheckpoint.",
-    Reason.DEADLINE_EXCEEDED: "The next attempt starts over. If this repeats, check the sidecar's log and how fast "
-    "the store is.",
+    Reason.DEADLINE_EXCEEDED: "If this repeats, check the sidecar's log and the speed of the store.",
     Reason.EVICTION_BLOCKED: "The operator retries. If the budget can never allow it, delete the pod by hand.",
     Reason.FENCED: "Every Ready checkpoint is safe. Delete the superseded pod if it is still running.",
-    Reason.INTEGRITY_ERROR: "Check the store: an object that a checkpoint needs is damaged or missing.",
+    Reason.INTEGRITY_ERROR: "Run `savepoint verify` on the store: an object that a checkpoint needs is damaged or "
+    "missing.",
     Reason.QUIESCE_TIMEOUT: "Add agent.safe_point() or raise spec.quiesce.timeoutSeconds in {policy}.",
     Reason.RUN_AS_USER_REQUIRED: "Set securityContext.runAsUser of the agent's container to the uid that owns the "
     "files.",
@@ -35,17 +35,26 @@ NEXT_STEP: Final[Mapping[str, str]] = {
 
 def next_step(reason: str, policy_name: str | None) -> str:
     """Return the remedy for the reason; empty if there is none to add."""
-    policy = f'policy "{policy_name}"' if policy_name else "an AgentCheckpointPolicy"
-    return NEXT_STEP.get(reason, "").format(policy=policy)
+    return NEXT_STEP.get(reason, "").format(policy=_policy(policy_name))
 
 
 def with_next_step(reason: str, message: str, policy_name: str | None) -> str:
-    """Return the message followed by the remedy, unless the message already includes it."""
+    """Return the message followed by the remedy.
+
+    A message that already includes the remedy is returned as it is. A message that names a policy's field has a remedy
+    of its own; "the policy" in it is replaced by the policy's name.
+    """
     step = next_step(reason, policy_name)
     text = message.strip() or reason
     if not step or step in text:
         return text
+    if "spec." in text and "{policy}" in NEXT_STEP[reason]:
+        return text.replace("in the policy", f"in {_policy(policy_name)}")
     return f"{text}{'' if text.endswith(('.', '!', '?')) else '.'} {step}"
+
+
+def _policy(name: str | None) -> str:
+    return f'policy "{name}"' if name else "an AgentCheckpointPolicy"
 
 
 def size_text(count: int) -> str:

@@ -347,7 +347,7 @@ async def test_a_permanent_fault_is_not_retried(harness: ReconcileHarness, monke
     await harness.advance(20)
     status = restore(harness)
     assert (status["reason"], status["conditions"][0]["status"]) == ("IntegrityError", "False")
-    assert "record 3 is damaged. Check the store" in status["conditions"][0]["message"]
+    assert "record 3 is damaged. Run `savepoint verify`" in status["conditions"][0]["message"]
     assert len(tried) == 1
 
 

@@ -85,6 +85,11 @@ def test_a_failure_names_the_remedy_once() -> None:
     message = texts.with_next_step("QuiesceTimeout", "It was resumed", "mail")
     assert message == 'It was resumed. Add agent.safe_point() or raise spec.quiesce.timeoutSeconds in policy "mail".'
     assert texts.with_next_step("QuiesceTimeout", message, "mail") == message
+    own = "Agent was resumed. Add agent.safe_point(), or raise spec.quiesce.timeoutSeconds in the policy."
+    named = own.replace("the policy", 'policy "mail"')
+    assert texts.with_next_step("QuiesceTimeout", own, "mail") == named, "one remedy, with the policy's name"
+    hold = "It took too long. Raise spec.quiesce.holdSeconds in the policy."
+    assert texts.with_next_step("StateUnstable", hold, None) == hold.replace("the policy", "an AgentCheckpointPolicy")
     assert texts.with_next_step("Strange", "What happened.", None) == "What happened."
     assert texts.with_next_step("StageFull", "", None).startswith("StageFull. Raise spec.stage.sizeLimit")
 
