@@ -55,7 +55,7 @@ PROGRESS_SECONDS: Final = 2.0
 FIRST_READ: Final = Retry(attempts=2)
 """For the manifest. Nothing has been read yet, so an attempt may fail early, and its cause is reported at once."""
 TERMINATION_BYTES: Final = 4096
-SUCCEEDED: Final = frozenset(RestoreOutcome)
+SUCCESSFUL_OUTCOMES: Final = frozenset(RestoreOutcome)
 
 
 async def restore(settings: Settings, failpoints: Failpoints, termination_log: Path | None) -> int:
@@ -71,7 +71,7 @@ async def restore(settings: Settings, failpoints: Failpoints, termination_log: P
     )
     outcome = await _outcome(settings, client, failpoints, began + DEADLINE_SECONDS)
     outcome = Outcome(**{**asdict(outcome), "milliseconds": round((time.monotonic() - began) * 1000)})
-    succeeded = outcome.outcome in SUCCEEDED
+    succeeded = outcome.outcome in SUCCESSFUL_OUTCOMES
     log.log(logging.INFO if succeeded else logging.ERROR, "%s: %s", outcome.outcome, outcome.message)
     if termination_log is not None:
         _write_termination(termination_log, outcome)

@@ -104,7 +104,7 @@ class Metrics:
         if milliseconds is not None:
             self._pause.observe(milliseconds / 1000)
 
-    def restored(self, outcome: str, milliseconds: int) -> None:
+    def restore_ended(self, outcome: str, milliseconds: int) -> None:
         """Count the restore of a starting pod."""
         self._restores.labels(_known(outcome)).inc()
         self._restore_seconds.observe(milliseconds / 1000)

@@ -198,11 +198,11 @@ class Recorder:
         self._pin(incarnation.agent, head)
         self.calls.append(("granted", (incarnation.pod.uid, head.record.epoch, restores)))
 
-    async def restored(self, incarnation: Incarnation, outcome: Outcome) -> None:
-        self.calls.append(("restored", outcome))
+    async def restore_ended(self, incarnation: Incarnation, outcome: Outcome) -> None:
+        self.calls.append(("restore_ended", outcome))
 
-    async def restore_progress(self, incarnation: Incarnation, progress: Progress) -> None:
-        self.calls.append(("restore_progress", progress))
+    async def restore_progressed(self, incarnation: Incarnation, progress: Progress) -> None:
+        self.calls.append(("restore_progressed", progress))
 
     async def connected(self, session: SessionView, incarnation: Incarnation) -> None:
         self.calls.append(("connected", session.pod.uid))

@@ -283,7 +283,7 @@ class ReconcileHarness:
         await recorder.granted(incarnation, head, restores)
         await self.settle()
         reported = outcome or ("Restored" if restores else "Fresh")
-        await recorder.restored(incarnation, Outcome(reported, milliseconds=3100, **more))
+        await recorder.restore_ended(incarnation, Outcome(reported, milliseconds=3100, **more))
         await self.connect(incarnation)
         return incarnation
 

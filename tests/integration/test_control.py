@@ -200,7 +200,7 @@ async def test_a_successor_restores_every_byte_that_a_pod_stored(control: Connec
         assert await asyncio.to_thread(_restore, store, granted) == CONTENT
     await successor.request(Outcome("Restored", bytes_restored=len(CONTENT)), Ack)
     await successor.close()
-    assert [each.outcome for each in control.recorder.calls_of("restored")] == ["Fresh", "Restored"]
+    assert [each.outcome for each in control.recorder.calls_of("restore_ended")] == ["Fresh", "Restored"]
 
 
 async def test_a_url_opens_one_object_of_the_pods_own_repository(control: ConnectedControlSide) -> None:
@@ -378,4 +378,4 @@ async def test_the_init_container_starts_fresh_restores_and_is_fenced(
 
     status, message, _ = await start("a")  # its sandbox was restarted, long after another pod took over
     assert (status, message["outcome"]) == (1, "Fenced")
-    assert [each.outcome for each in control.recorder.calls_of("restored")][:2] == ["Fresh", "Restored"]
+    assert [each.outcome for each in control.recorder.calls_of("restore_ended")][:2] == ["Fresh", "Restored"]

@@ -161,7 +161,7 @@ async def test_files_of_other_pods_survive_a_rollback(control: LocalControlSide)
 
     successor = team_pod(control, "b")
     assert await successor.restore() == 0, successor.log()
-    assert control.recorder.calls_of("restored")[-1].outcome == "Restored"
+    assert control.recorder.calls_of("restore_ended")[-1].outcome == "Restored"
     assert (successor.folder / "state" / "log").exists()
     assert {path.name: path.read_bytes() for path in team.iterdir()} == {
         "before": b"of another pod",

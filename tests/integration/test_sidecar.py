@@ -87,7 +87,7 @@ async def test_an_agent_survives_crashes_and_moves_to_another_pod(control: Local
     assert third["how"] == "Restored" and third["connected"] == third["lines"] == len(log_before.splitlines())
     assert successor.reports("step")[0]["step"] == len(steps) - (len(steps) - len(set(steps)))
     await terminate(successor, agent, sidecar)
-    reported = [(each.outcome, each.config_changed) for each in control.recorder.calls_of("restored")]
+    reported = [(each.outcome, each.config_changed) for each in control.recorder.calls_of("restore_ended")]
     assert reported == [("Fresh", False), ("Restored", True)]
 
 
@@ -110,7 +110,7 @@ async def test_a_container_that_restarts_after_a_completed_run_starts_the_next_r
     assert await exit_of(pod.agent()) == 0, pod.log()
     assert [each["step"] for each in pod.reports("step")] == [0, 1, 2] * 3
     assert {(each["connected"], each["at"]) for each in pod.reports("connected")} == {(0, None)}
-    assert [each.outcome for each in control.recorder.calls_of("restored")] == ["Fresh"] * 3
+    assert [each.outcome for each in control.recorder.calls_of("restore_ended")] == ["Fresh"] * 3
     sidecar.send_signal(signal.SIGTERM)
     assert await exit_of(sidecar) == 0, pod.log()
     assert control.recorder.calls_of("released")[-1] == ("a", True), pod.log()

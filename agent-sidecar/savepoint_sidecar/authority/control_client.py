@@ -22,7 +22,7 @@ from savepoint_sidecar.authority.authority import Blobs, Order
 from savepoint_sidecar.authority.control_connection import Backoff, ControlConnection, Dialer
 from savepoint_sidecar.authority.pending_offers import PendingOffers
 from savepoint_sidecar.authority.reachability import Reachability
-from savepoint_sidecar.authority.url_book import UrlBook
+from savepoint_sidecar.authority.url_cache import UrlCache
 from savepoint_sidecar.authority.url_refill import UrlRefill
 from savepoint_sidecar.authority.url_requests import UrlRequests
 
@@ -71,9 +71,9 @@ class ControlClient:
         """Returns whether an SDK is connected, and the agent's position."""
         self.attempts: Callable[[], tuple[tuple[str, str], ...]] = tuple
         """Returns the attempts in flight with their phases."""
-        self._book = UrlBook(clock.monotonic)
+        self._cache = UrlCache(clock.monotonic)
         self._connected = asyncio.Event()
-        self._urls = UrlRequests(self._book, self._connected, self._send, lambda: clock.random_bytes(16).hex())
+        self._urls = UrlRequests(self._cache, self._connected, self._send, lambda: clock.random_bytes(16).hex())
         self._refill = UrlRefill(self._urls, clock.random_bytes)
         self._offers = PendingOffers(self._try_send)
         self._blobs: PresignedStore | None = None
@@ -130,7 +130,7 @@ class ControlClient:
     def random_bytes(self, count: int) -> bytes:
         """Return random bytes. A pack's name comes from the reserve, if possible, because its URL is already signed."""
         if count == PACK_NAME_BYTES:
-            name = self._book.take_reserved()
+            name = self._cache.take_reserved()
             if self._loop is not None and not self._closing.is_set():
                 self._loop.call_soon_threadsafe(self._refill.request)
             if name is not None:
@@ -139,7 +139,7 @@ class ControlClient:
 
     async def prepare_reads(self, keys: tuple[str, ...]) -> None:
         """Request URLs for these objects, and renew them before they expire."""
-        self._book.expect(keys)
+        self._cache.expect(keys)
         self._refill.request()
 
     async def report_progress(self, progress: wire.Progress) -> None:
@@ -236,7 +236,7 @@ class ControlClient:
         self._backoff.reset()
         self._last_message_at = self._clock.monotonic()
         if answer.pending_key:
-            self._book.add_put(answer.pending_key, answer.pending_url, PENDING_URL_SECONDS)
+            self._cache.add_put(answer.pending_key, answer.pending_url, PENDING_URL_SECONDS)
         is_reconnect = self._welcome is not None
         if self._blobs is None:
             self._blobs = PresignedStore(self._urls, ca_pem=answer.store_ca or None)

@@ -27,8 +27,8 @@ QUICK_PAUSE_SECONDS: Final = 1.0
 SEND_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 2.0
 CLOSE_NOT_AN_AGENT: Final = 4403
-CLOSE_VERSION: Final = 4406
-_FINAL_CLOSE_CODES: Final[dict[int, str]] = {CLOSE_NOT_AN_AGENT: Reason.NOT_AN_AGENT, CLOSE_VERSION: "Version"}
+CLOSE_PROTOCOL_ERROR: Final = 4406
+_FINAL_CLOSE_CODES: Final[dict[int, str]] = {CLOSE_NOT_AN_AGENT: Reason.NOT_AN_AGENT, CLOSE_PROTOCOL_ERROR: "Version"}
 
 
 class ControlConnection:

@@ -14,7 +14,7 @@ from savepoint.contract.vocabulary import Reason, RestorePhase
 from savepoint.errors import Refused, Unavailable
 
 from savepoint_sidecar.authority.control_connection import Backoff, ControlConnection, Dialer
-from savepoint_sidecar.authority.url_book import UrlBook
+from savepoint_sidecar.authority.url_cache import UrlCache
 from savepoint_sidecar.authority.url_requests import UrlRequests
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class RestoreClient:
         """Set once hello was sent on the current connection."""
         self._connected = asyncio.Event()
         """Set once an epoch was granted on the current connection."""
-        self.urls = UrlRequests(UrlBook(monotonic), self._connected, self._send, random_id)
+        self.urls = UrlRequests(UrlCache(monotonic), self._connected, self._send, random_id)
         """URLs for the store that holds the checkpoint."""
         self._granted: asyncio.Future[wire.Welcome] | None = None
         self._outcome_acknowledged: asyncio.Future[None] | None = None
@@ -62,7 +62,7 @@ class RestoreClient:
 
     def expect_reads(self, keys: tuple[str, ...]) -> None:
         """Announce objects that will be read, so that their URLs are requested together."""
-        self.urls.book.expect(keys)
+        self.urls.cache.expect(keys)
 
     async def report_progress(self, done: int, total: int) -> None:
         """Report the progress of the restore, in bytes."""
@@ -92,7 +92,7 @@ class RestoreClient:
     def discard_read_urls(self) -> None:
         """Discard the read URLs, as the store may have moved. Keep them while no operator can sign new ones."""
         if self._connected.is_set():
-            self.urls.book.forget_reads()
+            self.urls.cache.forget_reads()
 
     async def _report(self, progress: wire.Progress) -> None:
         """Send the report if an epoch is granted; before that, after a reconnect, the operator would not accept it."""

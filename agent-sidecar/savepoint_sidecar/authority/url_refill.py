@@ -19,7 +19,7 @@ INTERVAL_SECONDS: Final = 30.0
 
 
 class UrlRefill:
-    """A background task that keeps the book of ``urls`` filled."""
+    """A background task that keeps the cache of ``urls`` filled."""
 
     def __init__(self, urls: UrlRequests, random_bytes: Callable[[int], bytes]) -> None:
         self._urls, self._random_bytes = urls, random_bytes
@@ -45,13 +45,13 @@ class UrlRefill:
                 log.warning("cannot fetch URLs ahead of need: %s; retrying in %.0f s", error, INTERVAL_SECONDS)
 
     async def _refill(self, epoch: int) -> None:
-        book = self._urls.book
-        names = [f"{epoch}-{self._random_bytes(16).hex()}" for _ in range(max(0, book.reserve_missing()))]
+        cache = self._urls.cache
+        names = [f"{epoch}-{self._random_bytes(16).hex()}" for _ in range(max(0, cache.reserve_missing()))]
         if names:
             await self._urls.fetch(tuple(f"packs/{name}" for name in names), ())
             for name in names:
-                book.reserve(name)
-        while reads := book.wanted_reads():
+                cache.reserve(name)
+        while reads := cache.wanted_reads():
             await self._urls.fetch((), tuple(reads))
-            if book.wanted_reads() == reads:  # the operator did not sign them; do not ask for the same again
+            if cache.wanted_reads() == reads:  # the operator did not sign them; do not ask for the same again
                 break

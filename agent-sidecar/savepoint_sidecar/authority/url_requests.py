@@ -1,4 +1,4 @@
-"""Presigned URLs on demand: a thread needs a URL, the event loop requests it from the operator, the book keeps it.
+"""Presigned URLs on demand: a thread needs a URL, the event loop requests it from the operator, the cache keeps it.
 
 Sidecar and init container share this module. It knows neither roles nor connections: the owner of the connection
 passes in a function that sends, and reports when the connection is lost.
@@ -12,7 +12,7 @@ from typing import Final
 from savepoint.contract.control_protocol import NeedUrls, Urls
 from savepoint.errors import Refused, StoreUnavailable, Unavailable
 
-from savepoint_sidecar.authority.url_book import UrlBook
+from savepoint_sidecar.authority.url_cache import UrlCache
 
 WAIT_SECONDS: Final = 90.0
 """Seconds that a thread waits for a URL: longer than a restart of the operator takes."""
@@ -24,13 +24,13 @@ class UrlRequests:
 
     def __init__(
         self,
-        book: UrlBook,
+        cache: UrlCache,
         connected: asyncio.Event,
         send: Callable[[NeedUrls], Awaitable[None]],
         random_id: Callable[[], str],
     ) -> None:
         """``send`` raises Unavailable when the connection is lost; ``connected`` is set while there is one."""
-        self.book = book
+        self.cache = cache
         self._connected, self._send, self._random_id = connected, send, random_id
         self._requests: dict[str, asyncio.Future[None]] = {}
         self._thread_waits: set[Future[None]] = set()
@@ -50,15 +50,15 @@ class UrlRequests:
 
     def put_url(self, key: str) -> str:
         """Return a URL that creates this object. Raise Unavailable if the operator does not answer in time."""
-        return self.book.put_url(key) or self._wait(key, (key,), (), self.book.put_url)
+        return self.cache.put_url(key) or self._wait(key, (key,), (), self.cache.put_url)
 
     def get_url(self, key: str) -> str:
         """Return a URL that reads this object. A request also covers other objects that are expected to be read."""
-        return self.book.get_url(key) or self._wait(key, (), tuple(self.book.wanted_reads(key)), self.book.get_url)
+        return self.cache.get_url(key) or self._wait(key, (), tuple(self.cache.wanted_reads(key)), self.cache.get_url)
 
     def forget(self, key: str) -> None:
         """Discard this key's URLs, so that the next call requests a new one."""
-        self.book.forget(key)
+        self.cache.forget(key)
 
     def _wait(self, key: str, put: tuple[str, ...], get: tuple[str, ...], find: Callable[[str], str | None]) -> str:
         if self._loop is None or self._closed:
@@ -80,7 +80,7 @@ class UrlRequests:
     # -- on the event loop --------------------------------------------------------------------------------------------
 
     async def fetch(self, put: tuple[str, ...], get: tuple[str, ...]) -> None:
-        """Bring these URLs into the book, and repeat the request when the connection is lost.
+        """Bring these URLs into the cache, and repeat the request when the connection is lost.
 
         Raise Refused if the operator does not sign them.
         """
@@ -109,8 +109,8 @@ class UrlRequests:
         return request in self._requests
 
     def handle_urls(self, urls: Urls) -> None:
-        """Add the URLs to the book, requested or not, and complete their request."""
-        self.book.add(urls)
+        """Add the URLs to the cache, requested or not, and complete their request."""
+        self.cache.add(urls)
         future = self._requests.get(urls.request)
         if future is not None and not future.done():
             future.set_result(None)

@@ -33,7 +33,7 @@ class Signature(NamedTuple):
 
 
 class FileNode(NamedTuple):
-    """One entry of a root: a file, folder or link. ``path`` is relative; bytes that are not UTF-8 are surrogate escapes."""
+    """One file, folder or link in a root. ``path`` is relative; bytes that are not UTF-8 are surrogate escapes."""
 
     path: str
     mode: int

@@ -141,7 +141,7 @@ class AgentSession:
         self.raise_if_ended()
         if self.state.replay_point is not None:
             with self.lock:
-                self.state.pass_point(at)
+                self.state.reach_point(at)
         if self.gate.in_critical():
             return None
         failure: list[SavepointError] = []
@@ -173,7 +173,7 @@ class AgentSession:
         at = self.explicit_point()
         if self.state.replay_point is not None:
             with self.lock:
-                self.state.pass_point(at)
+                self.state.reach_point(at)
         request, until = uuid4().hex, monotonic() + timeout
         waiter = self.gate.add_waiter(request)
         try:

@@ -104,7 +104,7 @@ class Uncertain:
             Unavailable: The journal cannot be written.
         """
         with self._session.lock:
-            self._session.state.record_open(self.id)
+            self._session.state.record_reopened(self.id)
 
 
 @dataclass
@@ -173,7 +173,7 @@ class EffectCall:
             session.state.ledger.running.discard(operation.id)
             self._give_back_ordinal()
             if not operation.sent:
-                session.state.record_open(operation.id)
+                session.state.record_reopened(operation.id)
 
     def confirm(self, session: AgentSession, operation: Operation, result: Any) -> None:
         """Journal that the body returned.

@@ -29,7 +29,7 @@ class LoopIterations:
                 loop.scope.ordinals.take(f"loop {loop.name}")
             else:
                 session.activity.loops[id(loop)] = loop
-                session.state.pass_point(_boundary(loop))
+                session.state.reach_point(_boundary(loop))
 
     def loop_closed(self, loop: Loop[Any]) -> None:
         """Note that the loop does not run any more. Takes no lock: the garbage collector may call it at any point."""

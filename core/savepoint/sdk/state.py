@@ -46,7 +46,7 @@ class State:
         self.documents: dict[str, Document] = {}
         self.tensors: dict[str, TensorSet] = {}
         self.handles: dict[str, Callable[[], Any]] = {}  # name -> returns the current descriptor
-        self.unclaimed: dict[str, wire.Component] = {}  # restored tensors and foreign components not used yet
+        self.unclaimed: dict[str, wire.Component] = {}  # restored tensors and components of another SDK, not used yet
         self._unclaimed_documents: dict[str, Value] = {}  # restored documents not used yet
         self._unclaimed_descriptors: dict[str, Value] = {}  # restored descriptors of handles not used yet
         self.replay_point: ReplayPoint | None = None  # of the restored checkpoint, until the program reaches it
@@ -124,7 +124,7 @@ class State:
         if self.replay_point is not None and self._documents_at_replay_point is None:
             self._documents_at_replay_point = self._document_values()
 
-    def pass_point(self, point: ReplayPoint | None) -> None:
+    def reach_point(self, point: ReplayPoint | None) -> None:
         """Set documents back if the program has reached the point where the restored checkpoint was taken."""
         if self.replay_point is None or point != self.replay_point:
             return
@@ -135,7 +135,7 @@ class State:
         self.replay_point = self._documents_at_replay_point = None
 
     def note_progress(self) -> None:
-        """End the replay if new work is recorded during it: the program did not pass the replay point."""
+        """End the replay if new work is recorded during it: the program did not reach the replay point."""
         if self._documents_at_replay_point is not None:
             log.warning(
                 "the program did not reach the point where its checkpoint was taken (%s) and continues: changes that "
@@ -163,7 +163,7 @@ class State:
         self.journal.append({"t": "confirmed", "id": effect, "r": text}, durable=True)
         self.ledger.confirm(effect, text)
 
-    def record_open(self, effect: str) -> None:
+    def record_reopened(self, effect: str) -> None:
         """Record, durably, that an effect may be sent again."""
         self.journal.append({"t": "open", "id": effect}, durable=True)
         self.ledger.reopen(effect)

@@ -29,7 +29,7 @@ _ERROR_BYTES = 8192
 
 
 class UrlSource(Protocol):
-    """Supplies presigned URLs. Its methods may block, and raise Unavailable if no URL can be had."""
+    """Supplies presigned URLs. Its methods may block, and raise Unavailable if no URL is available."""
 
     def put_url(self, key: str) -> str:
         """Return a URL that creates the object, once."""

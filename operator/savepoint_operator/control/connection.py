@@ -25,12 +25,12 @@ class CloseCode(IntEnum):
     """The codes with which the operator closes a connection (docs/control-protocol.md)."""
 
     DONE = 1000
-    SLOW = 1008
+    LIMIT_EXCEEDED = 1008
     TOKEN_REFUSED = 4401
     NOT_AN_AGENT = 4403
-    VERSION = 4406
+    PROTOCOL_ERROR = 4406
     REPLACED = 4409
-    NOT_LEADING = 4503
+    TRY_AGAIN_LATER = 4503
 
 
 class CloseConnection(Exception):
@@ -75,16 +75,16 @@ class Connection:
             async with asyncio.timeout(seconds):
                 frame = await self._socket.receive()
         except TimeoutError as error:
-            raise CloseConnection(CloseCode.SLOW, f"no message for {seconds:.0f} s") from error
+            raise CloseConnection(CloseCode.LIMIT_EXCEEDED, f"no message for {seconds:.0f} s") from error
         if frame.type is not WSMsgType.TEXT:
             return None
         self.received_bytes = len(frame.data)
         try:
             message: Message = decode(frame.data)
         except ProtocolError as error:
-            raise CloseConnection(CloseCode.VERSION, str(error)) from error
+            raise CloseConnection(CloseCode.PROTOCOL_ERROR, str(error)) from error
         if not isinstance(message, FromPod):
-            raise CloseConnection(CloseCode.VERSION, "only the operator sends this message")
+            raise CloseConnection(CloseCode.PROTOCOL_ERROR, "only the operator sends this message")
         return sanitized(message)
 
     async def messages(self, seconds: float) -> AsyncIterator[FromPod]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from savepoint_operator.control.liveness import PodLiveness
-from savepoint_operator.control.registry import Registry
+from savepoint_operator.control.registry import SessionRegistry
 from savepoint_operator.control.unauthenticated import MAX_UNAUTHENTICATED, UNAUTHENTICATED_SECONDS
 from savepoint_operator.lineage.service import LineageService
 from savepoint_operator.model.clocks import Clocks
@@ -41,6 +41,6 @@ class SessionDependencies:
     pod_resolver: PodResolver
     recorder: Recorder
     lineage: LineageService
-    registry: Registry
+    registry: SessionRegistry
     liveness: PodLiveness
     clocks: Clocks

@@ -31,8 +31,8 @@ JOINED_SECONDS = 2.0
 """Seconds in which a sidecar that has just connected may request what its agent needs to start."""
 
 
-class Registry:
-    """Implements ``Orders``. All methods run on the event loop."""
+class SessionRegistry:
+    """The sessions and attempts of all agents. All methods run on the event loop."""
 
     def __init__(
         self,
@@ -107,11 +107,11 @@ class Registry:
         state.sidecar = None
         return True
 
-    def restoring(self, agent: AgentRef, session: object) -> None:
+    def restore_started(self, agent: AgentRef, session: object) -> None:
         """Note that the pod of this session was granted an epoch and restores now."""
         self._state(agent).restoring.add(session)
 
-    def restored(self, agent: AgentRef, session: object) -> None:
+    def restore_ended(self, agent: AgentRef, session: object) -> None:
         """Note that the restore or its connection has ended. Of two sessions of one pod the older one is half-open."""
         state = self._state(agent)
         if session in state.restoring:

@@ -76,7 +76,7 @@ class RestoreSession:
                 task.cancel()
             await asyncio.gather(reader, granting, return_exceptions=True)
             if self._incarnation is not None:
-                self._registry.restored(self._incarnation.agent, self)
+                self._registry.restore_ended(self._incarnation.agent, self)
 
     async def _grant_or_refuse(self) -> Refusal | None:
         """Repeat the decision until the pod is granted (return None) or finally refused (return the refusal)."""
@@ -86,7 +86,7 @@ class RestoreSession:
         repeat_at = self._monotonic()
         while True:
             if not self._leading():
-                raise CloseConnection(CloseCode.NOT_LEADING, "the operator is stopping; reconnect")
+                raise CloseConnection(CloseCode.TRY_AGAIN_LATER, "the operator is stopping; reconnect")
             answer = await self._decide(first)
             if isinstance(answer, HeldEpoch):
                 break
@@ -102,7 +102,7 @@ class RestoreSession:
             await self._pause(backoff.next(repeated=isinstance(answer, Refusal) and wait == shown))
             shown = wait
         assert self._incarnation is not None
-        self._registry.restoring(self._incarnation.agent, self)
+        self._registry.restore_started(self._incarnation.agent, self)
         await self._registry.set_holder(answer)
         self._held_epoch = answer
         await self._connection.send(Grant(welcome(self._incarnation, answer, writes=False)))
@@ -115,7 +115,7 @@ class RestoreSession:
             raise CloseConnection(CloseCode.NOT_AN_AGENT, refusal.reason)
         await asyncio.wait({reader}, timeout=REPORT_SECONDS)
         if not self._reported:
-            await self._recorder.restored(self._incarnation, Outcome(refusal.reason, refusal.message))
+            await self._recorder.restore_ended(self._incarnation, Outcome(refusal.reason, refusal.message))
         raise CloseConnection(CloseCode.DONE, refusal.reason)
 
     async def _decide(self, first: bool) -> HeldEpoch | Wait | Refusal:
@@ -153,17 +153,17 @@ class RestoreSession:
                 case Heartbeat():
                     await self._connection.send(Ack("heartbeat"))
                 case Outcome() if self._incarnation is not None:  # possibly before the grant, if it gave up waiting
-                    self._registry.restored(self._incarnation.agent, self)
+                    self._registry.restore_ended(self._incarnation.agent, self)
                     self._reported = True
-                    await self._recorder.restored(self._incarnation, message)
+                    await self._recorder.restore_ended(self._incarnation, message)
                     await self._connection.send(Ack("outcome"))
                     if self._held_epoch is None:
                         return
                 case _ if self._incarnation is None or self._held_epoch is None:
-                    raise CloseConnection(CloseCode.VERSION, "this message is not allowed before the grant")
+                    raise CloseConnection(CloseCode.PROTOCOL_ERROR, "this message is not allowed before the grant")
                 case NeedUrls():
                     await self._connection.send(await self._urls(message, self._held_epoch))
                 case Progress():
-                    await self._recorder.restore_progress(self._incarnation, message)
+                    await self._recorder.restore_progressed(self._incarnation, message)
                 case _:
-                    raise CloseConnection(CloseCode.VERSION, "this message belongs to another role")
+                    raise CloseConnection(CloseCode.PROTOCOL_ERROR, "this message belongs to another role")

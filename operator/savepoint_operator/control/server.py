@@ -17,7 +17,7 @@ from savepoint_operator.control.connection import CloseCode, CloseConnection, Co
 from savepoint_operator.control.dependencies import ControlLimits, ControlPorts, SessionDependencies
 from savepoint_operator.control.liveness import PodLiveness
 from savepoint_operator.control.rate_limit import RateLimits
-from savepoint_operator.control.registry import Registry
+from savepoint_operator.control.registry import SessionRegistry
 from savepoint_operator.control.restore_session import RestoreSession
 from savepoint_operator.control.sidecar_session import SidecarSession
 from savepoint_operator.control.tokens import Tokens
@@ -61,7 +61,7 @@ class ControlServer:
             random_bytes=random_bytes,
             answer_seconds=self._limits.answer_seconds,
         )
-        self._registry = Registry(self._lineage, ports.recorder, clocks.monotonic, sleep)
+        self._registry = SessionRegistry(self._lineage, ports.recorder, clocks.monotonic, sleep)
         self._session_dependencies = SessionDependencies(
             pod_resolver=ports.pod_resolver,
             recorder=ports.recorder,
@@ -142,7 +142,7 @@ class ControlServer:
         """Close every connection and the port."""
         self._leading = False
         closing = [
-            each.close(CloseCode.NOT_LEADING, "the operator is stopping; reconnect")
+            each.close(CloseCode.TRY_AGAIN_LATER, "the operator is stopping; reconnect")
             for each in self._connections.values()
         ]
         await asyncio.gather(*closing, *self._closing)
@@ -181,11 +181,13 @@ class ControlServer:
         if hello is None:
             return
         if not isinstance(hello, Hello) or hello.role not in ("restore", "sidecar"):
-            raise CloseConnection(CloseCode.VERSION, "the first message must be hello, with role restore or sidecar")
+            raise CloseConnection(
+                CloseCode.PROTOCOL_ERROR, "the first message must be hello, with role restore or sidecar"
+            )
         if hello.protocol != PROTOCOL_VERSION:
-            raise CloseConnection(CloseCode.VERSION, f"this operator speaks protocol {PROTOCOL_VERSION}")
+            raise CloseConnection(CloseCode.PROTOCOL_ERROR, f"this operator speaks protocol {PROTOCOL_VERSION}")
         if not self._leading:
-            raise CloseConnection(CloseCode.NOT_LEADING, "the operator is stopping; reconnect")
+            raise CloseConnection(CloseCode.TRY_AGAIN_LATER, "the operator is stopping; reconnect")
         self._replace(connection, pod, hello.role)
         self._liveness.connection_opened(pod)
         try:
@@ -198,11 +200,11 @@ class ControlServer:
     async def _authenticate(self, connection: Connection, request: web.Request) -> PodIdentity:
         """Return the pod that the request's token proves. Raises CloseConnection."""
         if not self._leading:
-            raise CloseConnection(CloseCode.NOT_LEADING, "this operator is not the leader; reconnect")
+            raise CloseConnection(CloseCode.TRY_AGAIN_LATER, "this operator is not the leader; reconnect")
         try:
             pod = await self._tokens.pod(request.headers.get("Authorization"))
         except Unavailable as error:
-            raise CloseConnection(CloseCode.NOT_LEADING, "tokens cannot be reviewed now; reconnect") from error
+            raise CloseConnection(CloseCode.TRY_AGAIN_LATER, "tokens cannot be reviewed now; reconnect") from error
         if pod is None:
             raise CloseConnection(CloseCode.TOKEN_REFUSED, "the token does not identify a pod")
         assert self._unauthenticated is not None
@@ -233,10 +235,10 @@ class ControlServer:
         try:
             found = await self._pod_resolver.incarnation(pod)
         except SavepointError as error:
-            raise CloseConnection(CloseCode.NOT_LEADING, f"{error.reason}: reconnect") from error
+            raise CloseConnection(CloseCode.TRY_AGAIN_LATER, f"{error.reason}: reconnect") from error
         if isinstance(found, Refusal):
             if found.retry:
-                raise CloseConnection(CloseCode.NOT_LEADING, f"{found.reason}: reconnect")
+                raise CloseConnection(CloseCode.TRY_AGAIN_LATER, f"{found.reason}: reconnect")
             await connection.send(Refused(found.reason, found.message))
             raise CloseConnection(CloseCode.NOT_AN_AGENT, found.reason)
         await SidecarSession(connection, found, hello, self._session_dependencies).run()

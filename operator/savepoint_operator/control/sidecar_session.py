@@ -127,14 +127,15 @@ class SidecarSession:
                 await self._recorder.disconnected(agent, self._incarnation.pod)
 
     async def _join(self) -> HeldEpoch:
-        """Return the pod's held_epoch. Raises CloseConnection: finally, after a Stop, or for a transient fault.
+        """Return the epoch that the pod holds.
 
+        Raises CloseConnection: after a Stop, which is final, or for a transient fault, so that the sidecar reconnects.
         A lost race is transient: after the reconnect the chain says which pod holds the epoch.
         """
         try:
             answer = await self._lineage.join(self._incarnation, self._hello.epoch)
         except (*TRANSIENT, Superseded) as error:
-            raise CloseConnection(CloseCode.NOT_LEADING, f"{error.reason}: reconnect") from error
+            raise CloseConnection(CloseCode.TRY_AGAIN_LATER, f"{error.reason}: reconnect") from error
         except SavepointError as error:
             answer = Refusal(error.reason, str(error))
         if isinstance(answer, Refusal):
@@ -162,14 +163,16 @@ class SidecarSession:
                 self._heartbeat = message
                 await self._answer(Ack("heartbeat"))
                 if self._monotonic() > self._renew_at and self._registry.attempt(self._incarnation.agent) is None:
-                    raise CloseConnection(CloseCode.NOT_LEADING, "this long-lived session must be renewed: reconnect")
+                    raise CloseConnection(
+                        CloseCode.TRY_AGAIN_LATER, "this long-lived session must be renewed: reconnect"
+                    )
                 if self._monotonic() > self._check_pod_at and self._registry.attempt(self._incarnation.agent) is None:
                     await self._check_pod()
                 continue
             size = self._connection.received_bytes
             if self._queue.full() or self._waiting_bytes + size > QUEUE_BYTES:
                 raise CloseConnection(
-                    CloseCode.SLOW, f"more than {QUEUE_MESSAGES} messages or {QUEUE_BYTES} bytes are queued"
+                    CloseCode.LIMIT_EXCEEDED, f"more than {QUEUE_MESSAGES} messages or {QUEUE_BYTES} bytes are queued"
                 )
             self._waiting_bytes += size
             self._queue.put_nowait((message, size))
@@ -228,7 +231,7 @@ class SidecarSession:
             case Released():
                 await self._release(message)
             case _:
-                await self._connection.close(CloseCode.VERSION, "this message belongs to another role")
+                await self._connection.close(CloseCode.PROTOCOL_ERROR, "this message belongs to another role")
 
     async def _urls(self, request: NeedUrls, held_epoch: HeldEpoch) -> Urls | Refused:
         try:

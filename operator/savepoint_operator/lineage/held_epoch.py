@@ -1,4 +1,4 @@
-"""The held_epoch that a pod holds on an epoch, as a value."""
+"""The epoch that a pod holds, as a value."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ from savepoint_operator.model.views import AgentRef, PodIdentity
 
 @dataclass(frozen=True)
 class HeldEpoch:
-    """One pod's held_epoch on one epoch of one agent, with the store and key that it works with."""
+    """One epoch of one agent, held by one pod, with the store and key that the pod works with."""
 
     agent: AgentRef
     pod: PodIdentity

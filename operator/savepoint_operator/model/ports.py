@@ -115,8 +115,8 @@ class Liveness(Protocol):
 class Recorder(Protocol):
     """Records events as objects, status, Events and metrics (``reconcile``).
 
-    No method raises for trouble with the API server: the recorder retries on its own, since the store already holds
-    the truth.
+    No method raises if the API server cannot be reached: the recorder retries on its own, since the commit chain in
+    the store is authoritative.
     """
 
     async def waiting(self, incarnation: Incarnation, wait: Wait) -> None:
@@ -131,11 +131,11 @@ class Recorder(Protocol):
         """
         ...
 
-    async def restored(self, incarnation: Incarnation, outcome: Outcome) -> None:
-        """Record how the pod's restore ended."""
+    async def restore_ended(self, incarnation: Incarnation, outcome: Outcome) -> None:
+        """Record the outcome of the pod's restore, whether it succeeded or failed."""
         ...
 
-    async def restore_progress(self, incarnation: Incarnation, progress: Progress) -> None:
+    async def restore_progressed(self, incarnation: Incarnation, progress: Progress) -> None:
         """Record how far the pod's restore has got."""
         ...
 

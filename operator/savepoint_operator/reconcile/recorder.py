@@ -79,20 +79,20 @@ class QueueingRecorder:
         restore.epoch, restore.head, restore.checkpoint_name, restore.wait = head.record.epoch, head, restores, None
         self._enqueue(incarnation.agent)
 
-    async def restore_progress(self, incarnation: Incarnation, progress: Progress) -> None:
+    async def restore_progressed(self, incarnation: Incarnation, progress: Progress) -> None:
         """See ``Recorder``."""
         restore = self._agent_records[incarnation.agent].restores.get(incarnation.pod.uid)
         if restore is not None and restore.outcome is None and restore.progress != progress:
             restore.progress = progress
             self._enqueue(incarnation.agent)
 
-    async def restored(self, incarnation: Incarnation, outcome: Outcome) -> None:
+    async def restore_ended(self, incarnation: Incarnation, outcome: Outcome) -> None:
         """See ``Recorder``."""
         restore = self._restore_record(incarnation)
         if restore.outcome == outcome:
             return
         restore.outcome, restore.ended = outcome, self.now()
-        self._metrics.restored(outcome.outcome, outcome.milliseconds)
+        self._metrics.restore_ended(outcome.outcome, outcome.milliseconds)
         self._enqueue(incarnation.agent)
 
     def _restore_record(self, incarnation: Incarnation, epoch: int = 0) -> RestoreRecord:

@@ -118,14 +118,14 @@ async def test_a_store_that_only_the_pod_cannot_reach_is_reported_and_ends_withi
     harness.stores.store = replace(harness.stores.store, signer=UnreachableSigner(closed))
     settings = settings_of(tmp_path, f"ws://127.0.0.1:{harness.port}{PATH}", "token-of-b")
     restoring = asyncio.ensure_future(restore_container.restore(settings, Failpoints(), tmp_path / "termination"))
-    await until(lambda: harness.recorder.calls_of("restore_progress"))
+    await until(lambda: harness.recorder.calls_of("restore_progressed"))
     assert not restoring.done(), "it is reported after the first attempt, not at the end"
     async with asyncio.timeout(10):
         assert await restoring != 0
-    reported = harness.recorder.calls_of("restore_progress")
+    reported = harness.recorder.calls_of("restore_progressed")
     assert {(each.attempt, each.stage, each.reason) for each in reported} == {("", "Fetching", "StoreUnavailable")}
     assert "manifests/" in reported[0].message and "refused" in reported[0].message
-    (outcome,) = harness.recorder.calls_of("restored")
+    (outcome,) = harness.recorder.calls_of("restore_ended")
     assert outcome.outcome == "StoreUnavailable"
     assert "retried for 2 s; the container restarts" in outcome.message
     assert 1700 <= outcome.milliseconds < 6000
@@ -217,20 +217,20 @@ async def test_nothing_is_reported_between_a_reconnect_and_the_next_grant(
         await until(lambda: client.latest_wait.reason == "StoreDenied")
         again = connections[("b", "restore")]
         await client.report_progress(1, 2)
-        client.urls.book.add(Urls("r", get={"packs/1-ab": "old address"}))
+        client.urls.cache.add(Urls("r", get={"packs/1-ab": "old address"}))
         client.discard_read_urls()
-        assert client.urls.book.get_url("packs/1-ab"), "no other URL is available now"
+        assert client.urls.cache.get_url("packs/1-ab"), "no other URL is available now"
         await client.report_delay("StoreUnavailable", "timed out")
         harness.stores.error = None
         await until(client._connected.is_set)
         assert connections[("b", "restore")] is again, "a report before the grant would have ended the connection"
         await client.report_delay("StoreUnavailable", "timed out")
-        await until(lambda: harness.recorder.calls_of("restore_progress"))
-        assert harness.recorder.calls_of("restore_progress") == [
+        await until(lambda: harness.recorder.calls_of("restore_progressed"))
+        assert harness.recorder.calls_of("restore_progressed") == [
             Progress("", "Fetching", reason="StoreUnavailable", message="timed out")
         ]
         client.discard_read_urls()
-        assert client.urls.book.get_url("packs/1-ab") is None, "the store may have moved"
+        assert client.urls.cache.get_url("packs/1-ab") is None, "the store may have moved"
     finally:
         await client.close()
 

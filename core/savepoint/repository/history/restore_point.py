@@ -14,8 +14,8 @@ from savepoint.repository.history.chain import Chain
 def restore_point(chain: Chain, head: ChainRecord) -> CheckpointRef | None:
     """Return the checkpoint that the head restores, which is also the parent of the next checkpoint. Blocking.
 
-    The reference carries the sequence of the record that last moved the agent: the checkpoint's own, or that of a later
-    rollback to it. Usually the walk ends after a few records; after a rollback it reaches back to the chosen
+    The reference carries the sequence of the record that made it the restore point: the checkpoint's own, or that of a
+    later rollback to it. Usually the walk ends after a few records; after a rollback it reaches back to the chosen
     checkpoint, however old.
 
     Args:
@@ -33,12 +33,12 @@ def restore_point(chain: Chain, head: ChainRecord) -> CheckpointRef | None:
     target = head.record.manifest
     if target is None:
         return None
-    moved_by: int | None = None
+    chosen_at: int | None = None
     for each in chain.back(head, head.record.sequence):
-        if moved_by is None and each.record.kind in ("checkpoint", "rollback"):
-            moved_by = each.record.sequence
+        if chosen_at is None and each.record.kind in ("checkpoint", "rollback"):
+            chosen_at = each.record.sequence
         if each.record.kind == "checkpoint" and each.record.manifest == target:
-            return checkpoint_ref(each, sequence=moved_by)
+            return checkpoint_ref(each, sequence=chosen_at)
     key = commit_key(head.record.sequence)
     raise IntegrityError(
         f"{key} of {chain.namespace}/{chain.agent} names manifest {target.name}, which no checkpoint record of its "

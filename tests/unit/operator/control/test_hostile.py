@@ -187,7 +187,7 @@ def test_reasons_from_pods_create_no_time_series() -> None:
     metrics = Metrics()
     for number in range(200):
         word = "Made" + "".join(chr(65 + int(digit)) for digit in str(number))
-        metrics.restored(word, 1)
+        metrics.restore_ended(word, 1)
         metrics.checkpoint(word, word, 1.0)
     metrics.checkpoint("StageFull", "Interval")
     text = metrics.text().decode()

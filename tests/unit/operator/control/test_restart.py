@@ -387,7 +387,7 @@ async def test_a_missing_record_is_detected_by_the_pin_in_memory_or_status(harne
     restarted = await harness.hello("a", "restore")
     assert (await restarted.expect(Refused)).reason == "RollbackDetected"
     await harness.leave(restarted)  # without a report: the operator records the outcome
-    assert [each.outcome for each in harness.recorder.calls_of("restored")] == ["RollbackDetected"]
+    assert [each.outcome for each in harness.recorder.calls_of("restore_ended")] == ["RollbackDetected"]
     del harness.pod_resolver.pins[AGENT]  # the ProtectedAgent was deleted: the store's content is accepted
     await harness.grant("a")
 

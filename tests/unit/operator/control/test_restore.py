@@ -27,7 +27,7 @@ async def test_the_first_pod_starts_fresh_and_the_next_restores(harness: Control
     assert bytes.fromhex(welcome.key) == harness.repository().key.expose()
     assert (welcome.pending_key, welcome.pending_url) == ("", "")
     await pod.request(Outcome("Fresh"), Ack)
-    assert [each.outcome for each in harness.recorder.calls_of("restored")] == ["Fresh"]
+    assert [each.outcome for each in harness.recorder.calls_of("restore_ended")] == ["Fresh"]
     await harness.leave(pod)
 
     sidecar, _ = await harness.sidecar("a")
@@ -151,7 +151,7 @@ async def test_a_refused_agent_pod_gets_its_outcome_recorded(harness: ControlHar
     pod = await harness.hello("a", "restore")
     assert (await pod.expect(Refused)).reason == "AmbiguousAgent"
     await pod.request(Outcome("AmbiguousAgent", "two of them"), Ack)
-    assert harness.recorder.calls_of("restored")[0].outcome == "AmbiguousAgent"
+    assert harness.recorder.calls_of("restore_ended")[0].outcome == "AmbiguousAgent"
 
 
 async def test_a_transient_refusal_makes_the_pod_wait(harness: ControlHarness) -> None:
@@ -178,7 +178,7 @@ async def test_a_restore_may_read_but_not_write(harness: ControlHarness) -> None
     await pod.send(Progress("", "Fetching", 10))
     await pod.send(Progress("", "Fetching", reason="StoreUnavailable", message="it cannot be reached from this pod"))
     await pod.request(Outcome("IntegrityError", "packs/… is damaged"), Ack)
-    progressing, delayed = harness.recorder.calls_of("restore_progress")
+    progressing, delayed = harness.recorder.calls_of("restore_progressed")
     assert (progressing.percent, progressing.reason) == (10, "")
     assert (delayed.reason, delayed.message) == ("StoreUnavailable", "it cannot be reached from this pod")
 
@@ -233,7 +233,7 @@ async def test_a_pod_that_gives_up_waiting_reports_its_outcome(harness: ControlH
     await pod.expect(Wait)
     await pod.request(Heartbeat(), Ack)
     await pod.request(Outcome("Timeout", "waited 600 s for pod coder-a"), Ack)
-    assert [each.outcome for each in harness.recorder.calls_of("restored")] == ["Timeout"]
+    assert [each.outcome for each in harness.recorder.calls_of("restore_ended")] == ["Timeout"]
 
 
 async def test_waiting_for_a_connected_predecessor_costs_no_store_call(harness: ControlHarness) -> None:
@@ -259,7 +259,7 @@ async def test_a_refused_pod_reports_its_outcome_on_the_same_connection(harness:
     await pod.expect(Refused)
     await pod.request(Outcome("RollbackDetected", "in its own words"), Ack)
     assert await pod.closed() == 1000
-    assert [each.message for each in harness.recorder.calls_of("restored")] == ["in its own words"]
+    assert [each.message for each in harness.recorder.calls_of("restore_ended")] == ["in its own words"]
 
 
 def test_a_repeated_refusal_is_retried_less_and_less_often() -> None:

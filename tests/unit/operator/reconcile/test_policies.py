@@ -267,7 +267,7 @@ async def test_a_deployment_with_two_replicas_is_refused_with_an_event(harness: 
     assert (refused.reason, refused.retry) == ("AmbiguousAgent", False)
     assert harness.cluster.events("AmbiguousAgent") == [refused.message]
     assert refused.incarnation is not None
-    await harness.leader.recorder.restored(refused.incarnation, Outcome(refused.reason, refused.message))
+    await harness.leader.recorder.restore_ended(refused.incarnation, Outcome(refused.reason, refused.message))
     await harness.settle()
     assert harness.restores()[-1]["reason"] == "AmbiguousAgent"
     assert refused.message in harness.agent()["conditions"][0]["message"]

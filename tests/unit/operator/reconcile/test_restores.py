@@ -136,11 +136,11 @@ async def test_progress_and_a_failure_with_its_store_object_are_shown(harness: R
     head = harness.head()
     assert head is not None
     await recorder.granted(successor, head, "coder-41")
-    await recorder.restore_progress(successor, Progress("", "Restoring", 40))
+    await recorder.restore_progressed(successor, Progress("", "Restoring", 40))
     await harness.settle()
     status = harness.restores()[-1]
     assert (status["reason"], status["targets"][0]["message"]) == ("Restoring", "40% of coder-41")
-    await recorder.restored(successor, Outcome("IntegrityError", "It is damaged.", "packs/1-ab", 0, 20))
+    await recorder.restore_ended(successor, Outcome("IntegrityError", "It is damaged.", "packs/1-ab", 0, 20))
     await harness.settle()
     status = harness.restores()[-1]
     assert status["reason"] == "IntegrityError"
@@ -163,7 +163,7 @@ async def test_a_wait_that_only_the_pod_knows_of_is_reported_once(harness: Recon
     blocked = Progress("", "Fetching", reason="StoreUnavailable", message="The store cannot be reached from here.")
     restoring = Progress("", "Restoring", 40)
     for progress in (blocked, blocked, restoring, blocked):
-        await recorder.restore_progress(incarnation, progress)
+        await recorder.restore_progressed(incarnation, progress)
         await harness.settle()
         status, condition = harness.restores()[-1], harness.restores()[-1]["conditions"][0]
         if progress is restoring:
@@ -181,7 +181,7 @@ async def test_a_wait_that_only_the_pod_knows_of_is_reported_once(harness: Recon
     events = [each for each in harness.cluster.every(EVENTS) if each["reason"] == "StoreUnavailable"]
     assert sorted(each["involvedObject"]["kind"] for each in events) == ["AgentRestore", "Pod"]
     assert {(each["type"], each["message"], each["count"]) for each in events} == {("Warning", blocked.message, 1)}
-    await recorder.restored(incarnation, Outcome("Restored", "", "", 410, 3100))
+    await recorder.restore_ended(incarnation, Outcome("Restored", "", "", 410, 3100))
     await harness.settle()
     assert harness.restores()[-1]["reason"] == "Restored"
 
@@ -193,7 +193,7 @@ async def test_a_pods_waits_cause_a_limited_number_of_events(harness: ReconcileH
     recorder = harness.leader.recorder
     await recorder.granted(incarnation, head, None)
     for number in range(3 * MAX_WAIT_EVENTS):
-        await recorder.restore_progress(
+        await recorder.restore_progressed(
             incarnation, Progress("", "Fetching", reason="StoreUnavailable", message=f"{number}")
         )
         await harness.settle()
@@ -235,7 +235,7 @@ async def test_a_restarted_init_container_is_the_same_start(harness: ReconcileHa
     (status,) = harness.restores()
     assert status["reason"] == "Fetching"
     assert "completionTime" not in status
-    await harness.leader.recorder.restored(incarnation, Outcome("KeptLocal"))
+    await harness.leader.recorder.restore_ended(incarnation, Outcome("KeptLocal"))
     await harness.settle()
     assert [each["reason"] for each in harness.restores()] == ["KeptLocal"]
 

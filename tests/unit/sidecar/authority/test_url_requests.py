@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from savepoint.contract.control_protocol import NeedUrls, Urls
 from savepoint.errors import Refused, SavepointError, StoreUnavailable, Unavailable
-from savepoint_sidecar.authority.url_book import UrlBook
+from savepoint_sidecar.authority.url_cache import UrlCache
 from savepoint_sidecar.authority.url_requests import UrlRequests
 
 from tests.unit.sidecar.environment import ManualClock
@@ -20,7 +20,7 @@ async def test_a_url_that_the_store_refused_is_requested_again() -> None:
         sent.append(request)
         requests.handle_urls(Urls(request.request, put={key: f"P{len(sent)}" for key in request.put}))
 
-    requests = UrlRequests(UrlBook(ManualClock()), connected, send, lambda: f"r{len(sent)}")
+    requests = UrlRequests(UrlCache(ManualClock()), connected, send, lambda: f"r{len(sent)}")
     requests.bind()
     key = "packs/1-a"
     assert await asyncio.to_thread(requests.put_url, key) == "P1"
@@ -39,7 +39,7 @@ async def test_only_a_transient_refusal_becomes_store_unavailable(reason: str, e
     async def send(request: NeedUrls) -> None:
         requests.handle_refusal(request.request, Refused("not now", reason))
 
-    requests = UrlRequests(UrlBook(ManualClock()), connected, send, lambda: "r1")
+    requests = UrlRequests(UrlCache(ManualClock()), connected, send, lambda: "r1")
     requests.bind()
     with pytest.raises(error, match="not now"):
         await asyncio.to_thread(requests.get_url, "packs/1-a")
@@ -49,7 +49,7 @@ async def test_stop_waiting_ends_a_threads_wait_for_a_url() -> None:
     async def send(request: NeedUrls) -> None:
         raise AssertionError("there is no connection")
 
-    requests = UrlRequests(UrlBook(ManualClock()), asyncio.Event(), send, lambda: "r1")
+    requests = UrlRequests(UrlCache(ManualClock()), asyncio.Event(), send, lambda: "r1")
     requests.bind()
     waiting = asyncio.ensure_future(asyncio.to_thread(requests.put_url, "packs/1-a"))
     await asyncio.sleep(0.05)

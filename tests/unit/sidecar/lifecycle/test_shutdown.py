@@ -16,7 +16,7 @@ from savepoint.contract import agent_protocol as wire
 from savepoint.errors import StoreUnavailable
 from savepoint.repository.format.manifest import manifest_name, open_manifest
 from savepoint.repository.read.reader import CheckpointReader
-from savepoint_sidecar.authority.url_book import UrlBook
+from savepoint_sidecar.authority.url_cache import UrlCache
 from savepoint_sidecar.authority.url_requests import UrlRequests
 from savepoint_sidecar.stage.components import restore_components
 
@@ -276,7 +276,7 @@ async def test_the_wait_for_a_url_ends_with_the_commit_timeout(tmp_path: Path, m
         async def send(message: Any) -> None:
             sent.append(message)  # never answered
 
-        requests = UrlRequests(UrlBook(time.monotonic), connected, send, lambda: f"r{len(sent)}")
+        requests = UrlRequests(UrlCache(time.monotonic), connected, send, lambda: f"r{len(sent)}")
         requests.bind()
         original_put_new, left = MemoryStore.put_new, []
 

@@ -1,6 +1,6 @@
 """Presigned URLs that a sidecar holds: for exact keys, each until it expires, and a reserve for new packs.
 
-Threads read the book; another module fills it from the operator's answers. It opens no connection, signs nothing, and
+Threads read the cache; another module fills it from the operator's answers. It opens no connection, signs nothing, and
 never prints a URL.
 """
 
@@ -24,7 +24,7 @@ class _Url:
     expires_at: float
 
 
-class UrlBook:
+class UrlCache:
     """Presigned URLs by key. ``monotonic`` is the clock of their expiry."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -82,7 +82,7 @@ class UrlBook:
         return [*([first] if first else []), *stale][:URL_KEYS_MAX]
 
     def reserve(self, name: str) -> None:
-        """Add a pack name to the reserve; its PUT URL is already in the book."""
+        """Add a pack name to the reserve; its PUT URL is already in the cache."""
         with self._lock:
             self._reserved.append(name)
 
