@@ -128,7 +128,7 @@ class Operator:
                 metrics=self._metrics,
                 clocks=self._clocks,
                 random_bytes=os.urandom,
-                random_part=random.random,
+                random_fraction=random.random,
                 cluster_id=cluster_id,
                 namespace=settings.namespace,
                 master_key_secret=settings.master_key_secret,

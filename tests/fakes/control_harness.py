@@ -35,7 +35,15 @@ from savepoint_operator.control.server import PATH, ControlServer
 from savepoint_operator.model.clocks import Clocks
 from savepoint_operator.model.views import AgentRef, NodeState, PodState, PredecessorState
 
-from tests.fakes.operator_ports import Clock, GatedStore, Recorder, Reviewer, ScriptedPodResolver, Stores, incarnation
+from tests.fakes.operator_ports import (
+    GatedStore,
+    ManualClock,
+    Recorder,
+    Reviewer,
+    ScriptedPodResolver,
+    Stores,
+    incarnation,
+)
 from tests.fakes.store import MemoryStore
 from tests.polling import until
 
@@ -96,7 +104,7 @@ class ControlHarness:
     """The operator's control side over fake ports."""
 
     def __init__(self) -> None:
-        self.clock, self.reviewer, self.pod_resolver = Clock(), Reviewer(), ScriptedPodResolver()
+        self.clock, self.reviewer, self.pod_resolver = ManualClock(), Reviewer(), ScriptedPodResolver()
         self.plain = MemoryStore(self.clock.now)
         self.store = GatedStore(self.plain)
         self.stores = Stores(self.store, MASTER)

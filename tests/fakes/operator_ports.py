@@ -30,7 +30,7 @@ from savepoint_operator.model.views import (
 )
 
 
-class Clock:
+class ManualClock:
     """A monotonic and a wall clock that only ``advance`` moves."""
 
     def __init__(self) -> None:

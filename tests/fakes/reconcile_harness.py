@@ -151,7 +151,7 @@ class ReconcileHarness:
             metrics=Metrics(),
             clocks=Clocks(self.clock.now, self.clock.monotonic),
             random_bytes=self.random.randbytes,
-            random_part=lambda: 0.5,
+            random_fraction=lambda: 0.5,
             cluster_id="the-cluster",
             namespace="savepoint-system",
             master_key_secret="savepoint-master-key",

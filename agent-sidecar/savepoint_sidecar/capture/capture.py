@@ -71,9 +71,9 @@ class Capture:
             drafts.append(draft)
             self._store_changed(writer, draft, self.tables[root.name])
         for draft in drafts:  # storing may have retired wasteful packs: read their files again before the pause
-            needs_repack = draft.table.needs_repack(writer.can_reuse)
-            if needs_repack:
-                self._store_changed(writer, draft, draft.table, only=needs_repack)
+            to_store_again = draft.table.paths_to_store_again(writer.can_reuse)
+            if to_store_again:
+                self._store_changed(writer, draft, draft.table, only=to_store_again)
         return drafts
 
     def _store_changed(
@@ -174,12 +174,12 @@ class Capture:
     @staticmethod
     def _changed_files(writer: CheckpointWriter, known: FileTable, draft: Draft) -> list[FileNode]:
         """Start the draft from the known files; return those that changed or must be stored again."""
-        needs_repack = known.needs_repack(writer.can_reuse)
+        to_store_again = known.paths_to_store_again(writer.can_reuse)
         draft.table = known.copy()
         return [
             node
             for node in draft.walk.nodes
-            if node.is_file and (node.path in needs_repack or not known.matches(node.path, node.signature))
+            if node.is_file and (node.path in to_store_again or not known.matches(node.path, node.signature))
         ]
 
     def _store_once(

@@ -63,8 +63,8 @@ class FileTable:
         record = self._files.get(path)
         return record is not None and record.startswith(_RECORD.pack(*signature, False))
 
-    def needs_repack(self, usable: Callable[[Content], bool]) -> frozenset[str]:
-        """Return the files with content in packs that are no longer ``usable``: they must be stored again."""
+    def paths_to_store_again(self, usable: Callable[[Content], bool]) -> frozenset[str]:
+        """Return the files with content in packs that are no longer ``usable``."""
         contents = self.contents()
         unusable = {number for name, number in self._packs.items() if not usable(Content(0, (), (), frozenset({name})))}
         large = {path for path, content in self._large.items() if not usable(content)}

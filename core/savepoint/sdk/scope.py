@@ -31,9 +31,9 @@ class LoopRecord:
 
 
 class Ordinals:
-    """Numbers for things of one name within one pass: the lowest number not in use.
+    """Numbers of the calls of one name within one pass of a scope; a call gets the lowest number that is not in use.
 
-    A thing that fails gives its number back, so that a second try has the same identity as the first.
+    The number of a call that failed is used again, so that a second try has the same identity as the first.
     """
 
     __slots__ = ("_free", "_next")
@@ -43,7 +43,7 @@ class Ordinals:
         self._free: dict[str, list[int]] = {}
 
     def take(self, name: str) -> int:
-        """Return the number of the next thing of this name and mark it as used."""
+        """Return the number of the next call of this name and mark it as used."""
         free = self._free.get(name)
         if free:
             return heapq.heappop(free)
@@ -52,7 +52,7 @@ class Ordinals:
         return number
 
     def give_back(self, name: str, number: int) -> None:
-        """Free the number of a thing that failed."""
+        """Free the number of a call that failed."""
         heapq.heappush(self._free.setdefault(name, []), number)
 
     def peek(self, name: str) -> int:

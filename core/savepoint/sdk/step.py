@@ -32,7 +32,7 @@ class StepCall:
         return f"{self.label}()"
 
     def begin(self, session: AgentSession) -> str | None:
-        """Take the step's place in its scope. Return the recorded result as encoded text, None if the step is to run.
+        """Number the step in its scope. Return the recorded result as encoded text, None if the step is to run.
 
         Raises:
             StepChanged: The step is recorded with other arguments.
@@ -56,7 +56,7 @@ class StepCall:
         return record.text
 
     def fail(self, session: AgentSession) -> None:
-        """Give the step's place back after its function raised: a failed step is not recorded."""
+        """Free the step's number after its function raised: a failed step is not recorded."""
         with session.lock:
             self.scope.ordinals.give_back(f"step {self.name}", self.ordinal)
 

@@ -27,9 +27,9 @@ class Succession:
         *,
         has_pending: Callable[[ChainRecord], Awaitable[bool]],
     ) -> Decision:
-        """Decide whether the pod may have the next epoch, by what the cluster and the connections say now.
+        """Decide whether the pod may have the next epoch, from what the cluster and the connections show now.
 
-        ``has_pending`` tells whether the predecessor left its final checkpoint as a pending object, which releases its
+        ``has_pending`` returns whether the predecessor left its final checkpoint as a pending object, which releases its
         epoch as well.
         """
         predecessor = await self._predecessor_state(incarnation, head)

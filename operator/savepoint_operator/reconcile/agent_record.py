@@ -137,7 +137,8 @@ class AgentRecord:
     recovery_point: datetime | None = None
     failure: LastFailure | None = None
     last_attempt_at: float | None = None
-    random_part: float = 0.5
+    random_fraction: float = 0.5
+    """A number from 0 to 1 that spreads the work of different agents in time."""
     attempts: dict[str, AttemptRecord] = field(default_factory=dict)
     restores: dict[str, RestoreRecord] = field(default_factory=dict)
     """Restores by the UID of their pod."""
@@ -163,13 +164,13 @@ class AgentRecord:
 class AgentRecords:
     """The records of all agents, each created on first access."""
 
-    def __init__(self, random_part: Callable[[], float]) -> None:
-        self._random_part, self._records = random_part, dict[AgentRef, AgentRecord]()
+    def __init__(self, random_fraction: Callable[[], float]) -> None:
+        self._random_fraction, self._records = random_fraction, dict[AgentRef, AgentRecord]()
 
     def __getitem__(self, agent: AgentRef) -> AgentRecord:
         record = self._records.get(agent)
         if record is None:
-            record = self._records[agent] = AgentRecord(agent, random_part=self._random_part())
+            record = self._records[agent] = AgentRecord(agent, random_fraction=self._random_fraction())
         return record
 
     def get(self, agent: AgentRef) -> AgentRecord | None:

@@ -74,8 +74,8 @@ def assemble(dependencies: ReconcileDependencies) -> ReconcileParts:
         reconciler.observe(kind, True, raw)
 
     clocks, random_bytes = dependencies.clocks, dependencies.random_bytes
-    cache, agent_records = ClusterCache(), AgentRecords(dependencies.random_part)
-    queue: KeyedQueue[Work] = KeyedQueue(clocks.monotonic, dependencies.random_part)
+    cache, agent_records = ClusterCache(), AgentRecords(dependencies.random_fraction)
+    queue: KeyedQueue[Work] = KeyedQueue(clocks.monotonic, dependencies.random_fraction)
     steps = StepDependencies(
         cluster=dependencies.cluster,
         cache=cache,

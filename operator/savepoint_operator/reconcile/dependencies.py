@@ -27,7 +27,7 @@ class ReconcileDependencies:
     metrics: Metrics
     clocks: Clocks
     random_bytes: Callable[[int], bytes]
-    random_part: Callable[[], float]
+    random_fraction: Callable[[], float]
     """Return a number from 0 to 1."""
     cluster_id: str
     """UID of namespace kube-system: the owner that is recorded in each store."""

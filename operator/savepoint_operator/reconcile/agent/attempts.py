@@ -161,7 +161,7 @@ class Attempts:
             agent_record.last_attempt_at = self._last_attempt_at(agent_record, interval)
         due = schedule.due_at(
             interval,
-            agent_record.random_part,
+            agent_record.random_fraction,
             last_start=agent_record.last_attempt_at,
             connected_at=agent_record.connected_at,
             has_checkpoint=bool(self._objects.latest_name(agent_record)),
@@ -177,8 +177,8 @@ class Attempts:
             return REQUEUE_SECONDS
         if attempt.phase == Reason.PENDING:
             attempt.phase = CheckpointPhase.QUIESCING
-        agent_record.random_part = self._random_bytes(1)[0] / 255
-        return schedule.wait_seconds(interval, agent_record.random_part)
+        agent_record.random_fraction = self._random_bytes(1)[0] / 255
+        return schedule.wait_seconds(interval, agent_record.random_fraction)
 
     async def _begin(self, agent_record: AgentRecord, orders: Orders, attempt_id: str, trigger: str) -> AttemptRecord:
         """Record the attempt, then order it: its outcome may be reported before the order returns.

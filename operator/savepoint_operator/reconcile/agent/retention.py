@@ -61,7 +61,7 @@ class Retention:
             return None
         now = self._monotonic()
         if agent_record.collected_at is None:  # spread the agents' first collections under a new leader
-            agent_record.collected_at = now - COLLECT_SECONDS * agent_record.random_part
+            agent_record.collected_at = now - COLLECT_SECONDS * agent_record.random_fraction
         left = agent_record.collected_at + COLLECT_SECONDS - now
         if left > 0:
             return left

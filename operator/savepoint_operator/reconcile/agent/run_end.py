@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 ENDED_PODS_KEPT: Final = 64
 """Limit on remembered pods: while the chain cannot be read, it is unknown which of them holds the newest epoch."""
 RETRY_SECONDS: Final = 2.0
-"""The sidecar's last messages may still be in transit."""
+"""Seconds until the next try: the sidecar's last messages may still be in transit."""
 
 
 async def end_run(agent_record: AgentRecord, store: str, orders: Orders) -> float | None:

@@ -35,7 +35,7 @@ from savepoint_operator.rules.sanitize import MAX_DETAIL, MAX_MESSAGE, sanitized
 from savepoint_operator.rules.status.conditions import parsed_time, precise_stamp
 
 from tests.fakes.control_harness import ControlHarness, attempt, until
-from tests.fakes.operator_ports import Clock
+from tests.fakes.operator_ports import ManualClock
 
 
 async def test_results_of_attempts_that_were_not_ordered_are_rate_limited(harness: ControlHarness) -> None:
@@ -81,7 +81,7 @@ async def test_large_messages_do_not_pile_up_while_the_store_is_unreachable(harn
 
 
 def test_a_rate_limit_refills() -> None:
-    clock = Clock()
+    clock = ManualClock()
     limit = RateLimit(clock.monotonic, 10, 2)
     assert limit.spend(10) == 0
     assert limit.spend(4) == 2
@@ -93,7 +93,7 @@ def test_a_rate_limit_refills() -> None:
 
 
 def test_a_reconnect_does_not_reset_a_pods_rate_limit() -> None:
-    rate_limits = RateLimits(Clock().monotonic)
+    rate_limits = RateLimits(ManualClock().monotonic)
     rate_limits.of("a").spend(BURST_BYTES)
     assert rate_limits.of("a").spend(BYTES_PER_SECOND) == 1
     assert rate_limits.of("b").spend(1) == 0
