@@ -29,8 +29,8 @@ class Succession:
     ) -> Decision:
         """Decide whether the pod may have the next epoch, from what the cluster and the connections show now.
 
-        """Decide whether the pod may have the next epoch, from the state of the cluster and of the connections.
-        epoch as well.
+        ``has_pending`` returns whether the predecessor left its final checkpoint as a pending object, which releases
+        its epoch as well.
         """
         predecessor = await self._predecessor_state(incarnation, head)
         decision = self._decide(incarnation, head, predecessor)
