@@ -44,6 +44,7 @@ def camel_case(name: str) -> str:
     return head + "".join(map(str.capitalize, rest))
 
 
+_ABSENT: Final = object()
 _FIELDS: Final[dict[type[Any], tuple[_WireField, ...]]] = {}
 
 
@@ -102,8 +103,11 @@ class Codec:
             raise ProtocolError(self._mismatch(cls, raw, where))
         values = {}
         for item in _wire_fields(cls):
-            if item.wire in raw and not (self.null_is_absent and raw[item.wire] is None):
-                values[item.name] = self._decode(item.kind, raw[item.wire], f"{where}.{item.wire}")
+            value = raw.get(item.wire, _ABSENT)
+            if value is None and self.null_is_absent:
+                value = _ABSENT
+            if value is not _ABSENT:
+                values[item.name] = self._decode(item.kind, value, f"{where}.{item.wire}")
             elif item.required:
                 raise ProtocolError(f"{where}: field {item.wire!r} is missing")
         message = cls(**values)
@@ -112,6 +116,8 @@ class Codec:
         return message
 
     def _decode(self, kind: Any, raw: Any, where: str) -> Any:
+        if kind is str and isinstance(raw, str):  # most fields are text, and a message may have many
+            return raw
         origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is types.UnionType:
             (inner,) = (item for item in arguments if item is not types.NoneType)
