@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import time
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from savepoint_operator.rules.attempt import offer_problem
 from savepoint_operator.rules.sanitize import MAX_DETAIL, MAX_MESSAGE, sanitized
 from savepoint_operator.rules.status.conditions import parsed_time, precise_stamp
 
+from tests.cpu import cpu_ratio
 from tests.fakes.control_harness import ControlHarness, attempt, until
 from tests.fakes.operator_ports import ManualClock
 
@@ -99,11 +100,9 @@ def test_a_reconnect_does_not_reset_a_pods_rate_limit() -> None:
     assert rate_limits.of("b").spend(1) == 0
 
 
-def test_the_most_expensive_message_is_decoded_within_a_second() -> None:
+def test_decoding_the_most_expensive_message_costs_little_more_than_parsing_it() -> None:
     text = encode(Hello("sidecar", 1, "1", attempts=tuple(AttemptState("", "") for _ in range(30_000))))
-    started = time.process_time()
-    decode(text)
-    assert time.process_time() - started < 1
+    assert cpu_ratio(lambda: decode(text), lambda: json.loads(text)) < 40
 
 
 @pytest.mark.parametrize("word", ["Ready", "Unchanged", "Committing", "Pending", "no word", "", "x" * 1000, "Ready\n"])
