@@ -73,7 +73,7 @@ def clean_up(paths: Paths, cgroup: str) -> list[str]:
             _IP_FORWARD.write_text("0")
         if not before.modules:
             with suppress(OSError):
-                _MODULES.rmdir()  # docker creates it for kind's mount; rmdir fails if it is no longer empty
+                _MODULES.rmdir()  # docker created it for kind's mount; rmdir refuses a directory with content
     shutil.rmtree(paths.run, ignore_errors=True)
     for scratch in paths.cache.glob("savepoint-node-*"):  # left by a build that was killed
         shutil.rmtree(scratch, ignore_errors=True)

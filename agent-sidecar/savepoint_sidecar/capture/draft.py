@@ -43,7 +43,10 @@ class Draft:
 
 
 class OpenFile:
-    """An open file of a root. RunAsUserRequired if it may not be read, FileNotFoundError if it is no longer a file."""
+    """A file of a root, opened for reading.
+
+    Raises RunAsUserRequired if this process may not read it, FileNotFoundError if its path no longer names a regular file.
+    """
 
     def __init__(self, top: int, root: Root, node: FileNode) -> None:
         try:

@@ -403,7 +403,7 @@ async def test_a_rollback_to_a_collected_checkpoint_is_refused(harness: ControlH
     with pytest.raises(ObjectMissing, match="choose another"):
         await harness.server.orders.rollback(AGENT, attempt(9), 2, "default")
     with pytest.raises(Unavailable):
-        await harness.server.orders.rollback(AgentRef("demo", "nobody"), attempt(9), None, "default")
+        await harness.server.orders.rollback(AgentRef("demo", "unknown-agent"), attempt(9), None, "default")
     assert len(harness.chain()) == 3
 
 
