@@ -45,7 +45,7 @@ class Draft:
 class OpenFile:
     """A file of a root, opened for reading.
 
-    Raises RunAsUserRequired if this process may not read it, FileNotFoundError if its path no longer names a regular file.
+    Raises RunAsUserRequired if it may not be read, FileNotFoundError if its path no longer names a regular file.
     """
 
     def __init__(self, top: int, root: Root, node: FileNode) -> None:
