@@ -51,6 +51,8 @@ while True:
 """
 WAIT_FOR_GO = "while [ ! -e /tmp/go ]; do sleep 0.2; done; kill -CONT $pid; wait $pid"
 IGNORE_TERM = "trap '' TERM; echo here >/data/file; sleep 1000"
+SCENARIO_SECONDS = 900
+"""No scenario takes this long, the wait for its turn included; each of its steps has a deadline of its own."""
 STORE_FAULTS = {
     "unreachable": "StoreUnavailable",
     "denied": "StoreDenied",
@@ -83,7 +85,7 @@ class FaultScenarios:
 
     def observed(self, scenario: str) -> Any:
         """Wait for the scenario's steps and return what they observed; raise the error that ended them."""
-        return self.running[scenario].result(timeout=240)
+        return self.running[scenario].result(timeout=SCENARIO_SECONDS)
 
     def store(self, kind: str, bucket: str = "", secret: str = "", endpoint: str = S3) -> Object:
         """Return the manifest of a store of this run."""

@@ -1,6 +1,7 @@
 """Only the selected fault scenarios are deployed and run; the cluster is a fake."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from e2e.scenarios import fault_scenarios, fault_setup
 from e2e.scenarios.fault_setup import FaultScenarios
 from e2e.scenarios.faulty_agents import FaultyNamespace
+
+MANY = ("lost", "stuck", "stopped", "small", "large", "mute")
 
 
 class Cluster:
@@ -55,10 +58,26 @@ def test_nothing_is_deployed_without_a_selected_scenario(faults: FaultScenarios)
 
 def test_only_the_selected_scenarios_are_deployed_and_run(faults: FaultScenarios) -> None:
     start(faults, "stuck", "foreign", "noimage", "lost")
-    assert applied(faults.restricted) == ["stuck", "stuck", "noimage", "noimage"]
+    assert sorted(applied(faults.restricted)) == ["noimage", "noimage", "stuck", "stuck"]
     assert applied(faults.baseline) == ["foreign", "foreign"]
-    assert set(faults.running) == {"stuck", "foreign", "lost"}
+    assert set(faults.running) == {"stuck", "foreign", "lost", "noimage"}
     assert faults.observed("lost") == "lost observed"
+    assert faults.observed("noimage") is None
+
+
+def test_a_scenario_waits_for_its_turn(faults: FaultScenarios, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[str] = []
+
+    def overlap(name: str) -> int:
+        running.append(name)
+        time.sleep(0.01)
+        count = len(running)
+        running.remove(name)
+        return count
+
+    monkeypatch.setattr(fault_scenarios, "STEPS", {name: lambda _, name=name: overlap(name) for name in MANY})
+    start(faults, *MANY)
+    assert [faults.observed(name) <= 2 for name in MANY] == [True] * len(MANY)
 
 
 def test_an_unknown_scenario_is_an_error(faults: FaultScenarios) -> None:
