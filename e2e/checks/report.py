@@ -109,14 +109,14 @@ def work_lost(reports: list[Report], moves: list[Reschedule]) -> Check:
 def drains(moves: list[Reschedule], by_twin: int) -> list[Check]:
     """Judge the drains: each node was drained, and the protected agent repeated no call, unlike its twin."""
     nodes = {move.node for move in moves}
-    repeated, triggers = sum(move.calls_repeated for move in moves), [move.trigger for move in moves]
+    repeated = sum(move.calls_repeated for move in moves)
     return [
         Check("drains: nodes drained", str(len(nodes)), str(DRAINS), len(nodes) == DRAINS),
         Check(
             "drains: trigger of the final checkpoint",
-            ", ".join(triggers),
-            "Drain or Shutdown",
-            bool(triggers) and set(triggers) <= {"Drain", "Shutdown"},
+            ", ".join(move.trigger for move in moves),
+            "Drain or Shutdown, or nothing done since",
+            bool(moves) and all(move.final_checkpoint_is_complete for move in moves),
         ),
         Check("drains: completed model calls repeated", str(repeated), "0", bool(moves) and repeated == 0),
         Check("drains: calls repeated by the unprotected twin", str(by_twin), "more than 0", by_twin > 0),

@@ -42,7 +42,18 @@ class Reschedule:
     calls_repeated: int
     turns_lost: int
     trigger: str
-    """Trigger of the predecessor's final checkpoint."""
+    """Trigger of the predecessor's last checkpoint."""
+
+    @property
+    def final_checkpoint_is_complete(self) -> bool:
+        """True if the last checkpoint was taken for the drain, or the agent did nothing after it.
+
+        If SIGTERM comes between the order of an interval checkpoint and the agent's safe point, its last flush is of
+        the same safe point, and nothing is left to commit.
+        """
+        if self.trigger in ("Drain", "Shutdown"):
+            return True
+        return bool(self.trigger) and not (self.turns_lost or self.calls_repeated)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,19 @@ def test_two_drains_without_loss_pass() -> None:
     assert report.work_lost([], moves).holds
 
 
+def test_an_interval_checkpoint_may_be_the_last_one_if_nothing_was_done_after_it() -> None:
+    moves = [MOVE, replace(OTHER, trigger="Interval")]
+    assert all(check.holds for check in report.drains(moves, by_twin=40))
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [replace(OTHER, calls_repeated=1), replace(OTHER, trigger="Interval"), replace(OTHER, trigger=""), MOVE],
+    [
+        replace(OTHER, calls_repeated=1),
+        replace(OTHER, trigger="Interval", turns_lost=1),
+        replace(OTHER, trigger=""),
+        MOVE,
+    ],
 )
 def test_a_drain_that_repeats_calls_or_lacks_a_final_checkpoint_or_another_node_fails(wrong: Reschedule) -> None:
     assert not all(check.holds for check in report.drains([MOVE, wrong], by_twin=40))

@@ -195,6 +195,21 @@ async def test_an_interval_flush_is_kept_while_a_later_one_may_never_come(tmp_pa
         assert stored_notes(harness) == ["interval"]
 
 
+async def test_a_last_flush_that_equals_the_interval_checkpoint_commits_nothing(tmp_path: Path) -> None:
+    """SIGTERM came between the order and the agent's safe point: both flushes are of the same safe point."""
+    async with running(tmp_path) as harness:
+        agent, release = await captured_attempt(harness, "last")
+        harness.incarnation.begin_shutdown()
+        release.set()
+        await agent.flush()
+        await agent.die()
+        assert await harness.incarnation.shut_down()
+        assert [each.trigger for each in harness.authority.offers] == ["Agent", "Interval"]
+        assert [each.outcome for each in harness.authority.results] == ["Unchanged"]
+        assert stored_notes(harness) == ["last"]
+        assert harness.authority.releases[-1].message == ""
+
+
 async def test_files_of_a_killed_agent_do_not_match_the_attempt_in_flight(tmp_path: Path) -> None:
     """It changed files after its flush for the interval checkpoint, so the next start must restore them."""
     async with running(tmp_path) as harness:
