@@ -7,6 +7,7 @@ tells the sidecar that the process has ended. After a restart of the sidecar it 
 import logging
 import os
 import platform
+import signal
 import threading
 import time
 import weakref
@@ -19,7 +20,7 @@ from uuid import uuid4
 
 from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
-from savepoint.contract.names import ENV_REQUIRED, ENV_SOCKET, ENV_STAGE
+from savepoint.contract.names import ENV_GRACE_SECONDS, ENV_REQUIRED, ENV_SOCKET, ENV_STAGE
 from savepoint.errors import SavepointError, Unavailable
 from savepoint.sdk.agent import Agent
 from savepoint.sdk.agent_session import AgentSession, not_managed_error
@@ -28,7 +29,7 @@ from savepoint.sdk.errors import SessionInUse
 from savepoint.sdk.journal import FileJournal, NoJournal
 from savepoint.sdk.stage import open_stage
 from savepoint.sdk.state import State
-from savepoint.sdk.termination import Termination
+from savepoint.sdk.termination import GRACE_SECONDS, Termination
 
 log: Final = logging.getLogger("savepoint")
 _SOCKET_WAIT_SECONDS: Final = 30.0
@@ -45,6 +46,7 @@ class Settings:
     socket: str | None
     stage: str | None
     required: bool
+    grace_seconds: float = GRACE_SECONDS
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Settings":
@@ -53,7 +55,16 @@ class Settings:
             socket=environment.get(ENV_SOCKET) or None,
             stage=environment.get(ENV_STAGE) or None,
             required=environment.get(ENV_REQUIRED, "") == "1",
+            grace_seconds=_positive(environment.get(ENV_GRACE_SECONDS, ""), GRACE_SECONDS),
         )
+
+
+def _positive(text: str, default: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return default
+    return value if 0 < value < 1e9 else default
 
 
 class _ProcessState:
@@ -64,16 +75,23 @@ class _ProcessState:
 
 
 class _AttachedSession:
-    """A session over the socket: its stream of orders, the thread that reads it, and SIGTERM."""
+    """A session over the socket: its stream of orders, the thread that reads it, SIGTERM and Ctrl-C."""
 
-    def __init__(self, client: Client, connect: wire.Connect, connected: wire.Connected, session: AgentSession) -> None:
+    def __init__(
+        self,
+        client: Client,
+        connect: wire.Connect,
+        connected: wire.Connected,
+        session: AgentSession,
+        grace_seconds: float,
+    ) -> None:
         self._client = client
         self._reattach_message = connect
         self._session_id = connected.session
         self._can_reattach = wire.FEATURE_REATTACH in connected.features
         self.session = session
         self.stream: OrderStream | None = None
-        self.termination = Termination(self._on_sigterm, session.background)
+        self.termination = Termination(self._on_signal, session.background, grace_seconds)
         self.link = SocketLink(client, self.id, self.close)
         self._closed = False
 
@@ -99,6 +117,7 @@ class _AttachedSession:
     def on_forked(self) -> None:
         """Disable the session in a forked child, because it belongs to the parent."""
         self._closed = True
+        self.termination.on_forked()
         if self.stream is not None:
             self.stream.detach()
         self.session.on_forked(
@@ -108,7 +127,9 @@ class _AttachedSession:
             )
         )
 
-    def _on_sigterm(self) -> None:
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGINT:  # handled only where it ends the process
+            self.session.exit = self.termination.exit
         self.session.stopping = True
         self.session.gate.request_attention()
 
@@ -172,8 +193,8 @@ def connect(*, schema_version: str = "", sigterm: bool = True) -> Agent:
 
     Args:
         schema_version: Names the shape of your documents; it is stored with each checkpoint.
-        sigterm: Whether to install a handler that, in the main thread, flushes at the next safe point after SIGTERM
-            and then exits with code 143.
+        sigterm: Whether to install handlers that, in the main thread, flush at the next safe point after SIGTERM or
+            Ctrl-C and then end the process: with exit code 143, or with KeyboardInterrupt.
 
     Returns:
         The connected agent. Use it as a context manager, or call ``close()`` or ``finish()`` at the end.
@@ -226,7 +247,8 @@ def _attach(settings: Settings, schema_version: str) -> _AttachedSession:
     if restored is not None:
         log.info("%s from %s: recorded_steps=%d", restored.how.lower(), restored.checkpoint, steps)
     session = AgentSession(connected, state, required=settings.required)
-    attached = _AttachedSession(client, replace(message, reattach=True), connected, session)
+    reattach = replace(message, reattach=True)
+    attached = _AttachedSession(client, reattach, connected, session, settings.grace_seconds)
     session.attach(attached.link)
     session.keep_alive = attached
     return attached
