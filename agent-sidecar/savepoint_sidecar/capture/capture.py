@@ -4,6 +4,7 @@
 are opened relative to their root, and no link is followed anywhere.
 """
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from savepoint_sidecar.capture.spool import Spool
 from savepoint_sidecar.files.exclude import Excluded
 from savepoint_sidecar.files.roots import Root, open_directory
 from savepoint_sidecar.files.walk import FileNode, Walk, open_below, signature_of, walk
+
+log = logging.getLogger(__name__)
 
 
 def no_check() -> None:
@@ -45,6 +48,8 @@ class Capture:
     ) -> None:
         """``check`` is called between files and may raise to end the capture."""
         self.roots = tuple(roots)
+        self.ignored_patterns: tuple[str, ...] = ()
+        """The exclude patterns that are ignored because they cannot be evaluated, each with the reason."""
         self.exclude(exclude)
         self.clock_ns, self.check = clock_ns, check
         self.on_planned: Callable[[int], None] = ignore_planned
@@ -52,8 +57,13 @@ class Capture:
         self.tables: dict[str, FileTable] = {root.name: FileTable() for root in roots}
 
     def exclude(self, patterns: Sequence[str]) -> None:
-        """Replace the exclude patterns, for all later captures."""
+        """Replace the exclude patterns, for all later captures. A pattern that cannot be evaluated excludes nothing."""
         self._excluded = {root.name: Excluded(patterns, root.mount_path) for root in self.roots}
+        before = self.ignored_patterns
+        self.ignored_patterns = tuple(dict.fromkeys(text for each in self._excluded.values() for text in each.ignored))
+        for text in self.ignored_patterns:
+            if text not in before:
+                log.warning("%s; the files it means are captured", text)
 
     def excluded(self, root: Root) -> Excluded:
         """Return the exclude patterns of this root."""

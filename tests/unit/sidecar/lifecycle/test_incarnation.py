@@ -268,6 +268,32 @@ async def test_a_changed_policy_applies_from_the_next_attempt(tmp_path: Path) ->
             assert component is not None and list(reader.tree_entries(component)) == []
 
 
+async def test_a_bad_pattern_in_a_changed_policy_costs_no_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path) as harness:
+        (harness.files / "keep").write_bytes(b"1")
+        (harness.files / "left.tmp").write_bytes(b"1")
+        await checkpoint(harness, agent_flushes=False)
+        for bad in ("[z-a]", "**", "[", "[z-a]"):
+            harness.authority.policy = PolicyTerms(exclude=("*.tmp", bad, "[z-a]"))
+            harness.authority.queue.put_nowait(await harness.authority.welcome())
+            (harness.files / "keep").write_bytes(bad.encode())
+            result = await checkpoint(harness, agent_flushes=False)
+            assert result is None or result.outcome == "Ready"
+            with harness.authority.reader() as reader:
+                component = reader.manifest.component("files.files")
+                assert component is not None
+                assert [entry.path for entry in reader.tree_entries(component)] == ["keep"]
+        assert harness.incarnation.capture.ignored_patterns == (
+            "exclude pattern '[z-a]' contains the reversed range z-a; write a-z",
+        )
+        logged = [record.getMessage() for record in caplog.records if "exclude pattern '[z-a]'" in record.getMessage()]
+        assert len(logged) == 1 and "the files it means are captured" in logged[0]
+        (harness.files / "keep").write_bytes(b"last")
+        assert await harness.incarnation.shut_down(), "the final checkpoint is taken under the same policy"
+
+
 async def test_journals_of_another_run_are_removed(tmp_path: Path) -> None:
     for run in ("1", "7"):
         (tmp_path / "stage" / "journal" / run).mkdir(parents=True)
