@@ -10,6 +10,7 @@ to which object, and what to do next. ``reason`` is the CamelCase word that cond
     ├── IntegrityError ── RollbackDetected
     ├── FormatTooNew · KeyMismatch · NotAdopted · Superseded
     ├── NoSpace · StateTooLarge · TargetNotEmpty · TargetUnusable · RunAsUserRequired
+    ├── StateLeftBehind · StatePathInvalid
     ├── QuiesceTimeout · StageFull · StateUnstable · DeadlineExceeded
     └── Unavailable · Refused
 """
@@ -132,6 +133,18 @@ class RunAsUserRequired(SavepointError):
     """Files belong to a uid that the sidecar does not run as."""
 
     reason = Reason.RUN_AS_USER_REQUIRED
+
+
+class StateLeftBehind(SavepointError):
+    """The checkpoint holds a state folder that this start neither restores nor drops."""
+
+    reason = Reason.STATE_LEFT_BEHIND
+
+
+class StatePathInvalid(SavepointError):
+    """A path cannot be a state folder."""
+
+    reason = Reason.STATE_PATH_INVALID
 
 
 class QuiesceTimeout(SavepointError):

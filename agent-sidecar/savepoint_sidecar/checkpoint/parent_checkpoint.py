@@ -1,6 +1,7 @@
 """The latest committed checkpoint known to this process: parent of the next one, and source of a restore."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from savepoint.contract.control_protocol import CheckpointRef
 from savepoint.repository.format.keys import AgentKey
@@ -26,6 +27,11 @@ class ParentCheckpoint:
     def pack_keys(self) -> tuple[str, ...]:
         """Return the keys of all packs that hold its content."""
         return tuple(pack_key(pack.name) for pack in self.manifest.packs)
+
+    def with_component_names(self, names: Mapping[str, str]) -> "ParentCheckpoint":
+        """Return the checkpoint with components under other names, for roots that were named otherwise before."""
+        components = tuple(replace(each, name=names.get(each.name, each.name)) for each in self.manifest.components)
+        return replace(self, manifest=replace(self.manifest, components=components))
 
     def reader(self, blobs: BlobReader, key: AgentKey) -> CheckpointReader:
         """Return a reader of its content. The caller closes it."""

@@ -1,7 +1,7 @@
 """Configuration of an incarnation: its folders, its grace period, and its sources of time and randomness. Values."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -22,6 +22,8 @@ class IncarnationConfig:
     roots_sequence: int | None = None
     """The sequence of the checkpoint that the roots hold, if no process of the agent has run since; else None. The
     first connect then does not compare the files."""
+    component_names: Mapping[str, str] = field(default_factory=dict)
+    """New names of a loaded checkpoint's components, by the names under which it was stored."""
     features: tuple[str, ...] = (FEATURE_REATTACH,)
 
 

@@ -137,7 +137,7 @@ class Recovery:
         loaded = await asyncio.to_thread(
             lambda: parent_checkpoint.load(blobs, self._key, welcome.namespace, welcome.agent, ref)
         )
-        self._checkpointer.rebase(loaded)
+        self._checkpointer.rebase(loaded.with_component_names(self._config.component_names))
         await self.prepare_reads()
 
     def _read_sdk_run(self) -> bool:

@@ -54,6 +54,11 @@ class Reason(StrEnum):
         "Files changed while they were read, although the agent was paused.",
         "AgentCheckpoint",
     )
+    DATABASE_BUSY = (
+        "DatabaseBusy",
+        "An SQLite database could not be copied without disturbing its writer, so the checkpoint holds an older state.",
+        "log of savepoint-sidecar and `savepoint run`, AgentCheckpoint",
+    )
     DEADLINE_EXCEEDED = "DeadlineExceeded", "The attempt did not finish before its deadline.", "AgentCheckpoint"
     SOURCE_POD_REPLACED = (
         "SourcePodReplaced",
@@ -138,6 +143,11 @@ class Reason(StrEnum):
         "AgentRestore and its Event, Event on the pod",
     )
     TARGET_UNUSABLE = "TargetUnusable", "The agent's volume or the stage cannot be written.", "AgentRestore"
+    STATE_LEFT_BEHIND = (
+        "StateLeftBehind",
+        "The checkpoint holds a state folder that this start neither restores nor drops.",
+        "`savepoint run`",
+    )
     SCHEMA_TOO_NEW = (
         "SchemaTooNew",
         "The checkpoint was written by a newer version than this one can read.",
@@ -236,8 +246,8 @@ class Reason(StrEnum):
     )
     STATE_PATH_INVALID = (
         "StatePathInvalid",
-        "A state path cannot be mounted as a volume, or there are too many.",
-        "admission",
+        "A state path cannot be a state folder, or there are too many.",
+        "admission, `savepoint run`",
     )
     TOKEN_MOUNTED = (
         "TokenMounted",
