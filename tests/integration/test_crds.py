@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from savepoint.contract import globs
 
+from tests.polling import wait_until
 from tests.servers.apiserver import ApiServer
 from tests.servers.kubectl import Kubectl, KubectlFailed
 
@@ -62,7 +64,106 @@ def selector_expression(operator: str, *values: str) -> dict[str, Any]:
     return policy(selector={"matchExpressions": [{"key": "k", "operator": operator} | listed]})
 
 
+def exclude(pattern: str) -> dict[str, Any]:
+    return policy(state={"exclude": ["*.tmp", pattern]})
+
+
+def resources(**more: Any) -> dict[str, Any]:
+    return policy(injection={"resources": more})
+
+
+def labels(**match: str) -> dict[str, Any]:
+    return policy(selector={"matchLabels": match})
+
+
+def admitted(**namespaces: Any) -> dict[str, Any]:
+    item = store()
+    item["spec"]["allowedNamespaces"] = namespaces
+    return item
+
+
+RESERVED = ("/proc", "/proc/1", "/etc", "/sys", "/sys/fs", "/dev", "/dev/shm", "/usr", "/var", "/run/savepoint/x")
+RESERVED_NAMES = ("my-s3alias", "xn--a", "sthree-a", "a--ol-s3", "a.mrap", "a--x-s3", "a--table-s3", "amzn-s3-demo-a")
+PORTS = ("https://h:99999", "https://h:0", "https://h:65536", "http://[fd00::1]:0", "https://10.0.0.1:00000/")
+ENDPOINTS = (
+    "https://[::::]",
+    "https://[]",
+    "https://[1.2.3]",
+    "https://[:]:443",
+    "https://...",
+    "https://.",
+    "https://-h",
+    "https://h-.example",
+    "https://a..b",
+    "https://.h",
+    "https://h:",
+    "https://h:x",
+    "https://h:999999",
+    "https://h?x",
+    "https://h#x",
+    "https://",
+    "h:9000",
+)
+
 INVALID = [
+    *((exclude(pattern), "spec.state.exclude[] must not exclude every file") for pattern in ("**", "*", "**/", "**/*")),
+    *((exclude(pattern), "spec.state.exclude[]: '[' needs its ']'") for pattern in ("[", "a[b", "[]", "[!]", "[a/b]")),
+    *((exclude(pattern), "spec.state.exclude[] must not contain '.'") for pattern in ("..", "a/../b", "./a", "a/.")),
+    (exclude(""), "spec.state.exclude[1]"),
+    (exclude("!keep"), "spec.state.exclude[] must not begin with '!'"),
+    (exclude("a\n"), "spec.state.exclude[] must not begin with '!' (a pattern cannot re-include files) and must"),
+    (exclude("**/" * 12 + "x"), "spec.state.exclude[] may contain '**' at most 8 times"),
+    (exclude("**/a/" * 12 + "x"), "spec.state.exclude[] may contain '**' at most 8 times"),
+    (exclude("[[:alpha:]]"), "spec.state.exclude[] must not contain named sets"),
+    *((state_path(path), "spec.state.paths[].mountPath must not be a directory of the system") for path in RESERVED),
+    (
+        policy(state={"paths": [{"mountPath": "/a"}, {"mountPath": "/ab"}, {"mountPath": "/a/b"}]}),
+        "spec.state.paths[].mountPath must not be inside another",
+    ),
+    *((state_path("/a", sizeLimit=size), "spec.state.paths[].sizeLimit") for size in ("0", "0Gi", "1e", "Gi", 0, -1)),
+    (policy(stage={"sizeLimit": "0"}), "spec.stage.sizeLimit must be quantities above 0"),
+    (policy(stage={"sizeLimit": "10GiB"}), "spec.stage.sizeLimit"),
+    (resources(limits={"memory": "1"}), "spec.injection.resources.limits.memory must be at least 64Mi"),
+    (resources(limits={"memory": 1}), "spec.injection.resources.limits.memory must be at least 64Mi"),
+    (resources(limits={"memory": "320m"}), "spec.injection.resources.limits.memory must be at least 64Mi"),
+    (
+        resources(requests={"memory": "1Gi"}, limits={"memory": "512Mi"}),
+        "spec.injection.resources.requests must not exceed",
+    ),
+    (resources(requests={"cpu": 2}, limits={"cpu": "1500m"}), "spec.injection.resources.requests must not exceed"),
+    (resources(limits={"memroy": "1Gi"}), "spec.injection.resources: the names of resources must be"),
+    (resources(requests={"example.com/gpu": 1}), "spec.injection.resources: the names of resources must be"),
+    (resources(requests={"cpu": "-1"}), "spec.injection.resources.requests.cpu"),
+    *(
+        (labels(**{key: "x"}), "spec.selector.matchLabels: every key")
+        for key in ("a b!", "", "/a", "A.b/c", "-a", "a/b/c")
+    ),
+    (labels(team="a b"), "spec.selector.matchLabels: every value"),
+    (
+        policy(selector={"matchExpressions": [{"key": "a b!", "operator": "Exists"}]}),
+        "spec.selector.matchExpressions[].key must be a label key",
+    ),
+    (selector_expression("In", "a b"), "spec.selector.matchExpressions[].values[] must be label values"),
+    (
+        admitted(selector={"matchLabels": {"a b!": "x"}}),
+        "spec.allowedNamespaces.selector.matchLabels: every key must be a label key",
+    ),
+    (
+        admitted(selector={"matchExpressions": [{"key": "a b!", "operator": "Exists"}]}),
+        "spec.allowedNamespaces.selector.matchExpressions[].key must be a label key",
+    ),
+    *(
+        (admitted(names=[name]), "spec.allowedNamespaces.names[] must be names")
+        for name in ("Foo_Bar", "*", "a.b", "-")
+    ),
+    *((store(endpoint=url), "spec.s3.endpoint and podEndpoint: the port must be between") for url in PORTS),
+    *((store(podEndpoint=url), "spec.s3.endpoint and podEndpoint: the port must be between") for url in PORTS[:1]),
+    *((store(endpoint=url), "spec.s3.endpoint and podEndpoint must be https://") for url in ENDPOINTS),
+    *((store(bucket=name), "spec.s3.bucket must not contain '..'") for name in ("a..b", "a.-b", "a-.b")),
+    (store(bucket="192.168.1.1"), "spec.s3.bucket must not be an IP address"),
+    *((store(bucket=name), "spec.s3.bucket must not begin or end as S3 reserves it") for name in RESERVED_NAMES),
+    *((store(bucket=name), "spec.s3.bucket must be a bucket name") for name in ("Agents", "-a-", "a/b", "a b")),
+    (store(endpoint="http://h", caSecretName="ca"), "spec.s3.caSecretName needs an https:// endpoint"),
     (resource("AgentCheckpoint"), "spec: Required"),
     (resource("AgentCheckpoint", {}), "spec.agent: Required"),
     (checkpoint(agent=""), "spec.agent"),
@@ -94,6 +195,7 @@ INVALID = [
     (state_path("/a", sizeLimit="lots"), "spec.state.paths[0].sizeLimit"),
     (state_path("/a", sizeLimit=0), "spec.state.paths[0].sizeLimit"),
     (state_path("/a", sizeLimit="-1Gi"), "spec.state.paths[0].sizeLimit"),
+    (state_path("/a", sizeLimit=1.5), "spec.state.paths[0].sizeLimit"),
     (policy(state={"paths": [{"mountPath": "/a"}, {"mountPath": "/a"}]}), "spec.state.paths[1]: Duplicate"),
     (policy(state={"exclude": ["/abs"]}), "spec.state.exclude[]: globs are relative"),
     (policy(quiesce={"timeoutSeconds": 0}), "spec.quiesce.timeoutSeconds"),
@@ -192,14 +294,107 @@ def test_a_store_needs_endpoint_bucket_and_credentials(kubectl: Kubectl) -> None
     }
 
 
-@pytest.mark.parametrize("endpoint", ["http://s3.world.svc:7070", "https://[fd00::1]:9000", "https://10.0.0.1/"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://s3.world.svc:7070",
+        "https://[fd00::1]:9000",
+        "https://10.0.0.1/",
+        "https://[::1]",
+        "https://[2001:db8::a]:65535/",
+        "http://minio:1",
+        "https://s3.example.com.",
+        "https://S3.Example.com",
+    ],
+)
 def test_valid_endpoints_are_accepted(kubectl: Kubectl, endpoint: str) -> None:
     kubectl.create(store(endpoint=endpoint, podEndpoint=endpoint, prefix="a/b-c/d_e"))
 
 
-@pytest.mark.parametrize("size", ["1Gi", "1.5Gi", "500M", 1073741824])
+@pytest.mark.parametrize("bucket", ["agents", "a.b-c.d", "1.2.3", "192.168.1.1.a", "0ab"])
+def test_valid_buckets_are_accepted(kubectl: Kubectl, bucket: str) -> None:
+    kubectl.create(store(bucket=bucket))
+
+
+def test_a_ca_may_belong_to_the_endpoint_of_pods_alone(kubectl: Kubectl) -> None:
+    kubectl.create(store(endpoint="http://s3.world.svc", podEndpoint="https://s3.test", caSecretName="ca"))
+
+
+@pytest.mark.parametrize(
+    "size", ["1Gi", "1.5Gi", "500M", 1073741824, "1e9", "1E9", "100000u", "1Ti", "2.", ".5Gi", "1Ei"]
+)
 def test_valid_sizes_are_accepted(kubectl: Kubectl, size: Any) -> None:
     kubectl.create(state_path("/home/node/.agent", sizeLimit=size))
+    kubectl.create(policy(stage={"sizeLimit": size}))
+    kubectl.create(resources(requests={"cpu": size, "ephemeral-storage": size}))
+
+
+def test_valid_resources_are_accepted(kubectl: Kubectl) -> None:
+    kubectl.create(resources(requests={"cpu": "20m", "memory": "64Mi"}, limits={"cpu": 1, "memory": "64Mi"}))
+    kubectl.create(resources(limits={"memory": "1e9"}))
+    kubectl.create(resources(requests={"cpu": 0}))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["**/node_modules", "*.tmp", "a/**/b", "cache/**", "a]", "[]]", "[!]]", "[!!]", "[^a]x", "**/" * 8 + "x", "..."],
+)
+def test_valid_patterns_are_accepted(kubectl: Kubectl, pattern: str) -> None:
+    assert globs.policy_problem(pattern) == ""
+    kubectl.create(exclude(pattern))
+
+
+def test_the_api_server_and_the_operator_refuse_the_same_patterns() -> None:
+    refused = [
+        item["spec"]["state"]["exclude"][-1]
+        for item, _ in INVALID
+        if "exclude" in item.get("spec", {}).get("state", {})
+    ]
+    assert len(refused) == 20
+    assert [pattern for pattern in refused if not globs.policy_problem(pattern)] == []
+
+
+def test_valid_labels_are_accepted(kubectl: Kubectl) -> None:
+    item = labels(**{"app.kubernetes.io/name": "x", "team": "", "A_b.c": "A-b_c.d"})
+    item["spec"]["selector"]["matchExpressions"] = [{"key": "a/b", "operator": "In", "values": ["", "x.y"]}]
+    kubectl.create(item)
+    kubectl.create(admitted(selector=item["spec"]["selector"]))
+    kubectl.create(admitted(names=["agents", "a-1"]))
+
+
+def test_a_stored_object_that_a_new_rule_refuses_can_still_be_used(kubectl: Kubectl) -> None:
+    """An upgrade must not block the status, or other fields, of what an earlier version accepted."""
+    name = "ackptpol/" + kubectl.create(exclude("*.bak"))["metadata"]["name"]
+    crd = "crd/agentcheckpointpolicies.savepoint.dev"
+    lenient = json.loads(kubectl("get", crd, "-o", "json"))
+    items = lenient["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["state"][
+        "properties"
+    ]["exclude"]["items"]
+    del items["x-kubernetes-validations"]
+    kubectl("replace", "-f", "-", stdin=lenient)
+
+    def old_rules_are_in_force() -> bool:
+        try:
+            kubectl.patch(name, {"spec": {"state": {"exclude": ["**"]}}})
+        except KubectlFailed:
+            return False
+        return True
+
+    try:
+        wait_until("the API server uses the kind without rules", old_rules_are_in_force)
+    finally:
+        kubectl.install_crds()
+
+    def new_rules_are_in_force() -> bool:
+        try:
+            kubectl.create(exclude("**"), "--dry-run=server")
+        except KubectlFailed:
+            return True
+        return False
+
+    wait_until("the API server uses the kind with rules", new_rules_are_in_force)
+    kubectl.patch(name, {"status": {"reason": "Ready"}}, "--subresource=status")
+    assert kubectl.patch(name, {"spec": {"suspend": True}})["spec"]["state"]["exclude"] == ["**"]
 
 
 # -- immutable fields ----------------------------------------------------------------------------------------------

@@ -203,7 +203,16 @@ class Reason(StrEnum):
         "Another policy selects some of the same pods; the older policy applies to them.",
         "AgentCheckpointPolicy, condition Conflicting",
     )
-    NO_CONFLICT = "NoConflict", "No other policy selects the same pods.", "AgentCheckpointPolicy, condition Conflicting"
+    NO_CONFLICT = (
+        "NoConflict",
+        "No other policy selects the same pods; no other store is the default one or has the same place.",
+        "AgentCheckpointPolicy and AgentCheckpointStore, condition Conflicting",
+    )
+    POLICY_INVALID = (
+        "PolicyInvalid",
+        "A field of the policy is invalid, for example an exclude pattern; only that part has no effect.",
+        "AgentCheckpointPolicy and its Event",
+    )
     SUSPENDED = "Suspended", "The policy's scheduled checkpoints are suspended.", "AgentCheckpointPolicy"
     LABEL_NOT_ON_TEMPLATE = (
         "LabelNotOnTemplate",

@@ -1,5 +1,6 @@
 """Reconciles policies, and reports agent labels that have no effect: on pods without a sidecar and on workloads."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 from savepoint.contract.names import LABEL_AGENT
@@ -12,6 +13,7 @@ from savepoint_operator.model.views import Refusal
 from savepoint_operator.reconcile.dependencies import StepDependencies
 from savepoint_operator.reconcile.pod_resolver import usable_store
 from savepoint_operator.rules.identity import agent_of
+from savepoint_operator.rules.policy_problems import policy_problem
 from savepoint_operator.rules.status.conditions import Condition
 
 MAX_NAMES: Final = 5
@@ -41,13 +43,16 @@ class Policies:
             selecting = self._cache.policies_for(pod)
             protected += selecting[0].meta.name == policy.meta.name
             others |= {each.meta.name for each in selecting} - {policy.meta.name}
-        conditions = _conditions(policy, others, store if isinstance(store, Refusal) else None)
+        invalid = policy_problem(policy)
+        conditions = _conditions(policy, others, _refusal(store if isinstance(store, Refusal) else None, invalid))
         patch: dict[str, Any] = {
             "reason": conditions[0].reason,
             "matchedPods": len(matched),
             "protectedAgents": protected,
         }
         await self._status_writer.write(POLICIES, policy, patch, *conditions)
+        if invalid is not None:
+            await self._events.warning(EventTarget.of(POLICIES, policy.meta), invalid.reason, invalid.message)
 
     async def reconcile_pod(self, key: ObjectKey) -> None:
         """Write an Event on a labelled pod that nothing protects or that cannot start."""
@@ -80,6 +85,13 @@ class Policies:
             f"Label {LABEL_AGENT} is on the {kind} itself, where it has no effect. Move it to "
             "spec.template.metadata.labels.",
         )
+
+
+def _refusal(store: Refusal | None, invalid: Refusal | None) -> Refusal | None:
+    """Return why the policy is not Ready: a store that cannot be used is more urgent than an invalid field."""
+    if store is None or invalid is None:
+        return store or invalid
+    return replace(store, message=f"{store.message} Also invalid: {invalid.message}")
 
 
 def _conditions(policy: Policy, others: set[str], refusal: Refusal | None) -> tuple[Condition, Condition]:

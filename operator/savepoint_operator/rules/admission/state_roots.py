@@ -176,13 +176,13 @@ def _requested_paths(pod: Mapping[str, Any], policy: Policy) -> list[StatePath] 
     if len(annotated) > MAX_PATHS:
         return Refusal(Reason.STATE_PATH_INVALID, f"annotation {ANNOTATION_STATE} lists more than {MAX_PATHS} paths")
     for path in annotated:
-        problem = _path_problem(path.mount_path)
+        problem = path_problem(path.mount_path)
         if problem:
             return Refusal(
                 Reason.STATE_PATH_INVALID, f"annotation {ANNOTATION_STATE}: {path.mount_path!r:.80} {problem}"
             )
     for path in limits.values():
-        problem = _path_problem(path.mount_path)
+        problem = path_problem(path.mount_path)
         if problem:
             return Refusal(
                 Reason.STATE_PATH_INVALID,
@@ -196,7 +196,8 @@ def _requested_paths(pod: Mapping[str, Any], policy: Policy) -> list[StatePath] 
     ]
 
 
-def _path_problem(path: str) -> str:
+def path_problem(path: str) -> str:
+    """Return why a path cannot be a state root, and the remedy; an empty text if it can."""
     if not path.startswith("/") or _normal(path) == "/":
         return "must be an absolute path below /, such as /workspace"
     if ".." in path.split("/") or re.search(r"[:\x00-\x1f]", path):

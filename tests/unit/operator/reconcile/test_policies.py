@@ -206,6 +206,42 @@ async def test_a_policy_whose_store_excludes_its_namespace_is_not_ready(harness:
     assert policy(harness)[0] == "Ready"
 
 
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({"exclude": ["*.tmp", "[z-a]"]}, "spec.state.exclude: '[z-a]' contains the reversed range z-a; write a-z"),
+        ({"exclude": ["**"]}, "spec.state.exclude: '**' excludes every file"),
+        ({"exclude": ["/abs"]}, "spec.state.exclude: '/abs' is absolute"),
+        ({"paths": [{"mountPath": "/etc"}]}, "spec.state.paths: '/etc' is a directory of the system"),
+    ],
+)
+async def test_a_policy_with_an_invalid_field_is_not_ready_and_stays_in_force(
+    harness: ReconcileHarness, state: dict[str, Any], text: str
+) -> None:
+    harness.cluster.put(POLICIES, "coders", NAMESPACE, spec={"state": {"exclude": ["*.tmp"]}})
+    await harness.settle()
+    assert policy(harness) == ("Ready", "True", "")
+    harness.cluster.put(POLICIES, "coders", NAMESPACE, spec={"state": state})
+    await harness.settle()
+    reason, status, message = policy(harness)
+    assert (reason, status) == ("PolicyInvalid", "False") and text in message
+    assert harness.cluster.events("PolicyInvalid") == [message]
+    incarnation = await harness.leader.pod_resolver.incarnation(harness.pod())
+    assert not isinstance(incarnation, Refusal), "a live policy change never stops an agent"
+    harness.cluster.put(POLICIES, "coders", NAMESPACE, spec={"state": {"exclude": ["*.tmp"]}})
+    await harness.settle()
+    assert policy(harness) == ("Ready", "True", "")
+
+
+async def test_a_policy_names_its_invalid_field_beside_a_missing_store(harness: ReconcileHarness) -> None:
+    bad = [f"[z-{letter}]" for letter in "abcdefg"]
+    harness.cluster.put(POLICIES, "coders", NAMESPACE, spec={"storeName": "none", "state": {"exclude": bad}})
+    await harness.settle()
+    reason, status, message = policy(harness)
+    assert (reason, status) == ("NoStore", "False")
+    assert "'[z-a]' contains the reversed range" in message and "and 2 more" in message
+
+
 async def test_new_namespace_labels_apply_after_the_next_listing(harness: ReconcileHarness) -> None:
     spec = harness.cluster.object(STORES, STORE)["spec"]
     selector = {"selector": {"matchLabels": {"agents": "yes"}}}
