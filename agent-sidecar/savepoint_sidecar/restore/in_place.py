@@ -4,6 +4,7 @@ Values of the SDK are restored by ``stage.components``, and empty roots by ``fil
 are not touched. All calls block.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -22,10 +23,13 @@ from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.capture.file_table import Contents, FileTable, is_racy
 from savepoint_sidecar.files.roots import Root, open_directory, remove
 from savepoint_sidecar.files.walk import FileNode, open_below, walk
+from savepoint_sidecar.restore.writable_folders import WritableFolders
 
 log = logging.getLogger(__name__)
 
 _READ = os.O_RDONLY | os.O_NONBLOCK
+_KEEPS_FOLDER = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY})
+"""Errors of the removal of a folder that has excluded content, or at which a file system is mounted."""
 
 
 @dataclass
@@ -95,8 +99,11 @@ class _RootRestore:
                     kept.add(entry.path)
                 else:
                     differing.append(entry)
-            self._remove(top, nodes, kept)
-            self._restore(target, differing)
+            changed = [*(path for path in nodes if path not in kept), *(entry.path for entry in differing)]
+            with WritableFolders(top) as folders:
+                folders.unlock({path.rpartition("/")[0] for path in changed} & nodes.keys())
+                self._remove(top, nodes, kept)
+                self._restore(target, differing)
             for folder in reversed(directories):
                 target.finish_directory(folder.path, folder.mode, folder.mtime_ns)
 
@@ -151,12 +158,11 @@ class _RootRestore:
             if path in kept:
                 continue
             parent, _, name = path.rpartition("/")
-            with suppress(FileNotFoundError, NotADirectoryError):
+            with translate_errors(path), suppress(FileNotFoundError, NotADirectoryError):
                 folder = open_below(top, parent, os.O_RDONLY | os.O_DIRECTORY) if parent else os.dup(top)
                 try:
                     if nodes[path].is_directory:
-                        with suppress(OSError):
-                            os.rmdir(name, dir_fd=folder)
+                        _remove_if_empty(folder, name)
                     else:
                         remove(folder, name)
                     self._report.removed += 1
@@ -193,6 +199,14 @@ class _RootRestore:
 
 def _chunk_ids(content: Content) -> tuple[bytes, ...]:
     return tuple(ref.id for ref in (content.more or content.chunks))
+
+
+def _remove_if_empty(folder: int, name: str) -> None:
+    try:
+        os.rmdir(name, dir_fd=folder)
+    except OSError as error:
+        if error.errno not in _KEEPS_FOLDER:
+            raise
 
 
 def _link_target(top: int, path: str) -> str | None:
