@@ -31,6 +31,8 @@ class Transaction:
     """True: everything is captured and the agent may continue. False: the transaction ended without that."""
     flushed_at: float | None = None
     """Time of the flush, on the event loop's clock."""
+    error: SavepointError | None = None
+    """Why the transaction failed: the answer to the agent's flush."""
     pause_milliseconds: int | None = None
     """The pause that the agent measured."""
 
@@ -67,11 +69,17 @@ class Transaction:
         if self.resumed.done():
             return self.resumed.result()
         too_late = self.flushed_at is not None and asyncio.get_running_loop().time() >= self.hold_deadline()
+        if too_late and self.error is None:
+            self.error = StateUnstable(
+                "the capture took longer than the agent may be paused; raise spec.quiesce.holdSeconds in the policy"
+            )
         self.resumed.set_result(not too_late)
         return not too_late
 
     def fail(self, error: SavepointError) -> None:
         """End the transaction: a waiter for the flush gets the error, and an agent that has flushed is resumed."""
+        if self.error is None and not self.resumed.done():
+            self.error = error
         if not self.flushed.done():
             self.flushed.set_exception(error)
             self.flushed.exception()  # marks it as retrieved: there may be no waiter left

@@ -150,7 +150,9 @@ class SocketServer:
         session.execution = flush.execution
         if await asyncio.shield(transaction.resumed):
             return web.json_response({"resume": True})
-        return _problem(409, "TransactionOver", "the checkpoint failed; continue")
+        if transaction.error is None:
+            return _problem(409, "TransactionOver", "the checkpoint failed; continue")
+        return _problem(409, transaction.error.code, str(transaction.error))
 
     async def _failed(self, request: web.Request) -> web.Response:
         failed = wire.Failed.from_wire(await _body(request))

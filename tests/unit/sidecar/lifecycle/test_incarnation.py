@@ -208,11 +208,12 @@ async def test_a_file_that_changes_during_the_pause_fails_the_attempt(
         def copy_and_change(*arguments: object) -> object:
             copied = original_copy(*arguments)  # type: ignore[arg-type]
             with suppress(OSError):
-                (harness.files / "busy").write_bytes(os.urandom(30))
+                (harness.files / "busy").write_bytes(b"2" + os.urandom(29))
             return copied
 
         monkeypatch.setattr(harness.incarnation.capture, "_copy", copy_and_change)
-        await agent.post(wire.PATH_FLUSH, agent.flush_of(order.transaction), 409)
+        problem = await agent.post(wire.PATH_FLUSH, agent.flush_of(order.transaction), 409)
+        assert problem["reason"] == "StateUnstable" and "/data/busy" in problem["message"]
         result = await agent.result()
         assert (result.outcome, result.reason) == ("Failed", "StateUnstable")
         assert "/data/busy" in result.message
@@ -234,7 +235,8 @@ async def test_a_final_pass_that_takes_too_long_resumes_the_agent(
         order = await agent.next(wire.Quiesce)
         (harness.files / "a").write_bytes(b"1")
         (harness.files / "b").write_bytes(b"1")
-        await agent.post(wire.PATH_FLUSH, agent.flush_of(order.transaction), 409)
+        problem = await agent.post(wire.PATH_FLUSH, agent.flush_of(order.transaction), 409)
+        assert problem["reason"] == "StateUnstable" and "holdSeconds" in problem["message"]
         result = await agent.result()
         assert (result.outcome, result.reason) == ("Failed", "StateUnstable")
 
