@@ -143,6 +143,11 @@ class Reason(StrEnum):
         "AgentRestore and its Event, Event on the pod",
     )
     TARGET_UNUSABLE = "TargetUnusable", "The agent's volume or the stage cannot be written.", "AgentRestore"
+    AGENT_NAME_TAKEN = (
+        "AgentNameTaken",
+        "The agent of this default name has an unfinished run of another command.",
+        "`savepoint run`",
+    )
     STATE_LEFT_BEHIND = (
         "StateLeftBehind",
         "The checkpoint holds a state folder that this start neither restores nor drops.",
@@ -302,6 +307,16 @@ class Reason(StrEnum):
         "The store answers but cannot be used as configured.",
         "AgentCheckpointStore and its Event, AgentRestore and its Event, AgentCheckpoint, Event on the pod",
     )
+    DEFAULT_STORE_REPEATED = (
+        "DefaultStoreRepeated",
+        "Several stores are marked as the default one; the oldest applies.",
+        "AgentCheckpointStore, condition Conflicting, and its Event",
+    )
+    STORE_LOCATION_SHARED = (
+        "StoreLocationShared",
+        "Another store keeps its checkpoints in the same bucket and prefix.",
+        "AgentCheckpointStore, condition Conflicting, and its Event",
+    )
     STORE_NOT_ALLOWED = (
         "StoreNotAllowed",
         "The store is not open to this namespace.",
@@ -330,7 +345,7 @@ class Reason(StrEnum):
     ROLLBACK_DETECTED = (
         "RollbackDetected",
         "The store holds an older or a different chain than the pinned one.",
-        "ProtectedAgent, AgentRestore",
+        "ProtectedAgent, AgentRestore, Event on the AgentCheckpointStore",
     )
     OBJECT_EXISTS = (
         "ObjectExists",

@@ -36,8 +36,16 @@ class S3Config:
     session_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        url = urlsplit(self.endpoint)
-        if url.scheme not in {"http", "https"} or not url.hostname or url.username or url.password:
+        try:
+            url = urlsplit(self.endpoint)
+            port = url.port
+        except ValueError as error:
+            raise ValueError(f"not an S3 endpoint: {self.endpoint!r} ({error}); write http(s)://host[:port]") from error
+        if port == 0 or not (url.hostname or "").strip("."):
+            raise ValueError(
+                f"not an S3 endpoint: {self.endpoint!r} has no host or port 0; write http(s)://host[:port]"
+            )
+        if url.scheme not in {"http", "https"} or url.username or url.password:
             raise ValueError(f"not an S3 endpoint: {self.endpoint!r}; write http(s)://host[:port]")
         if url.path.strip("/") or url.query or url.fragment:
             raise ValueError(f"an S3 endpoint has no path: {self.endpoint!r}; set the prefix separately")

@@ -7,19 +7,12 @@ for this cluster under this master key. An open store is kept until its spec or 
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, cast
 
 from savepoint.contract.vocabulary import Reason
-from savepoint.errors import (
-    KeyMismatch,
-    NotAdopted,
-    SavepointError,
-    StoreMisconfigured,
-    StoreUnavailable,
-)
+from savepoint.errors import SavepointError, StoreMisconfigured, StoreUnavailable
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.repository import STORE_KEY, open_store
 from savepoint.storage import ObjectStore
@@ -28,7 +21,7 @@ from savepoint.storage.retry import Retry
 from savepoint.storage.signature import Presigner, S3Config
 from savepoint.storage.wrapper import Retrying
 
-from savepoint_operator.cluster.errors import Conflict
+from savepoint_operator.cluster.errors import Conflict, Denied, Invalid
 from savepoint_operator.cluster.events import EventTarget
 from savepoint_operator.cluster.kinds import STORES
 from savepoint_operator.cluster.parse import store_of
@@ -37,7 +30,9 @@ from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.reconcile.dependencies import StepDependencies, StoreBuilder
 from savepoint_operator.reconcile.keyring import Keyring
 from savepoint_operator.rules.status.conditions import Condition, changed, stamp
+from savepoint_operator.rules.status.store_status import conditions, stable_text
 from savepoint_operator.rules.status.texts import size_text
+from savepoint_operator.rules.store_conflicts import conflict
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +43,6 @@ RESYNC_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 15.0
 RETRY: Final = Retry(attempts=4, total_seconds=12.0)
 DEFAULT_LABEL: Final = {"savepoint.dev/from": "installation"}
-NEXT_STEP: Final[Mapping[str, str]] = {
-    Reason.STORE_DENIED: "Check the Secret named in spec.s3.credentialsSecretName and its user's permissions below the "
-    "prefix; the operator checks both again automatically.",
-    Reason.STORE_UNAVAILABLE: "Earlier checkpoints are safe, and the operator retries every 15 s. If this lasts, check "
-    "spec.s3.endpoint and whether the operator's pod can reach it.",
-}
-"""The remedy for reasons whose messages do not include one."""
 
 
 @dataclass
@@ -140,7 +128,24 @@ class StoreRegistry:
         return RETRY_SECONDS if error is not None else RESYNC_SECONDS
 
     async def make_default(self, name: str, spec: dict[str, Any]) -> None:
-        """Create or update the store of the chart's values; a user takes it over by removing its label."""
+        """Create or update the store of the chart's values; a user takes it over by removing its label.
+
+        Values that the API server refuses are reported: the operator still serves the other stores.
+        """
+        try:
+            await self._apply_default(name, spec)
+        except (Invalid, Denied) as error:
+            log.error("store %s: the chart's values are refused: %s; correct store.s3 in the values", name, error)
+            raw = await self._cluster.get(STORES, "", name)
+            if raw is not None:
+                message = (
+                    f"The chart's values for this store are refused: {error}. The store stays as it is; correct "
+                    "store.s3 in the values, or create another store."
+                )
+                target = EventTarget.of(STORES, store_of(raw).meta)
+                await self._events.warning(target, Reason.STORE_MISCONFIGURED, message)
+
+    async def _apply_default(self, name: str, spec: dict[str, Any]) -> None:
         raw = await self._cluster.get(STORES, "", name)
         if raw is None:
             body = {"metadata": {"name": name, "labels": DEFAULT_LABEL}, "spec": spec}
@@ -197,18 +202,39 @@ class StoreRegistry:
             except ValueError as error:
                 raise StoreMisconfigured(f"AgentCheckpointStore {store.meta.name}: {error}") from error
 
-        plain = self._build_store(config(s3.endpoint))
-        opened = OpenStore(
-            name=store.meta.name,
-            objects=Retrying(plain, RETRY),
-            signer=Presigner(config(s3.pod_endpoint or s3.endpoint), self._now),
-            master=master,
-            pod_ca_pem=ca or "",
-        )
+        try:
+            plain = self._build_store(config(s3.endpoint))
+            opened = OpenStore(
+                name=store.meta.name,
+                objects=Retrying(plain, RETRY),
+                signer=Presigner(config(s3.pod_endpoint or s3.endpoint), self._now),
+                master=master,
+                pod_ca_pem=ca or "",
+            )
+        except SavepointError:
+            raise
+        except Exception as error:
+            log.debug("store %s: cannot be opened", store.meta.name, exc_info=True)
+            raise StoreMisconfigured(
+                f"AgentCheckpointStore {store.meta.name} cannot be opened ({stable_text(error)}): correct spec.s3, or "
+                "the Secrets that it names"
+            ) from error
         return _KnownStore(fingerprint, opened, plain)
 
     async def _check(self, name: str, known: _KnownStore) -> None:
-        """Probe and claim the store; if that succeeded recently, only check that the store answers."""
+        """Probe and claim the store; if that succeeded recently, only check that the store answers.
+
+        Raises SavepointError; an error of any other kind is reported as StoreUnavailable, so that it is retried.
+        """
+        try:
+            await self._check_contents(name, known)
+        except SavepointError:
+            raise
+        except Exception as error:
+            log.debug("store %s: cannot be checked", name, exc_info=True)
+            raise StoreUnavailable(f"the store cannot be checked ({stable_text(error)})") from error
+
+    async def _check_contents(self, name: str, known: _KnownStore) -> None:
         now = self._monotonic()
         recent = known.error is None and known.probed_at is not None and now - known.probed_at < PROBE_SECONDS
         if recent and await asyncio.to_thread(known.without_retries.head, STORE_KEY) is not None:
@@ -219,14 +245,33 @@ class StoreRegistry:
         except SavepointError as error:
             # The same fault must have the same text each time: every new text becomes an Event.
             raise type(error)(str(error).replace(random_hex, "…")) from error
+        is_new = await asyncio.to_thread(known.opened.objects.head, STORE_KEY) is None
         await asyncio.to_thread(open_store, known.opened.objects, self._cluster_id, known.opened.master)
+        if is_new:
+            await self._report_missing_contents(name)
         known.probed_at, known.last_probe, known.error = now, self._now(), None
         log.info("store %s: ready", name)
+
+    async def _report_missing_contents(self, name: str) -> None:
+        """Write an Event if the bucket was new to this cluster although agents have checkpoints in the store."""
+        agents = [each for each in self._cache.agents if each.status.get("storeName") == name and each.pin is not None]
+        store = self._cache.stores.get(ObjectKey("", name))
+        if store is None or not agents:
+            return
+        message = (
+            f"Bucket {store.s3.bucket} at {store.s3.endpoint} was empty, but {len(agents)} agents have checkpoints in "
+            f"this store, among them {agents[0].meta.key}; they do not start without them. Point spec.s3 back at the "
+            "place of the checkpoints, or restore the bucket's contents."
+        )
+        await self._events.warning(EventTarget.of(STORES, store.meta), Reason.ROLLBACK_DETECTED, message)
 
     # -- status ---------------------------------------------------------------------------------------------------
 
     async def _write_status(self, store: Store, error: SavepointError | None) -> None:
         wanted = conditions(error)
+        conflicting = conflict(store, self._cache.stores)
+        if conflicting is not None:
+            wanted = (conflicting, *wanted)
         agents = [item for item in self._cache.agents if item.status.get("storeName") == store.meta.name]
         stored = sum(int(item.status.get("storedSize") or 0) for item in agents)
         known = self._known.get(store.meta.name)
@@ -239,13 +284,12 @@ class StoreRegistry:
             patch["lastCollectionTime"] = stamp(self._collected[store.meta.name])
         if await self._status_writer.write(STORES, store, patch, *wanted) is not None:
             await self._report(store, wanted[-1])
+            if conflicting is not None and _has_changed(store, conflicting) and conflicting.status == "True":
+                await self._events.warning(EventTarget.of(STORES, store.meta), conflicting.reason, conflicting.message)
 
     async def _report(self, store: Store, ready: Condition) -> None:
         """Write an Event if condition Ready has changed since the previous status."""
-        before: dict[str, Any] = next(
-            (each for each in store.status.get("conditions") or () if each.get("type") == "Ready"), {}
-        )
-        if (before.get("status"), before.get("reason")) == (ready.status, ready.reason):
+        if not _has_changed(store, ready):
             return
         target = EventTarget.of(STORES, store.meta)
         if ready.status == "True":
@@ -254,30 +298,8 @@ class StoreRegistry:
             await self._events.warning(target, ready.reason, ready.message)
 
 
-def conditions(error: SavepointError | None) -> tuple[Condition, ...]:
-    """Return Available, ConditionalWrites if it is known, and Ready, which is always the last one."""
-    available = Condition.of("Available", True, Reason.REACHABLE, "The store answers.")
-    if error is None:
-        supported = "Conditional writes (If-None-Match) are supported."
-        return (
-            available,
-            Condition.of("ConditionalWrites", True, Reason.SUPPORTED, supported),
-            Condition.of("Ready", True, Reason.READY, "The store accepts checkpoints."),
-        )
-    message = _with_next_step(error)
-    ready = Condition.of("Ready", False, error.reason, message)
-    if isinstance(error, KeyMismatch | NotAdopted):
-        return available, ready
-    if isinstance(error, StoreMisconfigured) and "If-None-Match" in message:
-        return available, Condition.of("ConditionalWrites", False, Reason.IGNORED, message), ready
-    not_probed = "The store could not be probed. See condition Ready."
-    return (
-        Condition.of("Available", False, error.reason, message),
-        Condition.of("ConditionalWrites", None, Reason.NOT_PROBED, not_probed),
-        ready,
-    )
-
-
-def _with_next_step(error: SavepointError) -> str:
-    message, step = str(error), NEXT_STEP.get(error.reason)
-    return f"{message}. {step}" if step else message
+def _has_changed(store: Store, condition: Condition) -> bool:
+    """Return whether the condition differs from the one in the store's previous status."""
+    found = (each for each in store.status.get("conditions") or () if each.get("type") == condition.type)
+    before: dict[str, Any] = next(found, {})
+    return (before.get("status"), before.get("reason")) != (condition.status, condition.reason)

@@ -10,7 +10,7 @@ from savepoint.repository.format.object_keys import commit_key
 from savepoint.repository.repository import open_store
 from savepoint.storage import ObjectStore
 from savepoint.storage.signature import S3Config
-from savepoint_operator.cluster.errors import NotFound
+from savepoint_operator.cluster.errors import Invalid, NotFound
 from savepoint_operator.cluster.kinds import (
     AGENTS,
     DEPLOYMENTS,
@@ -456,6 +456,143 @@ async def test_missing_credentials_are_reported_and_recovered_from(
     harness.cluster.put(SECRETS, "s3-keys", "savepoint-system", data={"accessKey": "YQ==", "secretKey": "Yg=="})
     await harness.advance(16)
     assert store(harness)["reason"] == "Ready"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "text"),
+    [
+        ("https://h:99999", "not an S3 endpoint"),
+        ("https://[::::]", "not an S3 endpoint"),
+        ("https://...", "has no host or port 0"),
+        ("https://h:0", "has no host or port 0"),
+        ("https://h:x", "not an S3 endpoint"),
+    ],
+)
+async def test_an_endpoint_that_an_earlier_version_accepted_is_a_condition(
+    harness: ReconcileHarness, endpoint: str, text: str
+) -> None:
+    spec = harness.cluster.object(STORES, STORE)["spec"]
+    harness.cluster.put(STORES, STORE, spec={"s3": {**spec["s3"], "endpoint": endpoint}})
+    await harness.advance(61)
+    status = store(harness)
+    assert status["reason"] == "StoreMisconfigured" and text in status["conditions"][-1]["message"]
+    assert harness.cluster.events("StoreMisconfigured") == [status["conditions"][-1]["message"]]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no such address\nat 0x7f00deadbeef, https://h/b/k?X-Amz-Signature=secret"),
+        KeyError("odd"),
+        RuntimeError(),
+        UnicodeError("label empty or too long"),
+        OSError("[SSL] PEM lib"),
+        AssertionError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_any_error_while_a_store_is_opened_is_a_condition_and_one_event(
+    harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> ObjectStore:
+        raise error
+
+    registry = harness.leader.stores
+    monkeypatch.setattr(registry, "_build_store", fail)
+    spec = harness.cluster.object(STORES, STORE)["spec"]
+    harness.cluster.put(STORES, STORE, spec={"s3": {**spec["s3"], "region": "elsewhere"}})
+    await harness.advance(180, step=15)
+    status = store(harness)
+    assert status["reason"] == "StoreMisconfigured"
+    message = status["conditions"][-1]["message"]
+    assert type(error).__name__ in message and "correct spec.s3" in message
+    assert "secret" not in message and "deadbeef" not in message
+    assert harness.cluster.events("StoreMisconfigured") == [message]
+    assert "Traceback" not in caplog.text
+    with pytest.raises(StoreMisconfigured):
+        await registry.open(STORE)
+    monkeypatch.undo()
+    await harness.advance(16)
+    assert store(harness)["reason"] == "Ready"
+
+
+async def test_any_error_while_a_store_is_checked_is_a_condition_and_is_retried(
+    harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("odd answer at 0x7f12")
+
+    monkeypatch.setattr(harness.objects, "head", fail)
+    await harness.advance(180, step=15)
+    status = store(harness)
+    assert status["reason"] == "StoreUnavailable"
+    assert "RuntimeError: odd answer at 0x…" in status["conditions"][-1]["message"]
+    assert len(harness.cluster.events("StoreUnavailable")) == 1
+    monkeypatch.undo()
+    await harness.advance(16)
+    assert store(harness)["reason"] == "Ready"
+
+
+def conflicting(harness: ReconcileHarness, name: str) -> tuple[str, str, str]:
+    """Return status, reason and message of a store's condition Conflicting."""
+    found = harness.cluster.object(STORES, name)["status"]["conditions"]
+    condition = next(each for each in found if each["type"] == "Conflicting")
+    return condition["status"], condition["reason"], condition["message"]
+
+
+async def test_two_default_stores_are_reported_on_both(harness: ReconcileHarness) -> None:
+    s3 = {"endpoint": "https://s3.test", "bucket": "agents", "prefix": "b", "credentialsSecretName": "s3-keys"}
+    harness.cluster.put(STORES, "second", spec={"s3": s3, "default": True})
+    await harness.advance(61)
+    for name, other in ((STORE, "second"), ("second", STORE)):
+        status, reason, message = conflicting(harness, name)
+        assert (status, reason) == ("True", "DefaultStoreRepeated")
+        assert f"AgentCheckpointStore {other} is marked as default too" in message
+        assert f"oldest one, {STORE}, applies" in message
+        assert harness.cluster.object(STORES, name)["status"]["reason"] == "Ready"
+    assert len(harness.cluster.events("DefaultStoreRepeated")) == 2
+    harness.cluster.put(STORES, "second", spec={"s3": s3})
+    await harness.advance(61)
+    assert conflicting(harness, STORE)[:2] == conflicting(harness, "second")[:2] == ("False", "NoConflict")
+    assert len(harness.cluster.events("DefaultStoreRepeated")) == 2
+
+
+@pytest.mark.parametrize("endpoint", ["https://s3.test", "https://S3.test:443/", "https://s3.test."])
+async def test_two_stores_in_one_place_are_reported(harness: ReconcileHarness, endpoint: str) -> None:
+    s3 = {"endpoint": endpoint, "bucket": "agents", "credentialsSecretName": "s3-keys"}
+    harness.cluster.put(STORES, "second", spec={"s3": s3})
+    harness.cluster.put(STORES, "third", spec={"s3": {**s3, "prefix": "third"}})
+    harness.cluster.put(STORES, "fourth", spec={"s3": {**s3, "endpoint": "https://s4.test"}})
+    await harness.advance(61)
+    assert conflicting(harness, "second")[:2] == ("True", "StoreLocationShared")
+    assert "(bucket agents, prefix none)" in conflicting(harness, STORE)[2]
+    for name in ("third", "fourth"):
+        assert "Conflicting" not in conditions(harness.cluster.object(STORES, name)["status"])
+    assert len(harness.cluster.events("StoreLocationShared")) == 2
+
+
+async def test_a_store_that_lost_its_contents_is_reported(harness: ReconcileHarness) -> None:
+    head = {"sequence": 3, "recordDigest": "ab"}
+    harness.cluster.put(AGENTS, "coder", NAMESPACE, status={"storeName": STORE, "head": head})
+    await harness.advance(61)
+    assert harness.cluster.events("RollbackDetected", "AgentCheckpointStore") == []
+    harness.objects.delete("savepoint.json")
+    await harness.new_leader()
+    (message,) = harness.cluster.events("RollbackDetected", "AgentCheckpointStore")
+    assert "1 agents have checkpoints in this store, among them demo/coder" in message
+
+
+async def test_refused_values_of_the_chart_leave_the_operator_running(harness: ReconcileHarness) -> None:
+    registry = harness.leader.stores
+    spec = harness.cluster.object(STORES, STORE)["spec"]
+    harness.cluster.put(STORES, STORE, metadata={"labels": DEFAULT_LABEL}, spec=spec)
+    refusal = "spec.s3.bucket and spec.s3.prefix are immutable"
+    harness.cluster.fail["patch", "AgentCheckpointStore"] = Invalid(refusal)
+    await registry.make_default(STORE, {**spec, "s3": {**spec["s3"], "bucket": "other"}})
+    (message,) = harness.cluster.events("StoreMisconfigured")
+    assert f"The chart's values for this store are refused: {refusal}" in message
+    harness.cluster.fail["create", "AgentCheckpointStore"] = Invalid("no")
+    await registry.make_default("absent", spec)
 
 
 async def test_a_store_that_is_not_probed_yet_is_a_transient_fault(harness: ReconcileHarness) -> None:
