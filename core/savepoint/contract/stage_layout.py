@@ -8,7 +8,7 @@
     restored/index.json   written by the sidecar: what the init container restored, and from which checkpoint
     sidecar/              the sidecar's own files
 
-``savepoint run`` keeps the stage of a laptop's agent inside the store, with two files of its own at the top. Names
+``savepoint run`` keeps the stage of a laptop's agent inside the store, with three files of its own at the top. Names
 and paths only: this module opens no file, and no other module contains these names.
 """
 
@@ -86,6 +86,16 @@ def released_file(stage: Path) -> Path:
     return sidecar_folder(stage) / "released.json"
 
 
+def laptop_command(stage: Path) -> Path:
+    """Return the file that holds the commands which continue the current run under ``savepoint run``."""
+    return stage / "command.json"
+
+
+def rolled_back_file(stage: Path) -> Path:
+    """Return the file that holds the sequence of the latest rollback that ``savepoint run`` has carried out."""
+    return sidecar_folder(stage) / "rolled-back"
+
+
 def laptop_stage(store: Path, agent: str) -> Path:
     """Return the stage of an agent under ``savepoint run``: a folder inside its store."""
     return store / ".stage" / agent
@@ -94,6 +104,11 @@ def laptop_stage(store: Path, agent: str) -> Path:
 def laptop_lock(stage: Path) -> Path:
     """Return the file that ``savepoint run`` locks for as long as it runs the agent."""
     return stage / "lock"
+
+
+def laptop_processes(stage: Path) -> Path:
+    """Return the file in which ``savepoint run`` records the agent's processes, for the next run."""
+    return stage / "processes.json"
 
 
 def laptop_socket(stage: Path) -> Path:
