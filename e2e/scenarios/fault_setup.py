@@ -88,8 +88,9 @@ class FaultScenarios:
         return self.running[scenario].result(timeout=SCENARIO_SECONDS)
 
     def store(self, kind: str, bucket: str = "", secret: str = "", endpoint: str = S3) -> Object:
-        """Return the manifest of a store of this run."""
-        return store(f"{self.name}-{kind}", bucket or self.name, secret or f"{self.name}-keys", endpoint)
+        """Return the manifest of a store of this run; all but the healthy one have a prefix of their own."""
+        prefix = "" if kind == "healthy" else kind
+        return store(f"{self.name}-{kind}", bucket or self.name, secret or f"{self.name}-keys", endpoint, prefix)
 
 
 def prepare(faults: FaultScenarios) -> None:

@@ -115,10 +115,12 @@ def policy(agent: str, store: str, **spec: Any) -> Object:
     }
 
 
-def store(name: str, bucket: str, secret: str, endpoint: str) -> Object:
-    """Return the manifest of a store at an S3 endpoint."""
+def store(name: str, bucket: str, secret: str, endpoint: str, prefix: str = "") -> Object:
+    """Return the manifest of a store at an S3 endpoint, which may be deleted while agents use it."""
     s3 = {"endpoint": endpoint, "bucket": bucket, "region": "us-east-1", "credentialsSecretName": secret}
-    return {"apiVersion": API, "kind": "AgentCheckpointStore", "metadata": {"name": name}, "spec": {"s3": s3}}
+    metadata = {"name": name, "annotations": {"savepoint.dev/confirm-delete": "true"}}
+    spec = {"s3": {**s3, "prefix": prefix}}
+    return {"apiVersion": API, "kind": "AgentCheckpointStore", "metadata": metadata, "spec": spec}
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,10 @@ class FaultyNamespace:
 
     def record_kinds(self, agent: str) -> list[str]:
         """Return the kinds of the commit records in the agent's chain, in order."""
-        prefix = f"{self.kubectl.namespace}/{agent}/commits/"
-        keys = sorted(str(each.object_name) for each in self.bucket.list_objects(self.bucket_name, prefix))
+        folder = f"{self.kubectl.namespace}/{agent}/commits/"
+        prefixes = (folder, f"{agent}/{folder}")  # the second: of a store of the agent's own
+        found_objects = (each for prefix in prefixes for each in self.bucket.list_objects(self.bucket_name, prefix))
+        keys = sorted(str(each.object_name) for each in found_objects)
         found: list[str] = []
         for key in keys:
             with self.bucket.get_object(self.bucket_name, key) as answer:

@@ -81,6 +81,20 @@ def test_every_field_of_the_store_can_be_set() -> None:
     assert set(store["spec"]["s3"]) == set(schema["s3"]["properties"])
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"store.s3.endpoint": "https://[fd00::1]:9000"},
+        {"store.s3.endpoint": "http://10.0.0.1:65535/"},
+        {"store.s3.endpoint": "https://[::1]", "store.s3.caSecret": "ca"},
+        {"store.s3.endpoint": "http://h", "store.s3.podEndpoint": "https://p", "store.s3.caSecret": "ca"},
+    ],
+)
+def test_valid_endpoints_are_rendered(values: dict[str, Any]) -> None:
+    variables = environment(find(render(STORE_VALUES | values), "Deployment", "savepoint-operator"))
+    assert json.loads(variables["SAVEPOINT_DEFAULT_STORE"])["spec"]["s3"]["endpoint"] == values["store.s3.endpoint"]
+
+
 def test_image_values_are_complete_references() -> None:
     digest = "registry.local/savepoint-operator@sha256:" + "0" * 64
     items = render({"image.operator": digest, "image.sidecar": "savepoint-sidecar:9", "image.pullPolicy": "Never"})
@@ -139,6 +153,26 @@ def test_options_add_and_remove_objects() -> None:
         ({"store.s3.endpoint": "https://s3"}, "endpoint"),
         (STORE_VALUES | {"store.s3.endpoint": "s3.example.com"}, "endpoint"),
         (STORE_VALUES | {"store.s3.endpoint": "https://u:p@s3"}, "endpoint"),
+        *(
+            (STORE_VALUES | {"store.s3.endpoint": url}, "endpoint")
+            for url in ("https://h:99999", "https://h:0", "https://[::::]", "https://[:]", "https://...", "https://-h")
+        ),
+        (STORE_VALUES | {"store.s3.podEndpoint": "https://h:65536"}, "podEndpoint"),
+        *(
+            (STORE_VALUES | {"store.s3.bucket": name}, "bucket")
+            for name in ("a..b", "192.168.1.1", "a-s3alias", "Agents", "xn--a", "a")
+        ),
+        (STORE_VALUES | {"store.s3.endpoint": "http://h", "store.s3.caSecret": "ca"}, "endpoint"),
+        (
+            STORE_VALUES
+            | {"store.s3.endpoint": "http://h", "store.s3.podEndpoint": "http://p", "store.s3.caSecret": "ca"},
+            "podEndpoint",
+        ),
+        (STORE_VALUES | {"store.s3.prefix": "a/../b"}, "prefix"),
+        (STORE_VALUES | {"store.s3.region": "eu 1"}, "region"),
+        (STORE_VALUES | {"store.s3.credentialsSecret": "a/b"}, "credentialsSecret"),
+        (STORE_VALUES | {"store.allowedNamespaces": {"names": ["*"]}}, "allowedNamespaces"),
+        (STORE_VALUES | {"store.allowedNamespaces": {"names": ["Foo_Bar"]}}, "allowedNamespaces"),
         (STORE_VALUES | {"store.s3.prefix": "/a"}, "prefix"),
         (STORE_VALUES | {"store.s3.addressing": "Auto"}, "addressing"),
         ({"store.s3.accessKey": "x"}, "accessKey"),
@@ -278,6 +312,67 @@ def test_users_cannot_forge_a_checkpoint_of_the_operator(kubectl: Kubectl, reque
         kubectl("annotate", "ackpt", "genuine-1", "savepoint.dev/attempt-", "-n", "default")
     kubectl("annotate", "ackpt", "genuine-1", "note=mine", "-n", "default")
     kubectl("delete", "ackpt", "forged-1", "genuine-1", "-n", "default")
+
+
+def store(name: str, *, default: bool = False, **s3: str) -> dict[str, Any]:
+    required = {"endpoint": "https://s3.test", "bucket": "shared", "credentialsSecretName": "s3-keys"}
+    metadata = {"name": name}
+    spec = {"default": default, "s3": {**required, **s3}}
+    return {"apiVersion": "savepoint.dev/v1alpha1", "kind": "AgentCheckpointStore", "metadata": metadata, "spec": spec}
+
+
+@pytest.fixture
+def stores(kubectl: Kubectl) -> Iterator[Kubectl]:
+    """Create a default store, wait until the admission policy compares others with it, and yield kubectl."""
+    kubectl.create(store("first", default=True, prefix="a"))
+
+    def is_compared() -> bool:
+        try:
+            kubectl.create(store("second", prefix="a"), "--dry-run=server")
+        except KubectlFailed as error:
+            return "AgentCheckpointStore first has the same" in str(error)
+        return False
+
+    wait_until("the admission policy sees the store", is_compared)
+    yield kubectl
+    kubectl("annotate", "ackptstore", "--all", "savepoint.dev/confirm-delete=true", "--overwrite")
+    kubectl("delete", "ackptstore", "--all")
+
+
+def test_a_second_default_store_is_refused(stores: Kubectl) -> None:
+    refusal = r"spec.default: AgentCheckpointStore first is the default one already"
+    with pytest.raises(KubectlFailed, match=refusal):
+        stores.create(store("second", default=True))
+    stores.create(store("second"))
+    with pytest.raises(KubectlFailed, match=refusal):
+        stores.patch("ackptstore/second", {"spec": {"default": True}})
+    stores.patch("ackptstore/first", {"spec": {"s3": {"region": "eu-1"}}})
+    stores.create(store("of-the-values", default=True), f"--as={OPERATOR}")
+    stores.patch("ackptstore/of-the-values", {"spec": {"s3": {"region": "eu-1"}}})  # only a change is judged
+
+
+@pytest.mark.parametrize("endpoint", ["https://s3.test", "https://S3.test/"])
+def test_a_store_in_the_place_of_another_is_refused(stores: Kubectl, endpoint: str) -> None:
+    refusal = r"spec.s3.prefix: AgentCheckpointStore first has the same endpoint, bucket and prefix"
+    with pytest.raises(KubectlFailed, match=refusal):
+        stores.create(store("second", prefix="a", endpoint=endpoint))
+    stores.create(store("second", prefix="a/b", endpoint=endpoint))
+    with pytest.raises(KubectlFailed, match=refusal):
+        stores.patch("ackptstore/second", {"spec": {"s3": {"prefix": "a"}}})
+    stores.create(store("elsewhere", prefix="a", endpoint="https://s4.test"))
+    stores.create(store("other", prefix="a", bucket="another"))
+
+
+def test_a_store_that_agents_use_is_deleted_only_on_confirmation(stores: Kubectl) -> None:
+    stores.create(store("unused", prefix="u"))
+    stores("delete", "ackptstore", "unused")
+    stores.patch("ackptstore/first", {"status": {"repositories": 2}}, "--subresource=status")
+    for arguments in (("first",), ("--all",)):
+        with pytest.raises(KubectlFailed, match=r"AgentCheckpointStore first holds the checkpoints of 2 agents"):
+            stores("delete", "ackptstore", *arguments)
+    stores("annotate", "ackptstore", "first", "savepoint.dev/confirm-delete=true")
+    stores("delete", "ackptstore", "first")
+    stores.create(store("first", prefix="a"))
 
 
 ALLOWED = [
