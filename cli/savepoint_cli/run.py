@@ -4,7 +4,6 @@ It runs the command once and returns its exit status. To restart the agent, run 
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import secrets
@@ -23,9 +22,11 @@ from savepoint.storage.directory import DirectoryStore
 from savepoint_sidecar.authority.local import LocalAuthority, LocalClock, LocalConfig
 from savepoint_sidecar.settings import log_level_of
 
+from savepoint_cli.agent_lock import AlreadyRunning, agent_lock
 from savepoint_cli.key import key_path, master_key
+from savepoint_cli.leftovers import end_leftovers, find_leftovers
 from savepoint_cli.run_options import RunOptions, dns_label, own_file_patterns
-from savepoint_cli.supervisor import Supervisor, utc_now
+from savepoint_cli.supervisor import Supervisor, report, utc_now
 
 SOCKET_PATH_MAX_BYTES: Final = 100
 """The address of a Unix socket has room for little more."""
@@ -50,42 +51,52 @@ def run(options: RunOptions) -> int:
     store = DirectoryStore(options.store, create=True)
     stage = stage_layout.laptop_stage(options.store.absolute(), agent)
     stage.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _agent_lock(stage_layout.laptop_lock(stage), options) as holder:
-        if holder is not None:
-            print(
-                f"error: agent {agent} is already running: {holder}; stop it, or choose another name with --agent",
-                file=sys.stderr,
-            )
-            return EXIT_ALREADY_RUNNING
-        exclude = (*options.exclude, *own_file_patterns(options))
-        config = LocalConfig(options.interval_seconds, PolicyTerms(exclude=exclude))
-        authority = LocalAuthority.open(
-            store,
-            agent,
-            master_key(key_path(), create=True),
-            config,
-            LocalClock(utc_now, secrets.token_bytes),
-            incarnation=f"laptop-{secrets.token_hex(16)}",
-            node=socket.gethostname(),
+    try:
+        with agent_lock(stage_layout.laptop_lock(stage), options.command, utc_now()) as lock:
+            return _run_locked(options, agent, store, stage, lock)
+    except AlreadyRunning as holder:
+        return _refuse(f"agent {agent} is already running: {holder}; stop it, or choose another name with --agent")
+
+
+def _run_locked(options: RunOptions, agent: str, store: DirectoryStore, stage: Path, lock: int) -> int:
+    record = stage_layout.laptop_processes(stage)
+    stuck = end_leftovers(lambda: find_leftovers(record, stage), report)
+    if stuck:
+        return _refuse(
+            f"agent {agent} is still running from an earlier run and cannot be ended: process "
+            f"{', '.join(map(str, stuck))}; end it, then start again"
         )
-        with _socket_path(stage) as socket_path:
-            return asyncio.run(Supervisor(options, authority, stage, socket_path).run())
+    exclude = (*options.exclude, *own_file_patterns(options))
+    config = LocalConfig(options.interval_seconds, PolicyTerms(exclude=exclude))
+    authority = LocalAuthority.open(
+        store,
+        agent,
+        master_key(key_path(), create=True),
+        config,
+        LocalClock(utc_now, secrets.token_bytes),
+        incarnation=f"laptop-{secrets.token_hex(16)}",
+        node=socket.gethostname(),
+    )
+    with _socket_path(stage) as socket_path:
+        return _supervise(Supervisor(options, authority, stage, socket_path, lock))
 
 
-@contextmanager
-def _agent_lock(path: Path, options: RunOptions) -> Iterator[str | None]:
-    """Hold the agent's lock. Yields None, or a description of the process that holds it already."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield file.read(4096).strip() or "another process"
-            return
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} since {utc_now():%Y-%m-%d %H:%M:%S} UTC ({' '.join(options.command)[:200]})\n")
-        file.flush()
-        yield None
+def _supervise(supervisor: Supervisor) -> int:
+    """Run the supervisor. Once the command has started, only the command decides about the exit status."""
+    try:
+        return asyncio.run(supervisor.run())
+    except BaseException as error:
+        processes = supervisor.processes
+        if processes is None:
+            raise
+        if not processes.exit_status.done():
+            report(f"checkpoints have stopped: {type(error).__name__}: {error}; the agent continues without them")
+        return processes.wait_without_loop()
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_ALREADY_RUNNING
 
 
 @contextmanager

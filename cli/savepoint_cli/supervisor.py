@@ -5,16 +5,16 @@ import json
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import CheckpointRef, Welcome
-from savepoint.contract.names import ENV_SOCKET, ENV_STAGE
+from savepoint.contract.names import ENV_GRACE_SECONDS, ENV_SOCKET, ENV_STAGE
 from savepoint.errors import TargetNotEmpty
 from savepoint.repository.format.canonical import time_of
 from savepoint.repository.format.keys import AgentKey
@@ -29,21 +29,32 @@ from savepoint_sidecar.restore.file_restore import ready_marker, restore_files, 
 from savepoint_sidecar.settings import failpoint_of
 from savepoint_sidecar.stage.components import prepare_stage
 
-from savepoint_cli import child
+from savepoint_cli.agent_processes import LEFT_SECONDS, AgentProcesses
+from savepoint_cli.leftovers import record
+from savepoint_cli.process_table import Process, find
 from savepoint_cli.run_options import RunOptions, state_roots
+from savepoint_cli.signal_count import SignalCount
 
 
 class Supervisor:
     """Runs the agent's command once, as one incarnation."""
 
-    def __init__(self, options: RunOptions, authority: LocalAuthority, stage: Path, socket_path: Path) -> None:
-        """``authority`` has granted the epoch; ``stage`` exists, and is used by this process alone."""
+    def __init__(
+        self, options: RunOptions, authority: LocalAuthority, stage: Path, socket_path: Path, lock: int
+    ) -> None:
+        """``authority`` has granted the epoch; ``stage`` exists, and is used by this process alone.
+
+        ``lock`` is the descriptor of the agent's lock.
+        """
+        self._lock = lock
         self._options, self._authority, self._stage, self._socket = options, authority, stage, socket_path
         self._roots = state_roots(options.states)
         self._failpoints = Failpoints(failpoint_of())
-        self._process: subprocess.Popen[bytes] | None = None
+        self.processes: AgentProcesses | None = None
+        """The agent's processes, once they are started."""
         self._incarnation: Incarnation | None = None
-        self._signals = 0
+        self._signals = SignalCount()
+        self._abandoned = asyncio.Event()
 
     async def run(self) -> int:
         """Restore, run the command and take the final checkpoint; return the exit status."""
@@ -62,46 +73,97 @@ class Supervisor:
         clock = Clock(utc_now, time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
         self._incarnation = Incarnation(self._authority, config, clock, self._failpoints)
         await self._incarnation.start()
-        _report(_greeting(welcome))
+        report(_greeting(welcome))
+        self.processes = self._start()
+        status = await asyncio.shield(self.processes.exit_status)
+        await self._end_left_processes(self.processes)
+        await self._finish(status)
+        return status
+
+    def _start(self) -> AgentProcesses:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal, number)
-        self._process = self._start()
-        try:
-            status = await asyncio.to_thread(self._process.wait)
-        finally:
-            _reclaim_terminal()
-            await self._incarnation.shut_down()
-            latest = self._incarnation.checkpointer.parent
-        if self._incarnation.roots_match_checkpoint and latest is not None:
-            stage_layout.released_file(self._stage).write_text(json.dumps({"sequence": latest.ref.sequence}))
-        return status if status >= 0 else 128 - status
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
+                loop.add_signal_handler(number, self._on_signal, number)
+        environment = {
+            **os.environ,
+            ENV_SOCKET: str(self._socket),
+            ENV_STAGE: str(self._stage),
+            ENV_GRACE_SECONDS: f"{self._options.grace_seconds:g}",
+        }
+        return AgentProcesses(self._options.command, environment, report, self._record_processes, (self._lock,))
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), *self._options.command]
-        environment = {**os.environ, ENV_SOCKET: str(self._socket), ENV_STAGE: str(self._stage)}
-        return subprocess.Popen(command, env=environment, process_group=0)  # noqa: S603 - the user's own command
+    def _record_processes(self, keeper: Process, agent: Process) -> None:
+        try:
+            record(stage_layout.laptop_processes(self._stage), keeper, agent)
+        except OSError as error:
+            report(f"cannot record the agent's processes for the next start: {error.strerror}")
+
+    async def _end_left_processes(self, processes: AgentProcesses) -> None:
+        """End what the command leaves. An agent with the SDK behind it gets the time to flush its last state."""
+        seconds = LEFT_SECONDS
+        with self._reported_failure("cannot begin the final checkpoint"):
+            assert self._incarnation is not None
+            if self._incarnation.sessions.live is not None and _is_running(self._incarnation):
+                self._incarnation.begin_shutdown()
+                seconds = self._options.grace_seconds
+        await processes.end(min(seconds, self._options.grace_seconds))
+
+    async def _finish(self, status: int) -> None:
+        """Take the final checkpoint, unless a signal abandons it. A failure is reported, and changes no exit status."""
+        assert self._incarnation is not None
+        if status == 128 + signal.SIGINT:
+            self._signals.count += 1  # Ctrl-C at a terminal reaches the command only
+        with self._reported_failure("the final checkpoint failed"):
+            last = asyncio.ensure_future(self._incarnation.shut_down())
+            abandoned = asyncio.ensure_future(self._abandoned.wait())
+            await asyncio.wait((last, abandoned), return_when=asyncio.FIRST_COMPLETED)
+            if not last.done():
+                report("stopped before the final checkpoint was complete")
+                last.cancel()
+                return
+            abandoned.cancel()
+            last.result()
+            latest = self._incarnation.checkpointer.parent
+            if self._incarnation.roots_match_checkpoint and latest is not None:
+                stage_layout.released_file(self._stage).write_text(json.dumps({"sequence": latest.ref.sequence}))
+
+    @contextmanager
+    def _reported_failure(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - nothing here may change the agent's exit status
+            report(f"{what}: {type(error).__name__}: {error}")
 
     def _on_signal(self, number: int) -> None:
-        """Ask the agent to flush and end on the first signal, send the second to its process, and kill on the third."""
-        assert self._process is not None and self._incarnation is not None
-        self._signals += 1
-        if self._signals == 1:
-            has_sdk = self._incarnation.sessions.live is not None
-            self._incarnation.begin_shutdown()
-            self._send(signal.SIGTERM if has_sdk else number)
-            asyncio.get_running_loop().call_later(self._options.grace_seconds, self._send, signal.SIGKILL)
-        else:
-            self._send(number if self._signals == 2 else signal.SIGKILL)
+        """Ask the agent to flush and end on the first signal, send the second to its process, and kill on the third.
 
-    def _send(self, number: int) -> None:
-        if self._process is None or self._process.poll() is not None:
+        Once the command has ended, a second signal abandons the final checkpoint.
+        """
+        assert self._incarnation is not None
+        count = self._signals.add(number, time.monotonic())
+        if self.processes is None or count == 0:
             return
-        with suppress(ProcessLookupError):
-            if number == signal.SIGKILL:
-                os.killpg(self._process.pid, number)
-            else:
-                os.kill(self._process.pid, number)
+        if self.processes.exit_status.done():
+            self._on_late_signal(count)
+            return
+        has_sdk = self._incarnation.sessions.live is not None
+        if count == 1:
+            with self._reported_failure("cannot begin the final checkpoint"):
+                self._incarnation.begin_shutdown()
+            asyncio.get_running_loop().call_later(self._options.grace_seconds, self.processes.kill)
+        if count <= 2:
+            self.processes.send(signal.SIGTERM if has_sdk else number)
+        else:
+            self.processes.kill()
+
+    def _on_late_signal(self, count: int) -> None:
+        assert self.processes is not None
+        if count == 1:
+            report("the agent has ended; taking its final checkpoint (a second signal stops at once)")
+            return
+        self.processes.kill()
+        self._abandoned.set()
 
     def _restore(self, welcome: Welcome) -> None:
         """Restore state folders that are empty or half restored. Others are left as they are until the SDK connects."""
@@ -118,7 +180,7 @@ class Supervisor:
             marker = ready_marker(welcome, f"epoch-{welcome.epoch}", parent)
             with loaded.reader(blobs, key) as reader:
                 restore_files(reader, to_restore, marker, self._failpoints)
-            _report(f"restored {', '.join(root.mount_path for root in to_restore)} from {parent.name}")
+            report(f"restored {', '.join(root.mount_path for root in to_restore)} from {parent.name}")
 
     def _roots_to_restore(self, welcome: Welcome, parent: CheckpointRef, manifest: Manifest) -> list[Root]:
         found: list[Root] = []
@@ -153,6 +215,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def _is_running(incarnation: Incarnation) -> bool:
+    session = incarnation.sessions.live
+    return session is not None and find(session.connect.pid) is not None
+
+
 def _greeting(welcome: Welcome) -> str:
     if welcome.parent is None:
         return f"agent {welcome.agent} starts fresh (epoch {welcome.epoch})"
@@ -170,15 +237,7 @@ def _age(seconds: int) -> str:
     return f"{max(0, seconds)}s"
 
 
-def _reclaim_terminal() -> None:
-    """Make this process the terminal's foreground process again, after the agent owned the terminal."""
-    if not sys.stdin or not os.isatty(0):
-        return
-    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-    with suppress(OSError):
-        os.tcsetpgrp(0, os.getpgrp())
-    signal.signal(signal.SIGTTOU, before)
-
-
-def _report(text: str) -> None:
-    print(f"savepoint: {text}", file=sys.stderr, flush=True)
+def report(text: str) -> None:
+    """Print a message of the supervisor on standard error."""
+    with suppress(OSError, ValueError):  # its reader has ended, or it was closed
+        print(f"savepoint: {text}", file=sys.stderr, flush=True)

@@ -47,7 +47,8 @@ class AgentSession:
         self.fenced: str | None = None  # why effects are refused
         self.end_error: SavepointError | None = None  # raised by every call once the session has ended
         self.exit: Callable[[], None] | None = None  # ends the process after its final flush, if the SDK may do so
-        self.stopping = False  # SIGTERM was received
+        self.stopping = False  # SIGTERM or Ctrl-C was received
+        self.order_seconds = _ORDER_SECONDS
         self.exiting = False  # the final flush of this process is done
         self._shutdown_requested = False
         self._final_flush_done = False  # a flush after SIGTERM, for an order that came after SIGTERM
@@ -297,7 +298,7 @@ class AgentSession:
     def _await_final_order(self) -> bool:
         """Return whether there is an order to flush for. If none arrives soon, one thread requests a checkpoint."""
         link = self.link
-        if link is None or self._wait_for_order(_ORDER_SECONDS):
+        if link is None or self._wait_for_order(self.order_seconds):
             return link is not None and self.gate.pending is not None
         with self.lock:
             first, self._shutdown_requested = not self._shutdown_requested, True

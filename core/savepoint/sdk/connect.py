@@ -130,6 +130,7 @@ class _AttachedSession:
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGINT:  # handled only where it ends the process
             self.session.exit = self.termination.exit
+            self.session.order_seconds = 0.0  # Ctrl-C reaches this process only: the sidecar sends no order
         self.session.stopping = True
         self.session.gate.request_attention()
 
