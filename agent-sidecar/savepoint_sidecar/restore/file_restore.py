@@ -89,16 +89,19 @@ def restore_files(
     marker: Marker,
     failpoints: Failpoints,
     progress: Callable[[int], None] | None = None,
+    *,
+    make_empty: Callable[[Root], None] | None = None,
 ) -> int:
     """Clear these roots and restore the checkpoint's trees into them; return the bytes written.
 
     Without a reader the roots are only cleared. A root is marked as restoring before it is changed, and as ready once
-    all of it is on disk. ``progress`` receives the total of bytes written so far, from several threads. NoSpace if the
-    checkpoint does not fit; then nothing has been changed.
+    all of it is on disk. ``progress`` receives the total of bytes written so far, from several threads. ``make_empty``
+    empties a root without deleting its files, which then still need their space. NoSpace if the checkpoint does not
+    fit; then nothing has been changed.
     """
     failpoints.reach("restore-begin")
     if reader is not None:
-        require_space(reader, roots)
+        require_space(reader, roots, clearing=make_empty is None)
     written = 0
     for root in roots:
         try:
@@ -108,7 +111,7 @@ def restore_files(
     failpoints.reach("restore-marked")
     for root in roots:
         try:
-            clear(root)
+            (make_empty or clear)(root)
         except OSError as error:
             raise root_error(root, error) from error
     failpoints.reach("restore-cleared")
@@ -128,8 +131,8 @@ def restore_files(
     return written
 
 
-def require_space(reader: CheckpointReader, roots: Sequence[Root]) -> None:
-    """Raise NoSpace if the checkpoint does not fit a file system, counting what clearing the roots frees.
+def require_space(reader: CheckpointReader, roots: Sequence[Root], *, clearing: bool = True) -> None:
+    """Raise NoSpace if the checkpoint does not fit a file system, counting what ``clearing`` the roots frees.
 
     Nothing is changed.
     """
@@ -146,17 +149,18 @@ def require_space(reader: CheckpointReader, roots: Sequence[Root]) -> None:
             status = os.statvfs(root.path)
         except OSError as error:
             raise root_error(root, error) from error
-        needed[device] += report.bytes + ENTRY_BYTES * (report.files + report.directories)
+        needed[device] += report.allocated + ENTRY_BYTES * (report.files + report.directories)
         free[device] = status.f_bavail * status.f_frsize
         mount_paths.setdefault(device, root.mount_path)
     if all(size <= free[device] for device, size in needed.items()):
         return
-    freed = bytes_freed_by_clearing(roots)
+    freed = bytes_freed_by_clearing(roots) if clearing else Counter[int]()
     for device, size in needed.items():
         if size > free[device] + freed[device]:
             raise NoSpace(
-                f"the checkpoint needs {size} bytes below {mount_paths[device]}; {free[device]} are free, and removing "
-                f"the files there now would free {freed[device]}: nothing was changed; give the volume more space"
+                f"the checkpoint needs {size} bytes below {mount_paths[device]}; {free[device]} are free"
+                + (f", and removing the files there now would free {freed[device]}" if clearing else "")
+                + ": nothing was changed; give the volume more space"
             )
 
 

@@ -46,6 +46,15 @@ def chunk_id(content: bytes | memoryview) -> bytes:
     return hashlib.sha256(content).digest()
 
 
+ZERO_CHUNKS = frozenset((size, chunk_id(bytes(size))) for size in (BLOCK_BYTES, SMALL_BLOCK_BYTES))
+"""Length and id of whole blocks of zeros, of which sparse files consist: they need no room where they are restored."""
+
+
+def is_zero(ref: ChunkRef) -> bool:
+    """Return whether the chunk is a whole block of zeros."""
+    return (ref.length, ref.id) in ZERO_CHUNKS
+
+
 def block_bytes(kind: str) -> int:
     """Return the block size, in bytes, into which this writer splits content of this component kind."""
     return SMALL_BLOCK_BYTES if kind in SMALL_BLOCK_KINDS else BLOCK_BYTES

@@ -18,7 +18,8 @@ MAX_PATH_BYTES = 4096
 MAX_ELEMENT_BYTES = 255
 MODE_BITS = 0o777
 
-_MAX_TIME = (1 << 63) - 1
+MAX_TIME_NS = (1 << 63) - 1
+"""Times are within this many nanoseconds of 1970: the years 1677 to 2262."""
 _PLAIN_PATH = re.compile(r"(?!\.{1,2}(?:/|\Z))[^/\0]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[^/\0]{1,255})*")
 """Valid ASCII paths, the common case: one match is faster than checking each element."""
 
@@ -100,7 +101,7 @@ def entry_of(value: object, where: str) -> TreeEntry:
     problem = path_problem(path)
     if problem:
         fields.refuse(f"has an entry whose path {path!r} {problem}")
-    mtime_ns = fields.integer("mtimeNs", minimum=-_MAX_TIME, maximum=_MAX_TIME)
+    mtime_ns = fields.integer("mtimeNs", minimum=-MAX_TIME_NS, maximum=MAX_TIME_NS)
     entry: TreeEntry
     if kind == "file":
         entry = TreeFile(path, fields.integer("mode", maximum=MODE_BITS), mtime_ns, content_of(fields, where))

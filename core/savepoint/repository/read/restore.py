@@ -7,16 +7,21 @@ whether it may be written (the sidecar's markers do), and requires that the name
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 
-from savepoint.repository.format.chunk import ChunkRef
+from savepoint.repository.format.chunk import ChunkRef, is_zero
 from savepoint.repository.format.content import Content
 from savepoint.repository.format.manifest import ComponentRecord
 from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 from savepoint.repository.read.fetch import Wanted
 from savepoint.repository.read.reader import CheckpointReader
-from savepoint.repository.read.target import Target, set_mode_and_time, sync_file_system, translate_errors, write_at
+from savepoint.repository.read.target import (
+    Target,
+    set_mode_and_time,
+    sync_file_system,
+    translate_errors,
+    write_data_at,
+)
 
 BATCH_BYTES = 32 << 20
 BATCH_CHUNKS = 2048
@@ -35,6 +40,8 @@ class RestoreReport:
     directories: int = 0
     symlinks: int = 0
     bytes: int = 0
+    allocated: int = field(default=0, compare=False)
+    """The bytes without whole blocks of zeros, which need no room: they become holes."""
 
 
 @dataclass(slots=True)
@@ -91,13 +98,16 @@ def restore_tree(
 
 
 def _survey(reader: CheckpointReader, component: ComponentRecord) -> tuple[RestoreReport, list[TreeEntry] | None]:
-    files = directories = symlinks = size = 0
+    files = directories = symlinks = size = allocated = 0
     kept: list[TreeEntry] | None = []
     for entry in reader.tree_entries(component):
         if isinstance(entry, TreeFile):
             files += 1
             size += entry.content.size
-            for ref in chain(reader.content_chunks(entry.content), entry.content.more):
+            for ref in reader.content_chunks(entry.content):
+                reader.fetcher.check(ref)
+                allocated += 0 if is_zero(ref) else ref.length
+            for ref in entry.content.more:
                 reader.fetcher.check(ref)
         elif isinstance(entry, TreeDirectory):
             directories += 1
@@ -107,7 +117,7 @@ def _survey(reader: CheckpointReader, component: ComponentRecord) -> tuple[Resto
             kept.append(entry)
             if len(kept) > KEPT_ENTRIES:
                 kept = None
-    return RestoreReport(files, directories, symlinks, size), kept
+    return RestoreReport(files, directories, symlinks, size, allocated), kept
 
 
 class _Restorer:
@@ -160,8 +170,13 @@ class _Restorer:
             self._finish_file(descriptor, file)
             return
         self._open[descriptor] = file
+        with translate_errors(file.path):
+            os.ftruncate(descriptor, file.content.size)
         for offset, ref in _with_offsets(self._reader, file.content):
-            self._want(ref, _Piece(file, offset, descriptor))
+            if is_zero(ref):
+                self._report(ref.length)  # it stays a hole
+            else:
+                self._want(ref, _Piece(file, offset, descriptor))
         self._complete.append(descriptor)
         if len(self._open) >= OPEN_FILES:
             self._flush()
@@ -184,17 +199,21 @@ class _Restorer:
         file = piece.file
         with translate_errors(file.path):
             if piece.descriptor is not None:
-                write_at(piece.descriptor, piece.offset, content)
+                write_data_at(piece.descriptor, piece.offset, content)
             else:
                 descriptor = self._thread_target().create(file.path)
                 try:
-                    write_at(descriptor, 0, content)
+                    os.ftruncate(descriptor, len(content))
+                    write_data_at(descriptor, 0, content)
                     set_mode_and_time(descriptor, file.mode, file.mtime_ns)
                 finally:
                     os.close(descriptor)
+        self._report(len(content))
+
+    def _report(self, count: int) -> None:
         if self._progress is not None:
             with self._lock:
-                self._done += len(content)
+                self._done += count
                 done = self._done
             self._progress(done)
 

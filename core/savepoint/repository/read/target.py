@@ -24,6 +24,8 @@ from savepoint.repository.format.tree import MODE_BITS, path_bytes
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT_DIRECTORIES = 32
+_PAGE_BYTES = 4096
+_ZERO_PAGE = bytes(_PAGE_BYTES)
 
 
 class Target:
@@ -108,6 +110,23 @@ def write_at(descriptor: int, offset: int, content: memoryview) -> None:
     done = 0
     while done < len(content):
         done += os.pwrite(descriptor, content[done:], offset + done)
+
+
+def write_data_at(descriptor: int, offset: int, content: memoryview) -> None:
+    """Write the content at the offset, except for pages of zeros: in a new file, they stay holes.
+
+    The caller sets the size of the file.
+    """
+    begin: int | None = None
+    for at in range(0, len(content), _PAGE_BYTES):
+        is_hole = content[at : at + _PAGE_BYTES].tobytes() == _ZERO_PAGE
+        if is_hole and begin is not None:
+            write_at(descriptor, offset + begin, content[begin:at])
+            begin = None
+        elif not is_hole and begin is None:
+            begin = at
+    if begin is not None:
+        write_at(descriptor, offset + begin, content[begin:])
 
 
 def sync_file_system(descriptor: int) -> None:

@@ -8,12 +8,15 @@ from collections.abc import Callable
 
 from savepoint.errors import StateUnstable
 from savepoint.repository.buffer import working_memory
-from savepoint.repository.format.chunk import MAX_CHUNK_BYTES, ChunkRef, chunk_id
+from savepoint.repository.format.chunk import MAX_CHUNK_BYTES, ZERO_CHUNKS, ChunkRef, chunk_id
 from savepoint.repository.format.compress import Compressor
 from savepoint.repository.format.pack import RAW, ZSTD, PackWriter
 from savepoint.repository.write.chunk_index import ChunkIndex
 from savepoint.repository.write.pack_uploads import PackUploads
-from savepoint.repository.write.source import Source
+from savepoint.repository.write.source import FileSource, Source
+
+ZERO_IDS = dict(ZERO_CHUNKS)
+"""Ids of whole blocks of zeros, by length."""
 
 
 class ChunkWorker:
@@ -33,6 +36,10 @@ class ChunkWorker:
         If the source ends early, store a shorter chunk, or return None if nothing is left; with ``exact``, raise
         StateUnstable instead.
         """
+        if length in ZERO_IDS and isinstance(source, FileSource) and source.is_hole(offset, length):
+            found = self._index.find(ZERO_IDS[length])
+            if found is not None:
+                return found
         count = source.read_into(offset, self._plain[1 : 1 + length])
         if count < length and exact:
             raise StateUnstable(f"the content became shorter while it was read: {offset + count} bytes are left")

@@ -1,5 +1,6 @@
 """Sources of plain bytes to store: memory, or a range of an open file."""
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,13 +44,24 @@ class MemorySource:
 class FileSource:
     """A range of an open file; the caller closes its descriptor."""
 
-    def __init__(self, descriptor: int, length: int, offset: int = 0) -> None:
-        self._descriptor, self._length, self._offset = descriptor, length, offset
+    def __init__(self, descriptor: int, length: int, offset: int = 0, *, has_holes: bool = False) -> None:
+        """``has_holes``: the file system's word is taken for where a file has no data; see ``is_hole``."""
+        self._descriptor, self._length, self._offset, self._has_holes = descriptor, length, offset, has_holes
 
     @property
     def length(self) -> int:
         """The length of the range in bytes."""
         return self._length
+
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Return whether the file has no data in this range, which then need not be read: it is all zeros."""
+        if not self._has_holes:
+            return False
+        begin = self._offset + offset
+        try:
+            return os.lseek(self._descriptor, begin, os.SEEK_DATA) >= begin + length
+        except OSError as error:
+            return error.errno == errno.ENXIO and os.fstat(self._descriptor).st_size >= begin + length
 
     def read_into(self, offset: int, target: memoryview) -> int:
         """Read a range directly into ``target``."""

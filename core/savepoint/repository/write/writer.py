@@ -108,9 +108,14 @@ class CheckpointWriter:
         """Store bytes in memory."""
         return self._workers.store(MemorySource(content), kind, exact=True)
 
-    def store_file(self, descriptor: int, size: int, kind: str = ComponentKind.FILES) -> Content:
-        """Store at most ``size`` bytes of an open file; the size of the returned content is what the file had."""
-        return self._workers.store(FileSource(descriptor, size), kind, exact=False)
+    def store_file(
+        self, descriptor: int, size: int, kind: str = ComponentKind.FILES, *, has_holes: bool = False
+    ) -> Content:
+        """Store at most ``size`` bytes of an open file; the size of the returned content is what the file had.
+
+        ``has_holes``: do not read where the file has no data, on file systems that are known to say this reliably.
+        """
+        return self._workers.store(FileSource(descriptor, size, has_holes=has_holes), kind, exact=False)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield the function's results in order. As long as items are large, the writer's threads compute them."""
