@@ -404,7 +404,9 @@ class TestSignature:
         [
             {"endpoint": "file:///etc"}, {"endpoint": "minio:9000"}, {"endpoint": "http://"},
             {"endpoint": "http://u:p@h"}, {"endpoint": "http://h/path"}, {"endpoint": "http://h/?q"}, {"bucket": ""},
-            {"bucket": "a/b"}, {"prefix": "a"}, {"prefix": "../"},
+            {"bucket": "a/b"}, {"prefix": "a"}, {"prefix": "../"}, {"endpoint": "https://h:99999"},
+            {"endpoint": "https://[::::]"}, {"endpoint": "https://..."}, {"endpoint": "https://h:0"},
+            {"endpoint": "https://h:x"}, {"endpoint": "https://[::1"},
         ],
     )  # fmt: skip
     def test_invalid_configurations_are_refused(self, change: dict[str, str]) -> None:

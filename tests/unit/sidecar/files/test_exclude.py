@@ -1,5 +1,6 @@
 """Tests of the exclude patterns."""
 
+import glob
 import re
 import time
 from random import Random
@@ -67,6 +68,14 @@ def test_a_pattern_that_cannot_be_evaluated_is_ignored_alone(pattern: str) -> No
     (ignored,) = excluded.ignored
     assert repr(pattern) in ignored
     assert excluded("a.tmp") and excluded("cache/x") and not excluded("z") and not excluded("a")
+
+
+@pytest.mark.parametrize("name", ["a[b]*", "[z-a]", "**", "!x", "a?b", "new\nline", "]", "[!]", "\udcff", "a\\b"])
+def test_the_escaped_name_of_a_folder_excludes_that_folder_alone(name: str) -> None:
+    excluded = Excluded((f"/data/x/{glob.escape(name)}",), "/data")
+    assert not excluded.ignored
+    assert excluded(f"x/{name}") and excluded.covers(f"x/{name}/pack")
+    assert not excluded(f"x/{name}1") and not excluded(name) and not excluded("x/a")
 
 
 def _reference(pattern: list[str], path: list[str]) -> bool:
