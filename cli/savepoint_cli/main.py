@@ -12,6 +12,8 @@ from savepoint_cli.store_options import add_store_arguments, folder, store_optio
 EXIT_USAGE = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+_PACKAGES_OF_EXTRA = frozenset({"aiohttp", "zstandard", "cryptography"})
+"""Packages of the extra `sidecar`, which the base installation does not have."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +33,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.handler(options)
         return status
     except SavepointError as error:
-        print(f"error: {error.reason}: {error}", file=sys.stderr)
+        text = _shown_text(options, str(error))
+        print(f"error: {error.reason}: {text}", file=sys.stderr)
+        return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _PACKAGES_OF_EXTRA:
+            raise
+        print(
+            f"error: `savepoint {options.name}` needs the Python package {error.name}; install the extra `sidecar`: "
+            "pip install 'savepoint-agents[sidecar]'",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
     except BrokenPipeError:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _shown_text(options: argparse.Namespace, text: str) -> str:
+    if options.name != "run":
+        return text
+    from savepoint_cli.laptop_messages import laptop_text  # noqa: PLC0415 - only after an error
+
+    return laptop_text(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,16 +104,16 @@ def _parser() -> argparse.ArgumentParser:
         "--grace", type=_seconds, default=25.0, metavar="SECONDS", help="time for the final checkpoint (default: 25)"
     )
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="command that starts the agent")
-    run.set_defaults(handler=_run)
+    run.set_defaults(handler=_run, name="run")
     log_help = "list the checkpoint history of the agents in a store"
     log = commands.add_parser("log", help=log_help, description=_sentence(log_help))
     add_store_arguments(log)
-    log.set_defaults(handler=_log)
+    log.set_defaults(handler=_log, name="log")
     verify_help = "read the checkpoints in a store and report damage"
     verify = commands.add_parser("verify", help=verify_help, description=_sentence(verify_help))
     add_store_arguments(verify)
     verify.add_argument("--all", action="store_true", help="verify every checkpoint, not only each agent's newest")
-    verify.set_defaults(handler=_verify)
+    verify.set_defaults(handler=_verify, name="verify")
     return parser
 
 

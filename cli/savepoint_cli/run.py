@@ -24,6 +24,7 @@ from savepoint_sidecar.settings import log_level_of
 
 from savepoint_cli.agent_lock import AlreadyRunning, agent_lock
 from savepoint_cli.key import key_path, master_key
+from savepoint_cli.laptop_messages import LaptopFormatter, laptop_text
 from savepoint_cli.leftovers import end_leftovers, find_leftovers
 from savepoint_cli.run_options import RunOptions, dns_label, own_file_patterns
 from savepoint_cli.supervisor import Supervisor, report, utc_now
@@ -46,7 +47,9 @@ def run(options: RunOptions) -> int:
     Raises:
         SavepointError: The store cannot be used, or the state folders cannot be restored.
     """
-    logging.basicConfig(level=log_level_of(default="WARNING"), format="savepoint: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LaptopFormatter("savepoint: %(message)s"))
+    logging.basicConfig(level=log_level_of(default="WARNING"), handlers=[handler])
     agent = dns_label(options.agent)
     store = DirectoryStore(options.store, create=True)
     stage = stage_layout.laptop_stage(options.store.absolute(), agent)
@@ -90,7 +93,8 @@ def _supervise(supervisor: Supervisor) -> int:
         if processes is None:
             raise
         if not processes.exit_status.done():
-            report(f"checkpoints have stopped: {type(error).__name__}: {error}; the agent continues without them")
+            cause = f"{type(error).__name__}: {laptop_text(str(error))}"
+            report(f"checkpoints have stopped: {cause}; the agent continues without them")
         return processes.wait_without_loop()
 
 

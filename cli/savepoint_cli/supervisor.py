@@ -30,6 +30,7 @@ from savepoint_sidecar.settings import failpoint_of
 from savepoint_sidecar.stage.components import prepare_stage
 
 from savepoint_cli.agent_processes import LEFT_SECONDS, AgentProcesses
+from savepoint_cli.laptop_messages import laptop_text
 from savepoint_cli.leftovers import record
 from savepoint_cli.process_table import Process, find
 from savepoint_cli.run_options import RunOptions, state_roots
@@ -133,7 +134,7 @@ class Supervisor:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - nothing here may change the agent's exit status
-            report(f"{what}: {type(error).__name__}: {error}")
+            report(f"{what}: {type(error).__name__}: {laptop_text(str(error))}")
 
     def _on_signal(self, number: int) -> None:
         """Ask the agent to flush and end on the first signal, send the second to its process, and kill on the third.
