@@ -32,7 +32,7 @@ class Transaction:
     flushed_at: float | None = None
     """Time of the flush, on the event loop's clock."""
     error: SavepointError | None = None
-    """Why the transaction failed: the answer to the agent's flush."""
+    """The reason why the transaction failed: the answer to the agent's flush."""
     pause_milliseconds: int | None = None
     """The pause that the agent measured."""
 

@@ -6,24 +6,28 @@ are opened relative to their root, and no link is followed anywhere.
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from savepoint.contract.vocabulary import ComponentKind
-from savepoint.errors import StateUnstable
+from savepoint.errors import RunAsUserRequired, StateUnstable
 from savepoint.repository.format.content import Content
-from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 from savepoint.repository.write.source import FileSource
 from savepoint.repository.write.writer import CheckpointWriter
 
-from savepoint_sidecar.capture.draft import READ_ATTEMPTS, Draft, OpenFile, SpooledFile
-from savepoint_sidecar.capture.file_table import FileTable, is_racy
+from savepoint_sidecar.capture.change_detector import ChangeDetector, probe
+from savepoint_sidecar.capture.database import HEADER_BYTES, is_database
+from savepoint_sidecar.capture.database_reader import require_settled
+from savepoint_sidecar.capture.draft import READ_ATTEMPTS, Draft, SpooledFile, shown
+from savepoint_sidecar.capture.file_table import FileTable
 from savepoint_sidecar.capture.fuzzy import FuzzyReader
+from savepoint_sidecar.capture.open_files import READ_ERRNOS, RootFiles, equals_content
+from savepoint_sidecar.capture.pause import doubts, has_only_grown, movement
 from savepoint_sidecar.capture.spool import Spool
+from savepoint_sidecar.capture.tree_entries import time_warning, tree_entries
 from savepoint_sidecar.files.exclude import Excluded
-from savepoint_sidecar.files.roots import Root, open_directory
-from savepoint_sidecar.files.walk import FileNode, Walk, open_below, signature_of, walk
+from savepoint_sidecar.files.roots import Root
+from savepoint_sidecar.files.walk import FileNode, Walk, signature_of, unreadable, walk
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,9 @@ class Capture:
         self.clock_ns, self.check = clock_ns, check
         self.on_planned: Callable[[int], None] = ignore_planned
         """Called with a number of bytes as soon as it is known that they will be read."""
+        self._detectors: dict[str, ChangeDetector] = {}
+        self._databases: dict[str, set[str]] = {root.name: set() for root in roots}
+        """Paths of SQLite databases that were read in this process, by root name."""
         self.tables: dict[str, FileTable] = {root.name: FileTable() for root in roots}
 
     def exclude(self, patterns: Sequence[str]) -> None:
@@ -68,6 +75,19 @@ class Capture:
     def excluded(self, root: Root) -> Excluded:
         """Return the exclude patterns of this root."""
         return self._excluded[root.name]
+
+    def probe_roots(self) -> None:
+        """Find out, and log, how changes are noticed in each root."""
+        for root in self.roots:
+            self.detector(root)
+
+    def detector(self, root: Root) -> ChangeDetector:
+        """Return how changes of files are noticed in this root; its file system is probed once."""
+        found = self._detectors.get(root.name)
+        if found is None:
+            found = self._detectors[root.name] = probe(root)
+            log.info("changes of files in %s are noticed by their %s", root.mount_path, found)
+        return found
 
     def file_bytes(self) -> int:
         """Return the total size of all files now, in bytes."""
@@ -89,71 +109,86 @@ class Capture:
     def _store_changed(
         self, writer: CheckpointWriter, draft: Draft, known: FileTable, *, only: Collection[str] | None = None
     ) -> None:
-        root = draft.root
         changed = self._changed_files(writer, known, draft)
         wanted = [node for node in changed if only is None or node.path in only]
         self.on_planned(sum(node.signature.size for node in wanted))
-        with open_directory(root.path) as top:
+        with RootFiles(draft.walk) as files:
 
-            def store(node: FileNode) -> tuple[FileNode, Content | None, int]:
+            def store(node: FileNode) -> None:
                 self.check()
-                return self._store_once(writer, top, root, node)
+                self._store_once(writer, files, draft, node)
 
-            for node, content, read_at in writer.map(store, wanted):
-                if content is not None:
-                    draft.table.put(node.path, node.signature, content, racy=is_racy(node.signature, read_at))
+            for _ in writer.map(store, wanted):
+                pass
+        draft.require_readable()
 
     def final_pass(self, writer: CheckpointWriter, drafts: list[Draft], spool: Spool) -> list[Draft]:
         """Copy what changed since the pre-copy into the spool, while the agent is paused.
 
-        StateUnstable if a file changes despite the pause, StageFull if the spool has no room.
+        StateUnstable if a file changes despite the pause other than by growing, StageFull if the spool has no room.
         """
         before = {draft.root.name: draft.table for draft in drafts}
         finals = []
         for root in self.roots:
             draft = Draft(root, self._walk(root), FileTable())
             finals.append(draft)
-            changed = self._changed_files(writer, before.get(root.name, self.tables[root.name]), draft)
-            size = sum(node.signature.size for node in changed)
-            spool.require_space(size)
-            self.on_planned(size)
-            with open_directory(root.path) as top:
+            with RootFiles(draft.walk) as files:
+                known = before.get(root.name, self.tables[root.name])
+                changed = self._really_changed(files, known, self._changed_files(writer, known, draft))
+                spool.require_space(sum(map(files.allocated_bytes, changed)))
+                self.on_planned(sum(node.signature.size for node in changed))
                 for node in changed:
                     self.check()
-                    draft.spooled[node.path] = self._copy(top, root, node, spool)
-                self._read_links(top, draft)
-                for path, spooled in draft.spooled.items():
-                    if signature_of(_stat(top, path)) != spooled.signature:
-                        raise _unstable(root, path)
+                    try:
+                        draft.spooled[node.path] = self._copy(files, node, spool)
+                    except RunAsUserRequired as error:
+                        draft.unreadable[node.path] = error
+                self._read_links(files, draft)
+                draft.require_readable()
+                databases = self._databases[root.name]
+                require_settled(files, draft, (node.path for node in draft.walk.nodes if node.path in databases))
+        for draft in finals:
+            self._prove_unmoved(draft, spool)
         return finals
 
     def read_fuzzy(self, writer: CheckpointWriter, scratch: Path, before: Sequence[Draft] = ()) -> list[Draft]:
-        """Store everything that changed while the agent may be writing; databases by SQLite's backup.
+        """Store everything that changed while the agent may be writing; SQLite databases as units.
 
         ``before`` is what a pre-copy by the same writer has already stored.
         """
-        known = self.tables | {draft.root.name: draft.table for draft in before}
+        precopied = self.tables | {draft.root.name: draft.table for draft in before}
         drafts = []
         for root in self.roots:
             draft = Draft(root, self._walk(root), FileTable())
             drafts.append(draft)
-            with open_directory(root.path) as top:
-                self._read_links(top, draft)
+            detector = self.detector(root)
+            known = precopied[root.name] if detector.by_stat else FileTable()
+            with RootFiles(draft.walk) as files:
+                self._read_links(files, draft)
                 reader = FuzzyReader(
                     writer,
                     draft,
-                    known[root.name],
-                    top=top,
+                    known,
+                    self.tables[root.name],
+                    files=files,
+                    detector=detector,
                     scratch=scratch,
                     clock_ns=self.clock_ns,
                     check=self.check,
                 )
-                files = [node for node in draft.walk.nodes if node.is_file]
-                table = known[root.name]
-                self.on_planned(sum(n.signature.size for n in files if not table.matches(n.path, n.signature)))
-                left_out = {path for paths in writer.map(reader.read, files) for path in paths}
+                nodes = [node for node in draft.walk.nodes if node.is_file]
+                self.on_planned(sum(n.signature.size for n in nodes if not known.matches(n.path, n.signature)))
+                left_out = {path for paths in writer.map(reader.read, nodes) for path in paths}
             draft.walk.nodes = [node for node in draft.walk.nodes if node.path not in left_out]
+            draft.require_readable()
         return drafts
+
+    def prove_unmoved(self, drafts: Sequence[Draft]) -> None:
+        """Record in the drafts what moved since they were read, although the agent has ended."""
+        for draft in drafts:
+            after = self._walk(draft.root)
+            draft.walk.unsettled = after.unsettled or draft.walk.unsettled
+            draft.doubts += doubts(draft, movement(draft.walk, after), "after the agent had ended")
 
     def store(self, writer: CheckpointWriter, drafts: list[Draft], spool: Spool | None) -> None:
         """Store what the final pass copied, after the pause, then add every root's tree to the checkpoint."""
@@ -170,7 +205,12 @@ class Capture:
                 for path, content in writer.map(store, draft.spooled):
                     spooled = draft.spooled[path]
                     draft.table.put(path, spooled.signature, content, racy=spooled.racy)
-            writer.add_tree(draft.root.component, ComponentKind.FILES, self._entries(draft))
+            writer.add_tree(draft.root.component, ComponentKind.FILES, tree_entries(draft))
+
+    def warnings(self, draft: Draft) -> list[str]:
+        """Return what is not, or not exactly, in the checkpoint as it is in the root."""
+        clamped = time_warning(draft)
+        return [*draft.walk.skipped, *draft.left_out(), *draft.doubts, *draft.warnings, *([clamped] if clamped else [])]
 
     def committed(self, drafts: list[Draft]) -> None:
         """Make the drafts the last committed checkpoint, with which later captures are compared."""
@@ -179,84 +219,119 @@ class Capture:
             draft.table.keep_only({node.path for node in draft.walk.nodes})
 
     def _walk(self, root: Root) -> Walk:
-        return walk(root, self._excluded[root.name], self.check)
+        return walk(root, self._excluded[root.name], self.check, self.clock_ns)
 
-    @staticmethod
-    def _changed_files(writer: CheckpointWriter, known: FileTable, draft: Draft) -> list[FileNode]:
-        """Start the draft from the known files; return those that changed or must be stored again."""
+    def _changed_files(self, writer: CheckpointWriter, known: FileTable, draft: Draft) -> list[FileNode]:
+        """Start the draft from the known files; return those that may have changed or must be stored again."""
         to_store_again = known.paths_to_store_again(writer.can_reuse)
+        by_stat = self.detector(draft.root).by_stat
         draft.table = known.copy()
         return [
             node
             for node in draft.walk.nodes
-            if node.is_file and (node.path in to_store_again or not known.matches(node.path, node.signature))
+            if node.is_file
+            and (not by_stat or node.path in to_store_again or not known.matches(node.path, node.signature))
         ]
 
-    def _store_once(
-        self, writer: CheckpointWriter, top: int, root: Root, node: FileNode
-    ) -> tuple[FileNode, Content | None, int]:
-        """Store a file; its content is None if it changed meanwhile, which leaves it to the final pass."""
+    def _really_changed(self, files: RootFiles, known: FileTable, nodes: list[FileNode]) -> list[FileNode]:
+        """Leave out the files whose content is as known, where a stat does not prove it."""
+        if self.detector(files.root).by_stat:
+            return nodes
+        contents = known.contents()
+
+        def is_unchanged(node: FileNode) -> bool:
+            self.check()
+            content = contents.find(node.path)
+            return (
+                content is not None
+                and known.matches(node.path, node.signature)
+                and equals_content(files, node, content)
+            )
+
+        return [node for node in nodes if not is_unchanged(node)]
+
+    def _store_once(self, writer: CheckpointWriter, files: RootFiles, draft: Draft, node: FileNode) -> None:
+        """Store a file, unless it changes meanwhile, which leaves it to the final pass."""
+        detector = self.detector(draft.root)
         try:
-            with OpenFile(top, root, node) as handle:
-                content = writer.store_file(handle.descriptor, node.signature.size)
+            with files.open(node) as handle:
+                detector.write_back(handle.descriptor)
+                before = signature_of(os.fstat(handle.descriptor))
+                content = writer.store_file(handle.descriptor, before.size, has_holes=detector.by_stat)
+                read_at = self.clock_ns()
+                self._note_database(draft.root, node.path, handle.descriptor)
                 after = signature_of(os.fstat(handle.descriptor))
         except FileNotFoundError:
-            return node, None, 0
-        unchanged = after == node.signature and content.size == node.signature.size
-        return node, content if unchanged else None, self.clock_ns()
+            return
+        except RunAsUserRequired as error:
+            draft.unreadable[node.path] = error
+            return
+        except OSError as error:
+            if error.errno not in READ_ERRNOS:
+                raise
+            draft.unreadable[node.path] = unreadable(draft.root, node, error)
+            return
+        if after == before and content.size == before.size:
+            draft.table.put(node.path, before, content, racy=detector.is_racy(before, read_at))
 
-    def _copy(self, top: int, root: Root, node: FileNode, spool: Spool) -> SpooledFile:
+    def _note_database(self, root: Root, path: str, descriptor: int) -> None:
+        if is_database(os.pread(descriptor, HEADER_BYTES, 0)):
+            self._databases[root.name].add(path)
+
+    def _copy(self, files: RootFiles, node: FileNode, spool: Spool) -> SpooledFile:
+        detector = self.detector(files.root)
         for _ in range(READ_ATTEMPTS):
             try:
-                with OpenFile(top, root, node) as handle:
+                with files.open(node) as handle:
+                    detector.write_back(handle.descriptor)
                     before = signature_of(os.fstat(handle.descriptor))
-                    where = spool.append(handle.descriptor, before.size, self.check)
-                    if where.length == before.size and signature_of(os.fstat(handle.descriptor)) == before:
-                        return SpooledFile(where, before, is_racy(before, self.clock_ns()))
+                    where = spool.append(handle.descriptor, before.size, self.check, has_holes=detector.by_stat)
+                    self._note_database(files.root, node.path, handle.descriptor)
+                    after = os.fstat(handle.descriptor)
+                    if where.length < before.size:
+                        continue
+                    copied = SpooledFile(where, before, detector.is_racy(before, self.clock_ns()))
+                    if signature_of(after) == before:
+                        return copied
+                    if has_only_grown(handle.descriptor, after, copied, spool):
+                        return copied._replace(racy=True)
             except FileNotFoundError as error:
-                raise _unstable(root, node.path) from error
-        raise _unstable(root, node.path)
+                raise _unstable(files.root, node.path) from error
+            except OSError as error:
+                if error.errno not in READ_ERRNOS:
+                    raise
+                raise unreadable(files.root, node, error) from error
+        raise _unstable(files.root, node.path)
 
-    @staticmethod
-    def _read_links(top: int, draft: Draft) -> None:
+    def _prove_unmoved(self, draft: Draft, spool: Spool) -> None:
+        """Record what moved during the pause. StateUnstable if a copied file changed other than by growing."""
+        after = self._walk(draft.root)
+        draft.walk.unsettled = after.unsettled or draft.walk.unsettled
+        moved = movement(draft.walk, after)
+        with RootFiles(after) as files:
+            for path, copied in draft.spooled.items():
+                try:
+                    status = files.stat(path)
+                except FileNotFoundError:
+                    continue  # it was renamed or removed after it was copied, which ``moved`` says
+                if signature_of(status) == copied.signature:
+                    continue
+                node = FileNode(path, status.st_mode, signature_of(status), status.st_uid)
+                with files.open(node) as handle:
+                    if not has_only_grown(handle.descriptor, os.fstat(handle.descriptor), copied, spool):
+                        raise _unstable(draft.root, path)
+        draft.doubts += doubts(draft, moved, "while the agent was paused")
+
+    def _read_links(self, files: RootFiles, draft: Draft) -> None:
+        gone = []
         for node in draft.walk.nodes:
             if node.is_symlink:
-                with suppress(FileNotFoundError, OSError):
-                    draft.links[node.path] = _read_link(top, node.path)
-
-    @staticmethod
-    def _entries(draft: Draft) -> Iterator[TreeEntry]:
-        contents = draft.table.contents()
-        for node in draft.walk.nodes:
-            mtime_ns = node.signature.mtime_ns
-            if node.is_directory:
-                yield TreeDirectory(node.path, node.mode & 0o777, mtime_ns)
-            elif node.is_symlink:
-                target = draft.links.get(node.path)
-                if target:
-                    yield TreeSymlink(node.path, target, mtime_ns)
-            else:
-                content = contents.find(node.path)
-                assert content is not None
-                spooled = draft.spooled.get(node.path)
-                yield TreeFile(
-                    node.path, node.mode & 0o777, spooled.signature.mtime_ns if spooled else mtime_ns, content
-                )
-
-
-def _stat(top: int, path: str) -> os.stat_result:
-    return os.stat(path, dir_fd=top, follow_symlinks=False)
-
-
-def _read_link(top: int, path: str) -> str:
-    folder, _, name = path.rpartition("/")
-    if not folder:
-        return os.readlink(name, dir_fd=top)
-    handle = open_below(top, folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        return os.readlink(name, dir_fd=handle)
-    finally:
-        os.close(handle)
+                try:
+                    draft.links[node.path] = files.read_link(node.path)
+                except OSError:
+                    gone.append(draft.shown(node.path))
+        if gone:
+            draft.doubts.append(f"{len(gone)} symbolic links vanished while they were read: {shown(gone)}")
 
 
 def _unstable(root: Root, path: str) -> StateUnstable:

@@ -1,21 +1,22 @@
-"""The state of one root's capture, and a safe way to open its files: no links, no blocking on pipes.
+"""The state of one root's capture: what was read, what was left out, and why it may not be of one moment.
 
-It reads no content; ``capture`` and ``fuzzy`` do.
+It reads nothing; ``capture`` and ``fuzzy`` do.
 """
 
-import errno
-import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+from savepoint.errors import RunAsUserRequired
 
 from savepoint_sidecar.capture.file_table import FileTable
 from savepoint_sidecar.capture.spool import Range
 from savepoint_sidecar.files.roots import Root
-from savepoint_sidecar.files.walk import FileNode, Signature, Walk, open_below, unreadable
+from savepoint_sidecar.files.walk import Signature, Walk
 
-READ: Final = os.O_RDONLY | os.O_NONBLOCK
 READ_ATTEMPTS: Final = 3
 """Number of times that a file is read if it changes while it is being read."""
+NAMES_SHOWN: Final = 5
 
 
 class SpooledFile(NamedTuple):
@@ -39,27 +40,58 @@ class Draft:
     spooled: dict[str, SpooledFile] = field(default_factory=dict)
     """Files copied into the spool during the pause, by path."""
     links: dict[str, str] = field(default_factory=dict)
+    mtimes: dict[str, int] = field(default_factory=dict)
+    """Times to store for files whose stored content is not the file's, so that nothing takes one for the other."""
+    vanished: list[str] = field(default_factory=list)
+    """Files that were removed after the walk, before they could be read."""
     warnings: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    """Reasons why the captured files may not be of one moment. With any, the checkpoint is Fuzzy."""
+    unreadable: dict[str, RunAsUserRequired] = field(default_factory=dict)
+    """Files that this process cannot read, by path. They are left out."""
+
+    @property
+    def is_exact(self) -> bool:
+        """True if the draft holds the whole root as it was at one moment."""
+        inexact = (
+            self.doubts, self.warnings, self.vanished, self.unreadable, self.walk.unreadable, self.walk.unsettled
+        )  # fmt: skip
+        return not any(inexact)
+
+    def require_readable(self) -> None:
+        """Raise RunAsUserRequired if more cannot be read than can: this process runs as the wrong user.
+
+        A few unreadable entries are left out and reported instead.
+        """
+        unreadable = {**self.walk.unreadable, **self.unreadable}
+        if len(unreadable) > self.walk.file_count - len(self.unreadable):
+            raise next(iter(unreadable.values()))
+
+    def left_out(self) -> list[str]:
+        """Return a warning for everything that is left out although it may matter."""
+        found = [f"left out, with everything in it: {error}" for _, error in sorted(self.walk.unreadable.items())] + [
+            f"left out: {error}" for _, error in sorted(self.unreadable.items())
+        ]
+        if self.walk.unsettled:
+            folders = [self.shown(each) for each in self.walk.unsettled]
+            found.append(
+                f"{len(folders)} folders changed as often as they were listed, so that their entries may be of "
+                f"different moments: {shown(folders)}"
+            )
+        if self.vanished:
+            found.append(
+                f"{len(self.vanished)} files were removed while the checkpoint was taken: "
+                f"{shown([self.shown(each) for each in self.vanished])}"
+            )
+        return found
+
+    def shown(self, path: str) -> str:
+        """Return a path as the agent sees it."""
+        return f"{self.root.mount_path.rstrip('/')}/{path}".rstrip("/")
 
 
-class OpenFile:
-    """A file of a root, opened for reading.
-
-    Raises RunAsUserRequired if it may not be read, FileNotFoundError if its path no longer names a regular file.
-    """
-
-    def __init__(self, top: int, root: Root, node: FileNode) -> None:
-        try:
-            self.descriptor = open_below(top, node.path, READ)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM):
-                raise unreadable(root, node.path, node.uid, node.mode) from error
-            if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
-                raise FileNotFoundError(errno.ENOENT, "no longer a regular file", node.path) from error
-            raise
-
-    def __enter__(self) -> "OpenFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.descriptor)
+def shown(names: Collection[str]) -> str:
+    """Return a few of these names, and the number of the others."""
+    listed = sorted(names)
+    more = f" and {len(listed) - NAMES_SHOWN} more" if len(listed) > NAMES_SHOWN else ""
+    return ", ".join(listed[:NAMES_SHOWN]) + more

@@ -10,11 +10,14 @@ from collections.abc import Callable, Collection, Iterator, Set
 
 from savepoint.repository.format.chunk import ChunkRef
 from savepoint.repository.format.content import Content
+from savepoint.repository.format.tree import MAX_TIME_NS
 
 from savepoint_sidecar.files.walk import Signature
 
 RACY_NS = 20_000_000
 """Timestamps advance in ticks of up to 10 ms, so a file read this soon after a change may change again unnoticed."""
+FUTURE_NS = 3_600_000_000_000
+"""An mtime further in the future was set by a program; only the ctime then says when the file changed."""
 
 _PACKS_KEPT = 1024
 """Above this many packs, those that no file refers to are dropped."""
@@ -56,12 +59,12 @@ class FileTable:
                 _REF.pack(ref.id, number, ref.offset, ref.stored, ref.length)
                 for ref, number in zip(content.chunks, numbers, strict=True)
             )
-            self._files[path] = _RECORD.pack(*signature, racy) + refs
+            self._files[path] = _record(signature, racy) + refs
 
     def matches(self, path: str, signature: Signature) -> bool:
         """Return whether the file is certainly unchanged since ``put``."""
         record = self._files.get(path)
-        return record is not None and record.startswith(_RECORD.pack(*signature, False))
+        return record is not None and record.startswith(_record(signature, False))
 
     def paths_to_store_again(self, usable: Callable[[Content], bool]) -> frozenset[str]:
         """Return the files with content in packs that are no longer ``usable``."""
@@ -124,6 +127,20 @@ class Contents:
         return {number for _, number, _, _, _ in self.packed_refs(path)}
 
 
-def is_racy(signature: Signature, read_at_ns: int) -> bool:
-    """Return whether a file read completely at this time could change afterwards and keep its signature."""
-    return max(signature.ctime_ns, signature.mtime_ns) > read_at_ns - RACY_NS
+def is_racy(signature: Signature, read_at_ns: int, window_ns: int = RACY_NS) -> bool:
+    """Return whether a file read completely at this time could change afterwards and keep its signature.
+
+    ``window_ns`` is the time within which two changes may leave the same time stamp.
+    """
+    mtime_ns = signature.mtime_ns if signature.mtime_ns < read_at_ns + FUTURE_NS else 0
+    return max(signature.ctime_ns, mtime_ns) > read_at_ns - window_ns
+
+
+def _record(signature: Signature, racy: bool) -> bytes:
+    size, mtime_ns, ctime_ns, inode = signature
+    return _RECORD.pack(size, _in_range(mtime_ns), _in_range(ctime_ns), inode, racy)
+
+
+def _in_range(time_ns: int) -> int:
+    """Return a time that fits the record; file systems know dates that 64 bits of nanoseconds do not."""
+    return max(-MAX_TIME_NS, min(time_ns, MAX_TIME_NS))

@@ -1,4 +1,4 @@
-"""Reads files that their agent may be writing: again if they change under the reader, databases by SQLite's backup.
+"""Reads files that their agent may be writing: again if they change under the reader, databases as units.
 
 Nothing is guaranteed about consistency between files; such a checkpoint is called ``Fuzzy``.
 """
@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from savepoint.contract.stage_layout import DATABASE_COPY_SUFFIX
+from savepoint.errors import RunAsUserRequired
 from savepoint.repository.write.writer import CheckpointWriter
 
-from savepoint_sidecar.capture import database
-from savepoint_sidecar.capture.draft import READ, READ_ATTEMPTS, Draft, OpenFile
-from savepoint_sidecar.capture.file_table import FileTable, is_racy
-from savepoint_sidecar.files.walk import FileNode, Signature, open_below, signature_of
+from savepoint_sidecar.capture.change_detector import ChangeDetector
+from savepoint_sidecar.capture.database_reader import DatabaseReader
+from savepoint_sidecar.capture.draft import READ_ATTEMPTS, Draft
+from savepoint_sidecar.capture.file_table import FileTable
+from savepoint_sidecar.capture.open_files import READ_ERRNOS, RootFiles
+from savepoint_sidecar.files.walk import FileNode, signature_of, unreadable
 
 
 class FuzzyReader:
@@ -24,102 +26,90 @@ class FuzzyReader:
         writer: CheckpointWriter,
         draft: Draft,
         known: FileTable,
+        previous: FileTable,
         *,
-        top: int,
+        files: RootFiles,
+        detector: ChangeDetector,
         scratch: Path,
         clock_ns: Callable[[], int],
         check: Callable[[], None],
     ) -> None:
-        """``top`` is the open root, ``known`` what was captured before; ``check`` may raise to end the capture."""
-        self._writer, self._draft, self._top, self._scratch = writer, draft, top, scratch
+        """``files`` opens the root's files, ``known`` is what was captured before.
+
+        ``previous`` is the last committed checkpoint; ``check`` may raise to end the capture.
+        """
+        self._writer, self._draft, self._files, self._detector = writer, draft, files, detector
         self._clock_ns, self._check = clock_ns, check
-        self._signatures = {node.path: node.signature for node in draft.walk.nodes if node.is_file}
-        self._databases: set[str] = set()
+        self._databases = DatabaseReader(
+            writer,
+            draft,
+            known,
+            previous,
+            files=files,
+            detector=detector,
+            scratch=scratch,
+            clock_ns=clock_ns,
+            check=check,
+        )
         self._known = known
         self._contents = self._known.contents()
 
     def read(self, node: FileNode) -> tuple[str, ...]:
         """Store the file; return the paths that must be left out of the checkpoint after all."""
         self._check()
-        base = _database_of(node.path)
-        if base in self._signatures and self._is_database(base):
-            return (node.path,)  # the copy of the database includes its content
-        signature = self._signature_with_wal(node)
-        if self._known.matches(node.path, signature):
-            content = self._contents.find(node.path)
-            if content is not None and self._writer.can_reuse(content):
-                self._draft.table.put(node.path, signature, content, racy=False)
-                return ()
+        if self._databases.covers(node.path):
+            return ()  # stored or left out together with its database
+        left_out = self._databases.reuse(node)
+        if left_out is not None:
+            return left_out
         try:
-            if self._is_database(node.path) and self._back_up(node, signature):
-                return ()
-            self._read_file(node)
+            return self._read(node)
         except FileNotFoundError:
-            return (node.path,)
+            self._draft.vanished.append(node.path)
+            return (node.path, *self._databases.companions_of_database(node.path))
+        except RunAsUserRequired as error:
+            self._draft.unreadable[node.path] = error
+        except OSError as error:
+            if error.errno not in READ_ERRNOS:
+                raise
+            self._draft.unreadable[node.path] = unreadable(self._draft.root, node, error)
+        return self._databases.companions_of_database(node.path)
+
+    def _read(self, node: FileNode) -> tuple[str, ...]:
+        if self._databases.has_logs(node.path) and self._databases.is_database(node.path):
+            return self._databases.read(node)
+        if self._reuse(node):
+            return ()
+        if self._databases.is_database(node.path):
+            return self._databases.read(node)
+        self._read_file(node)
         return ()
 
-    def _read_file(self, node: FileNode) -> None:
-        root = self._draft.root
-        for _ in range(READ_ATTEMPTS):
-            with OpenFile(self._top, root, node) as handle:
-                before = signature_of(os.fstat(handle.descriptor))
-                content = self._writer.store_file(handle.descriptor, before.size)
-                read_at = self._clock_ns()
-                if signature_of(os.fstat(handle.descriptor)) == before and content.size == before.size:
-                    self._draft.table.put(node.path, before, content, racy=is_racy(before, read_at))
-                    return
-        self._draft.table.put(node.path, before, content, racy=True)
-
-    def _back_up(self, node: FileNode, signature: Signature) -> bool:
-        root = self._draft.root
-        target = self._scratch / f"{root.name}-{node.signature.inode}{DATABASE_COPY_SUFFIX}"
-        source = root.path / node.path
-        if not database.may_back_up(self._head(node.path), source) or not database.back_up(source, target):
-            self._draft.warnings.append(f"database {node.path!r} was copied as a plain file: SQLite could not read it")
+    def _reuse(self, node: FileNode) -> bool:
+        """Take over the content of a file that did not change since it was captured."""
+        if not self._known.matches(node.path, node.signature):
             return False
-        try:
-            handle = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                content = self._writer.store_file(handle, os.fstat(handle).st_size)
-            finally:
-                os.close(handle)
-        finally:
-            target.unlink(missing_ok=True)
-        self._draft.table.put(node.path, signature, content, racy=is_racy(signature, self._clock_ns()))
+        content = self._contents.find(node.path)
+        if content is None or not self._writer.can_reuse(content):
+            return False
+        self._draft.table.put(node.path, node.signature, content, racy=False)
         return True
 
-    def _signature_with_wal(self, node: FileNode) -> Signature:
-        """Combine a database's signature with that of its log, which may hold changes the file does not show yet."""
-        log = self._signatures.get(f"{node.path}-wal")
-        if log is None or log.size == 0:
-            return node.signature
-        main = node.signature
-        return Signature(
-            main.size + log.size,
-            max(main.mtime_ns, log.mtime_ns),
-            max(main.ctime_ns, log.ctime_ns),
-            main.inode ^ (log.inode << 1 & (1 << 64) - 1),
-        )
-
-    def _is_database(self, path: str) -> bool:
-        if path in self._databases:
-            return True
-        if self._signatures[path].size >= 100 and database.is_database(self._head(path)):
-            self._databases.add(path)
-            return True
-        return False
-
-    def _head(self, path: str) -> bytes:
-        try:
-            handle = open_below(self._top, path, READ)
-        except OSError:
-            return b""
-        try:
-            return os.pread(handle, 100, 0)
-        finally:
-            os.close(handle)
-
-
-def _database_of(path: str) -> str:
-    """Return the path of the database that a file of this name accompanies; an empty string for other files."""
-    return next((path.removesuffix(each) for each in database.COMPANIONS if path.endswith(each)), "")
+    def _read_file(self, node: FileNode) -> None:
+        for _ in range(READ_ATTEMPTS):
+            with self._files.open(node) as handle:
+                self._detector.write_back(handle.descriptor)
+                before = signature_of(os.fstat(handle.descriptor))
+                content = self._writer.store_file(handle.descriptor, before.size, has_holes=self._detector.by_stat)
+                read_at = self._clock_ns()
+                after = signature_of(os.fstat(handle.descriptor))
+            if after == before and content.size == before.size:
+                self._draft.table.put(node.path, before, content, racy=self._detector.is_racy(before, read_at))
+                return
+            if after.size > before.size == content.size:
+                break  # it grows, as logs do: it is captured up to the size that was seen
+        else:
+            self._draft.warnings.append(
+                f"{self._draft.shown(node.path)} changed each time it was read; it is stored as it was read last"
+            )
+        self._draft.table.put(node.path, before, content, racy=True)

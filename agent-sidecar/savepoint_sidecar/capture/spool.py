@@ -3,6 +3,7 @@
 Where the file system can share blocks, the copy costs nothing. The spool knows neither roots nor writers.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -53,13 +54,21 @@ class Spool:
         if status.f_blocks and size + _RESERVE_BYTES > free:
             raise _full(size, free)
 
-    def append(self, descriptor: int, size: int, check: Callable[[], None]) -> Range:
-        """Copy a file's content; the range is shorter if the file ends early. StageFull if it does not fit."""
+    def append(self, descriptor: int, size: int, check: Callable[[], None], *, has_holes: bool = False) -> Range:
+        """Copy a file's content; the range is shorter if the file ends early. StageFull if it does not fit.
+
+        ``has_holes``: the file system's word is taken for where the file has no data.
+        """
         start = self._end
         try:
             done = self._clone(descriptor, size, start)
             while done < size:
                 check()
+                hole = _hole_at(descriptor, done, size) if has_holes and size >= _CLONE_MIN_BYTES else 0
+                if hole:
+                    done += hole
+                    os.ftruncate(self.descriptor, start + done)
+                    continue
                 count = _copy(descriptor, self.descriptor, done, start + done, min(_COPY_BYTES, size - done))
                 if count == 0:
                     break
@@ -82,6 +91,16 @@ class Spool:
             self._clones = False  # the file is on another file system, or this one cannot share blocks
             return 0
         return whole
+
+
+def _hole_at(descriptor: int, offset: int, size: int) -> int:
+    """Return the length of the hole that begins here, as far as the file reaches; 0 if there is data."""
+    try:
+        return min(os.lseek(descriptor, offset, os.SEEK_DATA), size) - offset
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            return 0
+        return max(0, min(os.fstat(descriptor).st_size, size) - offset)
 
 
 def _copy(source: int, target: int, source_at: int, target_at: int, count: int) -> int:

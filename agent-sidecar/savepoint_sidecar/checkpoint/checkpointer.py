@@ -77,6 +77,8 @@ class Checkpointer:
         self.policy = welcome.policy
         self.parent: ParentCheckpoint | None = None
         """The latest committed checkpoint."""
+        self._warnings: list[str] = []
+        """The warnings of the last attempt, about what it left out or captured inconsistently."""
         self.has_sdk = False
         """True once an agent with the SDK has connected in this run: its files alone are no longer a checkpoint."""
 
@@ -115,7 +117,9 @@ class Checkpointer:
         try:
             async with asyncio.timeout(max(0.0, attempt.remaining_seconds)):
                 outcome = await self._take(attempt, session, final)
-        except (SavepointError, TimeoutError, OSError) as cause:
+        except Exception as cause:
+            if not isinstance(cause, SavepointError | TimeoutError | OSError):
+                log.exception("checkpoint attempt failed unexpectedly (attempt=%s)", attempt.id)
             error = to_savepoint_error(cause, attempt)
             await self._report_failure(attempt, session, error)
             raise error from cause
@@ -167,7 +171,7 @@ class Checkpointer:
                 changed = await in_thread(attempt, lambda: self._store(attempt, writer, flush, drafts, spool))
             if not changed:
                 return CheckpointOutcome.UNCHANGED
-            offer = await in_thread(attempt, lambda: self._write_manifest(attempt, writer, flush, session))
+            offer = await in_thread(attempt, lambda: self._write_manifest(attempt, writer, flush, session, drafts))
             attempt.phase = CheckpointPhase.COMMITTING
             ref = await self._commit(attempt, offer, offer_message(attempt, offer, writer.manifest, flush))
             committed = ref is not None
@@ -245,7 +249,10 @@ class Checkpointer:
                 async with asyncio.timeout(POLL_SECONDS):
                     await final.ended.wait()
         self.require_capturable(has_values=final.flush is not None)
-        return final.flush, await in_thread(attempt, lambda: self._read_fuzzy(writer, precopied))
+        drafts = await in_thread(attempt, lambda: self._read_fuzzy(writer, precopied))
+        if final.flush is not None:
+            await in_thread(attempt, lambda: self._capture.prove_unmoved(drafts))
+        return final.flush, drafts
 
     def _open_writer(self, attempt: CaptureAttempt) -> CheckpointWriter:
         def progress(done: int) -> None:
@@ -272,8 +279,21 @@ class Checkpointer:
         spool: Spool,
     ) -> bool:
         """Store the rest of the state. Return False if it equals the parent's, so that no commit is needed."""
-        for warning in (text for draft in drafts for text in (*draft.walk.skipped, *draft.warnings)):
+        warnings = [text for draft in drafts for text in self._capture.warnings(draft)]
+        changed = self._store_components(attempt, writer, flush, drafts, spool)
+        for warning in warnings if changed or warnings != self._warnings else ():
             log.warning("skipped or inconsistent in the checkpoint: %s (attempt=%s)", warning, attempt.id)
+        self._warnings = warnings
+        return changed
+
+    def _store_components(
+        self,
+        attempt: CaptureAttempt,
+        writer: CheckpointWriter,
+        flush: wire.Flush | None,
+        drafts: list[Draft],
+        spool: Spool,
+    ) -> bool:
         if flush is not None:
             attempt.add_planned(sum(entry.size for component in flush.components for entry in component.entries))
             store_components(writer, self._stage, flush.components)
@@ -289,6 +309,7 @@ class Checkpointer:
         writer: CheckpointWriter,
         flush: wire.Flush | None,
         session: ProcessSession | None,
+        drafts: Sequence[Draft],
     ) -> lineage.UploadedCheckpoint:
         self._failpoints.reach("before-manifest")
         connect = session.connect if session is not None else None
@@ -298,7 +319,7 @@ class Checkpointer:
             agent=self._welcome.agent,
             attempt=attempt.id,
             created=attempt.quiesced or self._time(),
-            consistency=Consistency.APPLICATION if flush is not None else Consistency.FUZZY,
+            consistency=self._consistency(attempt, flush, drafts),
             parent=self.parent.as_parent if self.parent else None,
             schema_version=connect.schema_version if connect else "",
             config_hash=self._welcome.config_hash,
@@ -307,6 +328,18 @@ class Checkpointer:
             execution=Execution(execution.step, execution.open, execution.uncertain),
             put=False,
         )
+
+    @staticmethod
+    def _consistency(attempt: CaptureAttempt, flush: wire.Flush | None, drafts: Sequence[Draft]) -> Consistency:
+        """Return Application only if everything was captured, and nothing moved while the agent was paused."""
+        if flush is None:
+            return Consistency.FUZZY
+        if all(draft.is_exact for draft in drafts):
+            return Consistency.APPLICATION
+        log.warning(
+            "the checkpoint is Fuzzy, for the reasons above, although the agent paused (attempt=%s)", attempt.id
+        )
+        return Consistency.FUZZY
 
     async def _report_progress(self, attempt: CaptureAttempt) -> None:
         while True:

@@ -19,7 +19,7 @@ def resumed_early(transaction: Transaction) -> SavepointError:
 
 
 def to_savepoint_error(cause: Exception, attempt: CaptureAttempt) -> SavepointError:
-    """Return the error that explains ``cause``: itself, what ended the attempt, or Unavailable."""
+    """Return the error that explains ``cause``: itself, what ended the attempt, or Unavailable for the unexpected."""
     if isinstance(cause, SavepointError):
         return cause
     if isinstance(cause, TimeoutError):
@@ -29,4 +29,7 @@ def to_savepoint_error(cause: Exception, attempt: CaptureAttempt) -> SavepointEr
             return error
     if isinstance(cause, OSError):
         return Unavailable(f"cannot read the agent's state: {cause.strerror or cause}")
-    return Unavailable(f"the attempt failed: {cause}")
+    return Unavailable(
+        f"the attempt failed unexpectedly: {type(cause).__name__}: {cause}; the agent continues. Report it as a bug, "
+        "with the sidecar's log"
+    )

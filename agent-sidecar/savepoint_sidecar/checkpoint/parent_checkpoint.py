@@ -1,9 +1,11 @@
 """The latest committed checkpoint known to this process: parent of the next one, and source of a restore."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from savepoint.contract.control_protocol import CheckpointRef
+from savepoint.errors import IntegrityError, ObjectMissing
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import Manifest, Parent
 from savepoint.repository.format.object_keys import pack_key
@@ -42,3 +44,18 @@ def load(blobs: BlobReader, key: AgentKey, namespace: str, agent: str, ref: Chec
     """Load the checkpoint's manifest. Blocking; raises what ``load_manifest`` raises."""
     named = ref.manifest
     return ParentCheckpoint(ref, load_manifest(blobs, key, namespace, agent, name=named.name, size=named.size))
+
+
+@contextmanager
+def naming_remedy(remedy: str) -> Iterator[None]:
+    """Add what to do about it to an error that reports a damaged or incomplete checkpoint."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise _with_remedy(error, remedy, error.object_key) from error
+    except ObjectMissing as error:
+        raise _with_remedy(error, remedy) from error
+
+
+def _with_remedy(error: Exception, remedy: str, *arguments: str) -> Exception:
+    return type(error)(f"{error}; {remedy}", *arguments) if remedy else error

@@ -1,60 +1,34 @@
 """Walks a state root: lists every entry with its stat, by folder descriptors and never through a link.
 
-It reads no content, and keeps nothing between walks (``capture.file_table`` does).
+The walk is repeated until nothing moved under it. It reads no content, and keeps nothing between walks
+(``capture.file_table`` does).
 """
 
-import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Final
 
-from savepoint.contract.names import ANNOTATION_RUN_AS_USER
 from savepoint.errors import RunAsUserRequired
 from savepoint.repository.format.tree import path_bytes, path_problem
 
 from savepoint_sidecar.files.exclude import Excluded
+from savepoint_sidecar.files.listing import FileNode, FolderLister, Signature, open_below, unreadable
 from savepoint_sidecar.files.roots import Root, open_directory
+
+__all__ = ["FileNode", "Signature", "Walk", "open_below", "signature_of", "unreadable", "walk"]
+
+WALK_ATTEMPTS: Final = 8
+"""Number of times that the folders which changed during the walk are listed again."""
+WALK_NS: Final = 2_000_000_000
+"""No further attempt begins after this time."""
 
 _PATH = attrgetter("path")
 _TYPE_BITS = 0o170000
 _SUPPORTED_TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
-
-
-class Signature(NamedTuple):
-    """The part of a file's stat that shows, without reading it, that the file has not changed."""
-
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-
-class FileNode(NamedTuple):
-    """One file, folder or link in a root. ``path`` is relative; bytes that are not UTF-8 are surrogate escapes."""
-
-    path: str
-    mode: int
-    """Type and permissions, as in stat."""
-    signature: Signature
-    uid: int
-
-    @property
-    def is_file(self) -> bool:
-        """True for a regular file."""
-        return stat.S_ISREG(self.mode)
-
-    @property
-    def is_directory(self) -> bool:
-        """True for a folder."""
-        return stat.S_ISDIR(self.mode)
-
-    @property
-    def is_symlink(self) -> bool:
-        """True for a symbolic link."""
-        return stat.S_ISLNK(self.mode)
 
 
 @dataclass
@@ -65,11 +39,20 @@ class Walk:
     nodes: list[FileNode] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     """Entries that no checkpoint can hold, each with the reason, for the log."""
+    unreadable: dict[str, RunAsUserRequired] = field(default_factory=dict)
+    """Folders that this process may not read, by path. They are left out with everything in them."""
+    unsettled: tuple[str, ...] = ()
+    """Folders whose entries still changed when the walk ended; an empty path is the root itself."""
 
     @property
     def file_bytes(self) -> int:
         """Total size of all files, in bytes."""
         return sum(node.signature.size for node in self.nodes if node.is_file)
+
+    @property
+    def file_count(self) -> int:
+        """Number of files."""
+        return sum(1 for node in self.nodes if node.is_file)
 
 
 def signature_of(status: os.stat_result) -> Signature:
@@ -77,92 +60,65 @@ def signature_of(status: os.stat_result) -> Signature:
     return Signature(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
-def walk(root: Root, excluded: Excluded, check: Callable[[], None] = lambda: None) -> Walk:
-    """Walk the root. ``check`` is called once for each folder and may raise to end the walk.
+def walk(
+    root: Root,
+    excluded: Excluded,
+    check: Callable[[], None] = lambda: None,
+    clock_ns: Callable[[], int] = time.time_ns,
+) -> Walk:
+    """Walk the root until nothing vanished, appeared or moved under the walk, bounded in attempts and time.
 
-    RunAsUserRequired if a folder belongs to another uid and this one may not read it. Entries that disappear during the
-    walk are left out.
+    RunAsUserRequired if more folders may not be read than there are files: this process runs as the wrong user.
+
+    Args:
+        root: The root.
+        excluded: Its exclude patterns.
+        check: Called between folders; may raise to end the walk.
+        clock_ns: The time in nanoseconds, by the clock of the file system's time stamps.
     """
     found = Walk(root)
-    pending = [""]
     with open_directory(root.path) as top:
-        while pending:
-            check()
-            folder = pending.pop()
-            for node in _entries(top, folder, root):
-                path, kind = node.path, node.mode & _TYPE_BITS
-                if excluded(path):
-                    continue
-                if kind not in _SUPPORTED_TYPES or len(path) > 1024 or not path.isascii():
-                    reason = _unsupported_type(kind) or path_problem(path)
-                    if reason:
-                        found.skipped.append(f"{path!r} {reason}")
-                        continue
-                found.nodes.append(node)
-                if kind == stat.S_IFDIR:
-                    pending.append(path)
-    all_ascii = all(node.path.isascii() for node in found.nodes)
-    found.nodes.sort(key=_PATH if all_ascii else _path_bytes)
+        lister = FolderLister(root, top, excluded, check, clock_ns)
+        until = clock_ns() + WALK_NS
+        for _ in range(WALK_ATTEMPTS):
+            unsettled = lister.list_missing()
+            unsettled |= lister.changed_folders()
+            if not unsettled or clock_ns() > until:
+                break
+        unsettled |= lister.list_missing()
+        _assemble(found, lister, excluded)
+    found.unsettled = tuple(sorted(unsettled))
+    if len(found.unreadable) > found.file_count:
+        raise next(iter(found.unreadable.values()))
     return found
 
 
-def open_below(top: int, path: str, flags: int) -> int:
-    """Open a path below an open folder, following no link in any element. The caller closes the descriptor."""
-    *folders, name = path.split("/")
-    current = top
-    try:
-        for each in folders:
-            below = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-            if current != top:
-                os.close(current)
-            current = below
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-    finally:
-        if current != top:
-            os.close(current)
-
-
-def unreadable(root: Root, path: str, uid: int, mode: int) -> RunAsUserRequired:
-    """Return the error for an entry that this process may not read."""
-    full_path = f"{root.mount_path.rstrip('/')}/{path}"
-    if uid != os.geteuid():
-        return RunAsUserRequired(
-            f"cannot read {full_path}: it belongs to uid {uid}, and the sidecar runs as uid {os.geteuid()}. "
-            f"Set runAsUser: {uid} on the agent's container, or annotate the pod template with "
-            f'{ANNOTATION_RUN_AS_USER}: "{uid}".'
-        )
-    return RunAsUserRequired(
-        f"cannot read {full_path}: its mode {stat.S_IMODE(mode):03o} denies even its owner, uid {uid}. "
-        "Make it readable, or exclude it in the policy."
-    )
-
-
-def _entries(top: int, folder: str, root: Root) -> list[FileNode]:
-    try:
-        handle = open_below(top, folder, os.O_RDONLY | os.O_DIRECTORY) if folder else os.dup(top)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        if error.errno == errno.EACCES:
-            status = os.stat(folder, dir_fd=top, follow_symlinks=False)
-            raise unreadable(root, folder, status.st_uid, status.st_mode) from error
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            return []
-        raise
-    prefix = f"{folder}/" if folder else ""
-    nodes = []
-    try:
-        with os.scandir(handle) as entries:
-            for entry in entries:  # keep this loop lean: the agent may be paused meanwhile
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
+def _assemble(found: Walk, lister: FolderLister, excluded: Excluded) -> None:
+    """Put the listings together under the folders' latest paths."""
+    paths = {key: path for path, key in lister.reachable()}
+    for key, folder in paths.items():
+        listing = lister.listings[key]
+        inner = {node.path: key for node, key in listing.folders}
+        for listed in listing.nodes:
+            node = listed
+            if listing.path != folder:
+                name = node.path.rpartition("/")[2]
+                node = node._replace(path=f"{folder}/{name}" if folder else name)
+            path, kind = node.path, node.mode & _TYPE_BITS
+            if excluded(path):
+                continue
+            if kind not in _SUPPORTED_TYPES or len(path) > 1024 or not path.isascii():
+                reason = _unsupported_type(kind) or path_problem(path)
+                if reason:
+                    found.skipped.append(f"{path!r} {reason}")
                     continue
-                signature = Signature(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-                nodes.append(FileNode(prefix + entry.name, status.st_mode, signature, status.st_uid))
-    finally:
-        os.close(handle)
-    return nodes
+            if kind == stat.S_IFDIR and paths.get(inner[listed.path]) != path:
+                if path in lister.unreadable:
+                    found.unreadable[path] = lister.unreadable[path]
+                continue
+            found.nodes.append(node)
+    all_ascii = all(node.path.isascii() for node in found.nodes)
+    found.nodes.sort(key=_PATH if all_ascii else _path_bytes)
 
 
 def _unsupported_type(kind: int) -> str:

@@ -76,11 +76,11 @@ class AttemptRunner:
         """
         if not self._context.config.roots:
             return
-        size = await asyncio.to_thread(self._capture.file_bytes)
-        if size > BASELINE_MAX_BYTES:
-            log.warning("no checkpoint before the agent starts: its files are too large (bytes=%d)", size)
-            return
         try:
+            size = await asyncio.to_thread(self._capture.file_bytes)
+            if size > BASELINE_MAX_BYTES:
+                log.warning("no checkpoint before the agent starts: its files are too large (bytes=%d)", size)
+                return
             order = await self._context.requests.request_order(Trigger.AGENT, BASELINE_SECONDS)
             final = FinalState(flush=wire.Flush(session.id, "", ()))
             final.ended.set()
@@ -89,6 +89,8 @@ class AttemptRunner:
             await self.take(attempt, session, final)
         except (SavepointError, TimeoutError) as error:
             log.warning("no checkpoint before the agent starts: %s", str(error) or "no order arrived in time")
+        except Exception:
+            log.exception("no checkpoint before the agent starts: it failed unexpectedly; report this as a bug")
 
     async def _update_markers(self) -> None:
         context, parent = self._context, self._context.checkpointer.parent

@@ -24,6 +24,8 @@ class IncarnationConfig:
     first connect then does not compare the files."""
     component_names: Mapping[str, str] = field(default_factory=dict)
     """New names of a loaded checkpoint's components, by the names under which it was stored."""
+    damage_remedy: str = ""
+    """Remedy for a damaged checkpoint, for the error that reports it."""
     features: tuple[str, ...] = (FEATURE_REATTACH,)
 
 

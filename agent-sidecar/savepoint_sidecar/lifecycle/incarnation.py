@@ -82,6 +82,7 @@ class Incarnation:
         self._config = replace(self._config, roots=without_shared(self._config.roots, welcome.shared_roots))
         await asyncio.to_thread(prepare_stage, self._config.stage, welcome.run)
         self.capture = Capture(self._config.roots, welcome.policy.exclude, self._clock.time_ns)
+        await asyncio.to_thread(self.capture.probe_roots)
         self.checkpointer = Checkpointer(
             self._authority,
             welcome,

@@ -9,6 +9,7 @@ from savepoint.contract.control_protocol import Checkpoint, Refused, Stop, Welco
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, Unavailable
 
+from savepoint_sidecar.checkpoint.failures import to_savepoint_error
 from savepoint_sidecar.lifecycle.attempts import AttemptRunner
 from savepoint_sidecar.lifecycle.context import IncarnationContext
 from savepoint_sidecar.lifecycle.fence import Fence
@@ -76,6 +77,10 @@ class OrderHandler:
                 await context.recovery.rebase()
             except SavepointError as error:
                 await self._attempts.decline(attempt, error)
+                return
+            except Exception as cause:
+                log.exception("cannot continue from the announced checkpoint (attempt=%s)", attempt.id)
+                await self._attempts.decline(attempt, to_savepoint_error(cause, attempt))
                 return
             if context.state.decline_error is not None:
                 await self._attempts.decline(attempt, context.state.decline_error)

@@ -52,17 +52,14 @@ class Recovery:
         self._newer: Welcome | None = None
 
     async def start(self) -> None:
-        """Load the parent checkpoint, and record the files in the roots if they are known to match it."""
+        """Load the parent checkpoint, and note whether the files in the roots are known to match it."""
         ref = self._welcome.parent
         self._checkpointer.has_sdk = await asyncio.to_thread(self._read_sdk_run)
         if ref is None:
             return
         await self._load_with_retries(ref)
         self._roots_match_parent = ref.sequence == self._config.roots_sequence
-        parent = self._checkpointer.parent
-        if self._roots_match_parent and parent is not None:
-            with parent.reader(self._authority.blobs, self._key) as reader:
-                await in_thread(None, lambda: in_place.record_files(reader, self._capture))
+        # The first checkpoint reads every file: what another process recorded proves nothing about these inodes.
 
     def handle_welcome(self, newer: Welcome) -> None:
         """Remember a later welcome of the authority until ``rebase``."""
@@ -103,7 +100,8 @@ class Recovery:
         roots_match, self._roots_match_parent = self._roots_match_parent, False
         stage, sequence = self._config.stage, parent.ref.sequence
         staged = await asyncio.to_thread(read_index, stage, sequence) if roots_match else None
-        with parent.reader(self._authority.blobs, self._key) as reader:
+        remedy = parent_checkpoint.naming_remedy(self._config.damage_remedy)
+        with remedy, parent.reader(self._authority.blobs, self._key) as reader:
             if not roots_match:
                 report = await in_thread(None, lambda: in_place.restore_in_place(reader, self._capture))
                 log.info("files restored: %s (checkpoint=%s)", report, parent.ref.name)

@@ -107,6 +107,9 @@ class Shutdown:
         except SavepointError as error:
             log.warning("no final checkpoint: %s", error)
             return running is not None and running.succeeded
+        except Exception:
+            log.exception("no final checkpoint: it failed unexpectedly; report this as a bug")
+            return running is not None and running.succeeded
         finally:
             if flushing is not None:
                 flushing.cancel()

@@ -102,9 +102,10 @@ class Consistency(StrEnum):
     """The guarantee that a checkpoint gives about the moment it captures."""
 
     APPLICATION = "Application"
-    """Taken at a safe point while the agent was paused."""
+    """Taken at a safe point while the agent was paused; every file was captured, and none changed meanwhile."""
     FUZZY = "Fuzzy"
-    """Read while the agent ran; files may date from slightly different moments."""
+    """Read while the agent ran, or something else changed files: they may date from slightly different moments, and
+    what could not be read is left out. The log names the files."""
 
 
 class ComponentKind(StrEnum):
