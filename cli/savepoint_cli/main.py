@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except SavepointError as error:
         text = _shown_text(options, str(error))
-        print(f"error: {error.reason}: {text}", file=sys.stderr)
+        print(f"error: {error.code}: {text}", file=sys.stderr)
         return EXIT_FAILED
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _PACKAGES_OF_EXTRA:
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_sentence(run_help),
         usage=(
             "savepoint run --store DIR [--agent NAME] [--state PATH]... [--exclude GLOB]...\n"
+            "                     [--move-state OLD NEW]... [--drop-state PATH]... [--from CHECKPOINT]\n"
             "                     [--interval SECONDS] [--grace SECONDS] -- COMMAND..."
         ),
     )
@@ -89,6 +90,28 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="PATH",
         help="folder to include in checkpoints; may be repeated",
+    )
+    run.add_argument(
+        "--move-state",
+        action="append",
+        default=[],
+        nargs=2,
+        metavar=("OLD", "NEW"),
+        help="state folder of the checkpoint that is at another path now; may be repeated",
+    )
+    run.add_argument(
+        "--drop-state",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="state folder of the checkpoint to leave out from now on; may be repeated",
+    )
+    run.add_argument(
+        "--from",
+        dest="start_from",
+        type=_name,
+        metavar="CHECKPOINT",
+        help="start from this older checkpoint; files in its way are moved aside (`savepoint log` lists the names)",
     )
     run.add_argument(
         "--exclude",
@@ -127,17 +150,24 @@ def _run(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return EXIT_USAGE
-    return run.run(
-        run_options.RunOptions(
-            store=options.store,
-            agent=options.agent or run_options.agent_name(command),
-            states=tuple(options.state),
-            exclude=tuple(options.exclude),
-            interval_seconds=options.interval,
-            grace_seconds=options.grace,
-            command=tuple(command),
-        )
+    run_arguments = run_options.RunOptions(
+        store=options.store,
+        agent=options.agent or run_options.agent_name(command),
+        states=tuple(options.state),
+        exclude=tuple(options.exclude),
+        interval_seconds=options.interval,
+        grace_seconds=options.grace,
+        command=tuple(command),
+        moved_states={old: Path(new) for old, new in options.move_state},
+        default_name=not options.agent,
+        start_from=options.start_from or "",
+        dropped_states=tuple(options.drop_state),
     )
+    problem = run_options.exclude_problem(run_arguments)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return EXIT_USAGE
+    return run.run(run_arguments)
 
 
 def _log(options: argparse.Namespace) -> int:

@@ -19,14 +19,16 @@ from typing import Final
 from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import PolicyTerms
 from savepoint.storage.directory import DirectoryStore
-from savepoint_sidecar.authority.local import LocalAuthority, LocalClock, LocalConfig
+from savepoint_sidecar.authority.local import LocalAuthority, LocalClock, LocalConfig, StartFrom
 from savepoint_sidecar.settings import log_level_of
 
 from savepoint_cli.agent_lock import AlreadyRunning, agent_lock
 from savepoint_cli.key import key_path, master_key
 from savepoint_cli.laptop_messages import LaptopFormatter, laptop_text
 from savepoint_cli.leftovers import end_leftovers, find_leftovers
-from savepoint_cli.run_options import RunOptions, dns_label, own_file_patterns
+from savepoint_cli.run_options import RunOptions, check_options, own_file_patterns
+from savepoint_cli.state_folders import dns_label, state_roots
+from savepoint_cli.state_restore import match
 from savepoint_cli.supervisor import Supervisor, report, utc_now
 
 SOCKET_PATH_MAX_BYTES: Final = 100
@@ -50,6 +52,7 @@ def run(options: RunOptions) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LaptopFormatter("savepoint: %(message)s"))
     logging.basicConfig(level=log_level_of(default="WARNING"), handlers=[handler])
+    check_options(options)
     agent = dns_label(options.agent)
     store = DirectoryStore(options.store, create=True)
     stage = stage_layout.laptop_stage(options.store.absolute(), agent)
@@ -79,6 +82,7 @@ def _run_locked(options: RunOptions, agent: str, store: DirectoryStore, stage: P
         LocalClock(utc_now, secrets.token_bytes),
         incarnation=f"laptop-{secrets.token_hex(16)}",
         node=socket.gethostname(),
+        start_from=_start_from(options),
     )
     with _socket_path(stage) as socket_path:
         return _supervise(Supervisor(options, authority, stage, socket_path, lock))
@@ -101,6 +105,12 @@ def _supervise(supervisor: Supervisor) -> int:
 def _refuse(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return EXIT_ALREADY_RUNNING
+
+
+def _start_from(options: RunOptions) -> StartFrom | None:
+    name = options.start_from
+    roots = state_roots(options.states)
+    return StartFrom(name, lambda manifest: match(options, roots, manifest, name)) if name else None
 
 
 @contextmanager

@@ -1,15 +1,14 @@
 """Options of ``savepoint run``, and what follows from them: the agent's name, state roots and exclude patterns."""
 
 import glob
-import os
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from savepoint.contract.names import AGENT_NAME_MAX
-from savepoint_sidecar.files.roots import Root
+from savepoint_sidecar.files.exclude import pattern_problem
 
 from savepoint_cli.key import key_path
+from savepoint_cli.state_folders import check_states, dns_label, state_roots
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,14 @@ class RunOptions:
     exclude: tuple[str, ...] = ()
     interval_seconds: float = 30.0
     grace_seconds: float = 25.0
+    default_name: bool = False
+    """True if the agent's name follows from the command."""
+    start_from: str = ""
+    """Name of the older checkpoint to start from, if any."""
+    moved_states: Mapping[str, Path] = field(default_factory=dict)
+    """New folders of state folders, by the path that they have in the checkpoint."""
+    dropped_states: tuple[str, ...] = ()
+    """State folders of the checkpoint to leave out from now on."""
 
 
 def agent_name(command: list[str]) -> str:
@@ -31,29 +38,28 @@ def agent_name(command: list[str]) -> str:
     return dns_label(scripts[0] if scripts else Path(command[0]).name)
 
 
-def dns_label(text: str) -> str:
-    """Return the text as a DNS label that is short enough for an agent's name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:AGENT_NAME_MAX].strip("-") or "agent"
-
-
-def state_roots(states: tuple[Path, ...]) -> tuple[Root, ...]:
-    """Return the state folders as roots. Each is named after its last path element, with a number if that is taken."""
-    roots: list[Root] = []
-    for path in states:
-        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - links stay as the user wrote them
-        base = dns_label(absolute.name)
-        taken = {root.name for root in roots}
-        name = next(each for each in (base, *(f"{base}-{n}" for n in range(2, 1000))) if each not in taken)
-        roots.append(Root(name, str(absolute), absolute.resolve(), persistent=True))
-    return tuple(roots)
+def exclude_problem(options: RunOptions) -> str:
+    """Return which ``--exclude`` pattern is invalid, why, and the remedy; an empty text if all are valid."""
+    mount_paths = [root.mount_path for root in state_roots(options.states)]
+    problems = ((pattern, pattern_problem(pattern, mount_paths)) for pattern in options.exclude)
+    return next((f"argument --exclude: {pattern!r} {problem}" for pattern, problem in problems if problem), "")
 
 
 def own_file_patterns(options: RunOptions) -> tuple[str, ...]:
     """Return patterns that exclude the store and its key where they are inside a state folder."""
-    own = (options.store.resolve(), key_path().parent.resolve())
+    own = _own_folders(options)
     return tuple(
         f"{root.mount_path.rstrip('/')}/{glob.escape(str(path.relative_to(root.path)))}"
         for root in state_roots(options.states)
         for path in own
         if path.is_relative_to(root.path) and path != root.path
     )
+
+
+def check_options(options: RunOptions) -> None:
+    """Raise StatePathInvalid if a state path cannot be used, before anything is created."""
+    check_states(state_roots(options.states), _own_folders(options))
+
+
+def _own_folders(options: RunOptions) -> tuple[Path, ...]:
+    return options.store.resolve(), key_path().parent.resolve()

@@ -82,7 +82,7 @@ def nested(states: Iterable[Path]) -> list[tuple[str, str]]:
 
 
 def check_states(roots: Sequence[Root], own: Iterable[Path]) -> None:
-    """Raise StatePathInvalid for a state path that is not a folder, or that lies in one of Savepoint's ``own`` folders."""
+    """Raise StatePathInvalid for a path that is not a folder, or that lies in one of Savepoint's ``own`` folders."""
     for root in roots:
         shown = root.mount_path
         if root.path == Path("/"):

@@ -13,19 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from savepoint.contract import stage_layout
-from savepoint.contract.control_protocol import CheckpointRef, Welcome
+from savepoint.contract.control_protocol import Welcome
 from savepoint.contract.names import ENV_GRACE_SECONDS, ENV_SOCKET, ENV_STAGE
-from savepoint.errors import TargetNotEmpty
 from savepoint.repository.format.canonical import time_of
-from savepoint.repository.format.keys import AgentKey
-from savepoint.repository.format.manifest import Manifest
 from savepoint_sidecar.authority.local import LocalAuthority
-from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.files.roots import Root
 from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig
 from savepoint_sidecar.lifecycle.incarnation import Incarnation
-from savepoint_sidecar.restore.file_restore import ready_marker, restore_files, root_actions
 from savepoint_sidecar.settings import failpoint_of
 from savepoint_sidecar.stage.components import prepare_stage
 
@@ -33,8 +27,10 @@ from savepoint_cli.agent_processes import LEFT_SECONDS, AgentProcesses
 from savepoint_cli.laptop_messages import laptop_text
 from savepoint_cli.leftovers import record
 from savepoint_cli.process_table import Process, find
-from savepoint_cli.run_options import RunOptions, state_roots
+from savepoint_cli.run_options import RunOptions
 from savepoint_cli.signal_count import SignalCount
+from savepoint_cli.state_folders import state_roots
+from savepoint_cli.state_restore import StateRestore, damage_remedy, discard_journal
 
 
 class Supervisor:
@@ -61,8 +57,11 @@ class Supervisor:
         """Restore, run the command and take the final checkpoint; return the exit status."""
         welcome = await self._authority.welcome()
         prepare_stage(self._stage, welcome.run)
-        roots_sequence = self._take_released_sequence()
-        await asyncio.to_thread(self._restore, welcome)
+        restore = StateRestore(self._options, self._roots, self._stage, self._failpoints, now=utc_now, report=report)
+        names = await asyncio.to_thread(restore.run, welcome, self._authority.blobs)
+        rolled_back_at = await asyncio.to_thread(self._authority.rolled_back_at)
+        await asyncio.to_thread(discard_journal, self._stage, welcome.run, rolled_back_at)
+        roots_sequence = self._take_released_sequence()  # after every refusal: a refused run changes nothing
         config = IncarnationConfig(
             roots=self._roots,
             stage=self._stage,
@@ -70,6 +69,8 @@ class Supervisor:
             pod_uid=f"epoch-{welcome.epoch}",
             grace_seconds=self._options.grace_seconds,
             roots_sequence=roots_sequence,
+            component_names=names,
+            damage_remedy=damage_remedy(self._options.store),
         )
         clock = Clock(utc_now, time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
         self._incarnation = Incarnation(self._authority, config, clock, self._failpoints)
@@ -165,37 +166,6 @@ class Supervisor:
             return
         self.processes.kill()
         self._abandoned.set()
-
-    def _restore(self, welcome: Welcome) -> None:
-        """Restore state folders that are empty or half restored. Others are left as they are until the SDK connects."""
-        for root in self._roots:
-            root.path.mkdir(parents=True, exist_ok=True)
-        key = AgentKey(bytes.fromhex(welcome.key))
-        blobs, parent = self._authority.blobs, welcome.parent
-        if parent is None:
-            root_actions(self._roots, welcome, None)
-            return
-        loaded = parent_checkpoint.load(blobs, key, welcome.namespace, welcome.agent, parent)
-        to_restore = self._roots_to_restore(welcome, parent, loaded.manifest)
-        if to_restore:
-            marker = ready_marker(welcome, f"epoch-{welcome.epoch}", parent)
-            with loaded.reader(blobs, key) as reader:
-                restore_files(reader, to_restore, marker, self._failpoints)
-            report(f"restored {', '.join(root.mount_path for root in to_restore)} from {parent.name}")
-
-    def _roots_to_restore(self, welcome: Welcome, parent: CheckpointRef, manifest: Manifest) -> list[Root]:
-        found: list[Root] = []
-        for root in self._roots:
-            try:
-                actions = root_actions([root], welcome, manifest)
-            except TargetNotEmpty as error:
-                raise TargetNotEmpty(
-                    f"{root.mount_path} contains files that are not from a run of agent {welcome.agent}, and "
-                    f"checkpoint {parent.name} exists: nothing was overwritten; empty the folder to restore the "
-                    "checkpoint, or choose another name with --agent to keep the files and start fresh"
-                ) from error
-            found += [each for each, action in actions.items() if action == "restore"]
-        return found
 
     def _take_released_sequence(self) -> int | None:
         """Read, and remove, the sequence of the checkpoint that the previous run's orderly end left the files at.

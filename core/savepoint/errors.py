@@ -10,7 +10,7 @@ to which object, and what to do next. ``reason`` is the CamelCase word that cond
     ├── IntegrityError ── RollbackDetected
     ├── FormatTooNew · KeyMismatch · NotAdopted · Superseded
     ├── NoSpace · StateTooLarge · TargetNotEmpty · TargetUnusable · RunAsUserRequired
-    ├── StateLeftBehind · StatePathInvalid
+    ├── AgentNameTaken · StateLeftBehind · StatePathInvalid
     ├── QuiesceTimeout · StageFull · StateUnstable · DeadlineExceeded
     └── Unavailable · Refused
 """
@@ -133,6 +133,12 @@ class RunAsUserRequired(SavepointError):
     """Files belong to a uid that the sidecar does not run as."""
 
     reason = Reason.RUN_AS_USER_REQUIRED
+
+
+class AgentNameTaken(SavepointError):
+    """The agent of this name has an unfinished run of another command."""
+
+    reason = Reason.AGENT_NAME_TAKEN
 
 
 class StateLeftBehind(SavepointError):

@@ -6,6 +6,7 @@ The agent records, outside of its state, each real call of a step's function, so
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,3 +284,55 @@ def test_a_users_files_are_not_overwritten(laptop: Laptop) -> None:
     assert laptop.start("--state", str(state), command=["true"]).wait(30) == 1
     assert "TargetNotEmpty" in laptop.stderr()
     assert (state / "a").read_text() == "the user's own"
+
+
+def run_with(laptop: Laptop, states: list[str], script: str, *more: str) -> int:
+    """Run a shell script as an agent with these state folders, and return the exit status."""
+    options = [option for state in states for option in ("--state", str(laptop.folder / state))]
+    return laptop.start(*options, *more, command=["sh", "-ec", f"cd {laptop.folder}; {script}"]).wait(30)
+
+
+def test_two_lost_folders_of_one_base_name_are_restored_to_their_own_places(laptop: Laptop) -> None:
+    states = ["alice/data", "bob/data"]
+    write = "echo alice > alice/data/a; echo bob > bob/data/b"
+    assert run_with(laptop, states, write) == 0, laptop.stderr()
+    for each in ("alice", "bob"):
+        shutil.rmtree(laptop.folder / each)
+    check = "test $(cat alice/data/a) = alice -a $(cat bob/data/b) = bob -a ! -e bob/data/a -a ! -e alice/data/b"
+    assert run_with(laptop, states[::-1], check) == 0, laptop.stderr()
+
+
+def test_a_renamed_state_folder_is_refused_then_moved_then_dropped(laptop: Laptop) -> None:
+    folder = laptop.folder
+    assert run_with(laptop, ["old"], "echo precious > old/work") == 0, laptop.stderr()
+    assert run_with(laptop, ["new"], "touch started") == 1
+    assert "StateLeftBehind" in laptop.stderr() and str(folder / "old") in laptop.stderr()
+    assert not (folder / "started").exists() and not (folder / "new").exists(), "a refused run changes nothing"
+    moved = ("--move-state", str(folder / "old"), str(folder / "new"))
+    assert run_with(laptop, ["new"], "test $(cat new/work) = precious; echo more > new/more", *moved) == 0
+    shutil.rmtree(folder / "new")
+    assert run_with(laptop, ["new"], "test -e new/work -a -e new/more") == 0, "the move was not remembered"
+    assert run_with(laptop, ["other"], "echo x > other/x") == 1
+    assert run_with(laptop, ["other"], "echo x > other/x", "--drop-state", str(folder / "new")) == 0, laptop.stderr()
+    assert run_with(laptop, ["other"], "test -e other/x") == 0, "the drop was not remembered"
+
+
+def test_a_file_as_state_is_refused_before_a_store_is_created(laptop: Laptop) -> None:
+    (laptop.folder / "agent.db").write_text("rows")
+    assert run_with(laptop, ["agent.db"], "true") == 1
+    assert "StatePathInvalid" in laptop.stderr() and "Traceback" not in laptop.stderr()
+    assert not (laptop.folder / "store").exists() and (laptop.folder / "agent.db").read_text() == "rows"
+
+
+def test_a_folder_in_another_one_is_restored_with_it(laptop: Laptop) -> None:
+    states = ["proj", "proj/data"]
+    assert (
+        run_with(
+            laptop,
+            states,
+            "echo code > proj/main; echo rows > proj/data/rows",
+        )
+        == 0
+    ), laptop.stderr()
+    shutil.rmtree(laptop.folder / "proj")
+    assert run_with(laptop, states[::-1], "test -e proj/main -a -e proj/data/rows") == 0, laptop.stderr()

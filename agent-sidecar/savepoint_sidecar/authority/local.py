@@ -27,7 +27,7 @@ from savepoint.errors import SavepointError, Unavailable
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
-from savepoint.repository.format.manifest import Pack
+from savepoint.repository.format.manifest import Manifest, Pack
 from savepoint.repository.history import lineage
 from savepoint.repository.history.chain import Chain
 from savepoint.repository.history.collect import collect
@@ -36,6 +36,7 @@ from savepoint.repository.repository import Repository, open_store
 from savepoint.storage import ObjectStore
 
 from savepoint_sidecar.authority.authority import Blobs, Order
+from savepoint_sidecar.authority.local_rollback import roll_back
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,16 @@ class LocalClock:
     random_bytes: Callable[[int], bytes]
 
 
+@dataclass(frozen=True)
+class StartFrom:
+    """An older checkpoint from which a run is to start."""
+
+    checkpoint: str
+    """The checkpoint's name."""
+    accept: Callable[[Manifest], object]
+    """Raises a SavepointError if the run cannot start from this checkpoint."""
+
+
 class LocalAuthority:
     """The ``Authority`` of one incarnation of one agent. ``open`` creates it and grants the epoch."""
 
@@ -91,15 +102,24 @@ class LocalAuthority:
         *,
         incarnation: str,
         node: str,
+        start_from: StartFrom | None = None,
     ) -> "LocalAuthority":
-        """Claim or check the store, and grant the agent's next epoch to this incarnation. Blocking."""
+        """Claim or check the store, and grant the agent's next epoch to this incarnation. Blocking.
+
+        With ``start_from`` the agent is rolled back to that checkpoint first, once it is known to be whole.
+        """
         open_store(store, OWNER, master)
         now = clock.now()
         repository = Repository.open_or_create(
             store, NAMESPACE, agent, master, now=now, random_bytes=clock.random_bytes
         )
         chain = Chain(repository.store, NAMESPACE, agent)
-        head = lineage.grant(chain, chain.head(), incarnation, node, time_text(clock.now()))
+        head = chain.head()
+        if start_from is not None:
+            head = roll_back(
+                repository, chain, head, start_from.checkpoint, accept=start_from.accept, time=time_text(clock.now())
+            )
+        head = lineage.grant(chain, head, incarnation, node, time_text(clock.now()))
         authority = cls(repository, chain, head, config, clock)
         authority._collect()
         return authority
@@ -118,6 +138,13 @@ class LocalAuthority:
     def silent_seconds(self) -> float:
         """Always 0: this process cannot be cut off from itself."""
         return 0.0
+
+    def rolled_back_at(self) -> int | None:
+        """Return the sequence of the rollback that chose the restore point; None if a checkpoint did. Blocking."""
+        for each in self._chain.back(self._head, self._head.record.sequence):
+            if each.record.kind in ("checkpoint", "rollback"):
+                return each.record.sequence if each.record.kind == "rollback" else None
+        return None
 
     async def welcome(self) -> Welcome:
         """Return the run's identity and the checkpoint that it starts from."""

@@ -91,7 +91,7 @@ def read_marker(root: Root) -> Marker | None:
 
 def write_marker(root: Root, marker: Marker) -> None:
     """Replace the root's marker durably. OSError if the root cannot be written."""
-    with open_directory(root.path) as top, _marker_folder(top) as folder:
+    with open_directory(root.path) as top, open_marker_folder(top) as folder:
         name = f".{MARKER_NAME}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(name, flags, 0o644, dir_fd=folder)
@@ -166,7 +166,8 @@ def _opened_for_removal(parent: int, name: str) -> Iterator[int]:
 
 
 @contextmanager
-def _marker_folder(top: int) -> Iterator[int]:
+def open_marker_folder(top: int) -> Iterator[int]:
+    """Yield a descriptor of the ``.savepoint`` folder in an open root; create the folder if it is missing."""
     try:
         mode = os.stat(MARKER_DIRECTORY, dir_fd=top, follow_symlinks=False).st_mode
         if not stat.S_ISDIR(mode):

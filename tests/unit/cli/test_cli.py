@@ -15,7 +15,8 @@ from savepoint.storage.directory import DirectoryStore
 from savepoint_cli.key import master_key
 from savepoint_cli.log import human_size
 from savepoint_cli.main import main
-from savepoint_cli.run_options import RunOptions, agent_name, dns_label, own_file_patterns, state_roots
+from savepoint_cli.run_options import RunOptions, agent_name, own_file_patterns
+from savepoint_cli.state_folders import dns_label, root_name, shown_path, state_roots
 from savepoint_sidecar.authority.local import LocalAuthority, LocalClock, LocalConfig
 from savepoint_sidecar.files.exclude import Excluded
 
@@ -38,9 +39,10 @@ def test_a_name_becomes_a_dns_label() -> None:
     assert dns_label("Ärger--" + "x" * 80) == "rger-" + "x" * 47
 
 
-def test_state_folders_are_named_after_their_last_element(tmp_path: Path) -> None:
+def test_state_folders_are_named_after_their_path(tmp_path: Path) -> None:
     roots = state_roots((tmp_path / "work", tmp_path / "other" / "work", Path()))
-    assert [root.name for root in roots][:2] == ["work", "work-2"]
+    assert [shown_path(root.component) for root in roots] == [root.mount_path for root in roots]
+    assert {root.name for root in roots} >= {root_name(str(tmp_path / "work")), root_name(str(Path().absolute()))}
     assert all(root.path.is_absolute() and root.persistent for root in roots)
 
 
@@ -153,6 +155,30 @@ def test_an_invalid_store_or_name_is_a_usage_error(
         main(arguments)
     error = capsys.readouterr().err
     assert caught.value.code == 2 and message in error and "secret" not in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("[z-a]", "contains the reversed range z-a; write a-z"),
+        ("", "is empty"),
+        ("**", "excludes every file"),
+        ("../a", "contains '.' or '..'"),
+        ("/elsewhere/cache", "is outside every state folder"),
+        ("STATE/**", "excludes every file"),
+        ("STATE/[", "contains '[' without its ']'"),
+    ],
+)
+def test_an_invalid_exclude_pattern_is_a_usage_error(
+    pattern: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    pattern = pattern.replace("STATE", str(state))
+    arguments = ["--store", str(tmp_path / "store"), "--state", str(state), "--exclude", "*.tmp", "--exclude", pattern]
+    assert main(["run", *arguments, "--", "true"]) == 2
+    error = capsys.readouterr().err
+    assert f"error: argument --exclude: {pattern!r} {message}" in error
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from savepoint.errors import RunAsUserRequired
 from savepoint.repository.format.manifest import Manifest
-from savepoint.repository.format.tree import TreeDirectory, TreeFile, TreeSymlink
+from savepoint.repository.format.tree import TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.files.roots import Root, open_directory
@@ -63,7 +63,7 @@ def manifest(store: MemoryStore) -> Manifest:
     def file(path: str) -> TreeFile:
         return TreeFile(path, 0o444, 10**18, writer.store_bytes(path.encode(), "Files"))
 
-    entries = [
+    entries: list[TreeEntry] = [
         TreeDirectory("mod", 0o555, 10**18),
         TreeDirectory("mod/deep", 0o555, 10**18),
         TreeDirectory("mod/deep/empty", 0o500, 10**18),
