@@ -54,7 +54,8 @@ class AgentProcesses:
         self._events, events = os.pipe()
         orders, self._orders = os.pipe()
         folder = str(Path(savepoint_cli.__file__).parent.parent)
-        foreground = "1" if terminal.is_foreground() else "0"
+        self._foreground = terminal.is_foreground()
+        foreground = "1" if self._foreground else "0"
         self._keeper = subprocess.Popen(  # noqa: S603 - the user's own command
             [sys.executable, "-I", "-S", "-c", _START, folder, str(events), str(orders), foreground, *command],
             env=environment,
@@ -123,13 +124,15 @@ class AgentProcesses:
                     )
 
     def _set_status(self, status: int) -> None:
-        terminal.give_to(os.getpgrp())
+        holder = terminal.foreground_group()
+        if holder == self._agent or (self._foreground and process_table.find(holder) is None):
+            terminal.give_to(os.getpgrp())  # never from a shell: this may be a job in its background
         if not self.exit_status.done():
             self.exit_status.set_result(status)
 
     def _on_stop(self, number: int) -> None:
         """Stop with the agent, so that the shell continues, and continue it when the shell continues this process."""
-        held = self._agent is not None and terminal.is_held_by(self._agent)
+        held = self._agent is not None and terminal.foreground_group() == self._agent
         if not terminal.is_attached() or not (held or number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)):
             return
         if held:

@@ -48,7 +48,7 @@ class Keeper:
     def run(self) -> None:
         """Serve the supervisor until the command has ended and no process is left."""
         while True:
-            timeout = Ending.STEP_SECONDS if self._ending is not None else None
+            timeout = self._ending.pause(time.monotonic()) if self._ending is not None else None
             sources = [each for each in (self._orders, self._wakeups) if each >= 0]
             ready, _, _ = select.select(sources, [], [], timeout)
             if self._wakeups in ready:
@@ -68,17 +68,25 @@ class Keeper:
         for line in lines:
             match line.split():
                 case [b"signal", number] if not self._exited:
-                    os.kill(self._agent, int(number))
+                    self._signal(int(number))
                 case [b"continue"]:
                     with suppress(OSError):
                         os.killpg(self._agent, signal.SIGCONT)
                 case [b"end", seconds]:
                     self._start_ending(float(seconds), Ending.SETTLE_SECONDS if self._exited else 0.0)
 
+    def _signal(self, number: int) -> None:
+        """Send a signal to the command; SIGINT goes to its process group, as from a terminal: a shell waits for it."""
+        with suppress(OSError):  # the command runs as another user
+            if number == signal.SIGINT:
+                os.killpg(self._agent, number)
+            else:
+                os.kill(self._agent, number)
+
     def _start_ending(self, seconds: float, settle_seconds: float) -> None:
-        self._ending = Ending(
-            lambda: process_table.descendants([os.getpid()]), time.monotonic(), seconds, settle_seconds
-        )
+        now = time.monotonic()
+        if self._ending is None or now + seconds < self._ending.kill_at:
+            self._ending = Ending(lambda: process_table.descendants([os.getpid()]), now, seconds, settle_seconds)
 
     def _end(self) -> bool:
         """Return whether all processes have ended, or some cannot be ended."""

@@ -103,6 +103,8 @@ class Ending:
     STUCK_SECONDS: Final = 5.0
     """A process that SIGKILL does not end by then belongs to another user, or waits for a device."""
     STEP_SECONDS: Final = 0.03
+    WAIT_SECONDS: Final = 0.2
+    """Time between two looks at all processes while those that were sent SIGTERM end."""
 
     def __init__(
         self, find_processes: Callable[[], list[Process]], now: float, seconds: float, settle_seconds: float
@@ -110,22 +112,27 @@ class Ending:
         """``find_processes`` returns those that still run; ``seconds`` lie between SIGTERM and SIGKILL."""
         self._find = find_processes
         self._term_at = now + settle_seconds
-        self._kill_at = self._term_at + seconds
+        self.kill_at = self._term_at + seconds
         self._asked: set[Process] = set()
 
     def step(self, now: float) -> list[Process] | None:
         """Signal those that are due. Return None to be called again, or the processes that could not be ended."""
         left = self._find()
-        if not left or now > self._kill_at + self.STUCK_SECONDS:
+        if not left or now > self.kill_at + self.STUCK_SECONDS:
             return left
         for each in left if now >= self._term_at else ():
-            if now >= self._kill_at:
+            if now >= self.kill_at:
                 send(each, signal.SIGKILL)
             elif each not in self._asked:
                 self._asked.add(each)
                 send(each, signal.SIGTERM)
                 send(each, signal.SIGCONT)  # a stopped process gets SIGTERM only once it continues
         return None
+
+    def pause(self, now: float) -> float:
+        """Return the seconds until the next step."""
+        waiting = self._term_at + self.WAIT_SECONDS < now < self.kill_at
+        return min(self.WAIT_SECONDS, self.kill_at - now) if waiting else self.STEP_SECONDS
 
     @property
     def asked(self) -> set[Process]:

@@ -9,25 +9,21 @@ from typing import Final
 _NOT_STOPPED_SECONDS: Final = 0.05
 
 
+def foreground_group() -> int:
+    """Return the foreground process group of the terminal at standard input; 0 if that is not this session's one."""
+    with suppress(OSError):
+        return os.tcgetpgrp(0) if os.isatty(0) else 0
+    return 0
+
+
 def is_foreground() -> bool:
-    """Return whether standard input is this session's terminal and this process group is in its foreground."""
-    with suppress(OSError):
-        return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
-    return False
-
-
-def is_held_by(group: int) -> bool:
     """Return whether this process group is in the foreground of the terminal at standard input."""
-    with suppress(OSError):
-        return os.isatty(0) and os.tcgetpgrp(0) == group
-    return False
+    return foreground_group() == os.getpgrp()
 
 
 def is_attached() -> bool:
     """Return whether standard input is this session's terminal."""
-    with suppress(OSError):
-        return os.isatty(0) and os.tcgetpgrp(0) > 0
-    return False
+    return foreground_group() > 0
 
 
 def give_to(group: int) -> None:

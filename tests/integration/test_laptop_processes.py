@@ -6,7 +6,6 @@ import select
 import signal
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -199,6 +198,15 @@ def test_a_helper_that_ignores_sigterm_is_killed_when_the_grace_period_ends(lapt
     assert run.returncode == 128 + signal.SIGKILL and has_ended(helper), errors
 
 
+def test_sigint_reaches_what_a_shell_waits_for(laptop: Laptop) -> None:
+    laptop.write_helper(HELPERS["plain"])
+    run = laptop.shell("$PYTHON helper.py helper; sleep 600; true")
+    laptop.await_helper()
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=15)  # the grace period is longer
+    assert run.returncode == 128 + signal.SIGINT, errors
+
+
 def test_a_store_that_disappears_does_not_change_the_exit_status(laptop: Laptop) -> None:
     run = laptop.shell("rm -rf store; sleep 1; exit 7", ("--interval", "0.2", "--state", "work"))
     _, errors = run.communicate(timeout=60)
@@ -222,7 +230,8 @@ def test_nohup_protects_the_agent_and_its_supervisor(laptop: Laptop) -> None:
 class Terminal:
     """A terminal with a shell's part in job control: it starts one job, and can stop and continue it."""
 
-    def __init__(self, laptop: Laptop, *command: str) -> None:
+    def __init__(self, laptop: Laptop, *command: str, program: list[str] | None = None) -> None:
+        """Start ``savepoint run`` with this command, or another program."""
         self.output = b""
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
@@ -233,8 +242,8 @@ class Terminal:
                 os.tcsetpgrp(0, os.getpgrp())
                 signal.signal(signal.SIGTTOU, signal.SIG_DFL)
                 os.chdir(laptop.folder)
-                arguments = laptop.command(*command)
-                os.execve(arguments[0], arguments, laptop.environment())
+                arguments = program or laptop.command(*command)
+                os.execvpe(arguments[0], arguments, laptop.environment())
             self._be_shell(job)
 
     def _be_shell(self, job: int) -> None:
@@ -267,11 +276,6 @@ class Terminal:
         before, _, self.output = self.output.partition(text)
         return before
 
-    def no_echo(self) -> None:
-        attributes = termios.tcgetattr(self._fd)
-        attributes[3] &= ~termios.ECHO & ~termios.ICANON
-        termios.tcsetattr(self._fd, termios.TCSANOW, attributes)
-
     def close(self) -> None:
         os.close(self._fd)
         os.kill(self.pid, signal.SIGKILL)
@@ -300,6 +304,20 @@ def test_an_interactive_agent_reads_the_terminal_and_can_be_stopped_and_continue
         terminal.type(b"two\n")
         terminal.read_until(b"read 'two'")
         terminal.read_until(b"<status 6>")
+    finally:
+        terminal.close()
+
+
+def test_a_job_in_the_background_leaves_the_terminal_to_the_shell(laptop: Laptop) -> None:
+    """It takes the terminal neither at its start nor at its end."""
+    script = 'set -m; "$@" & wait $!; echo status $?; read -t 20 line; echo got $line; exit 8'
+    run = laptop.command("sh", "-c", "exit 3")
+    terminal = Terminal(laptop, program=["bash", "-c", script, "bash", *run])
+    try:
+        terminal.read_until(b"status 3")
+        terminal.type(b"word\n")
+        terminal.read_until(b"got word")
+        terminal.read_until(b"<status 8>")
     finally:
         terminal.close()
 
