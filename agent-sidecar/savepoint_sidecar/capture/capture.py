@@ -86,7 +86,8 @@ class Capture:
         found = self._detectors.get(root.name)
         if found is None:
             found = self._detectors[root.name] = probe(root)
-            log.info("changes of files in %s are noticed by their %s", root.mount_path, found)
+            level = logging.INFO if found.by_stat else logging.WARNING  # reading everything takes time
+            log.log(level, "changes of files in %s are noticed by their %s", root.mount_path, found)
         return found
 
     def file_bytes(self) -> int:
