@@ -13,10 +13,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from savepoint_sidecar.files.roots import MARKER_ATTRIBUTE
 
 AGENT = """
 import json, os, pathlib, sys, time
@@ -280,6 +282,8 @@ def test_a_users_files_are_not_overwritten(laptop: Laptop) -> None:
     state = laptop.folder / "state"
     assert laptop.start("--state", str(state), command=["sh", "-c", f"echo one > {state}/a"]).wait(30) == 0
     (state / ".savepoint" / "marker.json").unlink()
+    with suppress(OSError):  # a file system without attributes
+        os.removexattr(state, MARKER_ATTRIBUTE)
     (state / "a").write_text("the user's own")
     assert laptop.start("--state", str(state), command=["true"]).wait(30) == 1
     assert "TargetNotEmpty" in laptop.stderr()

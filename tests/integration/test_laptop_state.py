@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,32 @@ def test_two_programs_of_one_default_name_are_not_merged(laptop: Laptop) -> None
     assert fresh.returncode == 0 and json.loads(fresh.stdout.splitlines()[0])["done"] == [], (
         "the first run is completed"
     )
+
+
+@pytest.mark.parametrize("clean", ["clean -fdxq", "stash -u -q", "add -Af && git reset -q --hard", "rm -rq --cached ."])
+def test_an_agent_may_clean_its_git_workspace(laptop: Laptop, clean: str) -> None:
+    identity = "-c user.name=a -c user.email=a@x"
+    script = (
+        f"cd {laptop.state}; test -e done && exit 0; git init -q; echo v1 > main; git add main; "
+        f"git {identity} commit -qm 1; touch ../ready; read -r _ < ../go; echo x > build; git {identity} {clean}; "
+        "echo v2 > main; touch done; kill -9 $$"
+    )
+    os.mkfifo(laptop.folder / "go")
+    command = ("sh", "-ec", script)
+    options = ("--agent", "g", "--state", str(laptop.state), "--interval", "0.2")
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(laptop.run, *options, command=command)
+        await_path(laptop.state / ".savepoint" / "marker.json")
+        (laptop.folder / "go").write_text("go\n")
+        assert running.result().returncode == 137
+    result = laptop.run(*options, command=command)
+    assert result.returncode == 0, result.stderr
+    assert (laptop.state / "main").read_text() == "v2\n"
+
+
+def await_path(path: Path) -> None:
+    """Wait until the path exists."""
+    end = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} does not appear"
+        time.sleep(0.01)

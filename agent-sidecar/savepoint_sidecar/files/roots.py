@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 MARKER_NAME: Final = "marker.json"
 MARKER_MAX_BYTES: Final = 4096
+MARKER_ATTRIBUTE: Final = "user.savepoint.marker"
+IGNORE_NAME: Final = ".gitignore"
+"""Keeps git from adding or stashing the marker's folder."""
 COMPONENT_PREFIX: Final = "files."
 LOST_AND_FOUND: Final = "lost+found"
 """A folder that belongs to the file system itself."""
@@ -75,32 +78,84 @@ def open_directory(path: Path | str, at: int | None = None) -> Iterator[int]:
 
 
 def read_marker(root: Root) -> Marker | None:
-    """Return the root's marker; None if it is missing or unreadable."""
+    """Return the root's marker; None if it is missing or unreadable.
+
+    An agent may remove the file, as ``git clean`` does. Then the copy in the folder's extended attribute counts, but
+    not in an empty folder, whose files are lost. Of two different ones the one that demands a restore counts.
+    """
     try:
-        with open_directory(root.path) as top, open_directory(MARKER_DIRECTORY, top) as folder:
-            handle = os.open(MARKER_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-            with os.fdopen(handle, "rb") as file:
-                raw = json.loads(file.read(MARKER_MAX_BYTES))
-        return Marker(
-            str(raw["namespace"]), str(raw["agent"]), str(raw["pod_uid"]), int(raw["epoch"]), int(raw["sequence"]),
-            "ready" if raw["state"] == "ready" else "restoring",
-        )  # fmt: skip
-    except (OSError, ValueError, TypeError, KeyError):
+        with open_directory(root.path) as top:
+            file, attribute = _marker_of(_read_file(top)), _marker_of(_read_attribute(top))
+            if file is None:
+                return None if attribute is None or is_empty(root) else attribute
+    except OSError:
         return None
+    if attribute is None or (attribute.namespace, attribute.agent) != (file.namespace, file.agent):
+        return file
+    return max(file, attribute, key=lambda each: (each.state == "restoring", each.epoch, each.sequence))
 
 
 def write_marker(root: Root, marker: Marker) -> None:
     """Replace the root's marker durably. OSError if the root cannot be written."""
+    content = json.dumps(asdict(marker)).encode()
     with open_directory(root.path) as top, open_marker_folder(top) as folder:
+        _write_new(folder, IGNORE_NAME, b"*\n")
+        _write_attribute(top, content)
         name = f".{MARKER_NAME}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(name, flags, 0o644, dir_fd=folder)
         with os.fdopen(handle, "wb") as file:
-            file.write(json.dumps(asdict(marker)).encode())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, MARKER_NAME, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)
+        os.fsync(top)
+
+
+def _marker_of(content: bytes) -> Marker | None:
+    try:
+        raw = json.loads(content)
+        return Marker(
+            str(raw["namespace"]), str(raw["agent"]), str(raw["pod_uid"]), int(raw["epoch"]), int(raw["sequence"]),
+            "ready" if raw["state"] == "ready" else "restoring",
+        )  # fmt: skip
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _read_file(top: int) -> bytes:
+    try:
+        with open_directory(MARKER_DIRECTORY, top) as folder:
+            handle = os.open(MARKER_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            with os.fdopen(handle, "rb") as file:
+                return file.read(MARKER_MAX_BYTES)
+    except OSError:
+        return b""
+
+
+def _read_attribute(top: int) -> bytes:
+    try:
+        return os.getxattr(top, MARKER_ATTRIBUTE)[:MARKER_MAX_BYTES]
+    except OSError:  # not set, or not supported by the file system
+        return b""
+
+
+def _write_attribute(top: int, content: bytes) -> None:
+    """Set the attribute where the file system has them. An older one never stays beside a newer file."""
+    try:
+        os.setxattr(top, MARKER_ATTRIBUTE, content)
+    except OSError:
+        with suppress(OSError):
+            os.removexattr(top, MARKER_ATTRIBUTE)
+
+
+def _write_new(folder: int, name: str, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(FileExistsError):
+        handle = os.open(name, flags, 0o644, dir_fd=folder)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
 
 
 def is_empty(root: Root) -> bool:
