@@ -56,8 +56,8 @@ class Reason(StrEnum):
     )
     DATABASE_BUSY = (
         "DatabaseBusy",
-        "An SQLite database could not be copied without disturbing its writer, so the checkpoint holds an older state.",
-        "log of savepoint-sidecar and `savepoint run`, AgentCheckpoint",
+        "An SQLite database could not be copied without refusing writes; the checkpoint holds it as before, or not.",
+        "logs of savepoint-sidecar and `savepoint run`",
     )
     DEADLINE_EXCEEDED = "DeadlineExceeded", "The attempt did not finish before its deadline.", "AgentCheckpoint"
     SOURCE_POD_REPLACED = (
