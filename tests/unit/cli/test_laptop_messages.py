@@ -53,7 +53,9 @@ def test_a_remedy_names_an_option_of_the_command(text: str, expected: str) -> No
     assert laptop_text(text) == expected
 
 
-@pytest.mark.parametrize("text", ["cannot read /srv/pod/operator.db: gone", "/a/pod-1.txt changed", "'pod' has no host"])
+@pytest.mark.parametrize(
+    "text", ["cannot read /srv/pod/operator.db: gone", "/a/pod-1.txt changed", "'pod' has no host"]
+)
 def test_a_path_is_not_translated(text: str) -> None:
     assert laptop_text(text) == text
 
