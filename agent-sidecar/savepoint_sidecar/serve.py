@@ -26,6 +26,7 @@ from savepoint_sidecar.authority.control_client import ConnectionClock, ControlC
 from savepoint_sidecar.authority.control_connection import Dialer
 from savepoint_sidecar.authority.reachability import Reachability
 from savepoint_sidecar.failpoint import Failpoints
+from savepoint_sidecar.files.ownership import ProcessUser
 from savepoint_sidecar.lifecycle.config import Clock, IncarnationConfig
 from savepoint_sidecar.lifecycle.incarnation import Incarnation
 from savepoint_sidecar.settings import Settings
@@ -125,6 +126,7 @@ def _make_incarnation(configured: Settings, failpoints: Failpoints) -> Incarnati
         pod_uid=configured.pod_uid,
         grace_seconds=float(configured.grace_seconds),
         roots_sequence=None if has_started else index_sequence(configured.stage),
+        user=ProcessUser.of_this_process(configured.uid_source),
     )
     clock = Clock(lambda: datetime.now(UTC), time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
     incarnation = Incarnation(client, config, clock, failpoints, can_start_next_run=True)

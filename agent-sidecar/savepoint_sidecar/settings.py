@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from savepoint.contract import names
-from savepoint.contract.environment import SettingsError, parse_integer, required
+from savepoint.contract.environment import SettingsError, choice, parse_integer, required
+from savepoint.contract.vocabulary import UidSource
 
 from savepoint_sidecar.files.roots import Root
 
@@ -37,6 +38,8 @@ class Settings:
     grace_seconds: int
     """The pod's whole termination grace period."""
     roots: tuple[Root, ...]
+    uid_source: UidSource = UidSource.NONE
+    """The source of this container's uid."""
     token_path: Path = Path(names.TOKEN_PATH)
     socket_path: Path = Path(names.SOCKET_PATH)
     stage: Path = Path(names.STAGE_DIRECTORY)
@@ -60,6 +63,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
             names.ENV_GRACE_SECONDS, environment.get(names.ENV_GRACE_SECONDS, str(DEFAULT_GRACE_SECONDS))
         ),
         roots=_roots(environment.get(names.ENV_ROOTS, "[]")),
+        uid_source=UidSource(choice(environment, names.ENV_UID_SOURCE, UidSource.NONE, tuple(UidSource))),
         token_path=Path(environment.get("SAVEPOINT_TOKEN", names.TOKEN_PATH)),
         socket_path=Path(environment.get(names.ENV_SOCKET, names.SOCKET_PATH)),
         stage=Path(environment.get(names.ENV_STAGE, names.STAGE_DIRECTORY)),

@@ -130,9 +130,13 @@ class TargetUnusable(SavepointError):
 
 
 class RunAsUserRequired(SavepointError):
-    """Files belong to a uid that the sidecar does not run as."""
+    """Files belong to a uid that the sidecar does not run as. ``owner`` is that uid, if it is known."""
 
     reason = Reason.RUN_AS_USER_REQUIRED
+
+    def __init__(self, message: str, owner: int | None = None) -> None:
+        super().__init__(message)
+        self.owner = owner
 
 
 class AgentNameTaken(SavepointError):

@@ -2,7 +2,8 @@
 
 It has its own small server instead of kopf's: kopf's WebhookServer closes its port to load a renewed certificate, so
 that admissions in flight fail; it cannot delay readiness until an index is filled; and it needs permission to list CRDs
-and write Events, whereas this process only reads policies and namespaces. ``rules.admission.injection`` decides.
+and write Events, whereas this process only reads policies, namespaces and agents. ``rules.admission.injection``
+decides.
 """
 
 import asyncio
@@ -18,11 +19,11 @@ from aiohttp import web
 from savepoint.contract.environment import SettingsError
 
 from savepoint_operator.admission.certificate import ServingCertificate
-from savepoint_operator.admission.index import NamespaceIndex, PolicyIndex
+from savepoint_operator.admission.index import AgentIndex, NamespaceIndex, PolicyIndex
 from savepoint_operator.admission.server import AdmissionMetrics, health_application, review_application
 from savepoint_operator.admission.settings import WebhookSettings
 from savepoint_operator.cluster.access import Access, Client
-from savepoint_operator.cluster.watch import Watch, namespaces, policies
+from savepoint_operator.cluster.watch import Watch, namespaces, policies, protected_agents
 from savepoint_operator.model.views import Refusal
 from savepoint_operator.rules.admission.injection import Injected, InjectionConfig, inject
 
@@ -34,11 +35,12 @@ class Webhook:
 
     def __init__(self, settings: WebhookSettings, api: Client, jitter: Callable[[], float]) -> None:
         self._settings = settings
-        self._policies, self._namespaces = PolicyIndex(), NamespaceIndex()
+        self._policies, self._namespaces, self._agents = PolicyIndex(), NamespaceIndex(), AgentIndex()
         self._certificate = ServingCertificate(settings.tls_directory)
         self._watches = [
             Watch("policies", policies(api), self._policies, jitter),
             Watch("namespaces", namespaces(api), self._namespaces, jitter),
+            Watch("agents", protected_agents(api), self._agents, jitter),
         ]
         self._stopping = False
 
@@ -79,14 +81,15 @@ class Webhook:
             control_ca_pem=self._certificate.ca_pem,
             pull_policy=self._settings.pull_policy,
         )
-        return inject(pod, self._policies.of(namespace), self._namespaces.level(namespace), config)
+        policies, level = self._policies.of(namespace), self._namespaces.level(namespace)
+        return inject(pod, policies, level, config, observed_user=self._agents.user_of(namespace, pod))
 
     def unready(self) -> str:
         """Return what is missing before reviews can be answered; empty if nothing is."""
         if not self._certificate.loaded:
             return "no serving certificate yet; the operator writes it into the TLS Secret"
         if not all(watch.synced for watch in self._watches):
-            return "policies and namespaces are not indexed yet"
+            return "policies, namespaces and agents are not indexed yet"
         return ""
 
     def unready_or_stopping(self) -> str:

@@ -38,11 +38,15 @@ class ProcessSession:
     """None ends the stream."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     streaming: bool = False
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the process reads its orders: it has taken over the values that its connect returned."""
     transaction: Transaction | None = None
     recent_transactions: dict[str, Transaction] = field(default_factory=dict)
     execution: wire.Execution = field(default_factory=wire.Execution)
     """The position that the agent reported with its last flush."""
     finished: bool = False
+    uid: int | None = None
+    """The uid of the process, as the kernel reports it; None if it does not."""
 
     @property
     def alive(self) -> bool:

@@ -7,6 +7,8 @@ import asyncio
 import json
 import logging
 import os
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,9 @@ from savepoint.errors import SavepointError, Unavailable
 from savepoint_sidecar.agent_api.process_session import STREAM_OPEN_SECONDS, ProcessSession, ProcessSessions
 
 log = logging.getLogger(__name__)
+
+_CREDENTIALS: Final = struct.Struct("3i")
+"""The kernel's struct ucred: pid, uid and gid."""
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _STATUS: Final[dict[str, int]] = {Reason.SESSION_IN_USE: 409, Reason.QUIESCE_TIMEOUT: 409, Reason.STATE_UNSTABLE: 409}
@@ -95,6 +100,7 @@ class SocketServer:
                 f"protocol {connect.protocol} is not supported; use protocol {wire.PROTOCOL_VERSION}"
             )
         session = await self._sessions.admit(connect)
+        session.uid = _peer_uid(request)
         try:
             connected = await asyncio.shield(asyncio.ensure_future(self._host.connect(session)))
         except BaseException:
@@ -115,6 +121,7 @@ class SocketServer:
         if session.streaming:
             raise Unavailable("another connection already reads the orders of this session")
         session.streaming = True
+        session.opened.set()
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         response.enable_chunked_encoding()
         try:
@@ -188,6 +195,19 @@ class SocketServer:
         if session.alive:
             session.end()
             self._host.handle_disconnect(session)
+
+
+def _peer_uid(request: web.Request) -> int | None:
+    """Return the uid of the process at the other end of the socket."""
+    peer = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if peer is None:
+        return None
+    try:
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError:
+        return None
+    uid: int = _CREDENTIALS.unpack(credentials)[1]
+    return uid
 
 
 async def _body(request: web.Request) -> Any:

@@ -317,7 +317,7 @@ class Capture:
                     continue  # it was renamed or removed after it was copied, which ``moved`` says
                 if signature_of(status) == copied.signature:
                     continue
-                node = FileNode(path, status.st_mode, signature_of(status), status.st_uid)
+                node = FileNode(path, status.st_mode, signature_of(status), status.st_uid, status.st_gid)
                 with files.open(node) as handle:
                     if not has_only_grown(handle.descriptor, os.fstat(handle.descriptor), copied, spool):
                         raise _unstable(draft.root, path)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from savepoint.repository.format.tree import MAX_TIME_NS, TreeDirectory, TreeEntry, TreeFile, TreeSymlink
+from savepoint.repository.format.tree import MAX_TIME_NS, Owner, TreeDirectory, TreeEntry, TreeFile, TreeSymlink
 
 from savepoint_sidecar.capture.draft import Draft, shown
 
@@ -14,12 +14,13 @@ def tree_entries(draft: Draft) -> Iterator[TreeEntry]:
     contents = draft.table.contents()
     for node in draft.walk.nodes:
         mtime_ns = storable_time(node.signature.mtime_ns)
+        owner = Owner(node.uid, node.gid)
         if node.is_directory:
-            yield TreeDirectory(node.path, node.mode & _MODE_BITS, mtime_ns)
+            yield TreeDirectory(node.path, node.mode & _MODE_BITS, mtime_ns, owner)
         elif node.is_symlink:
             target = draft.links.get(node.path)
             if target:
-                yield TreeSymlink(node.path, target, mtime_ns)
+                yield TreeSymlink(node.path, target, mtime_ns, owner)
         elif node.path not in draft.unreadable:
             content = contents.find(node.path)
             assert content is not None
@@ -27,7 +28,7 @@ def tree_entries(draft: Draft) -> Iterator[TreeEntry]:
             if spooled is not None:
                 mtime_ns = spooled.signature.mtime_ns
             mtime_ns = storable_time(draft.mtimes.get(node.path, mtime_ns))
-            yield TreeFile(node.path, node.mode & _MODE_BITS, mtime_ns, content)
+            yield TreeFile(node.path, node.mode & _MODE_BITS, mtime_ns, content, owner)
 
 
 def time_warning(draft: Draft) -> str:

@@ -43,6 +43,7 @@ class FileNode(NamedTuple):
     """Type and permissions, as in stat."""
     signature: Signature
     uid: int
+    gid: int
 
     @property
     def is_file(self) -> bool:
@@ -217,7 +218,7 @@ class FolderLister:
                     listing.complete = False
                     continue
                 signature = Signature(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-                node = FileNode(prefix + entry.name, found.st_mode, signature, found.st_uid)
+                node = FileNode(prefix + entry.name, found.st_mode, signature, found.st_uid, found.st_gid)
                 listing.nodes.append(node)
                 if stat.S_ISDIR(found.st_mode):
                     listing.folders.append((node, (found.st_dev, found.st_ino)))
@@ -265,7 +266,8 @@ def unreadable(root: Root, node: FileNode, error: OSError) -> RunAsUserRequired:
         return RunAsUserRequired(
             f"cannot read {full_path}: it belongs to uid {node.uid}, and the sidecar runs as uid {os.geteuid()}. "
             f"Set runAsUser: {node.uid} on the agent's container, or annotate the pod template with "
-            f'{ANNOTATION_RUN_AS_USER}: "{node.uid}".'
+            f'{ANNOTATION_RUN_AS_USER}: "{node.uid}".',
+            node.uid,
         )
     return RunAsUserRequired(
         f"cannot read {full_path}: its mode {stat.S_IMODE(node.mode):03o} denies even its owner, uid {node.uid}. "

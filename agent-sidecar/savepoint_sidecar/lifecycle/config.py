@@ -7,6 +7,7 @@ from pathlib import Path
 
 from savepoint.contract.agent_protocol import FEATURE_REATTACH
 
+from savepoint_sidecar.files.ownership import ProcessUser
 from savepoint_sidecar.files.roots import Root
 
 
@@ -27,6 +28,8 @@ class IncarnationConfig:
     damage_remedy: str = ""
     """Remedy for a damaged checkpoint, for the error that reports it."""
     features: tuple[str, ...] = (FEATURE_REATTACH,)
+    user: ProcessUser = field(default_factory=ProcessUser.of_this_process)
+    """The uid under which the incarnation reads and restores files."""
 
 
 @dataclass(frozen=True)

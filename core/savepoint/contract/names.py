@@ -42,6 +42,7 @@ ENV_POD_NAMESPACE: Final = "SAVEPOINT_POD_NAMESPACE"
 ENV_POD_UID: Final = "SAVEPOINT_POD_UID"
 ENV_NODE_NAME: Final = "SAVEPOINT_NODE_NAME"
 ENV_GRACE_SECONDS: Final = "SAVEPOINT_GRACE_SECONDS"
+ENV_UID_SOURCE: Final = "SAVEPOINT_UID_SOURCE"  # a vocabulary.UidSource
 TOKEN_DIRECTORY: Final = "/var/run/secrets/savepoint.dev/token"  # noqa: S105 - a path
 TOKEN_PATH: Final = f"{TOKEN_DIRECTORY}/token"
 API_TOKEN_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105 - a path

@@ -1,4 +1,4 @@
-"""The webhook's in-memory index of the cluster: policies, and each namespace's Pod Security level.
+"""The webhook's in-memory index of the cluster: policies, Pod Security levels of namespaces, and uids of agents.
 
 It holds parsed values only, and no pod, Secret or store. The watches of ``cluster.watch`` fill it.
 """
@@ -6,8 +6,10 @@ It holds parsed values only, and no pod, Secret or store. The watches of ``clust
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from savepoint_operator.cluster.parse import policy_of
+from savepoint_operator.cluster.parse import pod_of, policy_of
 from savepoint_operator.model.objects import Policy
+from savepoint_operator.model.views import Refusal
+from savepoint_operator.rules.identity import agent_of
 
 ENFORCED_LEVEL: Final = "pod-security.kubernetes.io/enforce"
 
@@ -74,3 +76,36 @@ class NamespaceIndex:
     def remove(self, item: Mapping[str, Any]) -> None:
         """Remove a deleted namespace."""
         self._levels.pop(item["metadata"]["name"], None)
+
+
+class AgentIndex:
+    """The uid that each agent's last pod was seen to have, where its ProtectedAgent shows one."""
+
+    def __init__(self) -> None:
+        self._users: dict[tuple[str, str], int] = {}
+
+    def user_of(self, namespace: str, pod: Mapping[str, Any]) -> int | None:
+        """Return the uid of the agent whose pod is being created, if it is known."""
+        metadata = pod["metadata"]
+        named = {**pod, "metadata": {**metadata, "namespace": namespace, "name": metadata.get("name") or ""}}
+        agent = agent_of(pod_of(named))
+        return None if isinstance(agent, Refusal) else self._users.get(agent)
+
+    def replace(self, objects: Iterable[Mapping[str, Any]]) -> None:
+        """Replace the whole index."""
+        self._users = {}
+        for item in objects:
+            self.put(item)
+
+    def put(self, item: Mapping[str, Any]) -> None:
+        """Add or update an agent."""
+        metadata, user = item["metadata"], (item.get("status") or {}).get("runAsUser")
+        if isinstance(user, int) and user > 0:
+            self._users[metadata["namespace"], metadata["name"]] = user
+        else:
+            self.remove(item)
+
+    def remove(self, item: Mapping[str, Any]) -> None:
+        """Remove a deleted agent."""
+        metadata = item["metadata"]
+        self._users.pop((metadata["namespace"], metadata["name"]), None)

@@ -118,8 +118,17 @@ class Watch:
 
 def policies(api: Client) -> Lister:
     """Return a lister of the AgentCheckpointPolicies of every namespace."""
+    return _custom(api, "agentcheckpointpolicies")
+
+
+def protected_agents(api: Client) -> Lister:
+    """Return a lister of the ProtectedAgents of every namespace."""
+    return _custom(api, "protectedagents")
+
+
+def _custom(api: Client, plural: str) -> Lister:
     method = client.CustomObjectsApi(api).list_custom_object_for_all_namespaces_without_preload_content
-    return partial(method, GROUP, VERSION, "agentcheckpointpolicies")
+    return partial(method, GROUP, VERSION, plural)
 
 
 def namespaces(api: Client) -> Lister:

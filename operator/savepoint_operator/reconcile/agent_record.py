@@ -149,6 +149,8 @@ class AgentRecord:
     """UID of the pod that ended its work and released the epoch."""
     stored_bytes: int | None = None
     uncertain_operations: tuple[str, ...] | None = None
+    agent_uid: int | None = None
+    """The uid under which the agent runs, if one of its sidecars has reported that it is not the sidecar's."""
     chain_read: bool = False
     """This leader has compared the objects with the chain."""
     collected_at: float | None = None

@@ -35,6 +35,7 @@ from savepoint_operator.reconcile.agent_record import (
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.work_items import AgentWork, Work
 from savepoint_operator.reconcile.work_queue import KeyedQueue
+from savepoint_operator.rules.admission.run_as import ROOT, UID_MAX
 from savepoint_operator.rules.status.conditions import parsed_time
 from savepoint_operator.rules.status.texts import with_next_step
 
@@ -184,6 +185,7 @@ class QueueingRecorder:
         first = not attempt.committed
         attempt.commit_record, attempt.store, attempt.offer = head, store, offer or attempt.offer
         attempt.contents = contents or attempt.contents
+        _note_uid(agent_record, offer.agent_uid if offer is not None else None)
         attempt.name, attempt.number = attempt.name or record.name or "", record.number
         attempt.result, attempt.ended = None, attempt.ended or self.now()
         attempt.parent = attempt.parent or self._objects.latest_name(agent_record)
@@ -205,6 +207,7 @@ class QueueingRecorder:
         attempt.result = Result(result.attempt, CheckpointOutcome.FAILED, reason, message, result.pause_milliseconds)
         attempt.ended = self.now()
         agent_record.failure = LastFailure(reason, message, attempt.ended)
+        _note_uid(agent_record, result.agent_uid)
         self._metrics.checkpoint(reason, attempt.trigger)
         self._metrics.paused(result.pause_milliseconds)
         self._enqueue(agent)
@@ -286,6 +289,12 @@ class QueueingRecorder:
 
     def _enqueue(self, agent: AgentRef) -> None:
         self._queue.add(AgentWork(agent))
+
+
+def _note_uid(agent_record: AgentRecord, uid: int | None) -> None:
+    """Remember the agent's uid that a pod reports, unless it cannot be one."""
+    if uid is not None and ROOT <= uid <= UID_MAX:
+        agent_record.agent_uid = uid
 
 
 def _discarded(agent_record: AgentRecord, successor: Incarnation) -> tuple[datetime | None, float | None]:

@@ -6,7 +6,7 @@ It touches no file system: ``restore`` does.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from savepoint.errors import IntegrityError
 from savepoint.repository.format.canonical import Fields, encode
@@ -17,6 +17,8 @@ from savepoint.repository.format.segment import REFS_PER_LINE
 MAX_PATH_BYTES = 4096
 MAX_ELEMENT_BYTES = 255
 MODE_BITS = 0o777
+MAX_ID = (1 << 32) - 2
+"""Largest uid or gid."""
 
 MAX_TIME_NS = (1 << 63) - 1
 """Times are within this many nanoseconds of 1970: the years 1677 to 2262."""
@@ -24,14 +26,22 @@ _PLAIN_PATH = re.compile(r"(?!\.{1,2}(?:/|\Z))[^/\0]{1,255}(?:/(?!\.{1,2}(?:/|\Z
 """Valid ASCII paths, the common case: one match is faster than checking each element."""
 
 
+class Owner(NamedTuple):
+    """The user and the group that an entry belonged to, as numbers."""
+
+    uid: int
+    gid: int
+
+
 @dataclass(frozen=True, slots=True)
 class TreeFile:
-    """A regular file."""
+    """A regular file. ``owner`` is None in trees that do not record owners, here and below."""
 
     path: str
     mode: int
     mtime_ns: int
     content: Content
+    owner: Owner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,7 @@ class TreeDirectory:
     path: str
     mode: int
     mtime_ns: int
+    owner: Owner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,7 @@ class TreeSymlink:
     path: str
     target: str
     mtime_ns: int
+    owner: Owner | None = None
 
 
 TreeEntry: TypeAlias = TreeFile | TreeDirectory | TreeSymlink
@@ -85,6 +97,8 @@ def line_of(entry: TreeEntry) -> bytes:
     if problem:
         raise ValueError(f"the path {entry.path!r} {problem}")
     value: dict[str, Any] = {"path": entry.path, "mtimeNs": entry.mtime_ns}
+    if entry.owner is not None:
+        value |= {"uid": entry.owner.uid, "gid": entry.owner.gid}
     if isinstance(entry, TreeSymlink):
         value |= {"type": "symlink", "target": entry.target}
     elif isinstance(entry, TreeDirectory):
@@ -102,13 +116,14 @@ def entry_of(value: object, where: str) -> TreeEntry:
     if problem:
         fields.refuse(f"has an entry whose path {path!r} {problem}")
     mtime_ns = fields.integer("mtimeNs", minimum=-MAX_TIME_NS, maximum=MAX_TIME_NS)
+    owner = _owner_of(fields)
     entry: TreeEntry
     if kind == "file":
-        entry = TreeFile(path, fields.integer("mode", maximum=MODE_BITS), mtime_ns, content_of(fields, where))
+        entry = TreeFile(path, fields.integer("mode", maximum=MODE_BITS), mtime_ns, content_of(fields, where), owner)
     elif kind == "dir":
-        entry = TreeDirectory(path, fields.integer("mode", maximum=MODE_BITS), mtime_ns)
+        entry = TreeDirectory(path, fields.integer("mode", maximum=MODE_BITS), mtime_ns, owner)
     elif kind == "symlink":
-        entry = TreeSymlink(path, _target_of(fields), mtime_ns)
+        entry = TreeSymlink(path, _target_of(fields), mtime_ns, owner)
     else:
         fields.refuse(f"has an entry of unknown type {kind!r}")
     fields.end()
@@ -148,6 +163,13 @@ def content_of(fields: Fields, where: str) -> Content:
     if not more and sum(ref.length for ref in chunks) != size:
         fields.refuse("has an entry whose chunks do not add up to its size")
     return Content(size, chunks, more, frozenset(ref.pack for ref in chunks + more))
+
+
+def _owner_of(fields: Fields) -> Owner | None:
+    """Take the owner; None if the line has none, as lines of older writers."""
+    if not fields.has("uid") and not fields.has("gid"):
+        return None
+    return Owner(fields.integer("uid", maximum=MAX_ID), fields.integer("gid", maximum=MAX_ID))
 
 
 def _target_of(fields: Fields) -> str:

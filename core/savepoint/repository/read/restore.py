@@ -6,7 +6,8 @@ whether it may be written (the sidecar's markers do), and requires that the name
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from savepoint.repository.format.chunk import ChunkRef, is_zero
@@ -17,7 +18,7 @@ from savepoint.repository.read.fetch import Wanted
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint.repository.read.target import (
     Target,
-    set_mode_and_time,
+    set_stat,
     sync_file_system,
     translate_errors,
     write_data_at,
@@ -42,6 +43,8 @@ class RestoreReport:
     bytes: int = 0
     allocated: int = field(default=0, compare=False)
     """The bytes without whole blocks of zeros, which need no room: they become holes."""
+    owners: Mapping[int, int] = field(default_factory=dict, compare=False)
+    """The number of entries by the uid that they belonged to; empty if the tree does not record owners."""
 
 
 @dataclass(slots=True)
@@ -99,6 +102,7 @@ def restore_tree(
 
 def _survey(reader: CheckpointReader, component: ComponentRecord) -> tuple[RestoreReport, list[TreeEntry] | None]:
     files = directories = symlinks = size = allocated = 0
+    owners: Counter[int] = Counter()
     kept: list[TreeEntry] | None = []
     for entry in reader.tree_entries(component):
         if isinstance(entry, TreeFile):
@@ -113,11 +117,13 @@ def _survey(reader: CheckpointReader, component: ComponentRecord) -> tuple[Resto
             directories += 1
         else:
             symlinks += 1
+        if entry.owner is not None:
+            owners[entry.owner.uid] += 1
         if kept is not None:
             kept.append(entry)
             if len(kept) > KEPT_ENTRIES:
                 kept = None
-    return RestoreReport(files, directories, symlinks, size, allocated), kept
+    return RestoreReport(files, directories, symlinks, size, allocated, owners), kept
 
 
 class _Restorer:
@@ -157,9 +163,9 @@ class _Restorer:
                 self._plan(entry)
         self._flush()
         for link in symlinks:
-            self._target.make_symlink(link.path, link.target, link.mtime_ns)
+            self._target.make_symlink(link.path, link.target, link.mtime_ns, link.owner)
         for directory in reversed(directories):
-            self._target.finish_directory(directory.path, directory.mode, directory.mtime_ns)
+            self._target.finish_directory(directory.path, directory.mode, directory.mtime_ns, directory.owner)
 
     def _plan(self, file: TreeFile) -> None:
         if len(file.content.chunks) == 1 and not file.content.more:
@@ -205,7 +211,7 @@ class _Restorer:
                 try:
                     os.ftruncate(descriptor, len(content))
                     write_data_at(descriptor, 0, content)
-                    set_mode_and_time(descriptor, file.mode, file.mtime_ns)
+                    set_stat(descriptor, file.mode, file.mtime_ns, file.owner)
                 finally:
                     os.close(descriptor)
         self._report(len(content))
@@ -220,7 +226,7 @@ class _Restorer:
     def _finish_file(self, descriptor: int, file: TreeFile) -> None:
         with translate_errors(file.path):
             try:
-                set_mode_and_time(descriptor, file.mode, file.mtime_ns)
+                set_stat(descriptor, file.mode, file.mtime_ns, file.owner)
             finally:
                 os.close(descriptor)
 

@@ -19,7 +19,8 @@ from savepoint.errors import (
     TargetNotEmpty,
     TargetUnusable,
 )
-from savepoint.repository.format.tree import MODE_BITS, path_bytes
+from savepoint.repository.format.tree import MODE_BITS, Owner, path_bytes
+from savepoint.repository.read.ownership import give_file, give_link
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -64,18 +65,19 @@ class Target:
             parent, name = self._locate(path)
             return os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
 
-    def make_symlink(self, path: str, target: str, mtime_ns: int) -> None:
+    def make_symlink(self, path: str, target: str, mtime_ns: int, owner: Owner | None = None) -> None:
         """Create a symbolic link with this target, verbatim."""
         with translate_errors(path):
             parent, name = self._locate(path)
             os.symlink(path_bytes(target), name, dir_fd=parent)
             os.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=parent, follow_symlinks=False)
+            give_link(parent, name, owner)
 
-    def finish_directory(self, path: str, mode: int, mtime_ns: int) -> None:
-        """Set a directory's mode and time."""
+    def finish_directory(self, path: str, mode: int, mtime_ns: int, owner: Owner | None = None) -> None:
+        """Set a directory's owner, mode and time."""
         with translate_errors(path):
             descriptor = self.directory(path)
-            set_mode_and_time(descriptor, mode, mtime_ns)
+            set_stat(descriptor, mode, mtime_ns, owner)
 
     def directory(self, path: str) -> int:
         """Open a directory element by element. The descriptor is valid until a few other directories were opened."""
@@ -99,10 +101,11 @@ class Target:
         return self.directory(parent), path_bytes(name)
 
 
-def set_mode_and_time(descriptor: int, mode: int, mtime_ns: int) -> None:
-    """Set the mode and time of an open file or directory."""
+def set_stat(descriptor: int, mode: int, mtime_ns: int, owner: Owner | None = None) -> None:
+    """Set the mode and time of an open file or directory, and its owner as far as this process may."""
     os.fchmod(descriptor, mode & MODE_BITS)
     os.utime(descriptor, ns=(mtime_ns, mtime_ns))
+    give_file(descriptor, owner)  # last: what belongs to another user can be changed no more
 
 
 def write_at(descriptor: int, offset: int, content: memoryview) -> None:

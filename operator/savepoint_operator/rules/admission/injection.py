@@ -1,9 +1,9 @@
 """Injects Savepoint into an opted-in pod: containers, volumes, environment and tolerations. Pure.
 
-The result is a function of the pod, the policies and the namespace's Pod Security level. Everything under a reserved
-name is stripped and added again in canonical form, so injecting twice changes nothing and a forged copy does not
-survive. Which agent the pod is to the operator, whether a store may be used, and what there is to restore is decided
-later, when the init container connects.
+The result is a function of the pod, the policies, the namespace's Pod Security level and the uid of earlier pods.
+Everything under a reserved name is stripped and added again in canonical form, so injecting twice changes nothing and a
+forged copy does not survive. Which agent the pod is to the operator, whether a store may be used, and what there is to
+restore is decided later, when the init container connects.
 
 Order of the result: the pod's own init containers, mesh sidecars among them, in their own order → savepoint-restore →
 savepoint-sidecar → the pod's containers.
@@ -77,16 +77,24 @@ class _Plan:
 
 
 def inject(
-    pod: Mapping[str, Any], policies: Iterable[Policy], enforced_level: str, config: InjectionConfig
+    pod: Mapping[str, Any],
+    policies: Iterable[Policy],
+    enforced_level: str,
+    config: InjectionConfig,
+    *,
+    observed_user: int | None = None,
 ) -> Injected | Refusal:
-    """Return the injected pod, or why it is refused. ``policies``: those of its namespace. ``pod`` is not changed."""
+    """Return the injected pod, or why it is refused. ``pod`` is not changed.
+
+    ``policies``: those of its namespace. ``observed_user``: the uid of the agent's earlier pods, if it is known.
+    """
     labels = pod["metadata"].get("labels") or {}
     refusal = find_refusal(pod, labels.get(names.LABEL_AGENT, ""))
     if refusal:
         return refusal
     policy = choose_policy(policies, labels)
     result = _stripped(pod)
-    plan = _decide(result, policy or NO_POLICY, enforced_level, config)
+    plan = _decide(result, policy or NO_POLICY, enforced_level, config, observed_user)
     if isinstance(plan, Refusal):
         return plan
     _annotate(result, plan)
@@ -104,14 +112,16 @@ def inject(
     return Injected(result, plan.state.warnings, policy.name if policy else None)
 
 
-def _decide(pod: Pod, policy: Policy, enforced_level: str, config: InjectionConfig) -> _Plan | Refusal:
+def _decide(
+    pod: Pod, policy: Policy, enforced_level: str, config: InjectionConfig, observed_user: int | None
+) -> _Plan | Refusal:
     agent = _agent_container(pod, policy)
     if isinstance(agent, Refusal):
         return agent
     state = find_state(pod, agent, policy)
     if isinstance(state, Refusal):
         return state
-    identity = run_as(pod, agent, policy.run_as_user, enforced_level)
+    identity = run_as(pod, agent, policy.run_as_user, enforced_level, observed_user)
     if isinstance(identity, Refusal):
         return identity
     return _Plan(agent, policy, state, identity, config)
@@ -174,6 +184,7 @@ def _injected_containers(pod: Pod, plan: _Plan) -> tuple[dict[str, Any], dict[st
             {"name": names.ENV_CONTROL_CA, "value": config.control_ca_pem},
             {"name": names.ENV_ROOTS, "value": state.environment()},
             {"name": names.ENV_GRACE_SECONDS, "value": str(_DEFAULT_GRACE_SECONDS if grace is None else grace)},
+            {"name": names.ENV_UID_SOURCE, "value": plan.identity.source.value},
             *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in _DOWNWARD.items()),
         ],
         "resources": dict(plan.policy.resources or _RESOURCES),

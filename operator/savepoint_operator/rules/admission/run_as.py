@@ -1,7 +1,8 @@
 """Under which uid and gid the injected containers run, or why the pod cannot be protected. Pure.
 
-A sidecar can read and restore an agent's files only under the agent's own uid. It copies what the pod declares, never
-guesses a uid from an image, and grants no capability.
+A sidecar can read and restore an agent's files only under the agent's own uid. It copies what the pod declares, or else
+takes the uid that an earlier pod of the agent was seen to have; never 0, which only a person may choose. It grants no
+capability.
 """
 
 from collections.abc import Mapping
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from savepoint.contract.names import ANNOTATION_RUN_AS_USER
-from savepoint.contract.vocabulary import Reason
+from savepoint.contract.vocabulary import Reason, UidSource
 
 from savepoint_operator.model.views import Refusal
 
 RESTRICTED: Final = "restricted"
-_UID_MAX: Final = (1 << 31) - 1
+ROOT: Final = 0
+UID_MAX: Final = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class RunAs:
 
     user: int
     group: int | None
+    source: UidSource = UidSource.NONE
 
     def security_context(self, agent_context: Mapping[str, Any]) -> dict[str, Any]:
         """Return the securityContext of the injected containers; unless the user is 0 it satisfies level restricted."""
@@ -43,20 +46,30 @@ class RunAs:
 
 
 def run_as(
-    pod: Mapping[str, Any], container: Mapping[str, Any], policy_user: int | None, enforced_level: str
+    pod: Mapping[str, Any],
+    container: Mapping[str, Any],
+    policy_user: int | None,
+    enforced_level: str,
+    observed_user: int | None = None,
 ) -> RunAs | Refusal:
     """Return the uid that container, pod, annotation or policy declares, in this order, or why there must be one.
 
-    ``enforced_level``: the Pod Security level that the namespace enforces.
+    ``enforced_level``: the Pod Security level that the namespace enforces. ``observed_user``: the uid of the agent's
+    earlier pods, which is used if nothing declares one.
     """
     own = container.get("securityContext") or {}
     shared = pod["spec"].get("securityContext") or {}
-    user = _first(own.get("runAsUser"), shared.get("runAsUser"))
+    user, source = _first(own.get("runAsUser"), shared.get("runAsUser")), UidSource.POD
     if user is None:
         declared = _annotated(pod)
         if isinstance(declared, Refusal):
             return declared
-        user = _first(declared, policy_user)
+        candidates = (
+            (declared, UidSource.ANNOTATION),
+            (policy_user, UidSource.POLICY),
+            (observed_user or None, UidSource.OBSERVED),
+        )
+        user, source = next((each for each in candidates if each[0] is not None), (None, UidSource.NONE))
     remedy = f"set securityContext.runAsUser of container {container['name']!r}, or annotation {ANNOTATION_RUN_AS_USER}"
     if user is None and _first(own.get("runAsNonRoot"), shared.get("runAsNonRoot")):
         return Refusal(
@@ -70,18 +83,18 @@ def run_as(
             "the namespace enforces Pod Security level restricted and the pod declares no uid other than 0: "
             f"{remedy}, to the uid of the image",
         )
-    return RunAs(user or 0, _first(own.get("runAsGroup"), shared.get("runAsGroup")))
+    return RunAs(user or 0, _first(own.get("runAsGroup"), shared.get("runAsGroup")), source)
 
 
 def _annotated(pod: Mapping[str, Any]) -> int | Refusal | None:
     text = (pod["metadata"].get("annotations") or {}).get(ANNOTATION_RUN_AS_USER)
     if text is None:
         return None
-    if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _UID_MAX:
+    if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= UID_MAX:
         return int(text)
     return Refusal(
         Reason.RUN_AS_USER_INVALID,
-        f"annotation {ANNOTATION_RUN_AS_USER} must be a number from 0 to {_UID_MAX}, not {text!r:.40}",
+        f"annotation {ANNOTATION_RUN_AS_USER} must be a number from 0 to {UID_MAX}, not {text!r:.40}",
     )
 
 

@@ -57,6 +57,14 @@ def _policy(name: str | None) -> str:
     return f'policy "{name}"' if name else "an AgentCheckpointPolicy"
 
 
+def uid_text(uid: int) -> str:
+    """Return what follows from the agent's uid, which only its files or its process have shown."""
+    return (
+        f"The agent runs as uid {uid}, which nothing in its pod declares. The injected containers of its next pod get "
+        f"this uid. To be independent of this, set runAsUser: {uid} on the agent's container."
+    )
+
+
 def size_text(count: int) -> str:
     """Return a number of bytes the way kubectl shows quantities, such as 410Mi."""
     value, unit = float(count), 0
