@@ -39,6 +39,8 @@ class Facts:
     disconnected_seconds: float
     """Time since the sidecar was last connected, or since the pod or the leader started."""
     now: datetime
+    crash_loop: str = ""
+    """A sentence on the container that keeps crashing since its state was restored; empty if none does."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def judge(facts: Facts) -> Protection:  # noqa: PLR0911, PLR0912 - one per state
             message = f"No pod is running; the next one restores {facts.latest_name}."
             return Protection(ProtectionState.PROTECTED, message)
         return Protection(ProtectionState.UNPROTECTED, "No pod is running, and there is no checkpoint.")
+    if facts.crash_loop:
+        return Protection(ProtectionState.AT_RISK, facts.crash_loop)
     if facts.lost_node:
         return Protection(ProtectionState.AT_RISK, f"Node {facts.lost_node} is lost.{latest}")
     if not facts.connected and facts.disconnected_seconds > CONNECT_SECONDS:
