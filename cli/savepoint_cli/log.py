@@ -1,8 +1,10 @@
 """``savepoint log``: an agent's checkpoint history, one line for each commit record."""
 
+from savepoint.contract.vocabulary import Reason
 from savepoint.errors import IntegrityError, ObjectMissing
 from savepoint.repository.format.canonical import time_of
 from savepoint.repository.format.commit import CommitRecord
+from savepoint.repository.format.manifest import Manifest
 from savepoint.repository.repository import Repository
 
 from savepoint_cli.store_options import StoreOptions
@@ -51,10 +53,11 @@ def _print_agent(view: StoreView, agent: Agent) -> None:
 
 def _row(repository: Repository, record: CommitRecord) -> tuple[str, ...]:
     local_time = time_of(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    size = uploaded = ""
+    size = uploaded = shrank = ""
     if record.kind == "checkpoint" and record.manifest is not None:
         try:
             manifest = repository.read_manifest(record.manifest.name, record.manifest.size)
+            shrank = _shrank(manifest)
             size, uploaded = human_size(manifest.size.logical), human_size(manifest.size.uploaded)
         except ObjectMissing:
             size = "collected"
@@ -69,5 +72,11 @@ def _row(repository: Repository, record: CommitRecord) -> tuple[str, ...]:
         record.name or "-",
         record.trigger or "-",
         size or "-",
-        uploaded or "-",
+        f"{uploaded or '-'}  {shrank}".rstrip(),
     )
+
+
+def _shrank(manifest: Manifest) -> str:
+    """Return a mark if this checkpoint itself lost state; those after it only remember the loss."""
+    parent = manifest.parent.sequence if manifest.parent else 0
+    return Reason.STATE_SHRANK if any(each.sequence == parent for each in manifest.shrinkages) else ""

@@ -3,13 +3,16 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from savepoint.errors import SavepointError
 
+from savepoint_cli.retention_options import add_retention_arguments, retention_rules
 from savepoint_cli.store_options import add_store_arguments, folder, store_options
 
 EXIT_USAGE = 2
+_DISTRIBUTION = "savepoint-agents"
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 _PACKAGES_OF_EXTRA = frozenset({"aiohttp", "zstandard", "cryptography"})
@@ -61,6 +64,7 @@ def _shown_text(options: argparse.Namespace, text: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="savepoint", description="Durable recovery points for AI agents.")
+    parser.add_argument("--version", action="version", version=f"savepoint {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run_help = "run an agent; after a crash, run it again to resume from its last checkpoint"
     run = commands.add_parser(
@@ -70,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         usage=(
             "savepoint run --store DIR [--agent NAME] [--state PATH]... [--exclude GLOB]...\n"
             "                     [--move-state OLD NEW]... [--drop-state PATH]... [--from CHECKPOINT]\n"
+            "                     [--on-restart {keep,restore}]\n"
+            "                     [--keep-last N] [--keep-hourly N] [--keep-daily N] [--keep-weekly N]\n"
+            "                     [--keep-known-good N] [--max-age AGE] [--max-size SIZE]\n"
             "                     [--interval SECONDS] [--grace SECONDS] -- COMMAND..."
         ),
     )
@@ -114,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
         help="start from this older checkpoint; files in its way are moved aside (`savepoint log` lists the names)",
     )
     run.add_argument(
+        "--on-restart",
+        choices=("keep", "restore"),
+        default="keep",
+        help="the state folders at each start: they stay as they are (keep, the default), or go back "
+        "to the latest checkpoint (restore), and what differs is moved aside",
+    )
+    run.add_argument(
         "--exclude",
         action="append",
         default=[],
@@ -126,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--grace", type=_seconds, default=25.0, metavar="SECONDS", help="time for the final checkpoint (default: 25)"
     )
+    add_retention_arguments(run)
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...", help="command that starts the agent")
     run.set_defaults(handler=_run, name="run")
     log_help = "list the checkpoint history of the agents in a store"
@@ -138,6 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--all", action="store_true", help="verify every checkpoint, not only each agent's newest")
     verify.set_defaults(handler=_verify, name="verify")
     return parser
+
+
+def _version() -> str:
+    try:
+        return version(_DISTRIBUTION)
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "of an unknown version"
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -162,6 +184,8 @@ def _run(options: argparse.Namespace) -> int:
         default_name=not options.agent,
         start_from=options.start_from or "",
         dropped_states=tuple(options.drop_state),
+        restores_files=options.on_restart == "restore",
+        retention=retention_rules(options),
     )
     problem = run_options.exclude_problem(run_arguments)
     if problem:

@@ -18,6 +18,7 @@ from typing import Final
 
 from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import PolicyTerms
+from savepoint.contract.vocabulary import OnContainerRestart
 from savepoint.storage.directory import DirectoryStore
 from savepoint_sidecar.authority.local import LocalAuthority, LocalClock, LocalConfig, StartFrom
 from savepoint_sidecar.settings import log_level_of
@@ -72,8 +73,7 @@ def _run_locked(options: RunOptions, agent: str, store: DirectoryStore, stage: P
             f"agent {agent} is still running from an earlier run and cannot be ended: process "
             f"{', '.join(map(str, stuck))}; end it, then start again"
         )
-    exclude = (*options.exclude, *own_file_patterns(options))
-    config = LocalConfig(options.interval_seconds, PolicyTerms(exclude=exclude))
+    config = LocalConfig(options.interval_seconds, _terms(options), retention=options.retention)
     authority = LocalAuthority.open(
         store,
         agent,
@@ -100,6 +100,12 @@ def _supervise(supervisor: Supervisor) -> int:
             cause = f"{type(error).__name__}: {laptop_text(str(error))}"
             report(f"checkpoints have stopped: {cause}; the agent continues without them")
         return processes.wait_without_loop()
+
+
+def _terms(options: RunOptions) -> PolicyTerms:
+    """Return the options as a policy on a cluster would say them."""
+    restart = OnContainerRestart.RESTORE if options.restores_files else OnContainerRestart.KEEP_LOCAL
+    return PolicyTerms(exclude=(*options.exclude, *own_file_patterns(options)), on_container_restart=restart)
 
 
 def _refuse(message: str) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from savepoint.repository.history.retention import RetentionRules
 from savepoint_sidecar.files.exclude import pattern_problem
 
 from savepoint_cli.key import key_path
@@ -30,6 +31,9 @@ class RunOptions:
     """New folders of state folders, by the path that they have in the checkpoint."""
     dropped_states: tuple[str, ...] = ()
     """State folders of the checkpoint to leave out from now on."""
+    restores_files: bool = False
+    """True if the state folders go back to the latest checkpoint at each start, instead of staying as they are."""
+    retention: RetentionRules = field(default_factory=RetentionRules)
 
 
 def agent_name(command: list[str]) -> str:

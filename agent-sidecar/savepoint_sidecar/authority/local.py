@@ -32,17 +32,18 @@ from savepoint.repository.history import lineage
 from savepoint.repository.history.chain import Chain
 from savepoint.repository.history.collect import collect
 from savepoint.repository.history.restore_point import checkpoint_ref, restore_point
+from savepoint.repository.history.retention import RetentionRules
 from savepoint.repository.repository import Repository, open_store
 from savepoint.storage import ObjectStore
 
 from savepoint_sidecar.authority.authority import Blobs, Order
+from savepoint_sidecar.authority.local_retention import LocalRetention
 from savepoint_sidecar.authority.local_rollback import roll_back
 
 log = logging.getLogger(__name__)
 
 NAMESPACE: Final = "local"
 OWNER: Final = "local"
-KEEP_CHECKPOINTS: Final = 12
 COLLECT_EVERY_COMMITS: Final = 20
 ATTEMPT_SECONDS: Final = 600
 FIRST_CHECKPOINT_SECONDS: Final = 2.0
@@ -56,6 +57,7 @@ class LocalConfig:
     interval_seconds: float = 30.0
     policy: PolicyTerms = field(default_factory=PolicyTerms)
     config_hash: str = ""
+    retention: RetentionRules = field(default_factory=RetentionRules)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class LocalAuthority:
         self._in_flight: dict[str, float] = {}
         """Attempts that were ordered and have not ended, with the time of the order on the event loop's clock."""
         self._commits = 0
+        self._retention = LocalRetention(repository, chain, config.retention)
         self._closed = False
 
     @classmethod
@@ -137,6 +140,11 @@ class LocalAuthority:
     @property
     def silent_seconds(self) -> float:
         """Always 0: this process cannot be cut off from itself."""
+        return 0.0
+
+    @property
+    def pack_check_seconds(self) -> float:
+        """Always 0: looking at files in a directory costs next to nothing."""
         return 0.0
 
     def rolled_back_at(self) -> int | None:
@@ -267,14 +275,10 @@ class LocalAuthority:
         self._head = lineage.complete(self._chain, self._head, record.epoch, record.pod_uid, time)
 
     def _collect(self) -> None:
-        """Delete all but the newest checkpoints. No attempt may be in flight; only this process writes attempts."""
-        keep: set[int] = set()
-        for each in self._chain.back(self._head, 10 * KEEP_CHECKPOINTS):
-            if each.record.kind == "checkpoint":
-                keep.add(each.record.sequence)
-            if len(keep) >= KEEP_CHECKPOINTS:
-                break
+        """Delete what retention does not keep. No attempt may be in flight; only this process writes attempts."""
+        now = self._clock.now()
         try:
-            collect(self._repository, self._chain, self._head, keep=keep, grace_seconds=0, now=self._clock.now())
+            keep = self._retention.kept_sequences(self._head, now)
+            collect(self._repository, self._chain, self._head, keep=keep, grace_seconds=0, now=now)
         except SavepointError as error:
             log.warning("cannot delete old checkpoints: %s; retrying later", error)

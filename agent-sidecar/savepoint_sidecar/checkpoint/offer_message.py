@@ -1,4 +1,6 @@
-"""The message that offers a finished checkpoint to the authority. Pure."""
+"""The message that offers a finished checkpoint to the authority."""
+
+import os
 
 from savepoint.contract import agent_protocol as wire
 from savepoint.contract.control_protocol import ComponentSummary, ObjectName, Offer
@@ -28,4 +30,7 @@ def offer_message(
         open_operations=len(execution.open),
         uncertain_operations=execution.uncertain,
         completed=attempt.completed,
+        shrinkages=manifest.shrinkages,
+        capture=manifest.capture,
+        agent_uid=manifest.agent_uid if manifest.agent_uid != os.geteuid() else None,
     )

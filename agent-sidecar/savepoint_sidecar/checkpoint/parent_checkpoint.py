@@ -33,7 +33,10 @@ class ParentCheckpoint:
     def with_component_names(self, names: Mapping[str, str]) -> "ParentCheckpoint":
         """Return the checkpoint with components under other names, for roots that were named otherwise before."""
         components = tuple(replace(each, name=names.get(each.name, each.name)) for each in self.manifest.components)
-        return replace(self, manifest=replace(self.manifest, components=components))
+        lost = tuple(
+            replace(each, component=names.get(each.component, each.component)) for each in self.manifest.shrinkages
+        )
+        return replace(self, manifest=replace(self.manifest, components=components, shrinkages=lost))
 
     def reader(self, blobs: BlobReader, key: AgentKey) -> CheckpointReader:
         """Return a reader of its content. The caller closes it."""

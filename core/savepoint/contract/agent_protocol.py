@@ -151,6 +151,8 @@ class Restored(_Message):
         sequence: Position of its commit record in the agent's checkpoint history.
         time: When it was taken, as a UTC timestamp (RFC 3339).
         how: ``"Restored"`` in another pod, ``"Restarted"`` in the same pod or folder.
+        files: ``"KeptLocal"`` if the state folders stayed as they were, which may be newer than the checkpoint;
+            ``"Restored"`` if they are the checkpoint's, and steps after it run again. Empty without state folders.
     """
 
     checkpoint: str
@@ -158,6 +160,7 @@ class Restored(_Message):
     sequence: int
     time: str
     how: str = "Restored"
+    files: str = ""
 
 
 @dataclass(frozen=True)

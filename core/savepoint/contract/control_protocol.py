@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from savepoint.contract import codec
+from savepoint.contract.capture_report import CaptureReport
+from savepoint.contract.shrinkage import DEFAULT_PERCENT, Shrinkage
+from savepoint.contract.vocabulary import ChangeDetection, OnContainerRestart, OnUnknownFiles
 
 PROTOCOL_VERSION: Final = 1
 MESSAGE_MAX_BYTES: Final = 1 << 20
@@ -44,6 +47,7 @@ class CheckpointRef:
     sequence: int
     time: str
     manifest: ObjectName
+    rolled_back: bool = False  # a rollback chose it; otherwise it is the newest checkpoint
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class PolicyTerms:
     quiesce_timeout_seconds: int = 10
     hold_seconds: int = 5
     exclude: tuple[str, ...] = ()
+    on_container_restart: str = OnContainerRestart.KEEP_LOCAL
+    on_unknown_files: str = OnUnknownFiles.REFUSE
+    shrink_percent: int = DEFAULT_PERCENT
+    change_detection: str = ChangeDetection.AUTO  # Auto or Stat
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,9 @@ class Offer:
     open_operations: int = 0
     uncertain_operations: tuple[str, ...] = ()
     completed: bool = False
+    shrinkages: tuple[Shrinkage, ...] = ()  # losses of state, now or before, that no checkpoint has made up for
+    agent_uid: int | None = None  # the uid under which the agent runs, if the sidecar runs under another
+    capture: CaptureReport | None = None  # what the capture of files found out, if there are files
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,7 @@ class Result:
     reason: str = ""
     message: str = ""
     pause_milliseconds: int | None = None
+    agent_uid: int | None = None  # as in an offer
 
 
 @dataclass(frozen=True)
@@ -181,6 +193,15 @@ class Released:
 
 
 @dataclass(frozen=True)
+class Replaced:
+    """Files that a restore replaced, and where they are now."""
+
+    path: str  # the folder that they were moved to, as the agent sees it
+    entries: int
+    names: tuple[str, ...] = ()  # paths of the first ones
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The end of a restore. ``outcome`` is a vocabulary.RestoreOutcome, or the reason of a failure."""
 
@@ -190,6 +211,7 @@ class Outcome:
     bytes_restored: int = 0
     milliseconds: int = 0
     config_changed: bool = False  # the checkpoint's configuration hash differs from the pod's
+    replaced: tuple[Replaced, ...] = ()  # files that it moved to .savepoint, by folder
 
 
 # -- from the operator ------------------------------------------------------------------------------------------

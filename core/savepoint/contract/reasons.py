@@ -126,7 +126,16 @@ class Reason(StrEnum):
         "The named AgentCheckpoint has failed or is still in progress.",
         "AgentRestore",
     )
-    AGENT_NOT_FOUND = "AgentNotFound", "No agent of this name has run in this namespace.", "AgentRestore"
+    AGENT_NOT_FOUND = (
+        "AgentNotFound",
+        "No agent of this name has run in this namespace, or is in this store.",
+        "AgentRestore, `savepoint log`, `savepoint verify`",
+    )
+    FILES_REPLACED = (
+        "FilesReplaced",
+        "A restore moved files aside that the checkpoint does not have, or has with another content.",
+        "Event on the pod and the AgentRestore",
+    )
     POD_GONE = (
         "PodGone",
         "The pod ended before its restore did, or another pod now has its name.",
@@ -147,6 +156,11 @@ class Reason(StrEnum):
         "AgentNameTaken",
         "The agent of this default name has an unfinished run of another command.",
         "`savepoint run`",
+    )
+    STATE_SHRANK = (
+        "StateShrank",
+        "The checkpoint holds much less state than the one before it, which is kept.",
+        "AgentCheckpoint, ProtectedAgent and their Events, `savepoint log`",
     )
     STATE_LEFT_BEHIND = (
         "StateLeftBehind",
@@ -252,6 +266,16 @@ class Reason(StrEnum):
         "RunAsUserInvalid",
         "Annotation savepoint.dev/run-as-user is not a numeric user ID.",
         "admission",
+    )
+    CRASH_LOOPING = (
+        "CrashLooping",
+        "A container keeps crashing since the agent's state was restored.",
+        "Event on the ProtectedAgent and on the pod",
+    )
+    UID_OBSERVED = (
+        "UidObserved",
+        "The agent's files or its process show a uid that its pod does not declare; its next pod is given it.",
+        "Event on the ProtectedAgent",
     )
     RUN_AS_USER_REQUIRED = (
         "RunAsUserRequired",

@@ -71,6 +71,16 @@ def sdk_run_file(stage: Path) -> Path:
     return sidecar_folder(stage) / "sdk"
 
 
+def marker_copy(stage: Path, root: str) -> Path:
+    """Return the file that holds a copy of the marker of a state root, by the root's name."""
+    return sidecar_folder(stage) / "markers" / root
+
+
+def files_restored_file(stage: Path) -> Path:
+    """Return the file that exists if files were restored, until a process of the agent has taken over its values."""
+    return sidecar_folder(stage) / "files-restored"
+
+
 def started_file(stage: Path) -> Path:
     """Return the file that exists if the agent may have run since the last restore."""
     return sidecar_folder(stage) / "started"

@@ -13,12 +13,15 @@ __all__ = [
     "CheckpointPhase",
     "ComponentKind",
     "Consistency",
+    "OnContainerRestart",
+    "OnUnknownFiles",
     "ProtectionState",
     "Reason",
     "RestoreMode",
     "RestoreOutcome",
     "RestorePhase",
     "Trigger",
+    "UidSource",
 ]
 
 
@@ -98,6 +101,35 @@ class RestoreMode(StrEnum):
     """Start the agent over, without a checkpoint."""
 
 
+class OnContainerRestart(StrEnum):
+    """The treatment of an agent's files when its container or process starts again in place."""
+
+    KEEP_LOCAL = "KeepLocal"
+    """They stay as they are."""
+    RESTORE = "Restore"
+    """They go back to the latest checkpoint; what differs is moved to .savepoint."""
+
+
+class OnUnknownFiles(StrEnum):
+    """The treatment of a persistent volume that holds files of unknown origin."""
+
+    REFUSE = "Refuse"
+    """Nothing is changed, and the agent does not start: TargetNotEmpty."""
+    MOVE_ASIDE = "MoveAside"
+    """They are moved to .savepoint, and the checkpoint is restored."""
+
+
+class ChangeDetection(StrEnum):
+    """The way in which it is decided that a file did not change, and is not read again."""
+
+    AUTO = "Auto"
+    """Stat where the file system was seen to be reliable, Contents elsewhere."""
+    STAT = "Stat"
+    """An equal stat counts as equal content."""
+    CONTENTS = "Contents"
+    """Contents are read and compared at every checkpoint."""
+
+
 class Consistency(StrEnum):
     """The guarantee that a checkpoint gives about the moment it captures."""
 
@@ -131,3 +163,18 @@ class ProtectionState(StrEnum):
     UNPROTECTED = "Unprotected"
     RESTORING = "Restoring"
     COMPLETED = "Completed"
+
+
+class UidSource(StrEnum):
+    """The source of the injected containers' uid; it decides whether the agent certainly runs under that uid too."""
+
+    POD = "Pod"
+    """The pod's securityContext: the kubelet runs the agent under it too."""
+    ANNOTATION = "Annotation"
+    """The pod's annotation savepoint.dev/run-as-user."""
+    POLICY = "Policy"
+    """The policy's spec.injection.runAsUser."""
+    OBSERVED = "Observed"
+    """An earlier pod of the agent, whose files belonged to this uid."""
+    NONE = "None"
+    """Nothing: the containers run as uid 0, and the agent under the uid of its image."""

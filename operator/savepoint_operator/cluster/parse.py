@@ -5,10 +5,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
+from savepoint.contract.shrinkage import DEFAULT_PERCENT
+from savepoint.contract.vocabulary import OnContainerRestart, OnUnknownFiles
+from savepoint.repository.history.retention import RetentionRules
 
 from savepoint_operator.model.objects import (
     AgentObject,
     CheckpointObject,
+    ContainerExit,
     Interval,
     Meta,
     Node,
@@ -23,6 +27,7 @@ from savepoint_operator.model.objects import (
 )
 from savepoint_operator.model.selector import LabelSelector
 from savepoint_operator.model.views import AgentRef
+from savepoint_operator.rules.quantity import parse_quantity
 
 Raw = Mapping[str, Any]
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
@@ -79,6 +84,7 @@ def pod_of(raw: Raw) -> Pod:
         restart_policy=spec.get("restartPolicy") or "Always",
         exited=_exited(spec, status),
         deletion_requested=_deletion_requested(raw["metadata"]),
+        exits=tuple(filter(None, map(_container_exit, status.get("containerStatuses") or ()))),
     )
 
 
@@ -109,7 +115,9 @@ def node_of(raw: Raw) -> Node:
 def policy_of(raw: Raw) -> Policy:
     """Return the policy; the API server has validated it and filled in its defaults."""
     spec = raw.get("spec") or {}
-    stage, injection, state, quiesce = (spec.get(name) or {} for name in ("stage", "injection", "state", "quiesce"))
+    stage, injection, state, quiesce, retention = (
+        spec.get(name) or {} for name in ("stage", "injection", "state", "quiesce", "retention")
+    )
     return Policy(
         meta=meta_of(raw),
         selector=LabelSelector.parse(spec.get("selector") or {}),
@@ -118,7 +126,10 @@ def policy_of(raw: Raw) -> Policy:
         quiesce_timeout_seconds=quiesce.get("timeoutSeconds", 10),
         hold_seconds=quiesce.get("holdSeconds", 5),
         interval=_interval(spec),
-        keep_last=(spec.get("retention") or {}).get("keepLast", 12),
+        retention=_retention(retention),
+        shrink_percent=retention.get("shrinkPercent", DEFAULT_PERCENT),
+        on_container_restart=(spec.get("restore") or {}).get("onContainerRestart", OnContainerRestart.KEEP_LOCAL),
+        on_unknown_files=(spec.get("restore") or {}).get("onUnknownFiles", OnUnknownFiles.REFUSE),
         suspend=bool(spec.get("suspend")),
         container_name=spec.get("containerName"),
         state_volumes=tuple(state["volumes"]) if "volumes" in state else None,
@@ -137,6 +148,20 @@ def _interval(spec: Raw) -> Interval | None:
     if intervals:
         return Interval(intervals[0]["periodSeconds"], intervals[0].get("jitterSeconds"))
     return None if "triggers" in spec else Interval()
+
+
+def _retention(raw: Raw) -> RetentionRules:
+    default = RetentionRules()
+    size = parse_quantity(raw["maxSize"]) if "maxSize" in raw else None
+    return RetentionRules(
+        keep_last=raw.get("keepLast", default.keep_last),
+        hourly=raw.get("hourly", default.hourly),
+        daily=raw.get("daily", default.daily),
+        weekly=raw.get("weekly", default.weekly),
+        max_age_seconds=raw.get("maxAgeSeconds"),
+        max_bytes=None if size is None else int(size),
+        min_known_good=raw.get("minKnownGood", default.min_known_good),
+    )
 
 
 def store_of(raw: Raw) -> Store:
@@ -223,6 +248,16 @@ def _exited(spec: Raw, status: Raw) -> datetime | None:
     times = [time_of(each.get("finishedAt")) for each in terminated]
     known = [time for time in times if time is not None]
     return max(known) if known and len(known) == len(spec.get("containers") or ()) else None
+
+
+def _container_exit(container: Raw) -> ContainerExit | None:
+    """Return the last exit of a container that was restarted; None if it was not."""
+    restarts, state = container.get("restartCount") or 0, container.get("state") or {}
+    last = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
+    if not restarts or not last:
+        return None
+    since = time_of((state.get("running") or {}).get("startedAt"))
+    return ContainerExit(container["name"], restarts, last.get("exitCode") or 0, last.get("reason") or "", since)
 
 
 def _deletion_requested(metadata: Raw) -> datetime | None:

@@ -38,6 +38,7 @@ def contents_of(repository: Repository, head: ChainRecord) -> Contents | None:
         step=manifest.execution.step,
         open_operations=len(manifest.execution.open),
         uncertain_operations=manifest.execution.uncertain,
+        shrinkages=manifest.shrinkages,
     )
     problem = contents_problem(contents)
     if problem:

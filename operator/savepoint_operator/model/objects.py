@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from savepoint.contract.shrinkage import DEFAULT_PERCENT
+from savepoint.contract.vocabulary import OnContainerRestart, OnUnknownFiles
+from savepoint.repository.history.retention import RetentionRules
+
 from savepoint_operator.model.selector import LabelSelector
 from savepoint_operator.model.views import AgentRef
 
@@ -55,6 +59,19 @@ class Owner:
 
 
 @dataclass(frozen=True)
+class ContainerExit:
+    """A regular container that was restarted in its pod: how it ended last, and since when it runs again."""
+
+    name: str
+    restarts: int
+    exit_code: int
+    reason: str = ""
+    """The kubelet's word for the last exit, such as OOMKilled."""
+    running_since: datetime | None = None
+    """None while it does not run."""
+
+
+@dataclass(frozen=True)
 class Pod:
     """A pod that carries the agent label."""
 
@@ -74,6 +91,8 @@ class Pod:
     """Time at which the last of its regular containers ended; None while one of them has no exit time."""
     deletion_requested: datetime | None = None
     """Time at which its deletion was requested; deletionTimestamp is later by the grace period."""
+    exits: tuple[ContainerExit, ...] = ()
+    """Its regular containers that were restarted."""
 
     @property
     def live(self) -> bool:
@@ -134,7 +153,10 @@ class Policy:
     hold_seconds: int = 5
     interval: Interval | None = field(default_factory=Interval)
     """None: no scheduled checkpoints."""
-    keep_last: int = 12
+    retention: RetentionRules = field(default_factory=RetentionRules)
+    shrink_percent: int = DEFAULT_PERCENT
+    on_container_restart: str = OnContainerRestart.KEEP_LOCAL
+    on_unknown_files: str = OnUnknownFiles.REFUSE
     suspend: bool = False
     container_name: str | None = None
     state_volumes: tuple[str, ...] | None = None

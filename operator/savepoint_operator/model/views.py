@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from savepoint.contract.control_protocol import ComponentSummary, PolicyTerms
+from savepoint.contract.shrinkage import Shrinkage
 
 
 class AgentRef(NamedTuple):
@@ -125,6 +126,7 @@ class Contents:
     step: str | None = None
     open_operations: int = 0
     uncertain_operations: tuple[str, ...] = ()
+    shrinkages: tuple[Shrinkage, ...] = ()
 
 
 @dataclass(frozen=True)

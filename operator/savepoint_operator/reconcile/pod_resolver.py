@@ -230,6 +230,9 @@ def terms(policy: Policy | None) -> PolicyTerms:
         quiesce_timeout_seconds=policy.quiesce_timeout_seconds,
         hold_seconds=policy.hold_seconds,
         exclude=policy.exclude,
+        on_container_restart=policy.on_container_restart,
+        on_unknown_files=policy.on_unknown_files,
+        shrink_percent=policy.shrink_percent,
     )
 
 

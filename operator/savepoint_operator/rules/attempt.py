@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from savepoint.contract.control_protocol import AttemptState, Offer, RequestCheckpoint
+from savepoint.contract.shrinkage import MAX_SHRINKAGES, Shrinkage
 from savepoint.contract.vocabulary import Consistency, Reason, Trigger
 from savepoint.repository.format.manifest import COMPONENT_KINDS
 
@@ -122,7 +123,14 @@ def contents_problem(described: Offer | Contents) -> str | None:
     operations = (described.step or "", *described.uncertain_operations)
     if len(operations) > MAX_OPERATIONS or any(len(each) > MAX_NAME for each in operations):
         return f"it lists more than {MAX_OPERATIONS} operations, or one longer than {MAX_NAME} characters"
+    if len(described.shrinkages) > MAX_SHRINKAGES or not all(map(_is_shown, described.shrinkages)):
+        return f"it lists more than {MAX_SHRINKAGES} shrinkages, or an invalid one"
     return None
+
+
+def _is_shown(shrinkage: Shrinkage) -> bool:
+    counts = (shrinkage.bytes_before, shrinkage.bytes_now, shrinkage.files_before or 0, shrinkage.files_now or 0)
+    return shrinkage.sequence > 0 and len(shrinkage.component) <= MAX_NAME and min(counts) >= 0
 
 
 def request_problem(request: RequestCheckpoint) -> str | None:

@@ -114,6 +114,13 @@ class Fields:
             self.refuse(f"has no integer between {minimum} and {maximum} in {name!r}")
         return int(value)
 
+    def integer_or_none(self, name: str) -> int | None:
+        """Take an integer of at least 0, or None."""
+        if name in self._rest and self._rest[name] is None:
+            self._rest.pop(name)
+            return None
+        return self.integer(name)
+
     def boolean(self, name: str) -> bool:
         """Take a boolean."""
         value = self.take(name)

@@ -8,13 +8,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from savepoint.contract.capture_report import CaptureReport
+from savepoint.contract.shrinkage import MAX_SHRINKAGES, WHOLE, Amount, Shrinkage
 from savepoint.contract.vocabulary import ComponentKind, Consistency
 from savepoint.errors import IntegrityError, StateTooLarge
 from savepoint.repository.format import canonical
 from savepoint.repository.format.canonical import FORMAT, Fields, is_hexadecimal
+from savepoint.repository.format.capture_fields import capture_of, capture_to_wire
 from savepoint.repository.format.chunk import MAX_PACK_BYTES, PACK_HEADER, PACK_NAME, ChunkRef, refs_of
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.seal import NONCE_BYTES, TAG_BYTES
+from savepoint.repository.format.tree import MAX_ID
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_SEGMENTS = 16384
@@ -78,6 +82,8 @@ class ComponentRecord:
     """Bytes of plain content."""
     segments: tuple[ChunkRef, ...]
     architecture_bound: bool = False
+    files: int | None = None
+    """Number of regular files in a file tree; None for other layouts, and if the writer did not count them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +106,25 @@ class Manifest:
     dependencies: Mapping[str, str] = field(default_factory=dict)
     architecture: str = ""
     execution: Execution = Execution()
+    agent_uid: int | None = None
+    """The uid under which the agent ran; None if nothing showed it."""
+    shrinkages: tuple[Shrinkage, ...] = ()
+    """Losses of state, in this checkpoint or before, that no checkpoint has made up for."""
+    capture: CaptureReport | None = None
+    """What the capture of files found out; None if there are no files, or if the writer did not say."""
 
     @property
     def content_digest(self) -> str:
         """The digest over name, kind, layout and digest of every component; equal digests mean that nothing changed."""
         rows = sorted([c.name, c.kind, c.layout, c.digest] for c in self.components)
         return hashlib.sha256(canonical.encode(rows)).hexdigest()
+
+    def amounts(self) -> dict[str, Amount]:
+        """Return how much state there is: in all, and in each file tree."""
+        trees = {each.name: Amount(each.size, each.files) for each in self.components if each.layout == "tree"}
+        counts = [each.files for each in trees.values()]
+        files = sum(each for each in counts if each is not None) if None not in counts else None
+        return {WHOLE: Amount(sum(each.size for each in self.components), files)} | trees
 
     def component(self, name: str) -> ComponentRecord | None:
         """Return the component with this name, if there is one."""
@@ -164,7 +183,12 @@ def _associated(namespace: str, agent: str) -> bytes:
 
 def _to_wire(manifest: Manifest) -> dict[str, Any]:
     parent = manifest.parent
-    return {
+    optional: dict[str, Any] = {} if manifest.agent_uid is None else {"agentUid": manifest.agent_uid}
+    if manifest.shrinkages:
+        optional["shrinkages"] = [_shrinkage_to_wire(each) for each in manifest.shrinkages]
+    if manifest.capture is not None:
+        optional["capture"] = capture_to_wire(manifest.capture)
+    return optional | {
         "format": FORMAT,
         "namespace": manifest.namespace,
         "agent": manifest.agent,
@@ -193,8 +217,20 @@ def _to_wire(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _component_to_wire(component: ComponentRecord) -> dict[str, Any]:
+def _shrinkage_to_wire(shrinkage: Shrinkage) -> dict[str, Any]:
     return {
+        "sequence": shrinkage.sequence,
+        "component": shrinkage.component,
+        "bytesBefore": shrinkage.bytes_before,
+        "bytesNow": shrinkage.bytes_now,
+        "filesBefore": shrinkage.files_before,
+        "filesNow": shrinkage.files_now,
+    }
+
+
+def _component_to_wire(component: ComponentRecord) -> dict[str, Any]:
+    optional = {} if component.files is None else {"files": component.files}
+    return optional | {
         "name": component.name,
         "kind": component.kind,
         "layout": component.layout,
@@ -224,6 +260,9 @@ def _of_wire(value: object, where: str) -> Manifest:
         packs=tuple(_pack_of(each, where) for each in fields.array("packs")),
         execution=_execution_of(fields.take("execution"), where),
         size=_sizes_of(fields.take("size"), where),
+        agent_uid=fields.integer("agentUid", maximum=MAX_ID) if fields.has("agentUid") else None,
+        shrinkages=_shrinkages_of(fields, where) if fields.has("shrinkages") else (),
+        capture=capture_of(fields.take("capture"), where) if fields.has("capture") else None,
     )
     digest = fields.hexadecimal("contentDigest")
     fields.end()
@@ -267,6 +306,27 @@ def _parent_of(value: object, where: str) -> Parent | None:
     return parent
 
 
+def _shrinkages_of(fields: Fields, where: str) -> tuple[Shrinkage, ...]:
+    values = fields.array("shrinkages")
+    if len(values) > MAX_SHRINKAGES:
+        fields.refuse(f"names more than {MAX_SHRINKAGES} shrinkages")
+    return tuple(_shrinkage_of(each, where) for each in values)
+
+
+def _shrinkage_of(value: object, where: str) -> Shrinkage:
+    fields = Fields(value, where)
+    shrinkage = Shrinkage(
+        sequence=fields.integer("sequence", minimum=1),
+        component=fields.text("component", max_length=255),
+        bytes_before=fields.integer("bytesBefore"),
+        bytes_now=fields.integer("bytesNow"),
+        files_before=fields.integer_or_none("filesBefore"),
+        files_now=fields.integer_or_none("filesNow"),
+    )
+    fields.end()
+    return shrinkage
+
+
 def _component_of(value: object, where: str) -> ComponentRecord:
     fields = Fields(value, where)
     layout, kind = fields.text("layout"), fields.text("kind")
@@ -284,6 +344,7 @@ def _component_of(value: object, where: str) -> ComponentRecord:
         size=fields.integer("size"),
         segments=refs_of(segments, where),
         architecture_bound=fields.boolean("architectureBound"),
+        files=fields.integer("files") if fields.has("files") else None,
     )
     fields.end()
     if component.digest != component_digest(component.segments):

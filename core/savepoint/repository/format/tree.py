@@ -17,6 +17,8 @@ from savepoint.repository.format.segment import REFS_PER_LINE
 MAX_PATH_BYTES = 4096
 MAX_ELEMENT_BYTES = 255
 MODE_BITS = 0o777
+MAX_FILE_BYTES = 4 << 40
+"""Largest file that this writer stores: 4,096 segments of 1,024 chunks of 1 MiB, which fit an entry's line."""
 MAX_ID = (1 << 32) - 2
 """Largest uid or gid."""
 

@@ -4,12 +4,17 @@ It commits nothing: ``finish`` returns an UploadedCheckpoint, which an authority
 neither when to capture nor what. Its workers reuse their buffers, so that memory stays bounded for a state of any size.
 """
 
+import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TypeVar
 
+from savepoint.contract.capture_report import CaptureReport
+from savepoint.contract.shrinkage import DEFAULT_PERCENT, shrinkages
 from savepoint.contract.vocabulary import ComponentKind
+from savepoint.errors import IntegrityError, ObjectMissing, StateUnstable
 from savepoint.repository.format import entry as entries_format
 from savepoint.repository.format import tree as tree_format
 from savepoint.repository.format.chunk import ChunkRef, block_bytes
@@ -28,7 +33,7 @@ from savepoint.repository.format.manifest import (
     manifest_name,
     seal_manifest,
 )
-from savepoint.repository.format.object_keys import manifest_key
+from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.format.seal import NONCE_BYTES
 from savepoint.repository.format.segment import REFS_PER_SEGMENT, blob_segment, split_segments
 from savepoint.repository.format.tree import TreeEntry, TreeFile, TreeSymlink
@@ -40,6 +45,8 @@ from savepoint.repository.write.repack import packs_to_repack
 from savepoint.repository.write.source import Entry, FileSource, MemorySource, Source
 from savepoint.repository.write.worker_pool import WorkerPool
 from savepoint.storage.store import BlobReader, BlobWriter
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,6 +60,10 @@ class WriterOptions:
     progress: Callable[[int], None] | None = None
     """Called with the number of plain bytes stored so far, from several threads."""
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    shrink_percent: int = DEFAULT_PERCENT
+    """Below this percentage of its parent's state a checkpoint is marked as shrunk."""
+    lost_packs: frozenset[str] = frozenset()
+    """Names of the parent's packs that the store does not hold: what is in them is stored again."""
 
 
 class CheckpointWriter:
@@ -81,8 +92,11 @@ class CheckpointWriter:
             options: The working parameters.
         """
         self._writer, self._key, self._epoch = writer, key, epoch
+        self._parent, self._shrink_percent = parent, options.shrink_percent
         self._random_bytes = options.random_bytes
+        self._lost_packs = options.lost_packs
         self._index = index if index is not None else load_index(reader, key, parent)
+        self._index.lose(self._lost_packs)
         self._index.begin(packs_to_repack(self._index.pack_uses()))
 
         def new_name() -> str:
@@ -164,20 +178,21 @@ class CheckpointWriter:
         self, name: str, kind: str, entries: Iterable[TreeEntry], *, architecture_bound: bool = False
     ) -> ComponentRecord:
         """Add a file tree whose contents are already stored. Entries are sorted by path, parents first."""
-        size = 0
+        size = files = 0
 
         def lines() -> Iterator[tuple[str, bytes]]:
-            nonlocal size
+            nonlocal size, files
             for entry in tree_format.checked_order(entries, f"tree {name!r}"):
                 if isinstance(entry, TreeFile):
                     self._mark_content(entry.content)
                     size += entry.content.size
+                    files += 1
                 elif isinstance(entry, TreeSymlink) and not entry.target:
                     raise ValueError(f"the symbolic link {entry.path!r} has no target")
                 yield entry.path, tree_format.line_of(entry)
 
         segments = [self._store_segment(content) for content in split_segments(lines())]
-        return self._add(name, kind, "tree", size=size, segments=segments, bound=architecture_bound)
+        return self._add(name, kind, "tree", size=size, segments=segments, bound=architecture_bound, files=files)
 
     @property
     def components(self) -> tuple[ComponentRecord, ...]:
@@ -198,13 +213,17 @@ class CheckpointWriter:
         dependencies: Mapping[str, str] | None = None,
         architecture: str = "",
         execution: Execution | None = None,
+        agent_uid: int | None = None,
+        capture: CaptureReport | None = None,
         put: bool = True,
     ) -> UploadedCheckpoint:
         """Upload what is left, seal the manifest, and store it too if ``put``; return it, to be committed.
 
-        Call ``commit`` or ``abort`` afterwards. Raises StateTooLarge if the manifest exceeds 1 MiB.
+        Call ``commit`` or ``abort`` afterwards. Raises StateTooLarge if the manifest exceeds 1 MiB, and StateUnstable
+        if something still refers to a lost pack.
         """
         needed = {pack.name for pack in self._index.needed()}
+        self._require_not_lost(needed)
         uploaded = self._workers.flush(needed.__contains__)
         manifest = Manifest(
             namespace=namespace,
@@ -226,7 +245,10 @@ class CheckpointWriter:
             dependencies=dependencies or {},
             architecture=architecture,
             execution=execution or Execution(),
+            agent_uid=agent_uid,
+            capture=capture,
         )
+        manifest = self._with_shrinkages(manifest)
         content = seal_manifest(manifest, self._key, self._random_bytes(NONCE_BYTES))
         name = manifest_name(content)
         if put:
@@ -255,6 +277,22 @@ class CheckpointWriter:
         self._index.abandon(keep_stored=keep_stored)
         return self._index
 
+    def _require_not_lost(self, needed: Collection[str]) -> None:
+        lost = sorted(self._lost_packs.intersection(needed))
+        if lost:
+            raise StateUnstable(
+                f"some state is only in {pack_key(lost[0])}, which the store lost, and could not be read from the agent "
+                "to store it again; the next attempt reads it again"
+            )
+
+    def _with_shrinkages(self, manifest: Manifest) -> Manifest:
+        """Compare the amount of state with the parent's, and keep the losses that are still open."""
+        if self._parent is None or manifest.parent is None:
+            return manifest
+        before, now = self._parent.amounts(), manifest.amounts()
+        found = shrinkages(self._parent.shrinkages, manifest.parent.sequence, before, now, self._shrink_percent)
+        return replace(manifest, shrinkages=found)
+
     def _store_segment(self, content: bytes) -> ChunkRef:
         ref = self._workers.store_chunk(content)
         self._index.mark(ref)
@@ -266,7 +304,8 @@ class CheckpointWriter:
         if content.more:
             if not content.ids:
                 raise ValueError("content listed by segments must be complete: use CheckpointReader.complete_content")
-            self._index.mark_listed(content.packs, content.chunk_ids())
+            distinct = (identity for identity, _ in groupby(content.chunk_ids()))  # a sparse file repeats one
+            self._index.mark_listed(content.packs, distinct)
 
     def _add(
         self,
@@ -277,18 +316,22 @@ class CheckpointWriter:
         size: int,
         segments: Sequence[ChunkRef],
         bound: bool,
+        files: int | None = None,
     ) -> ComponentRecord:
         if kind not in COMPONENT_KINDS:
             raise ValueError(f"component {name!r} has an unknown kind {kind!r}")
         if any(each.name == name for each in self._components):
             raise ValueError(f"component {name!r} was added twice")
-        component = ComponentRecord(name, kind, layout, component_digest(segments), size, tuple(segments), bound)
+        component = ComponentRecord(name, kind, layout, component_digest(segments), size, tuple(segments), bound, files)
         self._components.append(component)
         return component
 
 
 def load_index(reader: BlobReader, key: AgentKey, parent: Manifest | None) -> ChunkIndex:
-    """Build the index of a checkpoint by reading its segments."""
+    """Build the index of a checkpoint by reading its segments.
+
+    What damaged or missing segments list stays unknown, so that a writer stores it again.
+    """
     index = ChunkIndex()
     if parent is not None:
         index.begin()
@@ -296,8 +339,13 @@ def load_index(reader: BlobReader, key: AgentKey, parent: Manifest | None) -> Ch
             index.add_pack(pack)
         with CheckpointReader(reader, key, parent) as checkpoint:
             for component in parent.components:
-                for ref in checkpoint.references(component):
-                    index.add(ref)
-                    index.mark(ref)
+                try:
+                    for ref in checkpoint.references(component):
+                        index.add(ref)
+                        index.mark(ref)
+                except (IntegrityError, ObjectMissing) as error:
+                    log.warning(
+                        "component %r of the last checkpoint is damaged, and is stored again: %s", component.name, error
+                    )
         index.commit()
     return index

@@ -6,18 +6,20 @@ It runs after the steps that write the other objects, so that the pin never clai
 from typing import Any
 
 from savepoint.contract.names import LABEL_AGENT
-from savepoint.contract.vocabulary import ProtectionState
+from savepoint.contract.vocabulary import ProtectionState, Reason, RestoreOutcome
 
 from savepoint_operator.cluster.errors import Conflict
 from savepoint_operator.cluster.events import EventTarget
-from savepoint_operator.cluster.kinds import AGENTS
+from savepoint_operator.cluster.kinds import AGENTS, CHECKPOINTS, PODS
 from savepoint_operator.model.objects import AgentObject, Interval, ObjectKey, Pod, Policy
 from savepoint_operator.reconcile.agent_record import AgentRecord
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.dependencies import StepDependencies
+from savepoint_operator.rules.crash_loop import Crashes, crashes_of
 from savepoint_operator.rules.protection import Facts, Protection, judge
 from savepoint_operator.rules.status.conditions import Condition, parsed_time, stamp
-from savepoint_operator.rules.status.texts import size_text
+from savepoint_operator.rules.status.shrinkage import Loss, newest_loss
+from savepoint_operator.rules.status.texts import size_text, uid_text
 
 _SAFE = (ProtectionState.PROTECTED, ProtectionState.COMPLETED)
 _UNSAFE = (ProtectionState.AT_RISK, ProtectionState.UNPROTECTED)
@@ -54,16 +56,38 @@ class ProtectedAgents:
         item = await self.ensure(agent_record)
         if item is None or item.meta.deleting:
             return
-        protection = self._judge(agent_record, item, policy)
+        crashes = self._crashes(agent_record)
+        protection = self._judge(agent_record, item, policy, crashes)
         condition = Condition.of("Protected", protection.holds, protection.reason, protection.message)
+        loss = newest_loss(self._objects.of(agent_record.agent))
         patch = self._status(agent_record, item, policy, store_name, protection)
+        patch |= crashes.status()
+        patch["shrank"] = loss and dict(loss.status)
         written = await self._status_writer.write(AGENTS, item, patch, condition)
-        if written is not None and item.reason in _SAFE and protection.reason in _UNSAFE:
-            await self._events.warning(EventTarget.of(AGENTS, item.meta), protection.reason, protection.message)
+        if written is None:
+            return
+        target = EventTarget.of(AGENTS, item.meta)
+        await self._report_loss(item, loss)
+        await self._report_crashes(item, crashes)
+        if item.reason in _SAFE and protection.reason in _UNSAFE:
+            await self._events.warning(target, protection.reason, protection.message)
+        uid = patch.get("runAsUser")
+        if uid and uid != item.status.get("runAsUser"):
+            await self._events.normal(target, Reason.UID_OBSERVED, uid_text(uid))
+
+    async def _report_loss(self, item: AgentObject, loss: Loss | None) -> None:
+        """Write Events about a loss of state that the agent's status did not name yet."""
+        known = (item.status.get("shrank") or {}).get("sequence", 0)
+        if loss is None or loss.status["sequence"] <= known:
+            return
+        for target in (EventTarget.of(AGENTS, item.meta), EventTarget.of(CHECKPOINTS, loss.checkpoint.meta)):
+            await self._events.warning(target, Reason.STATE_SHRANK, loss.status["message"])
 
     # -- protection -----------------------------------------------------------------------------------------------
 
-    def _judge(self, agent_record: AgentRecord, item: AgentObject, policy: Policy | None) -> Protection:
+    def _judge(
+        self, agent_record: AgentRecord, item: AgentObject, policy: Policy | None, crashes: Crashes
+    ) -> Protection:
         pods = tuple(self._cache.pods.of(agent_record.agent))
         node_name = next((pod.node for pod in reversed(pods) if pod.live and pod.node), "")
         node = self._cache.nodes.get(ObjectKey("", node_name)) if node_name else None
@@ -83,8 +107,28 @@ class ProtectedAgents:
                 interval=None if policy is not None and policy.suspend else interval,
                 disconnected_seconds=self._disconnected_seconds(agent_record, pods),
                 now=self._now(),
+                crash_loop=crashes.message,
             )
         )
+
+    def _crashes(self, agent_record: AgentRecord) -> Crashes:
+        """Return how often the running pod's containers were restarted since its state was restored."""
+        pod = next((each for each in reversed(self._cache.pods.of(agent_record.agent)) if each.live), None)
+        if pod is None:
+            return Crashes()
+        starts = [each for each in self._cache.restores.of(agent_record.agent) if each.pod_uid == pod.meta.uid]
+        last = max(starts, key=lambda each: (each.meta.created, each.epoch), default=None)
+        if last is None or last.reason not in (RestoreOutcome.RESTORED, RestoreOutcome.KEPT_LOCAL):
+            return Crashes()
+        restored = str((last.status.get("resolved") or {}).get("checkpointName") or "its state")
+        return crashes_of(pod, restored, self._objects.of(agent_record.agent), self._now())
+
+    async def _report_crashes(self, item: AgentObject, crashes: Crashes) -> None:
+        """Write Events about a container that began to crash again and again."""
+        if crashes.loop is None or item.status.get("crashLoop"):
+            return
+        for target in (EventTarget.of(AGENTS, item.meta), EventTarget.of(PODS, crashes.loop.pod.meta)):
+            await self._events.warning(target, Reason.CRASH_LOOPING, crashes.message)
 
     def _disconnected_seconds(self, agent_record: AgentRecord, pods: tuple[Pod, ...]) -> float:
         """Return for how long a sidecar could have connected and has not.
@@ -160,6 +204,8 @@ class ProtectedAgents:
             patch["summary"] = {"size": size_text(agent_record.stored_bytes)}
         if agent_record.uncertain_operations is not None:
             patch["uncertainOperations"] = list(agent_record.uncertain_operations) or None
+        if agent_record.agent_uid is not None:
+            patch["runAsUser"] = agent_record.agent_uid or None  # never 0: only a person may choose that
         return patch
 
     def _add_chain(self, agent_record: AgentRecord, item: AgentObject, patch: dict[str, Any]) -> None:

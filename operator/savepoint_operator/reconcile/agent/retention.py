@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Final
 
 from savepoint.errors import Refused, SavepointError
+from savepoint.repository.history.retention import RetentionRules
 
 from savepoint_operator.cluster import parse
 from savepoint_operator.cluster.kinds import CHECKPOINTS
@@ -18,7 +19,6 @@ from savepoint_operator.rules.status.checkpoint_status import in_progress
 
 log = logging.getLogger(__name__)
 
-DEFAULT_KEEP: Final = 12
 COLLECT_SECONDS: Final = 6 * 3600.0
 RETRY_SECONDS: Final = 300.0
 
@@ -31,7 +31,8 @@ class Retention:
     ) -> None:
         """``record_collection`` is called with the name of a store from which objects were removed."""
         self._cluster, self._metrics = dependencies.cluster, dependencies.metrics
-        self._monotonic = dependencies.clocks.monotonic
+        self._cache = dependencies.cache
+        self._now, self._monotonic = dependencies.clocks.now, dependencies.clocks.monotonic
         self._objects, self._record_collection = objects, record_collection
 
     async def expire(self, agent_record: AgentRecord, policy: Policy | None) -> None:
@@ -42,15 +43,20 @@ class Retention:
             for each in checkpoints
             if not each.ready and not in_progress(each.reason) and not each.sequence
         )
-        keep = policy.keep_last if policy is not None else DEFAULT_KEEP
-        for item in expired(checkpoints, keep, self._objects.latest_name(agent_record), failed):
+        rules = policy.retention if policy is not None else RetentionRules()
+        protected = frozenset({self._objects.latest_name(agent_record), *self._restored(agent_record)})
+        for item in expired(checkpoints, rules, self._now(), protected, failed):
             log.info(
-                "agent %s: deleting checkpoint %s: it is not among the last %d",
+                "agent %s: deleting checkpoint %s: the policy's retention does not keep it",
                 agent_record.agent,
                 item.meta.name,
-                keep,
             )
             await self._objects.delete(item)
+
+    def _restored(self, agent_record: AgentRecord) -> list[str]:
+        """Return the checkpoints that unfinished restores and rollbacks read."""
+        restores = self._cache.restores.of(agent_record.agent)
+        return [each.checkpoint_name for each in restores if not each.finished]
 
     async def collect(self, agent_record: AgentRecord, store_name: str, orders: Orders) -> float | None:
         """Collect every few hours; return the seconds until the next collection.

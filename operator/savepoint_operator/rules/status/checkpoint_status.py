@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from savepoint.contract.control_protocol import Offer, Progress, Result, Timing
+from savepoint.contract.shrinkage import Shrinkage
 from savepoint.contract.vocabulary import CheckpointPhase, Reason, Trigger
 from savepoint.repository.format.commit import ChainRecord, CommitRecord
 
@@ -122,7 +123,21 @@ def _add_contents(patch: Patch, described: Offer | Contents) -> None:
     if described.uncertain_operations:
         execution["uncertainOperations"] = list(described.uncertain_operations)
     patch["execution"] = execution
+    if described.shrinkages:
+        patch["shrinkages"] = [_shrinkage(each) for each in described.shrinkages]
     patch["summary"] |= {"size": size_text(described.logical_bytes), "uploaded": size_text(described.uploaded_bytes)}
+
+
+def _shrinkage(shrinkage: Shrinkage) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "sequence": shrinkage.sequence,
+        "component": shrinkage.component or None,
+        "bytesBefore": shrinkage.bytes_before,
+        "bytesNow": shrinkage.bytes_now,
+        "filesBefore": shrinkage.files_before,
+        "filesNow": shrinkage.files_now,
+    }
+    return {name: value for name, value in shown.items() if value is not None}
 
 
 def _add_timing(patch: Patch, claimed: Timing) -> None:
@@ -145,6 +160,7 @@ def _times(timing: Timing) -> Timing:
 def unchanged(latest: Mapping[str, Any], latest_name: str, result: Result) -> tuple[Patch, Condition]:
     """Return the status of a requested checkpoint when nothing had changed: a copy of the latest one's."""
     copied = ("number", "sequence", "epoch", "run", "location", "integrity", "size", "formatVersion", "components")
+    copied += ("shrinkages",)
     patch: Patch = {name: latest[name] for name in copied if name in latest}
     summary = latest.get("summary") or {}
     patch |= {

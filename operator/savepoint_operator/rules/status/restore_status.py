@@ -20,6 +20,8 @@ _OUTCOME_MESSAGES: Final[Mapping[str, str]] = {
     RestoreOutcome.KEPT_LOCAL: "The pod's volumes hold state at least as new as the checkpoint; it was kept.",
 }
 MAX_TARGET_MESSAGE: Final = 1024
+_FOLDERS_IN_EVENT: Final = 3
+_NAMES_IN_EVENT: Final = 5
 
 _OTHER_CONFIGURATION: Final = (
     "was taken under another configuration (image, command, args, environment or ConfigMaps) than the pod's"
@@ -116,7 +118,24 @@ def ended(
     }
     if resolved is not None:
         patch["resolved"] = resolved
+    if outcome.replaced:
+        patch["replaced"] = [
+            {"path": each.path, "entries": each.entries, "names": list(each.names)} for each in outcome.replaced
+        ]
     return patch, Condition.of("Succeeded", succeeded, outcome.outcome, message)
+
+
+def replaced_message(outcome: Outcome) -> str:
+    """Return what the restore replaced, and where it is now."""
+    folders = "; ".join(
+        f"{each.path}: {each.entries} files or folders ({', '.join(each.names[:_NAMES_IN_EVENT])}"
+        f"{', …' if each.entries > _NAMES_IN_EVENT else ''})"
+        for each in outcome.replaced[:_FOLDERS_IN_EVENT]
+    )
+    return (
+        f"The restore moved aside what the checkpoint does not have, or has with another content: {folders}. The "
+        "volume keeps what its three latest restores moved."
+    )
 
 
 def pod_gone(current: Mapping[str, Any], now: datetime) -> tuple[Patch, Condition]:

@@ -1,8 +1,11 @@
 """The times of scheduled checkpoints, and the choice of those that expire."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from savepoint.repository.history.retention import RetentionRules
 from savepoint_operator.model.objects import CheckpointObject, Interval, Meta
 from savepoint_operator.model.views import AgentRef
 from savepoint_operator.rules import retention, schedule
@@ -50,25 +53,45 @@ def checkpoint(number: int, *, ready: bool = True, hold: bool = False) -> Checkp
     return CheckpointObject(meta, agent, hold, "", "Ready" if ready else "Failed", ready, number, sequence, "Interval")
 
 
+def expired(every: list[CheckpointObject], keep: int, latest: str, failed: Iterable[str] = ()) -> list[str]:
+    rules = RetentionRules(keep_last=keep)
+    return names(retention.expired(every, rules, START, frozenset({latest}), frozenset(failed)))
+
+
 def names(items: list[CheckpointObject]) -> list[str]:
     return [each.meta.name for each in items]
 
 
 def test_the_newest_are_kept() -> None:
     every = [checkpoint(number) for number in range(1, 6)]
-    assert names(retention.expired(every, 2, "coder-5", frozenset())) == ["coder-1", "coder-2", "coder-3"]
-    assert names(retention.expired(every, 0, "coder-5", frozenset())) == ["coder-1", "coder-2", "coder-3", "coder-4"]
+    assert expired(every, 2, "coder-5") == ["coder-1", "coder-2", "coder-3"]
+    assert expired(every, 0, "coder-5") == ["coder-1", "coder-2", "coder-3", "coder-4"]
 
 
 def test_a_checkpoint_that_is_held_or_would_be_restored_is_kept() -> None:
     every = [checkpoint(1, hold=True), checkpoint(2), checkpoint(3), checkpoint(4)]
-    assert names(retention.expired(every, 1, "coder-2", frozenset())) == ["coder-3"]
+    assert expired(every, 1, "coder-2") == ["coder-3"]
 
 
 def test_the_newest_failed_checkpoints_are_kept() -> None:
     failed = [checkpoint(number, ready=False) for number in range(1, 9)]
-    expired = retention.expired([*failed, checkpoint(9)], 1, "coder-9", frozenset(names(failed)))
-    assert names(expired) == ["coder-1", "coder-2", "coder-3"]
+    assert expired([*failed, checkpoint(9)], 1, "coder-9", names(failed)) == ["coder-1", "coder-2", "coder-3"]
+
+
+def test_a_checkpoint_from_before_a_loss_is_kept_while_the_newest_names_the_loss() -> None:
+    lossy = {"shrinkages": [{"sequence": 2, "bytesBefore": 9, "bytesNow": 1}]}
+    every = [checkpoint(number) for number in range(1, 9)]
+    every[-1] = replace(every[-1], status=lossy)
+    assert expired(every, 1, "coder-8") == ["coder-1", *(f"coder-{number}" for number in range(3, 8))]
+    every.append(checkpoint(9))
+    assert "coder-2" in expired(every, 1, "coder-9")
+
+
+def test_sizes_in_a_status_may_be_quantities() -> None:
+    every = [checkpoint(1), checkpoint(2), checkpoint(3)]
+    every = [replace(each, status={"size": {"stored": "2Mi", "uploaded": 1 << 20}}) for each in every]
+    rules = RetentionRules(max_bytes=3 << 20)
+    assert names(retention.expired(every, rules, START, frozenset(), frozenset())) == ["coder-1"]
 
 
 def test_collection_keeps_the_sequence_of_every_object() -> None:

@@ -61,9 +61,10 @@ def history() -> History:
     return History()
 
 
-def ref(number: int, sequence: int) -> CheckpointRef:
+def ref(number: int, sequence: int, *, rolled_back: bool = False) -> CheckpointRef:
     manifest = named(number)
-    return CheckpointRef(f"coder-{number}", number, sequence, TIME, ObjectName(manifest.name, manifest.size))
+    name = ObjectName(manifest.name, manifest.size)
+    return CheckpointRef(f"coder-{number}", number, sequence, TIME, name, rolled_back)
 
 
 def test_a_new_agent_has_no_restore_point(history: History) -> None:
@@ -95,9 +96,9 @@ def test_the_restore_point_after_a_rollback_has_the_rollbacks_sequence(history: 
     history.checkpoint(1)
     history.checkpoint(2)
     history.rollback(named(1))
-    assert history.restored() == ref(1, 4)
+    assert history.restored() == ref(1, 4, rolled_back=True)
     history.grant()
-    assert history.restored() == ref(1, 4)
+    assert history.restored() == ref(1, 4, rolled_back=True)
 
 
 def test_there_is_no_restore_point_after_a_reset(history: History) -> None:
@@ -111,7 +112,7 @@ def test_a_rollback_reaches_back_any_distance(history: History) -> None:
     for number in range(2, 1100):
         history.checkpoint(number)
     head = history.rollback(named(1))
-    assert history.restored() == ref(1, head.record.sequence)
+    assert history.restored() == ref(1, head.record.sequence, rolled_back=True)
 
 
 def test_only_the_needed_records_are_read(history: History) -> None:

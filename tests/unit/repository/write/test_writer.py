@@ -2,6 +2,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -638,3 +639,63 @@ def test_uploaded_bytes_are_the_bytes_the_store_received() -> None:
     assert metered.meter.bytes_put - before == offer.uploaded_bytes + offer.size
     assert isinstance(offer.packs[0], Pack)
     assert "manifest_bytes" not in repr(offer)
+
+
+def files(count: int, name: str = "work") -> Any:
+    def add(writer: CheckpointWriter) -> None:
+        content = writer.store_bytes(b"x", "Files")
+        paths = [f"{number:05}" for number in range(count)]
+        writer.add_tree(name, "Files", [TreeFile(path, 0o644, 0, content) for path in paths])
+
+    return add
+
+
+def test_a_manifest_counts_the_files_of_a_tree(repo: RepositoryFixture) -> None:
+    repo.checkpoint(files(3))
+    assert repo.manifest is not None and repo.manifest.components[0].files == 3
+    with repo.reader() as reader:
+        assert reader.manifest == repo.manifest
+
+
+def test_a_loss_of_files_is_recorded_and_remembered_until_they_are_back(repo: RepositoryFixture) -> None:
+    def losses() -> list[tuple[int, str, int | None, int | None]]:
+        assert repo.manifest is not None
+        offered = repo.repository.store.list("manifests/")
+        assert offered
+        return [(each.sequence, each.component, each.files_before, each.files_now) for each in repo.manifest.shrinkages]
+
+    repo.checkpoint(files(100))
+    assert losses() == []
+    good = repo.head.record.sequence
+    repo.checkpoint(files(20))
+    assert losses() == [(good, "", 100, 20)]
+    repo.grant("pod-2")
+    repo.checkpoint(files(30))
+    assert losses() == [(good, "", 100, 30)]
+    stored = repo.head.record.manifest
+    assert stored is not None
+    assert repo.repository.read_manifest(stored.name, stored.size) == repo.manifest
+    repo.checkpoint(files(50))
+    assert losses() == []
+
+
+def test_one_file_tree_that_is_lost_is_noticed_beside_a_large_one(repo: RepositoryFixture) -> None:
+    def both(writer: CheckpointWriter) -> None:
+        files(15, "small")(writer)
+        files(100, "work")(writer)
+
+    repo.checkpoint(both)
+    repo.checkpoint(files(100))
+    assert repo.manifest is not None
+    assert [(each.component, each.files_before, each.files_now) for each in repo.manifest.shrinkages] == [
+        ("small", 15, 0)
+    ]
+
+
+def test_a_parent_that_does_not_count_its_files_is_compared_by_size_only(repo: RepositoryFixture) -> None:
+    repo.checkpoint(files(100))
+    assert repo.manifest is not None
+    old = tuple(replace(each, files=None) for each in repo.manifest.components)
+    repo.manifest = replace(repo.manifest, components=old)
+    repo.checkpoint(files(20))
+    assert repo.manifest.shrinkages == ()
