@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Final
 
 from savepoint.errors import RunAsUserRequired
-from savepoint.repository.format.chunk import BLOCK_BYTES
+from savepoint.repository.format.chunk import BLOCK_BYTES, ZERO_CHUNKS
 from savepoint.repository.format.content import Content
 
 from savepoint_sidecar.files.listing import DIRECTORY, FileNode, entries_by_inode, unreadable
@@ -28,6 +28,8 @@ READ_ERRNOS: Final = frozenset(
 """Errors that concern one file: it cannot be read, and others can."""
 _KEPT_FOLDERS: Final = 64
 _FIND_ATTEMPTS: Final = 5
+_ZERO_LENGTHS: Final = {identity: length for length, identity in ZERO_CHUNKS}
+"""Lengths of whole blocks of zeros, by id."""
 _SPARSE_BYTES: Final = 1 << 20
 """Smaller files are not checked for holes."""
 
@@ -163,12 +165,22 @@ class OpenFile:
         os.close(self.descriptor)
 
 
-def equals_content(files: RootFiles, node: FileNode, content: Content) -> bool:
-    """Return whether the file has this content, as far as that can be read now."""
+def equals_content(files: RootFiles, node: FileNode, content: Content, *, has_holes: bool = False) -> bool:
+    """Return whether the file has this content, as far as that can be read now.
+
+    ``has_holes``: the file system's word is taken for where the file has no data.
+    """
     try:
         with files.open(node) as handle:
-            offset, piece = 0, bytearray(BLOCK_BYTES)
+            offset, data_at, piece = 0, 0, bytearray(BLOCK_BYTES)
             for identity in content.chunk_ids():
+                length = _ZERO_LENGTHS.get(identity)
+                if has_holes and length is not None:
+                    if data_at <= offset:
+                        data_at = _next_data(handle.descriptor, offset)
+                    if offset + length <= data_at:
+                        offset += length
+                        continue
                 count = os.preadv(handle.descriptor, [piece], offset)
                 if hashlib.sha256(memoryview(piece)[:count]).digest() != identity:
                     return False
@@ -176,3 +188,13 @@ def equals_content(files: RootFiles, node: FileNode, content: Content) -> bool:
             return offset == content.size == os.fstat(handle.descriptor).st_size
     except (OSError, RunAsUserRequired):
         return False
+
+
+def _next_data(descriptor: int, offset: int) -> int:
+    """Return where the file has data next, or its end if it has none."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return os.fstat(descriptor).st_size

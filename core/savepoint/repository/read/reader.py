@@ -136,11 +136,14 @@ class CheckpointReader:
                 yield where, content
 
     def _chunks_in_segments(self, segments: Sequence[ChunkRef], size: int, where: str) -> Iterator[ChunkRef]:
-        total = 0
+        total, previous, refs = 0, b"", list[ChunkRef]()
         for window in batches(segments, WINDOW_SEGMENTS):
             for content in self.fetcher.fetch_ordered(window):
-                for ref in blob_refs(content, where):
-                    self.fetcher.check(ref)
+                if content != previous:  # a sparse file repeats one segment
+                    previous, refs = content, list(blob_refs(content, where))
+                    for ref in refs:
+                        self.fetcher.check(ref)
+                for ref in refs:
                     total += ref.length
                     if total > size:
                         break

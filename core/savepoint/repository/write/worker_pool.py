@@ -12,14 +12,14 @@ from itertools import islice
 from typing import TypeVar
 
 from savepoint.errors import DeadlineExceeded
-from savepoint.repository.format.chunk import ChunkRef, block_bytes
+from savepoint.repository.format.chunk import ChunkRef, block_bytes, is_zero
 from savepoint.repository.format.content import Content
 from savepoint.repository.format.manifest import Pack
 from savepoint.repository.format.segment import REFS_PER_LINE, REFS_PER_SEGMENT, blob_segment
 from savepoint.repository.write.chunk_index import ChunkIndex
 from savepoint.repository.write.chunk_worker import ChunkWorker
 from savepoint.repository.write.pack_uploads import ABORTED, PackUploads
-from savepoint.repository.write.source import MemorySource, Source
+from savepoint.repository.write.source import FileSource, MemorySource, Source
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,11 +53,21 @@ class WorkerPool:
             return Content(sum(ref.length for ref in refs), refs, packs=frozenset(ref.pack for ref in refs))
         size, more, ids, packs = 0, [], bytearray(), set[str]()
         window = block * REFS_PER_SEGMENT
+        hole: tuple[ChunkRef, bytes] | None = None  # the segment that lists a window without data, and its chunks' ids
         for start in range(0, length, window):
             expected = min(length - start, window)
+            is_hole = expected == window and isinstance(source, FileSource) and source.is_hole(start, window)
+            if is_hole and hole is not None:
+                more.append(hole[0])
+                ids += hole[1]
+                size += window
+                self._add_done(window)
+                continue
             listed = self.store_blocks(source, start, expected, block, exact=exact)
             if listed:
                 more.append(self.store_chunk(blob_segment(listed)))
+            if is_hole and all(map(is_zero, listed)) and len(listed) == REFS_PER_SEGMENT:
+                hole = more[-1], b"".join(ref.id for ref in listed)
             count = sum(ref.length for ref in listed)
             size += count
             ids += b"".join(ref.id for ref in listed)
@@ -160,12 +170,15 @@ class WorkerPool:
     def _store_at(self, worker: ChunkWorker, source: Source, offset: int, length: int, exact: bool) -> ChunkRef | None:
         ref = worker.store(source, offset, length, exact=exact)
         if ref is not None:
-            with self._lock:
-                self._done += ref.length
-                done = self._done
-            if self._progress is not None:
-                self._progress(done)
+            self._add_done(ref.length)
         return ref
+
+    def _add_done(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            done = self._done
+        if self._progress is not None:
+            self._progress(done)
 
     @contextmanager
     def _worker(self) -> Iterator[ChunkWorker]:
