@@ -58,6 +58,7 @@ class FakeAuthority:
         self.reachable = asyncio.Event()
         self.reachable.set()
         self.silence = 0.0
+        self.pack_check_seconds = 0.0
         self.answers_requests = True
         self.refuse_requests: list[Refused] = []
         self.commit_error: SavepointError | None = None
@@ -147,6 +148,7 @@ class FakeAuthority:
         self.events.append(f"progress {progress.stage}")
 
     async def commit(self, offer: Offer) -> CheckpointRef:
+        self.stopped_waiting.clear()
         while not self.reachable.is_set():
             if self.stopped_waiting.is_set():
                 raise Unavailable("the wait was ended by stop_waiting")

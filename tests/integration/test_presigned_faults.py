@@ -20,6 +20,7 @@ from savepoint.errors import (
     StoreDenied,
     StoreMisconfigured,
     StoreUnavailable,
+    Unavailable,
 )
 from savepoint.storage.connection import Connections
 from savepoint.storage.presigned import PresignedStore
@@ -437,3 +438,62 @@ class TestS3StoreFaults:
             store.head("key")
         with self.s3(answer(403)) as store, pytest.raises(StoreDenied):
             store.head("key")
+
+
+def call_in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread, raised
+
+
+def ends_when_interrupted(store: PresignedStore, call: Callable[[], object]) -> None:
+    """Check that a stuck call ends at once when it is interrupted, although its own limits are minutes away."""
+    thread, raised = call_in_thread(call)
+    time.sleep(0.4)
+    assert thread.is_alive()
+    began = time.monotonic()
+    store.interrupt()
+    thread.join(10)
+    assert not thread.is_alive() and time.monotonic() - began < 2
+    assert isinstance(raised[0], Unavailable) and "interrupted" in str(raised[0])
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_an_upload_to_a_server_that_stops_reading_can_be_interrupted(encrypted: bool, tmp_path: Path) -> None:
+    released = threading.Event()
+
+    def stall(_: Request, connection: socket.socket) -> bool:
+        released.wait(20)
+        return False
+
+    authority = Authority()
+    context = authority.server_context(["127.0.0.1"], tmp_path) if encrypted else None
+    connections = Connections(authority.certificate.decode()) if encrypted else Connections()
+    with (
+        serving(stall, context=context, read_body=False) as server,
+        store_of(server, retry=Retry(), connections=connections) as store,
+    ):
+        ends_when_interrupted(store, lambda: store.put_new("packs/1-a", bytes(64 << 20)))
+        released.set()
+
+
+def test_a_wait_for_an_answer_and_a_pause_between_attempts_can_be_interrupted() -> None:
+    with serving(hang) as server, store_of(server, retry=Retry()) as store:
+        ends_when_interrupted(store, lambda: store.get("packs/1-a", max_bytes=10))
+    slow = Retry(base_seconds=30.0, longest_seconds=60.0)
+    with serving(error(503, "SlowDown")) as server, store_of(server, retry=slow) as store:
+        ends_when_interrupted(store, lambda: store.put_new("packs/1-a", b"x"))
+
+
+def test_a_call_after_an_interruption_works() -> None:
+    with serving(answer(200)) as server, store_of(server) as store:
+        store.interrupt()
+        store.put_new("packs/1-a", b"x")

@@ -48,6 +48,11 @@ class Authority(Protocol):
         """Seconds since something last proved that this node is not cut off from the cluster."""
         ...
 
+    @property
+    def pack_check_seconds(self) -> float:
+        """The least time between two checks that the packs of earlier checkpoints are in the store."""
+        ...
+
     async def welcome(self) -> Welcome:
         """Return this sidecar's identity and parent checkpoint; wait until the authority answers.
 
@@ -94,7 +99,10 @@ class Authority(Protocol):
         ...
 
     def stop_waiting(self) -> None:
-        """Fail every wait for a commit or for access to an object with Unavailable. An offer may still be committed."""
+        """Fail every wait for a commit, for access to an object or for the store with Unavailable.
+
+        An offer may still be committed, and an object may still be created.
+        """
         ...
 
     def retry_quickly(self) -> None:

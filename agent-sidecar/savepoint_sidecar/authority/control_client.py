@@ -33,6 +33,8 @@ SILENT_SECONDS: Final = 15.0
 WELCOME_SECONDS: Final = 30.0
 PENDING_URL_SECONDS: Final = 7 * 24 * 3600.0
 PACK_NAME_BYTES: Final = 16
+PACK_CHECK_SECONDS: Final = 600.0
+"""Seconds between two checks of the parent's packs, which cost one small request for each pack."""
 HEARTBEAT_DETAIL_MAX: Final = 1000
 
 
@@ -107,6 +109,11 @@ class ControlClient:
         reached_at = self._reachability.reached_at if self._reachability is not None else 0.0
         return max(0.0, self._clock.monotonic() - max(self._last_message_at, reached_at))
 
+    @property
+    def pack_check_seconds(self) -> float:
+        """The least time between two checks that the packs of earlier checkpoints are in the store."""
+        return PACK_CHECK_SECONDS
+
     async def welcome(self) -> wire.Welcome:
         """Dial until the operator sends a welcome, and return it. Raise Refused if this sidecar may not work."""
         if self._welcome is not None:
@@ -170,9 +177,11 @@ class ControlClient:
         await asyncio.to_thread(lambda: self.blobs.put_new(key, content))
 
     def stop_waiting(self) -> None:
-        """Fail every wait for the answer to an offer and, in threads, for a URL."""
+        """Fail every wait for the answer to an offer and, in threads, for a URL or the store."""
         self._offers.fail_all("the operator did not answer the offer in the time that was left")
         self._urls.stop_waiting()
+        if self._blobs is not None:
+            self._blobs.interrupt()
 
     def retry_quickly(self) -> None:
         """Dial at once, and keep the pauses between further dials short."""

@@ -18,7 +18,7 @@ from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import CheckpointRef, Offer, Result, Welcome
 from savepoint.contract.names import ANNOTATION_STATE
 from savepoint.contract.vocabulary import CheckpointOutcome, CheckpointPhase, Consistency
-from savepoint.errors import SavepointError, StoreUnavailable, Unavailable
+from savepoint.errors import RunAsUserRequired, SavepointError, StoreUnavailable, Unavailable
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import Execution
@@ -30,14 +30,17 @@ from savepoint.repository.write.writer import CheckpointWriter, WriterOptions
 from savepoint_sidecar.agent_api.process_session import ProcessSession
 from savepoint_sidecar.agent_api.quiesce import Transaction
 from savepoint_sidecar.authority.authority import Authority
+from savepoint_sidecar.capture.agent_user import AgentUser
 from savepoint_sidecar.capture.capture import Capture, ignore_planned, no_check
 from savepoint_sidecar.capture.draft import Draft
 from savepoint_sidecar.capture.spool import Spool
 from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt, in_thread
 from savepoint_sidecar.checkpoint.failures import resumed_early, to_savepoint_error
 from savepoint_sidecar.checkpoint.offer_message import offer_message
+from savepoint_sidecar.checkpoint.pack_check import PackCheck
 from savepoint_sidecar.checkpoint.parent_checkpoint import ParentCheckpoint
 from savepoint_sidecar.failpoint import Failpoints, FailpointWriter
+from savepoint_sidecar.files.ownership import ProcessUser
 from savepoint_sidecar.stage.components import sdk_components, store_components
 
 log = logging.getLogger(__name__)
@@ -69,11 +72,17 @@ class Checkpointer:
         *,
         now: Callable[[], datetime],
         failpoints: Failpoints,
+        user: ProcessUser,
     ) -> None:
         self._authority, self._welcome, self._capture, self._stage = authority, welcome, capture, stage
         self._key = AgentKey(bytes.fromhex(welcome.key))
         self._now, self._failpoints = now, failpoints
         self._index: ChunkIndex | None = None
+        self._pack_check = PackCheck(authority.pack_check_seconds)
+        self.agent_user = AgentUser(user, capture.clock_ns())
+        self._agent_uid: int | None = None
+        self.before_offer: Callable[[str], None] = lambda _: None
+        """Called with the attempt, blocking, before what it captured may become the latest checkpoint."""
         self.policy = welcome.policy
         self.parent: ParentCheckpoint | None = None
         """The latest committed checkpoint."""
@@ -148,7 +157,8 @@ class Checkpointer:
             session.send_result(attempt.transaction, failed, reason=code, message=message)
         elif session is not None and attempt.request:
             session.send(wire.Result("", failed, attempt.request, reason=code, message=message))
-        await self._authority.report_result(Result(attempt.id, failed, code, message, attempt.pause_milliseconds))
+        uid = error.owner if isinstance(error, RunAsUserRequired) else None
+        await self._authority.report_result(Result(attempt.id, failed, code, message, attempt.pause_milliseconds, uid))
 
     async def _take(
         self, attempt: CaptureAttempt, session: ProcessSession | None, final: FinalState | None
@@ -168,14 +178,19 @@ class Checkpointer:
                 else:
                     drafts = await in_thread(attempt, lambda: self._read_fuzzy(writer))
                 attempt.phase = CheckpointPhase.UPLOADING
+                self._agent_uid = await in_thread(attempt, lambda: self.agent_user.examine(drafts))
                 changed = await in_thread(attempt, lambda: self._store(attempt, writer, flush, drafts, spool))
             if not changed:
                 return CheckpointOutcome.UNCHANGED
             offer = await in_thread(attempt, lambda: self._write_manifest(attempt, writer, flush, session, drafts))
             attempt.phase = CheckpointPhase.COMMITTING
+            await in_thread(None, lambda: self.before_offer(attempt.id))
             ref = await self._commit(attempt, offer, offer_message(attempt, offer, writer.manifest, flush))
             committed = ref is not None
             self._failpoints.reach("after-commit")
+        except BaseException:
+            self._authority.stop_waiting()  # an upload that is stuck must not delay the end of this attempt
+            raise
         finally:
             close = writer.commit if committed else writer.abort
             self._index = await in_thread(None, close)
@@ -259,16 +274,27 @@ class Checkpointer:
             self._failpoints.reach("while-storing")
             attempt.report_stored(done)
 
-        index, self._index = self._index, None
         blobs = self._authority.blobs
         parent = self.parent.manifest if self.parent else None
+        if not attempt.deferrable:  # the last checkpoint of a pod has no time for it
+            self._pack_check.run_if_due(blobs, parent, attempt.monotonic(), attempt.check)
+        index, self._index = self._index, None
         return CheckpointWriter(
             blobs, FailpointWriter(blobs, self._failpoints), self._key, self._welcome.epoch, parent,
-            index=index, options=WriterOptions(progress=progress, random_bytes=self._authority.random_bytes),
+            index=index,
+            options=WriterOptions(
+                progress=progress,
+                random_bytes=self._authority.random_bytes,
+                shrink_percent=self.policy.shrink_percent,
+                lost_packs=self._pack_check.lost_of(parent),
+            ),
         )  # fmt: skip
 
     def _read_fuzzy(self, writer: CheckpointWriter, precopied: Sequence[Draft] = ()) -> list[Draft]:
-        return self._capture.read_fuzzy(writer, stage_layout.sidecar_folder(self._stage), precopied)
+        drafts = self._capture.read_fuzzy(writer, stage_layout.sidecar_folder(self._stage), precopied)
+        if not precopied:
+            self._capture.note_moved(drafts)
+        return drafts
 
     def _store(
         self,
@@ -300,6 +326,8 @@ class Checkpointer:
         self._capture.store(writer, drafts, spool)
         if attempt.completed or self.parent is None:
             return bool(attempt.completed or writer.components)
+        if self._pack_check.lost_of(self.parent.manifest):
+            return True  # the same state, but the parent cannot be restored any more
         stored = {(each.name, each.kind, each.layout, each.digest) for each in writer.components}
         return stored != {(each.name, each.kind, each.layout, each.digest) for each in self.parent.manifest.components}
 
@@ -326,6 +354,8 @@ class Checkpointer:
             dependencies=connect.dependencies if connect else {},
             architecture=connect.architecture if connect else "",
             execution=Execution(execution.step, execution.open, execution.uncertain),
+            agent_uid=self._agent_uid,
+            capture=self._capture.report(drafts),
             put=False,
         )
 

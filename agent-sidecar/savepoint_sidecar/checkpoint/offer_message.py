@@ -1,6 +1,7 @@
 """The message that offers a finished checkpoint to the authority."""
 
 import os
+from typing import Final
 
 from savepoint.contract import agent_protocol as wire
 from savepoint.contract.control_protocol import ComponentSummary, ObjectName, Offer
@@ -8,6 +9,10 @@ from savepoint.repository.format.manifest import Manifest
 from savepoint.repository.history import lineage
 
 from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt
+
+SHOWN_OPERATIONS: Final = 512
+"""The most uncertain operations that an offer lists; their whole count is in it too. The manifest lists all."""
+SHOWN_ID_CHARACTERS: Final = 1024
 
 
 def offer_message(
@@ -26,9 +31,10 @@ def offer_message(
         uploaded_bytes=offer.uploaded_bytes,
         timing=attempt.timing(),
         components=tuple(ComponentSummary(c.name, c.kind, c.digest, c.size) for c in manifest.components),
-        step=execution.step,
+        step=execution.step[:SHOWN_ID_CHARACTERS] if execution.step else execution.step,
         open_operations=len(execution.open),
-        uncertain_operations=execution.uncertain,
+        uncertain_operations=tuple(each[:SHOWN_ID_CHARACTERS] for each in execution.uncertain[:SHOWN_OPERATIONS]),
+        uncertain_count=len(execution.uncertain),
         completed=attempt.completed,
         shrinkages=manifest.shrinkages,
         capture=manifest.capture,

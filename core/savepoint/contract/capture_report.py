@@ -78,7 +78,8 @@ def report_problem(report: CaptureReport) -> str | None:
         return "its capture counts fewer paths than it names"
     if any((each.granularity_nanoseconds or 0) < 0 for each in report.roots):
         return "its capture has a negative granularity"
-    texts = [text for each in report.roots for text in (each.path, each.change_detection, each.file_system, each.reason)]
+    texts = [each.path for each in report.roots] + [each.change_detection for each in report.roots]
+    texts += [text for each in report.roots for text in (each.file_system, each.reason)]
     texts += [*report.unstable, *(text for each in report.left_out for text in (each.path, each.reason))]
     if any(len(text) > TEXT_MAX or _CONTROL.search(text) for text in texts):
         return f"its capture has a text of more than {TEXT_MAX} characters, or one that cannot be shown"

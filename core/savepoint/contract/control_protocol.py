@@ -51,6 +51,14 @@ class CheckpointRef:
 
 
 @dataclass(frozen=True)
+class MovedRoot:
+    """A root that is mounted at another path than before, by its names."""
+
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
 class PolicyTerms:
     """The part of the policy in force that a sidecar needs."""
 
@@ -60,6 +68,8 @@ class PolicyTerms:
     on_container_restart: str = OnContainerRestart.KEEP_LOCAL
     on_unknown_files: str = OnUnknownFiles.REFUSE
     shrink_percent: int = DEFAULT_PERCENT
+    moved: tuple[MovedRoot, ...] = ()
+    dropped: tuple[str, ...] = ()  # names of roots that a start may leave out
     change_detection: str = ChangeDetection.AUTO  # Auto or Stat
 
 
@@ -155,11 +165,12 @@ class Offer:
     components: tuple[ComponentSummary, ...] = ()
     step: str | None = None
     open_operations: int = 0
-    uncertain_operations: tuple[str, ...] = ()
+    uncertain_operations: tuple[str, ...] = ()  # the first of them
     completed: bool = False
     shrinkages: tuple[Shrinkage, ...] = ()  # losses of state, now or before, that no checkpoint has made up for
     agent_uid: int | None = None  # the uid under which the agent runs, if the sidecar runs under another
     capture: CaptureReport | None = None  # what the capture of files found out, if there are files
+    uncertain_count: int = 0  # the count of all uncertain operations, where not all are listed
 
 
 @dataclass(frozen=True)

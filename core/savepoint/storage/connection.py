@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, cast
 from urllib.parse import SplitResult, urlsplit
@@ -127,6 +127,9 @@ class Connections:
         self._clock = clock
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
+        self._busy: set[http.client.HTTPConnection] = set()
+        self.interruptions = 0
+        """How often ``interrupt`` was called."""
 
     def close(self) -> None:
         """Close idle connections."""
@@ -136,9 +139,25 @@ class Connections:
             for connection in connections:
                 connection.close()
 
+    def interrupt(self) -> None:
+        """End every request in progress: its thread gets an OSError at once, however stuck the server is."""
+        with self._lock:
+            self.interruptions += 1
+            for connection in self._busy:
+                if connection.sock is not None:
+                    with suppress(OSError):
+                        # Not SSLSocket.shutdown, which takes the TLS state away from the thread that is using it.
+                        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
     @contextmanager
     def request(
-        self, method: str, url: str, headers: Mapping[str, str], body: Sequence[memoryview] = ()
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Sequence[memoryview] = (),
+        *,
+        since: int | None = None,
     ) -> Iterator[Response]:
         """Send a request and yield its response, which is valid within the context.
 
@@ -147,6 +166,7 @@ class Connections:
             url: An http or https URL.
             headers: The headers to send.
             body: The parts of the body, for a PUT.
+            since: The count of interruptions when the caller's work began; a later one ends the request too.
 
         Yields:
             The response, whatever its status.
@@ -162,9 +182,15 @@ class Connections:
         connection = self._take_idle(target) or self._connect(target, deadline)
         response: Response | None = None
         try:
+            with self._lock:
+                self._busy.add(connection)
+                if since is not None and since != self.interruptions:
+                    raise InterruptedError("the request was interrupted")
             response = _exchange(connection, method, target, headers=headers, body=body, deadline=deadline)
             yield response
         finally:
+            with self._lock:
+                self._busy.discard(connection)
             if response is not None and response.finished:
                 self._keep_idle(target, connection)
             else:

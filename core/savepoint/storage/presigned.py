@@ -6,8 +6,10 @@ source can replace an expired one. URLs never appear in errors, because they are
 
 import http.client
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from savepoint.errors import (
@@ -17,6 +19,7 @@ from savepoint.errors import (
     StoreDenied,
     StoreMisconfigured,
     StoreUnavailable,
+    Unavailable,
 )
 from savepoint.storage.connection import Connections, Response
 from savepoint.storage.retry import Retry
@@ -26,6 +29,8 @@ from savepoint.storage.store import Buffer, ObjectInfo, check_key, parts
 T = TypeVar("T")
 
 _ERROR_BYTES = 8192
+_PAUSE_SECONDS = 0.2
+"""The longest part of a pause between attempts, after which an interruption is noticed."""
 
 
 class UrlSource(Protocol):
@@ -68,6 +73,7 @@ class PresignedStore:
         """
         self._urls, self._retry = urls, retry or Retry()
         self._connections = connections or Connections(ca_pem)
+        self._active = threading.local()
 
     def __repr__(self) -> str:
         return "PresignedStore()"
@@ -76,26 +82,59 @@ class PresignedStore:
         """Close idle connections."""
         self._connections.close()
 
+    def interrupt(self) -> None:
+        """End every call in progress: it raises Unavailable now, though a put may still create its object.
+
+        Later calls are not affected.
+        """
+        self._connections.interrupt()
+
     def put_new(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         """Create the object. After a lost response, an object with exactly these bytes is a success."""
-        self._retry.put_new(self._put, self, key, data)
+        with self._interruptible() as retry:
+            retry.put_new(self._put, self, key, data)
 
     def get(self, key: str, *, max_bytes: int) -> bytes:
         """Read the whole object."""
-        return self._retry.run(lambda: self._with_fresh_url(key, lambda: self._get(key, max_bytes)))
+        with self._interruptible() as retry:
+            return retry.run(lambda: self._with_fresh_url(key, lambda: self._get(key, max_bytes)))
 
     def get_into(self, key: str, offset: int, target: memoryview) -> None:
         """Read a range into ``target``."""
         view = target.cast("B")
         if len(view):
-            self._retry.run(lambda: self._with_fresh_url(key, lambda: self._get_into(key, offset, view)))
+            with self._interruptible() as retry:
+                retry.run(lambda: self._with_fresh_url(key, lambda: self._get_into(key, offset, view)))
 
     def head(self, key: str) -> ObjectInfo | None:
         """Look up the size by reading the first byte: a URL signed for GET does not permit HEAD."""
         try:
-            return self._retry.run(lambda: self._with_fresh_url(key, lambda: self._head(key)))
+            with self._interruptible() as retry:
+                return retry.run(lambda: self._with_fresh_url(key, lambda: self._head(key)))
         except ObjectMissing:
             return None
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[Retry]:
+        """Yield the retry policy for one call of this thread; it attempts nothing more after an interruption."""
+        outer: int | None = getattr(self._active, "since", None)
+        self._active.since = self._connections.interruptions if outer is None else outer  # a put reads its object back
+        try:
+            yield replace(self._retry, sleep=self._pause)
+        finally:
+            self._active.since = outer
+
+    def _pause(self, seconds: float) -> None:
+        while True:
+            self._require_uninterrupted()
+            self._retry.sleep(min(seconds, _PAUSE_SECONDS))
+            seconds -= _PAUSE_SECONDS
+            if seconds <= 0:
+                return
+
+    def _require_uninterrupted(self) -> None:
+        if self._active.since != self._connections.interruptions:
+            raise Unavailable("the call to the store was interrupted, because its checkpoint attempt has ended")
 
     def _put(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         body = parts(data)
@@ -167,8 +206,9 @@ class PresignedStore:
     def _request(
         self, method: str, key: str, url: str, headers: Mapping[str, str], body: Sequence[memoryview] = ()
     ) -> Iterator[Response]:
+        self._require_uninterrupted()
         try:
-            with self._connections.request(method, url, headers, body) as response:
+            with self._connections.request(method, url, headers, body, since=self._active.since) as response:
                 yield response
         except SavepointError:
             raise
@@ -177,6 +217,7 @@ class PresignedStore:
                 f"the store's certificate is not trusted: {error.verify_message}; give Savepoint the CA it is signed by"
             ) from error
         except (OSError, http.client.HTTPException) as error:
+            self._require_uninterrupted()
             what = str(error) or type(error).__name__
             raise StoreUnavailable(f"cannot reach the store to {method} {key!r}: {what}; try again") from error
 

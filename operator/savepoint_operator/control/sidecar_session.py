@@ -42,6 +42,7 @@ from savepoint_operator.rules.attempt import (
     offer_problem,
     reconnect_action,
     request_problem,
+    shortened,
 )
 
 SILENT_SECONDS = 30.0
@@ -246,7 +247,7 @@ class SidecarSession:
         if problem is not None:
             await self._answer(Refused(Reason.REFUSED, f"The offer is malformed: {problem}.", attempt=offer.attempt))
             return
-        answer = await self._registry.commit(self._held_epoch, offer)
+        answer = await self._registry.commit(self._held_epoch, shortened(offer))
         await self._answer(answer)
         if isinstance(answer, Refused) and answer.reason == Superseded.reason:
             await self.stop(answer.reason, answer.message)

@@ -11,7 +11,7 @@ from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.repository import Repository
 
 from savepoint_operator.model.views import Contents
-from savepoint_operator.rules.attempt import contents_problem
+from savepoint_operator.rules.attempt import contents_problem, shortened
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ def contents_of(repository: Repository, head: ChainRecord) -> Contents | None:
         open_operations=len(manifest.execution.open),
         uncertain_operations=manifest.execution.uncertain,
         shrinkages=manifest.shrinkages,
+        capture=manifest.capture,
     )
     problem = contents_problem(contents)
     if problem:
@@ -46,4 +47,4 @@ def contents_of(repository: Repository, head: ChainRecord) -> Contents | None:
             "checkpoint %s: its manifest cannot be shown: %s; its status lacks the contents", record.name, problem
         )
         return None
-    return contents
+    return shortened(contents)

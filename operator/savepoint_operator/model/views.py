@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from savepoint.contract.capture_report import CaptureReport
 from savepoint.contract.control_protocol import ComponentSummary, PolicyTerms
 from savepoint.contract.shrinkage import Shrinkage
 
@@ -88,6 +89,8 @@ class Incarnation:
     policy: PolicyTerms
     policy_name: str | None
     store_name: str
+    workload: str = ""
+    """The pod's topmost owner as "Kind/name"; empty if it has none."""
     shared: tuple[ClaimedRoot, ...] = ()
     """Roots that other pods may write too and that no policy lists as state; the pod leaves them alone."""
 
@@ -126,7 +129,11 @@ class Contents:
     step: str | None = None
     open_operations: int = 0
     uncertain_operations: tuple[str, ...] = ()
+    """The first of them."""
+    uncertain_count: int = 0
+    """The count of all of them, where not all are listed."""
     shrinkages: tuple[Shrinkage, ...] = ()
+    capture: CaptureReport | None = None
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,17 @@ It sends nothing; time is an argument.
 import re
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import TypeVar
 
+from savepoint.contract.capture_report import report_problem
 from savepoint.contract.control_protocol import AttemptState, Offer, RequestCheckpoint
 from savepoint.contract.shrinkage import MAX_SHRINKAGES, Shrinkage
 from savepoint.contract.vocabulary import Consistency, Reason, Trigger
 from savepoint.repository.format.manifest import COMPONENT_KINDS
 
 from savepoint_operator.model.views import Contents
+
+Described = TypeVar("Described", Offer, Contents)
 
 ANSWER_GRACE_SECONDS = 5.0
 """Seconds after the deadline in which a sidecar may report its own failure before the operator fails the attempt."""
@@ -27,8 +31,11 @@ REQUESTABLE = frozenset({Trigger.AGENT, Trigger.SHUTDOWN, Trigger.FINISH})
 
 TRIGGERS = frozenset(Trigger)
 MAX_COMPONENTS = 512
-MAX_OPERATIONS = 512
+SHOWN_OPERATIONS = 100
+"""The most uncertain operations that a status lists."""
 MAX_NAME = 1024
+SHOWN_CHARACTERS = 256
+"""The most characters of a step or an operation's id that a status shows."""
 MAX_REQUEST_ID = 64
 MAX_REQUEST_REASON = 1024
 
@@ -105,7 +112,8 @@ def offer_problem(offer: Offer) -> str | None:
         return f"trigger must be one of {', '.join(sorted(TRIGGERS))}"
     if offer.consistency not in frozenset(Consistency):
         return "consistency must be Application or Fuzzy"
-    if min(offer.logical_bytes, offer.stored_bytes, offer.uploaded_bytes, offer.open_operations) < 0:
+    counts = (offer.open_operations, offer.uncertain_count)
+    if min(offer.logical_bytes, offer.stored_bytes, offer.uploaded_bytes, *counts) < 0:
         return "sizes and counts must not be negative"
     return contents_problem(offer)
 
@@ -120,12 +128,27 @@ def contents_problem(described: Offer | Contents) -> str | None:
             return f"component {each.name[:80]!r} has an invalid name, kind or digest"
         if each.size < 0:
             return f"the size of component {each.name[:80]!r} must not be negative"
-    operations = (described.step or "", *described.uncertain_operations)
-    if len(operations) > MAX_OPERATIONS or any(len(each) > MAX_NAME for each in operations):
-        return f"it lists more than {MAX_OPERATIONS} operations, or one longer than {MAX_NAME} characters"
     if len(described.shrinkages) > MAX_SHRINKAGES or not all(map(_is_shown, described.shrinkages)):
         return f"it lists more than {MAX_SHRINKAGES} shrinkages, or an invalid one"
-    return None
+    return report_problem(described.capture) if described.capture is not None else None
+
+
+def shortened(described: Described) -> Described:
+    """Return the description with as much of its step and operations as a status shows, and their whole count.
+
+    An agent may have any number of them; what cannot be shown never keeps a checkpoint from being committed.
+    """
+    listed, step = described.uncertain_operations, described.step
+    return replace(
+        described,
+        step=_shortened_text(step) if step is not None else None,
+        uncertain_operations=tuple(map(_shortened_text, listed[:SHOWN_OPERATIONS])),
+        uncertain_count=max(described.uncertain_count, len(listed)),
+    )
+
+
+def _shortened_text(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 1]}…"
 
 
 def _is_shown(shrinkage: Shrinkage) -> bool:

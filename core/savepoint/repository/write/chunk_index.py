@@ -78,6 +78,13 @@ class ChunkIndex:
             for name in repack:
                 self._states[self._numbers[name]] = _TO_REPACK
 
+    def lose(self, names: Iterable[str]) -> None:
+        """Treat the chunks in these packs as unknown from now on, because the store does not hold the packs."""
+        with self._lock:
+            for name in names:
+                if name in self._numbers:
+                    self._states[self._numbers[name]] = _UNUSED
+
     def start_repacking(self) -> None:
         """Treat the chunks in the packs to repack as unknown from now on."""
         self._repacking = True

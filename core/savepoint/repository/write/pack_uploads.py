@@ -68,7 +68,10 @@ class PackUploads:
             return tuple(sorted(self.uploaded, key=lambda pack: pack.name))
 
     def close(self) -> None:
-        """Wait for uploads in progress, and free the buffers."""
+        """Wait for uploads in progress, and free the buffers.
+
+        The owner of the store interrupts uploads that nobody needs any more; otherwise one can take minutes to fail.
+        """
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -78,6 +81,8 @@ class PackUploads:
     def _upload(self, pack: PackWriter) -> None:
         stored = Pack(pack.name, pack.size)
         try:
+            if self._stopped:
+                raise DeadlineExceeded(ABORTED)
             self._writer.put_new(pack_key(stored.name), pack.view())
             self._index.add_pack(stored)
             self.uploaded.append(stored)

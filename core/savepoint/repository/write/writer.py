@@ -281,8 +281,8 @@ class CheckpointWriter:
         lost = sorted(self._lost_packs.intersection(needed))
         if lost:
             raise StateUnstable(
-                f"some state is only in {pack_key(lost[0])}, which the store lost, and could not be read from the agent "
-                "to store it again; the next attempt reads it again"
+                f"some state is only in {pack_key(lost[0])}, which the store lost, and could not be read from the "
+                "agent to store it again; the next attempt reads it again"
             )
 
     def _with_shrinkages(self, manifest: Manifest) -> Manifest:

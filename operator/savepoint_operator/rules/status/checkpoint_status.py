@@ -10,6 +10,7 @@ from savepoint.contract.vocabulary import CheckpointPhase, Reason, Trigger
 from savepoint.repository.format.commit import ChainRecord, CommitRecord
 
 from savepoint_operator.model.views import Contents
+from savepoint_operator.rules.status import capture_status
 from savepoint_operator.rules.status.conditions import Condition, parsed_time, precise_stamp, stamp
 from savepoint_operator.rules.status.texts import duration_text, size_text
 
@@ -19,6 +20,11 @@ RUNNING: Final = frozenset({Reason.PENDING, *CheckpointPhase})
 """Reasons of a checkpoint in progress; an empty reason is that of a new one."""
 FORMAT_VERSION: Final = 1
 MAX_CAUSE: Final = 1024
+_COPIED: Final = (
+    "number", "sequence", "epoch", "run", "location", "integrity", "size", "formatVersion", "components", "consistency",
+    "shrinkages", *capture_status.FIELDS,
+)  # fmt: skip
+"""What a checkpoint under another name has in common with the original."""
 _PHASE_MESSAGES: Final[Mapping[str, str]] = {
     CheckpointPhase.QUIESCING: "Waiting for the agent's next safe point.",
     CheckpointPhase.CAPTURING: "Reading the agent's state.",
@@ -122,9 +128,12 @@ def _add_contents(patch: Patch, described: Offer | Contents) -> None:
         execution["step"] = described.step
     if described.uncertain_operations:
         execution["uncertainOperations"] = list(described.uncertain_operations)
+        execution["uncertainCount"] = max(described.uncertain_count, len(described.uncertain_operations))
     patch["execution"] = execution
     if described.shrinkages:
         patch["shrinkages"] = [_shrinkage(each) for each in described.shrinkages]
+    if described.capture is not None:
+        patch |= capture_status.shown(described.capture)
     patch["summary"] |= {"size": size_text(described.logical_bytes), "uploaded": size_text(described.uploaded_bytes)}
 
 
@@ -159,9 +168,7 @@ def _times(timing: Timing) -> Timing:
 
 def unchanged(latest: Mapping[str, Any], latest_name: str, result: Result) -> tuple[Patch, Condition]:
     """Return the status of a requested checkpoint when nothing had changed: a copy of the latest one's."""
-    copied = ("number", "sequence", "epoch", "run", "location", "integrity", "size", "formatVersion", "components")
-    copied += ("shrinkages",)
-    patch: Patch = {name: latest[name] for name in copied if name in latest}
+    patch: Patch = {name: latest[name] for name in _COPIED if name in latest}
     summary = latest.get("summary") or {}
     patch |= {
         "reason": Reason.READY,

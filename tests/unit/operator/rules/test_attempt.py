@@ -7,6 +7,8 @@ import pytest
 from savepoint.contract.control_protocol import AttemptState, ObjectName, Offer, RequestCheckpoint, Timing
 from savepoint_operator.rules.attempt import (
     ANSWER_GRACE_SECONDS,
+    SHOWN_CHARACTERS,
+    SHOWN_OPERATIONS,
     InFlight,
     OrderAction,
     ReconnectAction,
@@ -14,6 +16,7 @@ from savepoint_operator.rules.attempt import (
     order_action,
     reconnect_action,
     request_problem,
+    shortened,
 )
 
 ATTEMPT = InFlight("a" * 32, "Interval", deadline=100.0)
@@ -66,3 +69,15 @@ def test_a_pod_may_request_only_its_own_triggers() -> None:
     assert request_problem(RequestCheckpoint("r", "Manual"))
     assert request_problem(RequestCheckpoint("r" * 65, "Agent"))
     assert request_problem(RequestCheckpoint("r", "Agent", "x" * 1025))
+
+
+def test_any_number_of_uncertain_operations_is_committed_and_shortened_only_for_the_status() -> None:
+    offer = Offer("a" * 32, ObjectName("b" * 64, 10), (), "Interval", "Application", 0, 0, 0, Timing(""))
+    many = replace(offer, step="s" * 5000, uncertain_operations=tuple(f"{n}-{'x' * 2000}" for n in range(5000)))
+    assert offer_problem(many) is None
+    shown = shortened(many)
+    assert shown.uncertain_count == 5000 and len(shown.uncertain_operations) == SHOWN_OPERATIONS
+    assert shown.uncertain_operations[1].startswith("1-x")
+    assert {len(shown.step or ""), *map(len, shown.uncertain_operations)} == {SHOWN_CHARACTERS}
+    assert shortened(replace(offer, uncertain_operations=("a",), uncertain_count=7)).uncertain_count == 7
+    assert shortened(offer) == offer

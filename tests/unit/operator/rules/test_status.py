@@ -4,7 +4,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from savepoint.contract.control_protocol import ObjectName, Offer, Outcome, PolicyTerms, Progress, Result, Timing
+from savepoint.contract.control_protocol import (
+    ObjectName,
+    Offer,
+    Outcome,
+    PolicyTerms,
+    Progress,
+    Replaced,
+    Result,
+    Timing,
+)
 from savepoint.repository.format.commit import ChainRecord, CommitRecord, ManifestName, head_of
 from savepoint_operator.model.views import AgentRef, Incarnation, PodIdentity
 from savepoint_operator.rules.status import checkpoint_status, restore_status
@@ -91,7 +100,7 @@ def test_a_committed_checkpoint_shows_what_its_offer_describes() -> None:
     assert condition.status == "True"
     assert patch["type"] == "Incremental"
     assert patch["parentName"] == "coder-0"
-    assert patch["execution"] == {"openOperations": 0, "step": "s", "uncertainOperations": ["e1"]}
+    assert patch["execution"] == {"openOperations": 0, "step": "s", "uncertainCount": 1, "uncertainOperations": ["e1"]}
     assert patch["timing"] == {"completion": head().record.time, "start": "2026-11-24T00:00:00.000000Z"}
     assert "pause" not in patch["summary"]
     patch, _ = checkpoint_status.committed(offer(uploaded_bytes=10), head(), "default", "", NOW)
@@ -125,6 +134,21 @@ def test_the_end_of_a_restore_shows_its_outcome() -> None:
     assert other[2].startswith("coder-41 is back. The checkpoint was taken under another configuration")
     assert other[0]["targets"][0]["message"] == other[2]
     assert ended(Outcome("Fresh", config_changed=True))[2] == "There is no checkpoint; the agent starts from nothing."
+
+
+def test_a_restore_lists_what_it_moved_aside() -> None:
+    first = Replaced("/work/.savepoint/replaced-20260101-000000", 7, tuple("abcdef"))
+    outcome = Outcome("Restored", replaced=(first, Replaced("/home/.savepoint/replaced-20260101-000000", 1, ("x",))))
+    patch, _ = restore_status.ended(INCARNATION, 2, None, outcome, started=NOW, now=NOW)
+    assert patch["replaced"][0] == {"path": first.path, "entries": 7, "names": list("abcdef")}
+    assert [each["entries"] for each in patch["replaced"]] == [7, 1]
+    message = restore_status.replaced_message(outcome)
+    assert (
+        f"{first.path}: 7 files or folders (a, b, c, d, e, …); /home/" in message
+        and "1 files or folders (x)" in message
+    )
+    patch, _ = restore_status.ended(INCARNATION, 2, None, Outcome("Restored"), started=NOW, now=NOW)
+    assert "replaced" not in patch
 
 
 def test_a_restore_shows_its_progress_and_the_end_of_its_pod() -> None:
