@@ -313,6 +313,11 @@ def test_nothing_is_restored_to_a_volume_with_foreign_files(faults: FaultScenari
     assert listed == ["theirs"]
 
 
+@scenario("renamed")
+def test_a_pod_whose_state_has_another_path_does_not_start_without_it(faults: FaultScenarios) -> None:
+    _assert_not_restored(faults, "renamed", "StateLeftBehind", "{from: /data, to: /moved}")
+
+
 def _assert_not_restored(faults: FaultScenarios, agent: str, reason: str, text: str) -> None:
     place = faults.restricted
     pod, restore = faults.observed(agent)

@@ -105,6 +105,12 @@ def _filled(faults: FaultScenarios) -> tuple[Object, Object]:
     return _failing_successor(faults, AgentPod("filled", "filled", state="/data", claim="filled"), "TargetNotEmpty")
 
 
+def _renamed(faults: FaultScenarios) -> tuple[Object, Object]:
+    """The next pod mounts its volume at another path."""
+    _with_checkpoint(faults, "renamed")
+    return _failing_successor(faults, AgentPod("renamed", "renamed", state="/moved"), "StateLeftBehind")
+
+
 def _deleted(faults: FaultScenarios) -> tuple[Object, Object]:
     """The AgentCheckpointStore does not exist when the next pod starts, and is created again."""
     faults.restricted.create(faults.store("deleted"))
@@ -187,6 +193,7 @@ STEPS: dict[str, Callable[[FaultScenarios], Any]] = {
     "stopped": _stopped,
     "small": _small,
     "filled": _filled,
+    "renamed": _renamed,
     "large": _large,
     "foreign": _foreign,
     "mute": _mute,

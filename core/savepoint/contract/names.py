@@ -10,6 +10,7 @@ AUDIENCE: Final = GROUP
 # On pods, and on every object that Savepoint creates.
 LABEL_AGENT: Final = f"{GROUP}/agent"
 ANNOTATION_STATE: Final = f"{GROUP}/state"
+ANNOTATION_MOVED_FROM: Final = f"{GROUP}/moved-from"  # on a pod: the workload that ran the agent before, "Kind/name"
 ANNOTATION_RUN_AS_USER: Final = f"{GROUP}/run-as-user"
 ANNOTATION_CHECKPOINT_NOW: Final = f"{GROUP}/checkpoint-now"
 ANNOTATION_INJECTED: Final = f"{GROUP}/injected"  # version of the injection; set by the webhook

@@ -157,6 +157,11 @@ class Reason(StrEnum):
         "The agent of this default name has an unfinished run of another command.",
         "`savepoint run`",
     )
+    STATE_INEXACT = (
+        "StateInexact",
+        "The checkpoint is not exactly the state of one moment: files are left out, or changed while it was taken.",
+        "Event on the AgentCheckpoint, Event on the pod, `savepoint log`, `savepoint verify`",
+    )
     STATE_SHRANK = (
         "StateShrank",
         "The checkpoint holds much less state than the one before it, which is kept.",
@@ -165,7 +170,7 @@ class Reason(StrEnum):
     STATE_LEFT_BEHIND = (
         "StateLeftBehind",
         "The checkpoint holds a state folder that this start neither restores nor drops.",
-        "`savepoint run`",
+        "AgentRestore and its Event, Event on the pod, ProtectedAgent, `savepoint run`",
     )
     SCHEMA_TOO_NEW = (
         "SchemaTooNew",
@@ -310,6 +315,21 @@ class Reason(StrEnum):
         "NotProbed",
         "The store could not be probed, so its support for conditional writes is unknown.",
         "AgentCheckpointStore, condition ConditionalWrites",
+    )
+    NOTHING_EXPIRES = (
+        "NothingExpires",
+        "No lifecycle rule of the bucket deletes or archives the store's objects.",
+        "AgentCheckpointStore, condition Retained",
+    )
+    OBJECTS_EXPIRE = (
+        "ObjectsExpire",
+        "A lifecycle rule of the bucket deletes or archives objects that checkpoints need.",
+        "AgentCheckpointStore, condition Retained, and its Event",
+    )
+    LIFECYCLE_UNKNOWN = (
+        "LifecycleUnknown",
+        "The bucket's lifecycle rules cannot be read.",
+        "AgentCheckpointStore, condition Retained",
     )
     STORE_READY = (
         "StoreReady",

@@ -6,7 +6,7 @@ from typing import Any
 
 from savepoint.contract.names import CONTAINER_SIDECAR, LABEL_AGENT
 from savepoint.contract.shrinkage import DEFAULT_PERCENT
-from savepoint.contract.vocabulary import OnContainerRestart, OnUnknownFiles
+from savepoint.contract.vocabulary import ChangeDetection, OnContainerRestart, OnUnknownFiles
 from savepoint.repository.history.retention import RetentionRules
 
 from savepoint_operator.model.objects import (
@@ -128,12 +128,15 @@ def policy_of(raw: Raw) -> Policy:
         interval=_interval(spec),
         retention=_retention(retention),
         shrink_percent=retention.get("shrinkPercent", DEFAULT_PERCENT),
+        change_detection=state.get("changeDetection", ChangeDetection.AUTO),
         on_container_restart=(spec.get("restore") or {}).get("onContainerRestart", OnContainerRestart.KEEP_LOCAL),
         on_unknown_files=(spec.get("restore") or {}).get("onUnknownFiles", OnUnknownFiles.REFUSE),
         suspend=bool(spec.get("suspend")),
         container_name=spec.get("containerName"),
         state_volumes=tuple(state["volumes"]) if "volumes" in state else None,
         state_paths=tuple(StatePath(item["mountPath"], item.get("sizeLimit")) for item in state.get("paths") or ()),
+        state_moved=tuple((item["from"], item["to"]) for item in state.get("moved") or ()),
+        state_dropped=tuple(state.get("dropped") or ()),
         stage_size_limit=stage.get("sizeLimit"),
         stage_medium=_STAGE_MEDIA.get(stage.get("medium", "Disk"), ""),
         resources=injection.get("resources"),

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from savepoint.contract.shrinkage import DEFAULT_PERCENT
-from savepoint.contract.vocabulary import OnContainerRestart, OnUnknownFiles
+from savepoint.contract.vocabulary import ChangeDetection, OnContainerRestart, OnUnknownFiles
 from savepoint.repository.history.retention import RetentionRules
 
 from savepoint_operator.model.selector import LabelSelector
@@ -155,6 +155,7 @@ class Policy:
     """None: no scheduled checkpoints."""
     retention: RetentionRules = field(default_factory=RetentionRules)
     shrink_percent: int = DEFAULT_PERCENT
+    change_detection: str = ChangeDetection.AUTO
     on_container_restart: str = OnContainerRestart.KEEP_LOCAL
     on_unknown_files: str = OnUnknownFiles.REFUSE
     suspend: bool = False
@@ -162,6 +163,10 @@ class Policy:
     state_volumes: tuple[str, ...] | None = None
     """Volumes that are state; None: every writable one."""
     state_paths: tuple[StatePath, ...] = ()
+    state_moved: tuple[tuple[str, str], ...] = ()
+    """Mount paths that roots had before, and those that they have now."""
+    state_dropped: tuple[str, ...] = ()
+    """Mount paths of roots that a start may leave out."""
     stage_size_limit: str | int | None = None
     stage_medium: str = ""
     """Value of emptyDir.medium."""

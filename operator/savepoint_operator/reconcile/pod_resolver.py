@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from savepoint.contract.control_protocol import PolicyTerms
+from savepoint.contract.control_protocol import MovedRoot, PolicyTerms
 from savepoint.contract.names import ANNOTATION_CONFIG_HASH, LABEL_AGENT
 from savepoint.contract.vocabulary import Reason
 from savepoint.errors import Unavailable
@@ -33,6 +33,7 @@ from savepoint_operator.reconcile.cluster_cache import ClusterCache
 from savepoint_operator.reconcile.cluster_client import ClusterClient, Raw
 from savepoint_operator.rules import identity, shared_volumes
 from savepoint_operator.rules.admission.config_hash import annotated_hash
+from savepoint_operator.rules.admission.state_roots import root_name
 from savepoint_operator.rules.completion import ends_run
 
 REMEMBER_SECONDS: Final = 5.0
@@ -128,6 +129,7 @@ class ClusterPodResolver:
             policy=terms(policy),
             policy_name=policy.meta.name if policy else None,
             store_name="",
+            workload=identity.workload_of(pod, owners),
         )
         refusal = identity.refuse_kind(pod) or await self._refuse_ambiguous(agent, pod, owners)
         store = refusal or await usable_store(
@@ -150,7 +152,17 @@ class ClusterPodResolver:
         raws = await self._cluster.list(PODS, agent.namespace, f"{LABEL_AGENT}={base}")
         peers = [peer for peer in map(parse.pod_of, raws) if identity.agent_of(peer) == agent]
         rooted = [(peer, identity.root_of(peer, await self._owners(peer))) for peer in peers if peer.live]
-        return identity.refuse_peers(agent, pod, identity.root_of(pod, owners), rooted)
+        refusal = identity.refuse_peers(agent, pod, identity.root_of(pod, owners), rooted)
+        workload = identity.workload_of(pod, owners)
+        return refusal or identity.refuse_workload(agent, pod, workload, self._known_workload(agent))
+
+    def _known_workload(self, agent: AgentRef) -> str:
+        """Return the workload that ran the agent last, as its ProtectedAgent or a newer grant says; empty if unknown."""
+        agent_record = self._agent_records.get(agent)
+        if agent_record is not None and agent_record.incarnation is not None and agent_record.incarnation.workload:
+            return agent_record.incarnation.workload
+        item = self._cache.agents.get(ObjectKey(*agent))
+        return str(item.status.get("workload") or "") if item is not None else ""
 
     async def _owners(self, pod: Pod) -> list[Workload]:
         """Return the chain of controllers from the pod upwards, as far as the operator knows their kinds."""
@@ -233,6 +245,9 @@ def terms(policy: Policy | None) -> PolicyTerms:
         on_container_restart=policy.on_container_restart,
         on_unknown_files=policy.on_unknown_files,
         shrink_percent=policy.shrink_percent,
+        change_detection=policy.change_detection,
+        moved=tuple(MovedRoot(root_name(old), root_name(new)) for old, new in policy.state_moved),
+        dropped=tuple(map(root_name, policy.state_dropped)),
     )
 
 

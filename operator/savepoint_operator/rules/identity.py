@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from savepoint.contract.names import AGENT_NAME_MAX, LABEL_AGENT
+from savepoint.contract.names import AGENT_NAME_MAX, ANNOTATION_MOVED_FROM, LABEL_AGENT
 from savepoint.contract.vocabulary import Reason
 
 from savepoint_operator.model.objects import Pod, Store, Workload
@@ -57,6 +57,32 @@ def root_of(pod: Pod, owners: Iterable[Workload]) -> tuple[str, str]:
         if owner.meta.uid == top[1] and owner.owner is not None:
             top = (owner.owner.kind, owner.owner.uid)
     return top
+
+
+def workload_of(pod: Pod, owners: Iterable[Workload]) -> str:
+    """Return the pod's topmost known owner as "Kind/name"; empty for a pod without an owner.
+
+    Each run of a Job has a Job of its own, so its name does not count.
+    """
+    top = pod.owner
+    for owner in owners:
+        if top is not None and owner.meta.uid == top.uid and owner.owner is not None:
+            top = owner.owner
+    if top is None:
+        return ""
+    return top.kind if top.kind == "Job" else f"{top.kind}/{top.name}"
+
+
+def refuse_workload(agent: AgentRef, pod: Pod, workload: str, known: str) -> Refusal | None:
+    """Return a refusal if another workload ran the agent before, unless the pod names that one as its origin."""
+    if not workload or not known or workload == known or pod.meta.annotations.get(ANNOTATION_MOVED_FROM) == known:
+        return None
+    return Refusal(
+        Reason.AMBIGUOUS_AGENT,
+        f"Pod {pod.meta.name} of {workload} claims to be agent {agent.name} in namespace {agent.namespace}, which "
+        f"{known} ran before. If they are two agents, change label {LABEL_AGENT} of one of them. If the agent moved, add "
+        f"annotation {ANNOTATION_MOVED_FROM}: {known} to the pod template of {workload}.",
+    )
 
 
 def refuse_owner(agent: AgentRef, owners: Iterable[Workload]) -> Refusal | None:

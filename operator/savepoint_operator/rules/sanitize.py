@@ -8,7 +8,7 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from savepoint.contract.control_protocol import FromPod, Heartbeat, Hello, Outcome, Progress, Released, Result
+from savepoint.contract.control_protocol import FromPod, Heartbeat, Hello, Outcome, Progress, Released, Replaced, Result
 from savepoint.contract.vocabulary import CheckpointOutcome, Reason, RestorePhase
 
 from savepoint_operator.rules.status.checkpoint_status import RUNNING
@@ -17,6 +17,9 @@ MAX_MESSAGE: Final = 2048
 MAX_DETAIL: Final = 256
 MAX_VERSION: Final = 64
 MAX_ATTEMPTS: Final = 8
+MAX_PATH: Final = 256
+MAX_REPLACED_FOLDERS: Final = 16
+MAX_REPLACED_NAMES: Final = 10
 MAX_MILLISECONDS: Final = 10 * 365 * 24 * 3600 * 1000
 PHASES: Final = RUNNING | frozenset(RestorePhase)
 
@@ -54,8 +57,14 @@ def sanitized(message: FromPod) -> FromPod:  # noqa: PLR0911 - one return per me
                 max(message.bytes_restored, 0),
                 min(max(message.milliseconds, 0), MAX_MILLISECONDS),
                 message.config_changed,
+                tuple(map(_replaced, message.replaced[:MAX_REPLACED_FOLDERS])),
             )
     return message
+
+
+def _replaced(each: Replaced) -> Replaced:
+    names = tuple(text(name, MAX_PATH) for name in each.names[:MAX_REPLACED_NAMES])
+    return Replaced(text(each.path, MAX_PATH), max(each.entries, 0), names)
 
 
 def text(value: str, limit: int) -> str:

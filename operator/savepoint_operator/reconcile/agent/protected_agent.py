@@ -187,6 +187,8 @@ class ProtectedAgents:
             pod = agent_record.incarnation.pod
             patch["podRef"] = {"name": pod.name, "uid": pod.uid, "released": agent_record.released_pod == pod.uid}
             patch["nodeName"] = agent_record.incarnation.node
+            if agent_record.incarnation.workload:
+                patch["workload"] = agent_record.incarnation.workload
         if agent_record.session is not None:
             patch["sidecarVersion"] = agent_record.session.sidecar_version
         self._add_chain(agent_record, item, patch)

@@ -43,11 +43,7 @@ class Root:
     @property
     def name(self) -> str:
         """A DNS label derived from the mount path alone, so that the root has the same name in the agent's next pod."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.mount_path.lower()).strip("-")
-        if len(slug) <= _NAME_MAX and re.fullmatch(r"(/[a-z0-9]+)+", self.mount_path):
-            return slug
-        digest = hashlib.sha256(self.mount_path.encode()).hexdigest()[:8]
-        return f"{slug[: _NAME_MAX - 9].strip('-')}-{digest}".lstrip("-")
+        return root_name(self.mount_path)
 
     @property
     def path(self) -> str:
@@ -81,6 +77,15 @@ class State:
             for root in self.roots
         )
         return json.dumps(list(fields), separators=(",", ":")).replace("$", "$$")
+
+
+def root_name(mount_path: str) -> str:
+    """Return the name of the root with this mount path, as a DNS label."""
+    slug = re.sub(r"[^a-z0-9]+", "-", mount_path.lower()).strip("-")
+    if len(slug) <= _NAME_MAX and re.fullmatch(r"(/[a-z0-9]+)+", mount_path):
+        return slug
+    digest = hashlib.sha256(mount_path.encode()).hexdigest()[:8]
+    return f"{slug[: _NAME_MAX - 9].strip('-')}-{digest}".lstrip("-")
 
 
 def find_state(pod: Mapping[str, Any], container: Mapping[str, Any], policy: Policy) -> State | Refusal:

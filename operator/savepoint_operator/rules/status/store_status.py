@@ -1,13 +1,15 @@
 """Conditions of a store, and the text of unexpected errors. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from savepoint.contract.vocabulary import Reason
 from savepoint.errors import KeyMismatch, NotAdopted, SavepointError, StoreMisconfigured
 
 from savepoint_operator.rules.status.conditions import Condition
+
+RETAINED: Final = "Retained"
 
 NEXT_STEP: Final[Mapping[str, str]] = {
     Reason.STORE_DENIED: "Check the Secret named in spec.s3.credentialsSecretName and its user's permissions below the "
@@ -40,6 +42,24 @@ def conditions(error: SavepointError | None) -> tuple[Condition, ...]:
         Condition.of("ConditionalWrites", None, Reason.NOT_PROBED, not_probed),
         ready,
     )
+
+
+def retained(rules: Sequence[str] | SavepointError) -> Condition:
+    """Return condition Retained, from the rules that make objects unreadable or why they cannot be read."""
+    if isinstance(rules, SavepointError):
+        message = (
+            f"The bucket's lifecycle rules cannot be read ({rules.reason}), so it is unknown whether objects expire. Allow "
+            "s3:GetLifecycleConfiguration on the bucket, or check its rules yourself."
+        )
+        return Condition.of(RETAINED, None, Reason.LIFECYCLE_UNKNOWN, message)
+    if not rules:
+        message = "No lifecycle rule of the bucket deletes or archives the store's objects."
+        return Condition.of(RETAINED, True, Reason.NOTHING_EXPIRES, message)
+    message = (
+        f"Objects that checkpoints need will be lost, whatever their age: {'; '.join(rules)}. Remove the lifecycle rule, "
+        "or limit it to another prefix; retention is set by spec.retention of the policy."
+    )
+    return Condition.of(RETAINED, False, Reason.OBJECTS_EXPIRE, message)
 
 
 def _with_next_step(error: SavepointError) -> str:
