@@ -12,7 +12,8 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -28,16 +29,23 @@ from savepoint.storage.retry import Retry
 
 from savepoint_sidecar.authority.control_connection import Dialer
 from savepoint_sidecar.authority.restore_client import RestoreClient
+from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.files.roots import Root, without_shared, write_marker
+from savepoint_sidecar.files.ownership import ProcessUser, require_restorable
+from savepoint_sidecar.files.roots import Root, without_shared
+from savepoint_sidecar.restore.aside import describe, label_of
 from savepoint_sidecar.restore.file_restore import (
+    InPlace,
     config_changed,
     ready_marker,
     restore_files,
     root_actions,
     root_error,
 )
+from savepoint_sidecar.restore.in_place import InPlaceReport
+from savepoint_sidecar.restore.left_behind import moved_components, require_all_restored
+from savepoint_sidecar.restore.markers import write_marker
 from savepoint_sidecar.settings import Settings
 from savepoint_sidecar.stage.components import (
     begin_epoch,
@@ -70,7 +78,7 @@ async def restore(settings: Settings, failpoints: Failpoints, termination_log: P
         jitter=random.random,
     )
     outcome = await _outcome(settings, client, failpoints, began + DEADLINE_SECONDS)
-    outcome = Outcome(**{**asdict(outcome), "milliseconds": round((time.monotonic() - began) * 1000)})
+    outcome = replace(outcome, milliseconds=round((time.monotonic() - began) * 1000))
     succeeded = outcome.outcome in SUCCESSFUL_OUTCOMES
     log.log(logging.INFO if succeeded else logging.ERROR, "%s: %s", outcome.outcome, outcome.message)
     if termination_log is not None:
@@ -126,6 +134,11 @@ async def _restore_with_retries(attempt: "_RestoreAttempt", client: RestoreClien
             return Outcome(Reason.TARGET_UNUSABLE, f"cannot write the stage: {error.strerror or error}")
 
 
+def utc_now() -> datetime:
+    """Return the current time in UTC."""
+    return datetime.now(UTC)
+
+
 class _RestoreAttempt:
     """One attempt at the restore; ``run`` may be called again."""
 
@@ -146,6 +159,7 @@ class _RestoreAttempt:
         self._key = AgentKey(bytes.fromhex(welcome.key))
         self._marker = ready_marker(welcome, settings.pod_uid, welcome.parent)
         self._roots = without_shared(settings.roots, welcome.shared_roots)
+        self._report = InPlaceReport()
         self._done = self._planned = 0
 
     async def run(self) -> Outcome:
@@ -169,12 +183,13 @@ class _RestoreAttempt:
 
     def _start_fresh(self) -> Outcome:
         welcome, roots = self._welcome, self._roots
-        actions = root_actions(roots, welcome, None)
+        stage = self._settings.stage
+        actions = root_actions(roots, welcome, None, stage)
         half_restored = [root for root, action in actions.items() if action == "restore"]
-        restore_files(None, half_restored, self._marker, self._failpoints)
+        restore_files(None, half_restored, self._marker, self._failpoints, stage=stage)
         for root in roots:
             try:
-                write_marker(root, self._marker)
+                write_marker(root, self._marker, stage)
             except OSError as error:
                 raise root_error(root, error) from error
         return Outcome(RestoreOutcome.FRESH, f"agent {welcome.agent} starts fresh in epoch {welcome.epoch}")
@@ -183,6 +198,8 @@ class _RestoreAttempt:
         welcome, stage = self._welcome, self._settings.stage
         self._client.expect_reads((manifest_key(parent.manifest.name),))
         loaded = parent_checkpoint.load(self._first_read_store, self._key, welcome.namespace, welcome.agent, parent)
+        require_all_restored(loaded.manifest, self._roots, welcome.policy, parent.name, welcome.shared_roots)
+        loaded = loaded.with_component_names(moved_components(loaded.manifest, self._roots, welcome.policy))
         self._client.expect_reads(loaded.pack_keys())
         changed = config_changed(welcome, loaded.manifest)
         if changed:
@@ -191,24 +208,40 @@ class _RestoreAttempt:
                 "ConfigMaps) than this pod's; restoring it anyway",
                 parent.name,
             )
-        actions = root_actions(self._roots, welcome, loaded.manifest)
+        actions = root_actions(self._roots, welcome, loaded.manifest, stage)
         to_restore = [root for root, action in actions.items() if action == "restore"]
         kept = [root for root, action in actions.items() if action == "keep"]
         kept_newer = [root for root in kept if loaded.manifest.component(root.component) is not None]
+        if any(loaded.manifest.component(root.component) is not None for root in to_restore):
+            user = ProcessUser.of_this_process(self._settings.uid_source)
+            require_restorable(user, loaded.manifest.agent_uid, parent.name)
         self._planned = planned_bytes(loaded.manifest, to_restore, with_values=not kept_newer)
         with loaded.reader(self._store, self._key) as reader:
-            written = restore_files(reader, to_restore, self._marker, self._failpoints, self._progressed)
+            capture = Capture(self._roots, welcome.policy.exclude, time.time_ns)
+            in_place = InPlace(capture, label_of(utc_now()), report=self._report)
+            if to_restore:
+                stage_layout.files_restored_file(stage).touch()
+            written = restore_files(
+                reader, to_restore, self._marker, self._failpoints, self._progressed, in_place=in_place, stage=stage
+            )
+            for each in in_place.report.replaced:
+                log.warning("files that %s does not have: %s", parent.name, describe(each))
             if kept_newer:
                 names = ", ".join(root.mount_path for root in kept_newer)
                 message = f"kept the state in {names}, which is at least as new as {parent.name}"
                 outcome = RestoreOutcome.RESTORED if to_restore else RestoreOutcome.KEPT_LOCAL
-                return Outcome(outcome, message, bytes_restored=written, config_changed=changed)
+                return self._ended(outcome, message, written, changed)
             components = restore_components(
                 reader, stage, str(parent.sequence), progress=lambda done: self._progressed(written + done)
             )
             write_index(stage, parent.sequence, components)
         message = f"{parent.name} ({parent.time}, {written} bytes of files) was restored in epoch {welcome.epoch}"
-        return Outcome(RestoreOutcome.RESTORED, message, bytes_restored=written, config_changed=changed)
+        return self._ended(RestoreOutcome.RESTORED, message, written, changed)
+
+    def _ended(self, outcome: RestoreOutcome, message: str, written: int, changed: bool) -> Outcome:
+        """Return the outcome of a restore. ``changed``: the checkpoint is of another configuration than the pod's."""
+        replaced = tuple(self._report.replaced)
+        return Outcome(outcome, message, bytes_restored=written, config_changed=changed, replaced=replaced)
 
     def _progressed(self, done: int) -> None:
         self._done = done

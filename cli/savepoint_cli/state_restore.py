@@ -4,6 +4,7 @@ A restore deletes nothing: it moves aside what is in its way and reports the new
 """
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -15,11 +16,12 @@ from savepoint.errors import TargetNotEmpty
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.manifest import Manifest
 from savepoint_sidecar.authority.authority import Blobs
+from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.failpoint import Failpoints
 from savepoint_sidecar.files.roots import Root
-from savepoint_sidecar.restore.aside import move_aside
-from savepoint_sidecar.restore.file_restore import ready_marker, restore_files, root_actions, root_error
+from savepoint_sidecar.restore.aside import describe, label_of
+from savepoint_sidecar.restore.file_restore import InPlace, ready_marker, restore_files, root_actions
 from savepoint_sidecar.stage.components import sdk_components
 from savepoint_sidecar.stage.small_files import read_small_file
 
@@ -27,7 +29,6 @@ from savepoint_cli.command_record import check_command, record_command
 from savepoint_cli.run_options import RunOptions
 from savepoint_cli.state_folders import make_folder, match_components, nested
 
-NAMES_SHOWN: Final = 10
 SDK_RUN_MAX_BYTES: Final = 32
 
 
@@ -67,7 +68,7 @@ class StateRestore:
             self._check_command(welcome, has_values=False)
             for root in self._roots:
                 make_folder(root.path)
-            root_actions(self._roots, welcome, None)
+            root_actions(self._roots, welcome, None, self._stage)
         else:
             with parent_checkpoint.naming_remedy(damage_remedy(self._options.store)):
                 names = self._restore(welcome, parent, blobs)
@@ -91,8 +92,15 @@ class StateRestore:
         to_restore = self._roots_to_restore(welcome, parent, loaded.manifest)
         if to_restore:
             marker = ready_marker(welcome, f"epoch-{welcome.epoch}", parent)
-            with loaded.reader(blobs, key) as reader:
-                restore_files(reader, to_restore, marker, self._failpoints, make_empty=self._move_aside)
+            capture = Capture(self._roots, welcome.policy.exclude, time.time_ns)
+            in_place = InPlace(capture, label_of(self._now()), keeps_half_restored=True)
+            stage_layout.files_restored_file(self._stage).touch()
+            try:
+                with loaded.reader(blobs, key) as reader:
+                    restore_files(reader, to_restore, marker, self._failpoints, in_place=in_place, stage=self._stage)
+            finally:
+                for each in in_place.report.replaced:
+                    self._report(describe(each))
             self._report(f"restored {', '.join(root.mount_path for root in to_restore)} from {parent.name}")
         return names
 
@@ -100,7 +108,7 @@ class StateRestore:
         found: list[Root] = []
         for root in self._roots:
             try:
-                actions = root_actions([root], welcome, manifest)
+                actions = root_actions([root], welcome, manifest, self._stage)
             except TargetNotEmpty as error:
                 if self._options.start_from:
                     found.append(root)
@@ -110,17 +118,9 @@ class StateRestore:
                     f"checkpoint {parent.name} exists: nothing was overwritten; empty the folder to restore the "
                     "checkpoint, or choose another name with --agent to keep the files and start fresh"
                 ) from error
-            found += [each for each, action in actions.items() if action == "restore"]
+            goes_back = self._options.restores_files and manifest.component(root.component) is not None
+            found += [each for each, action in actions.items() if goes_back or action == "restore"]
         return found
-
-    def _move_aside(self, root: Root) -> None:
-        try:
-            where, names = move_aside(root, self._now().strftime("%Y%m%d-%H%M%S"))
-        except OSError as error:
-            raise root_error(root, error) from error
-        if names:
-            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-            self._report(f"moved from {root.mount_path} to {where}: {', '.join(names[:NAMES_SHOWN])}{more}")
 
 
 def match(options: RunOptions, roots: Sequence[Root], manifest: Manifest, checkpoint: str) -> dict[str, str]:

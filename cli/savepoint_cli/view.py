@@ -5,7 +5,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from savepoint.errors import IntegrityError, ObjectMissing, SavepointError, StoreMisconfigured
+from savepoint.contract.vocabulary import Reason
+from savepoint.errors import IntegrityError, ObjectMissing, Refused, SavepointError, StoreMisconfigured
 from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.object_keys import commit_key
@@ -64,7 +65,7 @@ class StoreView:
             The agents; none if the store is empty and neither argument is given.
 
         Raises:
-            StoreMisconfigured: An argument is given, and no agent matches.
+            Refused: An argument is given, and no agent matches; the message lists the agents of the store.
         """
         found = self._agents(namespace, name)
         if found or (namespace is None and name is None):
@@ -72,7 +73,7 @@ class StoreView:
         wanted = f"agent {name!r}" if name is not None else "agent"
         where = self._name if namespace is None else f"namespace {namespace!r} of {self._name}"
         known = ", ".join(str(each) for each in self._agents(None, None)) or "none"
-        raise StoreMisconfigured(f"no {wanted} in {where}; the store contains: {known}")
+        raise Refused(f"no {wanted} in {where}; the store contains: {known}", Reason.AGENT_NOT_FOUND)
 
     def repository(self, agent: Agent) -> Repository:
         """Open an agent's repository. IntegrityError if its repository.json is missing or damaged."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from savepoint_sidecar.files.roots import MARKER_ATTRIBUTE
+from savepoint_sidecar.restore.markers import MARKER_ATTRIBUTE
 
 AGENT = """
 import json, os, pathlib, sys, time

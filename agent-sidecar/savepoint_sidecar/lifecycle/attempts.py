@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+from dataclasses import replace
 from typing import Final
 
 from savepoint.contract import agent_protocol as wire
@@ -18,9 +19,9 @@ from savepoint_sidecar.agent_api.process_session import ProcessSession
 from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt
 from savepoint_sidecar.checkpoint.checkpointer import FinalState
-from savepoint_sidecar.files.roots import write_marker
 from savepoint_sidecar.lifecycle.context import IncarnationContext
 from savepoint_sidecar.restore.file_restore import ready_marker
+from savepoint_sidecar.restore.markers import write_marker
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class AttemptRunner:
 
     def __init__(self, context: IncarnationContext, capture: Capture) -> None:
         self._context, self._capture = context, capture
+        context.checkpointer.before_offer = self._mark_offered
 
     def attempt_for(self, order: Checkpoint) -> CaptureAttempt:
         """Return a new attempt for this order, whose deadline counts from now."""
@@ -93,13 +95,22 @@ class AttemptRunner:
             log.exception("no checkpoint before the agent starts: it failed unexpectedly; report this as a bug")
 
     async def _update_markers(self) -> None:
-        context, parent = self._context, self._context.checkpointer.parent
+        parent = self._context.checkpointer.parent
         assert parent is not None
         log.info("checkpoint committed (checkpoint=%s, sequence=%d)", parent.ref.name, parent.ref.sequence)
-        marker = ready_marker(context.welcome, context.config.pod_uid, parent.ref)
+        await asyncio.to_thread(self._write_markers, "")
+
+    def _mark_offered(self, attempt: str) -> None:
+        """Name the attempt in the markers: if it becomes a checkpoint unnoticed, the roots are as new as that."""
+        self._write_markers(attempt)
+
+    def _write_markers(self, attempt: str) -> None:
+        context, parent = self._context, self._context.checkpointer.parent
+        ref = parent.ref if parent is not None else None
+        marker = replace(ready_marker(context.welcome, context.config.pod_uid, ref), attempt=attempt)
         for root in context.config.roots:
             try:
-                await asyncio.to_thread(write_marker, root, marker)
+                write_marker(root, marker, context.config.stage)
             except OSError as error:
                 log.warning("cannot update the restore marker in %s: %s", root.mount_path, error)
 

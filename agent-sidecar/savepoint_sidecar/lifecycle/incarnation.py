@@ -82,6 +82,7 @@ class Incarnation:
         self._config = replace(self._config, roots=without_shared(self._config.roots, welcome.shared_roots))
         await asyncio.to_thread(prepare_stage, self._config.stage, welcome.run)
         self.capture = Capture(self._config.roots, welcome.policy.exclude, self._clock.time_ns)
+        self.capture.apply(welcome.policy)
         await asyncio.to_thread(self.capture.probe_roots)
         self.checkpointer = Checkpointer(
             self._authority,
@@ -90,8 +91,11 @@ class Incarnation:
             self._config.stage,
             now=self._clock.now,
             failpoints=self._failpoints,
+            user=self._config.user,
         )
-        self._recovery = Recovery(self._authority, welcome, self._config, self.capture, self.checkpointer)
+        self._recovery = Recovery(
+            self._authority, welcome, self._config, self.capture, self.checkpointer, now=self._clock.now
+        )
         await self._recovery.start()
         context = self._build_context(welcome)
         self._attempts = AttemptRunner(context, self.capture)
@@ -173,9 +177,11 @@ class Incarnation:
     # -- AgentHost ----------------------------------------------------------------------------------------------------
 
     async def connect(self, session: ProcessSession) -> wire.Connected:
-        """Bring files and values to the last checkpoint, and return the values."""
+        """Return the values of the last checkpoint, after its files were restored where they may not stay."""
         if self._state.completed:
             await self._leave_to_next_run()
+        assert self.checkpointer is not None
+        self.checkpointer.agent_user.connected = session.uid
         if session.connect.reattach:
             await self._recovery.record_connect()
             return self._connected(session, None, ())
@@ -251,6 +257,7 @@ class Incarnation:
         pid = session.connect.pid
         log.info("agent connected (pid=%d, epoch=%d, checkpoint=%s)", pid, welcome.epoch, checkpoint)
         self._fence.announce(session)
+        self._tasks.spawn(self._recovery.forget_restore(session))
         return wire.Connected(
             session.id,
             welcome.agent,

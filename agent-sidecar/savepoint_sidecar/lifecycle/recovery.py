@@ -6,24 +6,31 @@ holds the incarnation's state lock.
 
 import asyncio
 import logging
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import CheckpointRef, Welcome
+from savepoint.contract.vocabulary import OnContainerRestart, RestoreOutcome
 from savepoint.errors import StoreUnavailable, Unavailable
 from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.object_keys import manifest_key
 
+from savepoint_sidecar.agent_api.process_session import ProcessSession
 from savepoint_sidecar.authority.authority import Authority
 from savepoint_sidecar.capture.capture import Capture
 from savepoint_sidecar.capture.file_table import FileTable
 from savepoint_sidecar.checkpoint import parent_checkpoint
 from savepoint_sidecar.checkpoint.capture_attempt import in_thread
 from savepoint_sidecar.checkpoint.checkpointer import Checkpointer
+from savepoint_sidecar.files.ownership import require_restorable
 from savepoint_sidecar.lifecycle.config import IncarnationConfig
 from savepoint_sidecar.restore import in_place
+from savepoint_sidecar.restore.aside import describe, label_of
+from savepoint_sidecar.restore.left_behind import moved_components
 from savepoint_sidecar.stage.components import read_index, restore_components, sdk_components
 from savepoint_sidecar.stage.small_files import create_small_file, read_small_file
 
@@ -44,11 +51,15 @@ class Recovery:
         config: IncarnationConfig,
         capture: Capture,
         checkpointer: Checkpointer,
+        *,
+        now: Callable[[], datetime],
     ) -> None:
+        self._now = now
         self._authority, self._welcome, self._config = authority, welcome, config
         self._capture, self._checkpointer = capture, checkpointer
         self._key = AgentKey(bytes.fromhex(welcome.key))
         self._roots_match_parent = False
+        self._has_records = False
         self._newer: Welcome | None = None
 
     async def start(self) -> None:
@@ -70,7 +81,7 @@ class Recovery:
         newer, parent = self._newer, self._checkpointer.parent
         if newer is None:
             return
-        self._capture.exclude(newer.policy.exclude)
+        self._capture.apply(newer.policy)
         self._checkpointer.policy = newer.policy
         ref = newer.parent
         if ref is not None and (parent is None or ref.sequence > parent.ref.sequence):
@@ -85,13 +96,17 @@ class Recovery:
 
         Nothing can be restored then.
         """
-        had_sdk = self._checkpointer.has_sdk
+        had_sdk = self._has_records = self._checkpointer.has_sdk
         await asyncio.to_thread(self._write_sdk_run)
         parent = self._checkpointer.parent
         return not had_sdk and (parent is None or not sdk_components(parent.manifest))
 
     async def restore(self) -> tuple[wire.Restored | None, tuple[wire.Component, ...]]:
-        """Bring the files to the last checkpoint, and return its values. Raise what the store raises."""
+        """Return the values of the last checkpoint, and bring the files to it where they may not stay as they are.
+
+        They stay if the agent starts again in place: what finished steps did to them is there, and the journal in the
+        stage has the steps. Raise what the store raises.
+        """
         parent = self._checkpointer.parent
         if parent is None:
             if self._config.roots:
@@ -99,16 +114,39 @@ class Recovery:
             return None, ()
         roots_match, self._roots_match_parent = self._roots_match_parent, False
         stage, sequence = self._config.stage, parent.ref.sequence
+        restored = stage_layout.files_restored_file(stage).exists()
+        stays = self._has_records and not restored and self._keeps_files
         staged = await asyncio.to_thread(read_index, stage, sequence) if roots_match else None
         remedy = parent_checkpoint.naming_remedy(self._config.damage_remedy)
         with remedy, parent.reader(self._authority.blobs, self._key) as reader:
-            if not roots_match:
-                report = await in_thread(None, lambda: in_place.restore_in_place(reader, self._capture))
+            if not roots_match and not stays:
+                agent_uid = self._checkpointer.agent_user.connected
+                if agent_uid is None:
+                    agent_uid = parent.manifest.agent_uid
+                require_restorable(self._config.user, agent_uid, parent.ref.name)
+                restored = bool(self._config.roots)
+                label = label_of(self._now())
+                if restored:
+                    stage_layout.files_restored_file(stage).touch()
+                report = await in_thread(None, lambda: in_place.restore_in_place(reader, self._capture, label))
                 log.info("files restored: %s (checkpoint=%s)", report, parent.ref.name)
+                for each in report.replaced:
+                    log.warning("files that %s does not have: %s", parent.ref.name, describe(each))
             components = staged
             if components is None:
                 components = await in_thread(None, lambda: restore_components(reader, stage, str(sequence)))
-        return restored_message(parent.ref, "Restarted" if staged is None else "Restored"), components
+        how = "Restarted" if staged is None else "Restored"
+        files = RestoreOutcome.RESTORED if restored else RestoreOutcome.KEPT_LOCAL
+        return restored_message(parent.ref, how, files if self._config.roots else ""), components
+
+    async def forget_restore(self, session: ProcessSession) -> None:
+        """Forget that files were restored, once a process has taken over its values: later ones start in place."""
+        await session.opened.wait()
+        stage_layout.files_restored_file(self._config.stage).unlink(missing_ok=True)
+
+    @property
+    def _keeps_files(self) -> bool:
+        return self._checkpointer.policy.on_container_restart != OnContainerRestart.RESTORE
 
     async def prepare_reads(self) -> None:
         """Keep the last checkpoint readable without the authority: the agent may crash in place at any time."""
@@ -135,7 +173,8 @@ class Recovery:
         loaded = await asyncio.to_thread(
             lambda: parent_checkpoint.load(blobs, self._key, welcome.namespace, welcome.agent, ref)
         )
-        self._checkpointer.rebase(loaded.with_component_names(self._config.component_names))
+        moved = moved_components(loaded.manifest, self._config.roots, welcome.policy)
+        self._checkpointer.rebase(loaded.with_component_names({**moved, **self._config.component_names}))
         await self.prepare_reads()
 
     def _read_sdk_run(self) -> bool:
@@ -154,6 +193,6 @@ class Recovery:
         return stage_layout.sdk_run_file(self._config.stage)
 
 
-def restored_message(ref: CheckpointRef | None, how: str) -> wire.Restored | None:
+def restored_message(ref: CheckpointRef | None, how: str, files: str = "") -> wire.Restored | None:
     """Return the part of the answer to connect that says what was restored."""
-    return None if ref is None else wire.Restored(ref.name, ref.number, ref.sequence, ref.time, how)
+    return None if ref is None else wire.Restored(ref.name, ref.number, ref.sequence, ref.time, how, files)

@@ -21,6 +21,7 @@ from uuid import uuid4
 from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
 from savepoint.contract.names import ENV_GRACE_SECONDS, ENV_REQUIRED, ENV_SOCKET, ENV_STAGE
+from savepoint.contract.vocabulary import RestoreOutcome
 from savepoint.errors import SavepointError, Unavailable
 from savepoint.sdk.agent import Agent
 from savepoint.sdk.agent_session import AgentSession, not_managed_error
@@ -243,8 +244,9 @@ def _attach(settings: Settings, schema_version: str) -> _AttachedSession:
     connected = client.connect(message, _SOCKET_WAIT_SECONDS)
     stage = open_stage(settings.stage)
     state = State(FileJournal(stage_layout.journal_folder(stage.root, connected.run)), stage)
-    steps = state.restore(connected.components)
     restored = connected.restored
+    steps_count = restored is None or restored.files != RestoreOutcome.RESTORED
+    steps = state.restore(connected.components, steps_count=steps_count)
     if restored is not None:
         log.info("%s from %s: recorded_steps=%d", restored.how.lower(), restored.checkpoint, steps)
     session = AgentSession(connected, state, required=settings.required)

@@ -55,17 +55,19 @@ class State:
 
     # -- restore --
 
-    def restore(self, components: Iterable[wire.Component]) -> int:
+    def restore(self, components: Iterable[wire.Component], *, steps_count: bool = True) -> int:
         """Load a checkpoint's components and the journal that follows it.
 
-        Returns the number of recorded steps. Raises RestoreFailed, FormatTooNew.
+        With ``steps_count`` false the steps of the journal run again, because the files that they changed were set back
+        to the checkpoint; effects still count. Returns the number of recorded steps. Raises RestoreFailed,
+        FormatTooNew, StageFull, Unavailable.
         """
         try:
-            return self._restore(components)
+            return self._restore(components, steps_count=steps_count)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise RestoreFailed("the saved execution state or the journal cannot be read") from error
 
-    def _restore(self, components: Iterable[wire.Component]) -> int:
+    def _restore(self, components: Iterable[wire.Component], *, steps_count: bool) -> int:
         number = 0
         for component in components:
             match component.name:
@@ -83,9 +85,23 @@ class State:
                         self._add_effect(Effect.from_plain(effect, raw))
                 case _:
                     self.unclaimed[component.name] = component
+        replayed: list[tuple[str, str, StepRecord | None]] = []
         for record in self.journal.replay(number):
-            self._apply(record)
+            self._apply(record, replayed)
+        if replayed and not steps_count:
+            self.journal.append({"t": "steps-undone"}, durable=True)
+            self._undo(replayed)
         return _count_steps(self.root)
+
+    def _undo(self, replayed: list[tuple[str, str, StepRecord | None]]) -> None:
+        """Forget the steps that the journal has recorded so far, because their files were set back."""
+        for path, label, before in reversed(replayed):
+            steps = self.root.descendant(path).steps
+            if before is None:
+                steps.pop(label, None)
+            else:
+                steps[label] = before
+        replayed.clear()
 
     def document(self, name: str, default: Document) -> Document:
         """Return the document of this name: the one in use, the restored one, or a copy of the default."""
@@ -237,12 +253,19 @@ class State:
         self.ledger.put(effect)
         self.root.descendant(effect.path).effects[effect.id] = None
 
-    def _apply(self, record: Mapping[str, Any]) -> None:
-        """Apply one record of the journal; records of unknown types are ignored."""
+    def _apply(self, record: Mapping[str, Any], replayed: list[tuple[str, str, StepRecord | None]]) -> None:
+        """Apply one record of the journal; records of unknown types are ignored.
+
+        ``replayed`` lists the steps that were applied, each with the record that it replaced.
+        """
         match record.get("t"):
             case "step":
-                scope = self.root.descendant(str(record["p"]))
-                scope.steps[str(record["s"])] = StepRecord(str(record["d"]), str(record["r"]))
+                path, label = str(record["p"]), str(record["s"])
+                scope = self.root.descendant(path)
+                replayed.append((path, label, scope.steps.get(label)))
+                scope.steps[label] = StepRecord(str(record["d"]), str(record["r"]))
+            case "steps-undone":
+                self._undo(replayed)
             case "effect":
                 self._add_effect(Effect.from_plain(str(record["id"]), record["e"]))
             case "confirmed" if self.ledger.get(record["id"]) is not None:

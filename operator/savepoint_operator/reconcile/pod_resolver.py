@@ -157,7 +157,7 @@ class ClusterPodResolver:
         return refusal or identity.refuse_workload(agent, pod, workload, self._known_workload(agent))
 
     def _known_workload(self, agent: AgentRef) -> str:
-        """Return the workload that ran the agent last, as its ProtectedAgent or a newer grant says; empty if unknown."""
+        """Return the workload that ran the agent last: that of the last grant, or the one in its status."""
         agent_record = self._agent_records.get(agent)
         if agent_record is not None and agent_record.incarnation is not None and agent_record.incarnation.workload:
             return agent_record.incarnation.workload

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from savepoint.errors import IntegrityError, KeyMismatch, StoreDenied, StoreMisconfigured
+from savepoint.errors import IntegrityError, KeyMismatch, Refused, StoreDenied, StoreMisconfigured
 from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.object_keys import commit_key
 from savepoint.repository.repository import Repository
@@ -151,7 +151,7 @@ class TestView:
         assert seen.agents("prod", None) == [("prod", "coder"), ("prod", "mailer")]
         assert seen.agents(None, "coder") == [("default", "coder"), ("prod", "coder")]
         with pytest.raises(
-            StoreMisconfigured,
+            Refused,
             match=r"no agent 'mailer' in namespace 'default' of here; the store contains: default/cod",
         ):
             seen.agents("default", "mailer")

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from savepoint.contract.agent_protocol import Component, Entry
 from savepoint.sdk.journal import FileJournal, NoJournal
+from savepoint.sdk.ledger import Effect
+from savepoint.sdk.scope import StepRecord
 from savepoint.sdk.stage import Stage
 from savepoint.sdk.state import State
 
@@ -84,3 +86,49 @@ def test_records_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     journal.append({"t": "confirmed", "id": "unknown", "r": "1"}, durable=False)
     journal.close()
     assert State(FileJournal(tmp_path), None).restore([]) == 0
+
+
+def journaled(folder: Path, *steps: str) -> None:
+    """Record finished steps of these names, as one process, and an effect that was sent."""
+    state = State(FileJournal(folder), None)
+    state.restore([])
+    for name in steps:
+        state.record_step(state.root, name, StepRecord("digest", f'"{name}"'))
+    state.record_sent(Effect("e1", "", "mail", "", "", "2026-01-01T00:00:00Z"))
+    state.journal.close()
+
+
+def recorded(folder: Path, *, steps_count: bool = True) -> list[str]:
+    """Return the steps of which a new process knows, and check that it knows the effect."""
+    state = State(FileJournal(folder), None)
+    assert state.restore([], steps_count=steps_count) == len(state.root.steps)
+    state.journal.close()
+    assert state.ledger.get("e1") is not None
+    return sorted(state.root.steps)
+
+
+def test_steps_whose_files_were_set_back_run_again_and_effects_do_not(tmp_path: Path) -> None:
+    journaled(tmp_path, "a#0", "b#0")
+    assert recorded(tmp_path) == ["a#0", "b#0"]
+    assert recorded(tmp_path, steps_count=False) == []
+    assert recorded(tmp_path) == [], "they count again after the next crash, although their files were set back"
+
+
+def test_steps_that_ran_after_the_files_were_set_back_count(tmp_path: Path) -> None:
+    journaled(tmp_path, "a#0", "b#0")
+    recorded(tmp_path, steps_count=False)
+    journaled(tmp_path, "a#0")
+    assert recorded(tmp_path) == ["a#0"]
+
+
+def test_steps_of_the_checkpoint_stay_when_files_are_set_back(tmp_path: Path) -> None:
+    text = '{"version": 1, "journal": 0, "scopes": {"steps": {"a#0": ["old", "1"]}}}'
+    components = [Component("execution", "Execution", (Entry("execution", "json", len(text), inline=text),))]
+    first = State(FileJournal(tmp_path), None)
+    first.restore(components)
+    before = dict(first.root.steps)
+    first.record_step(first.root, "a#0", StepRecord("new", "2"))
+    first.journal.close()
+    state = State(FileJournal(tmp_path), None)
+    state.restore(components, steps_count=False)
+    assert state.root.steps == before and before

@@ -4,6 +4,8 @@ A damaged or missing commit record is always an error here, never an empty answe
 because of one would lose its state.
 """
 
+from dataclasses import replace
+
 from savepoint.contract.control_protocol import CheckpointRef, ObjectName
 from savepoint.errors import IntegrityError
 from savepoint.repository.format.commit import ChainRecord
@@ -38,7 +40,7 @@ def restore_point(chain: Chain, head: ChainRecord) -> CheckpointRef | None:
         if chosen_at is None and each.record.kind in ("checkpoint", "rollback"):
             chosen_at = each.record.sequence
         if each.record.kind == "checkpoint" and each.record.manifest == target:
-            return checkpoint_ref(each, sequence=chosen_at)
+            return replace(checkpoint_ref(each, sequence=chosen_at), rolled_back=chosen_at != each.record.sequence)
     key = commit_key(head.record.sequence)
     raise IntegrityError(
         f"{key} of {chain.namespace}/{chain.agent} names manifest {target.name}, which no checkpoint record of its "

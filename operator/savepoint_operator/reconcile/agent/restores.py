@@ -179,6 +179,9 @@ class Restores:
             return
         for target in both:
             await self._events.normal(target, outcome.outcome, self._sentence(agent_record, restore, outcome))
+        if outcome.replaced:
+            for target in both:
+                await self._events.warning(target, Reason.FILES_REPLACED, restore_status.replaced_message(outcome))
         if outcome.config_changed and restore.checkpoint_name is not None:
             message = restore_status.configuration_changed_message(self._restored_name(agent_record, restore))
             await self._events.warning(pod, Reason.CONFIGURATION_CHANGED, message)

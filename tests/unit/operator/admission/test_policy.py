@@ -56,8 +56,13 @@ def test_a_policy_is_parsed_with_everything_and_with_nothing_set() -> None:
         "metadata": {"name": "p", "namespace": "agents", "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {
             "containerName": "agent",
-            "state": {"volumes": ["v"], "paths": [{"mountPath": "/w", "sizeLimit": "1Gi"}, {"mountPath": "/x"}]},
+            "state": {
+                "volumes": ["v"],
+                "paths": [{"mountPath": "/w", "sizeLimit": "1Gi"}, {"mountPath": "/x"}],
+                "changeDetection": "Stat",
+            },
             "stage": {"sizeLimit": 5, "medium": "Memory"},
+            "restore": {"onContainerRestart": "Restore", "onUnknownFiles": "MoveAside"},
             "injection": {"resources": {"limits": {"memory": "1Gi"}}, "runAsUser": 7},
         },
     }
@@ -67,6 +72,9 @@ def test_a_policy_is_parsed_with_everything_and_with_nothing_set() -> None:
         state_volumes=("v",),
         state_paths=(StatePath("/w", "1Gi"), StatePath("/x")),
         stage_size_limit=5,
+        change_detection="Stat",
+        on_container_restart="Restore",
+        on_unknown_files="MoveAside",
         stage_medium="Memory",
         resources={"limits": {"memory": "1Gi"}},
         run_as_user=7,

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from savepoint.contract.control_protocol import Outcome, Progress, Wait
+from savepoint.contract.control_protocol import Outcome, Progress, Replaced, Wait
 from savepoint.contract.names import LABEL_AGENT
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.history import lineage
@@ -77,6 +77,19 @@ async def test_a_checkpoint_of_another_configuration_is_reported_once(harness: R
     assert message.startswith("Checkpoint coder-41 was taken under another configuration (image, command,")
     (event,) = [each for each in harness.cluster.every(EVENTS) if each["reason"] == "ConfigurationChanged"]
     assert (event["type"], event["involvedObject"]["kind"]) == ("Warning", "Pod")
+
+
+async def test_files_that_a_restore_moved_aside_are_in_status_and_events(harness: ReconcileHarness) -> None:
+    incarnation = await harness.start(harness.pod())
+    await ready(harness, incarnation, "coder-41")
+    await harness.disconnect(incarnation, released=True)
+    harness.cluster.remove(PODS, incarnation.pod.name, NAMESPACE)
+    moved = Replaced("/work/.savepoint/replaced-20260101-000000", 1, ("main.py",))
+    await harness.start(harness.pod(), "Restored", replaced=(moved,))
+    assert harness.restores()[-1]["replaced"] == [{"path": moved.path, "entries": 1, "names": ["main.py"]}]
+    for kind in ("Pod", "AgentRestore"):
+        (message,) = harness.cluster.events("FilesReplaced", kind)
+        assert f"{moved.path}: 1 files or folders (main.py)" in message
 
 
 async def test_a_fresh_start_reports_no_changed_configuration(harness: ReconcileHarness) -> None:

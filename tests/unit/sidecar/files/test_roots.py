@@ -1,5 +1,6 @@
 """Tests of state roots: their markers, and clearing them."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -7,15 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from savepoint_sidecar.files.roots import (
-    MARKER_ATTRIBUTE,
-    Marker,
-    Root,
-    clear,
-    is_empty,
-    read_marker,
-    write_marker,
-)
+from savepoint.contract import stage_layout
+from savepoint_sidecar.files.roots import Root, clear, is_empty
+from savepoint_sidecar.restore import markers
+from savepoint_sidecar.restore.markers import MARKER_ATTRIBUTE, Marker, read_marker, write_marker
 
 READY = Marker("demo", "coder", "uid", 3, 41, "ready")
 RESTORING = replace(READY, epoch=2, sequence=40, state="restoring")
@@ -113,3 +109,82 @@ def test_without_attributes_the_file_is_enough(root: Root, monkeypatch: pytest.M
     (root.path / "work").write_text("w")
     shutil.rmtree(root.path / ".savepoint")
     assert read_marker(root) is None
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Path:
+    return tmp_path / "stage"
+
+
+def forget(root: Root) -> None:
+    """Remove the marker's file and attribute, as a tool does on a file system without attributes."""
+    shutil.rmtree(root.path / ".savepoint")
+    with contextlib.suppress(OSError):
+        os.removexattr(root.path, MARKER_ATTRIBUTE)
+
+
+def test_the_copy_in_the_stage_counts_for_the_same_folder(root: Root, stage: Path) -> None:
+    write_marker(root, READY, stage)
+    (root.path / "work").write_text("w")
+    forget(root)
+    assert read_marker(root) is None and read_marker(root, stage) == READY
+    (root.path / "work").unlink()
+    assert read_marker(root, stage) is None, "an emptied folder's files are lost"
+
+
+def test_the_copy_does_not_count_for_another_folder_at_the_path(root: Root, stage: Path) -> None:
+    write_marker(root, READY, stage)
+    (root.path / "work").write_text("w")
+    forget(root)
+    root.path.rename(root.path.with_name("old"))
+    shutil.copytree(root.path.with_name("old"), root.path)
+    assert read_marker(root, stage) is None
+    shutil.rmtree(root.path)
+    root.path.with_name("old").rename(root.path)
+    assert read_marker(root, stage) == READY
+
+
+def test_a_new_folder_is_another_one_even_with_the_same_inode_number(
+    root: Root, stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_marker(root, READY, stage)
+    (root.path / "work").write_text("w")
+    forget(root)
+    monkeypatch.setattr(markers, "_generation", lambda top: 99)
+    assert read_marker(root, stage) is None
+
+
+def test_a_copied_folder_brings_its_marker(root: Root, stage: Path) -> None:
+    """``mv ws ws2; cp -r ws2 ws``: the files are those of the checkpoint, so the folder is kept."""
+    write_marker(root, READY, stage)
+    (root.path / "work").write_text("w")
+    root.path.rename(root.path.with_name("old"))
+    shutil.copytree(root.path.with_name("old"), root.path)
+    assert read_marker(root, stage) == READY
+
+
+def test_an_older_marker_that_is_copied_back_does_not_hide_the_newer_copy(root: Root, stage: Path) -> None:
+    """This is what ``rsync`` from a backup does, or ``git stash pop``."""
+    write_marker(root, replace(READY, sequence=7), stage)
+    old = (root.path / ".savepoint" / "marker.json").read_bytes()
+    write_marker(root, READY, stage)
+    forget(root)
+    (root.path / ".savepoint").mkdir()
+    (root.path / ".savepoint" / "marker.json").write_bytes(old)
+    assert read_marker(root) == replace(READY, sequence=7) and read_marker(root, stage) == READY
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"folder": 1, "marker": 1}', b"\xff", b"[" * 3000])
+def test_a_damaged_copy_is_ignored(root: Root, stage: Path, content: bytes) -> None:
+    write_marker(root, READY, stage)
+    (root.path / "work").write_text("w")
+    stage_layout.marker_copy(stage, root.name).write_bytes(content)
+    assert read_marker(root, stage) == READY
+    forget(root)
+    assert read_marker(root, stage) is None
+
+
+def test_a_stage_that_cannot_be_written_costs_no_marker(root: Root, stage: Path) -> None:
+    stage.write_text("not a folder")
+    write_marker(root, READY, stage)
+    assert read_marker(root, stage) == READY

@@ -1,15 +1,18 @@
 """Restores for a connecting agent, and parent checkpoints that the incarnation did not commit itself."""
 
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from savepoint.contract import agent_protocol as wire
+from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import CheckpointRef, PolicyTerms
 from savepoint.errors import StoreUnavailable, Unavailable
 
-from tests.unit.sidecar.harness import checkpoint, running
+from tests.fakes.store import MemoryStore
+from tests.unit.sidecar.harness import Agent, checkpoint, running
 
 
 async def test_the_first_connect_takes_a_baseline_checkpoint(tmp_path: Path) -> None:
@@ -23,11 +26,83 @@ async def test_the_first_connect_takes_a_baseline_checkpoint(tmp_path: Path) -> 
         await agent.die()
         again = await harness.connected("two")
         assert again.connected is not None and again.connected.restored is not None
-        assert harness.tree() == {"a": b"before"}
+        assert harness.tree() == {"a": b"torn", "b": b"torn"}
 
 
-async def test_a_crash_in_place_restores_files_and_values_of_one_checkpoint(tmp_path: Path) -> None:
+RESTORE = PolicyTerms(on_container_restart="Restore")
+
+
+def files_of(agent: Agent) -> str:
+    """Return what the answer to connect says about the files."""
+    assert agent.connected is not None and agent.connected.restored is not None
+    return agent.connected.restored.files
+
+
+async def test_files_stay_when_an_agent_crashes_in_place(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with running(tmp_path, store) as harness:
+        (harness.files / "page").write_bytes(b"1")
+        agent = await harness.connected()
+        agent.documents = {"notes": ["x"]}
+        await checkpoint(harness)
+        (harness.files / "page").write_bytes(b"2")
+        (harness.files / "later").write_bytes(b"since the checkpoint")
+        await agent.die()
+        again = await harness.connected("two")
+        assert again.documents == {"notes": ["x"]} and files_of(again) == "KeptLocal"
+        after = {"page": b"2", "later": b"since the checkpoint"}
+        assert harness.tree() == after
+        result = await checkpoint(harness)
+        assert result is not None and result.outcome == "Ready"
+        (harness.files / "page").write_bytes(b"3")
+    async with running(tmp_path, store, pod_uid="pod-1") as harness:  # the sidecar's container restarts, too
+        assert files_of(await harness.connected("three")) == "KeptLocal"
+        assert harness.tree() == {**after, "page": b"3"}
+
+
+async def test_without_the_records_in_the_stage_files_go_back_and_nothing_is_deleted(tmp_path: Path) -> None:
+    """Steps after the checkpoint run again in another pod: on the files that they ran on before."""
+    store = MemoryStore()
+    async with running(tmp_path, store) as harness:
+        (harness.files / "page").write_bytes(b"1")
+        agent = await harness.connected()
+        agent.documents = {"notes": ["x"]}
+        await checkpoint(harness)
+        (harness.files / "page").write_bytes(b"2")
+    shutil.rmtree(tmp_path / "stage")
+    async with running(tmp_path, store, pod_uid="pod-2") as harness:
+        assert files_of(await harness.connected()) == "Restored"
+        assert harness.tree() == {"page": b"1"}
+        (kept,) = (harness.files / ".savepoint").glob("replaced-*/page")
+        assert kept.read_bytes() == b"2"
+        (harness.files / "page").write_bytes(b"3")
+        await harness.agents[-1].die()
+        assert files_of(await harness.connected("again")) == "KeptLocal"
+        assert harness.tree() == {"page": b"3"}
+
+
+async def test_a_restore_before_the_start_counts_until_a_process_has_learnt_of_it(tmp_path: Path) -> None:
     async with running(tmp_path) as harness:
+        (harness.files / "page").write_bytes(b"1")
+        agent = await harness.connected()
+        await checkpoint(harness)
+        await agent.die()
+        stage_layout.files_restored_file(harness.stage).touch()  # as the init container does
+        deaf = harness.agent("two")
+        await deaf.connect(listen=False)
+        assert files_of(deaf) == "Restored"
+        await deaf.die()
+        harness.incarnation.sessions.current.end()  # type: ignore[union-attr]
+        again = await harness.connected("three")
+        assert files_of(again) == "Restored"
+        await again.die()
+        assert files_of(await harness.connected("four")) == "KeptLocal"
+
+
+async def test_a_restart_restores_files_and_values_of_one_checkpoint_if_the_policy_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path, policy=RESTORE) as harness:
         (harness.files / "keep").write_bytes(b"k" * 3000)
         (harness.files / "gone").write_bytes(b"g")
         agent = await harness.connected()
@@ -43,7 +118,11 @@ async def test_a_crash_in_place_restores_files_and_values_of_one_checkpoint(tmp_
         restored = again.connected.restored if again.connected else None
         assert restored is not None and restored.how == "Restarted" and restored.checkpoint == "coder-2"
         assert harness.tree() == {"keep": b"k" * 3000, "gone": b"g"}
-        assert not (harness.files / "new").exists()
+        assert not (harness.files / "new").exists() and files_of(again) == "Restored"
+        (aside,) = (harness.files / ".savepoint").glob("replaced-*")
+        assert (aside / "new" / "file").read_bytes() == b"n" and (aside / "keep").read_bytes() == b"torn" * 10
+        listed = f"files that coder-2 does not have: keep, new, new/file: moved to /data/.savepoint/{aside.name}"
+        assert listed in caplog.messages
         result = await checkpoint(harness)
         assert result is not None and result.outcome == "Unchanged"
 
@@ -65,7 +144,7 @@ async def test_a_live_process_reattaches_without_losing_state(tmp_path: Path) ->
 
 
 async def test_excluded_files_survive_a_restore(tmp_path: Path) -> None:
-    async with running(tmp_path, policy=PolicyTerms(exclude=("**/node_modules",))) as harness:
+    async with running(tmp_path, policy=replace(RESTORE, exclude=("**/node_modules",))) as harness:
         agent = await harness.connected()
         (harness.files / "app").mkdir()
         (harness.files / "app" / "a").write_bytes(b"1")

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from savepoint.contract.control_protocol import PolicyTerms
 from savepoint.storage.presigned import PresignedStore
 from savepoint_sidecar.authority.restore_client import RestoreClient
 from savepoint_sidecar.failpoint import Failpoints
-from savepoint_sidecar.files.roots import Marker, Root, write_marker
+from savepoint_sidecar.files.roots import Root
 from savepoint_sidecar.lifecycle import orders
+from savepoint_sidecar.restore.markers import Marker, write_marker
 from savepoint_sidecar.restore_container import _RestoreAttempt
 from savepoint_sidecar.settings import Settings
 
@@ -50,7 +52,7 @@ def snapshot(root: Root) -> dict[str, tuple[int, bytes]]:
 
 async def restore(folder: Path, roots: tuple[Root, ...], authority: FakeAuthority, *, fresh: bool) -> str:
     """Run one attempt of the init container with the authority's welcome, and return its outcome."""
-    welcome = replace(await authority.welcome(), shared_roots=SHARED)
+    welcome = replace(await authority.welcome(), shared_roots=SHARED, policy=PolicyTerms(dropped=SHARED))
     welcome = replace(welcome, parent=None) if fresh else welcome
     settings = Settings("wss://x", "", "coder-2", "demo", "uid", "n1", 30, roots, stage=folder / "next-stage")
     client, store = cast(RestoreClient, FakeRestoreClient()), cast(PresignedStore, authority.blobs)
@@ -85,7 +87,8 @@ async def test_the_sidecar_neither_captures_nor_marks_nor_restores_a_shared_root
 ) -> None:
     own, team = roots
     with caplog.at_level("INFO"):
-        async with running(tmp_path, roots=roots, shared_roots=SHARED) as harness:
+        policy = PolicyTerms(on_container_restart="Restore")
+        async with running(tmp_path, roots=roots, shared_roots=SHARED, policy=policy) as harness:
             before = snapshot(team)
             agent = await harness.connected()
             await checkpoint(harness)

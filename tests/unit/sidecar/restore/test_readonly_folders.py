@@ -78,13 +78,13 @@ def manifest(store: MemoryStore) -> Manifest:
 def restore(store: MemoryStore, manifest: Manifest, top: Path, exclude: tuple[str, ...] = ()) -> None:
     root = Root("files", "/data", top, persistent=True)
     with CheckpointReader(store, KEY, manifest) as reader:
-        restore_in_place(reader, Capture([root], exclude, time.time_ns))
+        restore_in_place(reader, Capture([root], exclude, time.time_ns), "20260101-000000")
 
 
 def tree(top: Path) -> dict[str, tuple[int, int, str]]:
-    """Return mode, modification time and content of everything."""
+    """Return mode, modification time and content of everything but what a restore moved."""
     found: dict[str, tuple[int, int, str]] = {}
-    for path in sorted(top.rglob("*")):
+    for path in sorted(each for each in top.rglob("*") if ".savepoint" not in each.parts):
         status = path.lstat()
         link = path.is_symlink()
         content = str(path.readlink()) if link else path.read_text() if path.is_file() else ""

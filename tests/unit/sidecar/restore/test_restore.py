@@ -17,7 +17,7 @@ from savepoint.repository.format.manifest import Manifest
 from savepoint.repository.format.tree import TreeDirectory, TreeFile
 from savepoint.repository.read.reader import CheckpointReader
 from savepoint_sidecar.failpoint import NAMES, Failpoints
-from savepoint_sidecar.files.roots import Marker, Root, read_marker, write_marker
+from savepoint_sidecar.files.roots import Root
 from savepoint_sidecar.restore import file_restore
 from savepoint_sidecar.restore.file_restore import (
     config_changed,
@@ -26,6 +26,7 @@ from savepoint_sidecar.restore.file_restore import (
     root_action,
     root_actions,
 )
+from savepoint_sidecar.restore.markers import Marker, read_marker, write_marker
 from savepoint_sidecar.restore_container import planned_bytes
 from savepoint_sidecar.stage import components
 from savepoint_sidecar.stage.components import restore_components, write_index
@@ -77,6 +78,30 @@ def test_a_volume_with_files_of_unknown_origin_is_not_overwritten(found: Marker 
     with pytest.raises(TargetNotEmpty, match="/data"):
         root_action(volume, found, welcome(), empty=False, in_checkpoint=True)
     assert root_action(folder, found, welcome(), empty=False, in_checkpoint=True) == RESTORE
+
+
+def test_files_of_unknown_origin_are_moved_aside_if_the_policy_says_so() -> None:
+    volume = Root("a", "/data", Path("/x"), True)
+    allowed = replace(welcome(), policy=PolicyTerms(on_unknown_files="MoveAside"))
+    assert root_action(volume, None, allowed, empty=False, in_checkpoint=True) == RESTORE
+    assert root_action(volume, marker("ready", 41), allowed, empty=False, in_checkpoint=True) == KEEP
+
+
+@pytest.mark.parametrize(
+    ("attempt", "rolled_back", "action"), [("a1", False, KEEP), ("a1", True, RESTORE), ("a2", False, RESTORE)]
+)
+def test_a_root_from_which_the_checkpoint_was_captured_is_kept(attempt: str, rolled_back: bool, action: str) -> None:
+    """The process died, or lost the answer, between the commit and its note of it; a rollback is another matter."""
+    root, found = Root("a", "/data", Path("/x"), True), replace(marker("ready", 39), attempt="a1")
+    asked = welcome(replace(PARENT, rolled_back=rolled_back))
+    assert root_action(root, found, asked, empty=False, in_checkpoint=True, attempt=attempt) == action
+    unfinished = replace(found, state="restoring")
+    assert root_action(root, unfinished, asked, empty=False, in_checkpoint=True, attempt=attempt) == RESTORE
+
+
+def test_an_older_marker_names_no_attempt() -> None:
+    root = Root("a", "/data", Path("/x"), True)
+    assert root_action(root, marker("ready", 39), welcome(), empty=False, in_checkpoint=True, attempt="") == RESTORE
 
 
 @pytest.fixture
