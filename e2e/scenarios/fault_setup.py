@@ -139,7 +139,7 @@ def manifests(faults: FaultScenarios) -> dict[str, tuple[Object, Object]]:
     healthy = f"{faults.name}-healthy"
     quick = {"timeoutSeconds": 4}
     stopped = f"python -u -c '{STOPPED}' & pid=$!; {WAIT_FOR_GO}"
-    foreign = f"umask 077; echo secret >/data/closed; {SLEEP}"
+    foreign = f"for n in 1 2 3; do echo $n >/data/open$n; done; umask 077; echo secret >/data/closed; {SLEEP}"
     small_stage = {"sizeLimit": "1Mi", "medium": "Memory"}
     return {
         **{

@@ -115,16 +115,16 @@ def test_a_sparse_file_of_a_tebibyte_is_neither_read_nor_stored(folder: Path, mo
     assert ranges <= 4, "one range without data and the one that has some, which may be read twice"
     found = (restored / "disk.img").stat()
     assert (found.st_size, found.st_blocks * 512) == (1024 * GIBIBYTE, 4096)
-    with (restored / "disk.img").open("rb") as file:
-        file.seek(300 * GIBIBYTE + 4)
-        assert file.read(8) == b"\0middle\0"
+    with (restored / "disk.img").open("rb") as read:
+        read.seek(300 * GIBIBYTE + 4)
+        assert read.read(8) == b"\0middle\0"
     content = draft.table.contents().find("disk.img")
     assert content is not None
     with RootFiles(draft.walk) as files:
         assert equals_content(files, draft.walk.nodes[0], content, has_holes=True)
-        with (folder / "files" / "disk.img").open("r+b") as file:
-            file.seek(700 * GIBIBYTE)
-            file.write(b"x")
+        with (folder / "files" / "disk.img").open("r+b") as changed:
+            changed.seek(700 * GIBIBYTE)
+            changed.write(b"x")
         assert not equals_content(files, draft.walk.nodes[0], content, has_holes=True)
     assert capture.warnings(draft) == []
 
