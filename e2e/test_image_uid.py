@@ -50,10 +50,12 @@ def readme_patch() -> str:
 
 
 def running_pod(namespace: Kubectl, other_than: str = "") -> Object:
-    """Return the coder's pod once it is ready."""
+    """Return the coder's injected pod once it is ready; without a state folder the coder cannot start."""
 
     def ready() -> Object | None:
-        pods = [pod for pod in namespace.items("pods", "app=coder") if pod["metadata"]["uid"] != other_than]
+        pods = [
+            pod for pod in namespace.items("pods", "savepoint.dev/agent=coder") if pod["metadata"]["uid"] != other_than
+        ]
         is_ready = len(pods) == 1 and condition(pods[0], "Ready").get("status") == "True"
         return pods[0] if is_ready and not pods[0]["metadata"].get("deletionTimestamp") else None
 
@@ -62,9 +64,8 @@ def running_pod(namespace: Kubectl, other_than: str = "") -> Object:
 
 def test_the_readmes_patch_keeps_an_agent_whose_uid_only_its_image_knows(namespace: Kubectl) -> None:
     namespace.apply(yaml.safe_dump(coder()))
-    before = running_pod(namespace)
     namespace("patch", "deployment", "coder", "-p", readme_patch())
-    first = running_pod(namespace, before["metadata"]["uid"])
+    first = running_pod(namespace)
     namespace("wait", "--for=condition=Protected", "pagent/coder", "--timeout=120s", timeout=130)
     until(
         "the uid is found out",
