@@ -27,6 +27,8 @@ def to_savepoint_error(cause: Exception, attempt: CaptureAttempt) -> SavepointEr
             attempt.check()
         except SavepointError as error:
             return error
+        if cause.errno is None:  # not of a file system
+            return Unavailable("the store or the operator did not answer in time; this attempt is discarded")
     if isinstance(cause, OSError):
         return Unavailable(f"cannot read the agent's state: {cause.strerror or cause}")
     return Unavailable(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import savepoint
+from savepoint.sdk.errors import _BY_REASON
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "sdk.md"
 EXAMPLES = re.findall(r"^## (\w+)\n.*?^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
@@ -28,6 +29,10 @@ def test_every_method_and_error_is_in_the_guide() -> None:
         value = getattr(savepoint, name)
         if isinstance(value, type) and issubclass(value, savepoint.SavepointError):
             assert f"`{name}`" in text or f"savepoint.{name}" in text, f"{name} is not in the guide"
+
+
+def test_every_error_that_the_socket_can_raise_is_exported() -> None:
+    assert {each.__name__ for each in _BY_REASON.values()} <= set(savepoint.__all__)
 
 
 def test_an_example_runs_in_a_process_of_its_own() -> None:

@@ -1,10 +1,13 @@
 """Tests of errors that no code expects: they fail their attempt with a reason, and nothing else."""
 
+import errno
 import struct
 from pathlib import Path
 
 import pytest
 from savepoint_sidecar.capture.capture import Capture
+from savepoint_sidecar.checkpoint.capture_attempt import CaptureAttempt
+from savepoint_sidecar.checkpoint.failures import to_savepoint_error
 
 from tests.unit.sidecar.harness import running
 
@@ -30,6 +33,19 @@ async def test_an_unexpected_error_fails_only_its_attempt(
         harness.authority.order()
         await agent.flush()
         assert (await agent.result()).outcome == "Ready"
+
+
+@pytest.mark.parametrize(
+    ("cause", "text"),
+    [
+        (TimeoutError(), "the store or the operator did not answer in time"),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), "cannot read the agent's state: timed out"),
+        (PermissionError(errno.EACCES, "denied"), "cannot read the agent's state: denied"),
+    ],
+)
+def test_a_timeout_of_the_store_is_no_error_of_the_files(cause: Exception, text: str) -> None:
+    attempt = CaptureAttempt("a", "Interval", 10.0, lambda: 0.0)
+    assert text in str(to_savepoint_error(cause, attempt))
 
 
 async def test_an_unexpected_error_does_not_refuse_the_first_connect(
