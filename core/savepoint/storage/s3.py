@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import urllib3
 from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from minio.lifecycleconfig import Rule
 
 from savepoint.errors import IntegrityError, ObjectMissing, SavepointError, StoreMisconfigured, StoreUnavailable
 from savepoint.storage.connection import ssl_context
@@ -27,6 +28,8 @@ POOL_SIZE = 32
 
 _PUT_EXPIRES_SECONDS = 900
 _PIECE_BYTES = 256 << 10
+_ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+"""Storage classes whose objects cannot be read until a person restores them."""
 
 
 class S3Store:
@@ -158,6 +161,13 @@ class S3Store:
         except ObjectMissing:
             self._require_bucket()
 
+    def expiring_rules(self) -> Sequence[str]:
+        """Describe the bucket's lifecycle rules that apply to this store's objects; see ``ExpiringStore``."""
+        with _translate_errors(self._config.bucket, "GET lifecycle of"):
+            found = self._client.get_bucket_lifecycle(self._config.bucket)
+        effects = ((rule, _effect(rule, self._config.prefix)) for rule in (found.rules if found is not None else ()))
+        return [f"rule {rule.rule_id or 'without ID'} {effect}" for rule, effect in effects if effect]
+
     def _full(self, key: str) -> str:
         return self._config.prefix + check_key(key)
 
@@ -177,6 +187,30 @@ class S3Store:
             raise
         finally:
             response.release_conn()
+
+
+def _effect(rule: Rule, prefix: str) -> str:
+    """Return what the rule does to current objects below the prefix that makes them unreadable; empty if nothing.
+
+    Savepoint's objects have no tags, and noncurrent versions are objects that Savepoint has deleted.
+    """
+    limits = rule.rule_filter
+    joined = limits.and_operator if limits is not None else None
+    if rule.status != "Enabled" or (limits is not None and limits.tag) or (joined is not None and joined.tags):
+        return ""
+    covered = (joined.prefix if joined is not None else limits.prefix if limits is not None else "") or ""
+    if not (covered.startswith(prefix) or prefix.startswith(covered)):
+        return ""
+    expiration, transition = rule.expiration, rule.transition
+    if expiration is not None and (expiration.days or expiration.date):
+        return f"deletes objects {_when(expiration.days)}"
+    if transition is not None and (transition.storage_class or "").upper() in _ARCHIVES:
+        return f"moves objects to {transition.storage_class} {_when(transition.days)}"
+    return ""
+
+
+def _when(days: int | None) -> str:
+    return f"after {days} days" if days else "at a date"
 
 
 class _BeyondEnd(Exception):

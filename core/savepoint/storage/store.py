@@ -6,7 +6,7 @@ There is no base class: an implementation conforms if it passes the suite in tes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -134,6 +134,19 @@ class FolderStore(ObjectStore, Protocol):
 
         Raises:
             ValueError: The prefix is invalid.
+        """
+        ...
+
+
+@runtime_checkable
+class ExpiringStore(Protocol):
+    """A store that may delete or archive objects on its own, by rules that its owner has set."""
+
+    def expiring_rules(self) -> Sequence[str]:
+        """Describe the rules that will make objects of this store unreadable; empty if there are none.
+
+        Raises:
+            SavepointError: The store did not answer, or does not let the rules be read.
         """
         ...
 

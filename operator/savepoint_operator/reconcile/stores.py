@@ -19,6 +19,7 @@ from savepoint.storage import ObjectStore
 from savepoint.storage.probe import probe
 from savepoint.storage.retry import Retry
 from savepoint.storage.signature import Presigner, S3Config
+from savepoint.storage.store import ExpiringStore
 from savepoint.storage.wrapper import Retrying
 
 from savepoint_operator.cluster.errors import Conflict, Denied, Invalid
@@ -30,7 +31,7 @@ from savepoint_operator.model.ports import OpenStore
 from savepoint_operator.reconcile.dependencies import StepDependencies, StoreBuilder
 from savepoint_operator.reconcile.keyring import Keyring
 from savepoint_operator.rules.status.conditions import Condition, changed, stamp
-from savepoint_operator.rules.status.store_status import conditions, stable_text
+from savepoint_operator.rules.status.store_status import conditions, retained, stable_text
 from savepoint_operator.rules.status.texts import size_text
 from savepoint_operator.rules.store_conflicts import conflict
 
@@ -59,6 +60,8 @@ class _KnownStore:
     last_probe: datetime | None = None
     """Time of the same probe, for the status."""
     error: SavepointError | None = None
+    retained: Condition | None = None
+    """Condition Retained as of the last probe; None for a store that has no rules."""
 
 
 class StoreRegistry:
@@ -249,8 +252,18 @@ class StoreRegistry:
         await asyncio.to_thread(open_store, known.opened.objects, self._cluster_id, known.opened.master)
         if is_new:
             await self._report_missing_contents(name)
+        known.retained = await self._retained(known.without_retries)
         known.probed_at, known.last_probe, known.error = now, self._now(), None
         log.info("store %s: ready", name)
+
+    async def _retained(self, store: ObjectStore) -> Condition | None:
+        """Return whether the store keeps its objects; a store that does not say so can be used all the same."""
+        if not isinstance(store, ExpiringStore):
+            return None
+        try:
+            return retained(await asyncio.to_thread(store.expiring_rules))
+        except SavepointError as error:
+            return retained(error)
 
     async def _report_missing_contents(self, name: str) -> None:
         """Write an Event if the bucket was new to this cluster although agents have checkpoints in the store."""
@@ -275,6 +288,9 @@ class StoreRegistry:
         agents = [item for item in self._cache.agents if item.status.get("storeName") == store.meta.name]
         stored = sum(int(item.status.get("storedSize") or 0) for item in agents)
         known = self._known.get(store.meta.name)
+        kept = known.retained if known is not None else None
+        if kept is not None:
+            wanted = (kept, *wanted)
         patch: dict[str, Any] = {"reason": wanted[-1].reason, "repositories": len(agents)}
         if stored:
             patch |= {"storedSize": stored, "summary": {"size": size_text(stored)}}
@@ -284,6 +300,8 @@ class StoreRegistry:
             patch["lastCollectionTime"] = stamp(self._collected[store.meta.name])
         if await self._status_writer.write(STORES, store, patch, *wanted) is not None:
             await self._report(store, wanted[-1])
+            if kept is not None and kept.status == "False" and _has_changed(store, kept):
+                await self._events.warning(EventTarget.of(STORES, store.meta), kept.reason, kept.message)
             if conflicting is not None and _has_changed(store, conflicting) and conflicting.status == "True":
                 await self._events.warning(EventTarget.of(STORES, store.meta), conflicting.reason, conflicting.message)
 

@@ -48,16 +48,16 @@ def retained(rules: Sequence[str] | SavepointError) -> Condition:
     """Return condition Retained, from the rules that make objects unreadable or why they cannot be read."""
     if isinstance(rules, SavepointError):
         message = (
-            f"The bucket's lifecycle rules cannot be read ({rules.reason}), so it is unknown whether objects expire. Allow "
-            "s3:GetLifecycleConfiguration on the bucket, or check its rules yourself."
+            f"The bucket's lifecycle rules cannot be read ({rules.reason}), so it is unknown whether objects expire. "
+            "Allow s3:GetLifecycleConfiguration on the bucket, or check its rules yourself."
         )
         return Condition.of(RETAINED, None, Reason.LIFECYCLE_UNKNOWN, message)
     if not rules:
         message = "No lifecycle rule of the bucket deletes or archives the store's objects."
         return Condition.of(RETAINED, True, Reason.NOTHING_EXPIRES, message)
     message = (
-        f"Objects that checkpoints need will be lost, whatever their age: {'; '.join(rules)}. Remove the lifecycle rule, "
-        "or limit it to another prefix; retention is set by spec.retention of the policy."
+        f"Objects that checkpoints need will be lost, whatever their age: {'; '.join(rules)}. Remove the lifecycle "
+        "rule, or limit it to another prefix; retention is set by spec.retention of the policy."
     )
     return Condition.of(RETAINED, False, Reason.OBJECTS_EXPIRE, message)
 
