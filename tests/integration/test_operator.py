@@ -23,6 +23,7 @@ from savepoint.contract.control_protocol import (
     Result,
     Welcome,
 )
+from savepoint.contract.names import ANNOTATION_MOVED_FROM
 from savepoint_operator.rules.takeover import RECONNECT_SECONDS
 
 from tests.polling import eventually, wait_until
@@ -176,6 +177,32 @@ async def test_two_pods_of_different_owners_are_ambiguous(
     connection = await env.dial(session, second)
     refused = await connection.request(Hello("restore", 1, "0.1.0", "n1"), Refused)
     assert refused.reason == "AmbiguousAgent"
+
+
+async def test_another_workload_that_claims_an_agents_name_later_is_refused(
+    env: OperatorEnvironment, session: aiohttp.ClientSession
+) -> None:
+    def owned_by(kind: str, name: str) -> list[dict[str, Any]]:
+        return [{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": f"uid-of-{name}", "controller": True}]
+
+    def recorded() -> bool:
+        return bool(env.get("protectedagent", "shard-0")["status"].get("workload") == "StatefulSet/shards")
+
+    owners, labels = owned_by("StatefulSet", "shards"), {"apps.kubernetes.io/pod-index": "0"}
+    first, sidecar = await env.start(session, "shard", owned=False, ownerReferences=owners, labels=labels)
+    await eventually("the workload is recorded", recorded)
+    await sidecar.release()
+    await asyncio.to_thread(env.delete_pod, first["metadata"]["name"])
+    others = owned_by("Rollout", "other")
+    second = await asyncio.to_thread(partial(env.pod, "shard-0", owned=False, ownerReferences=others))
+    connection = await env.dial(session, second)
+    refused = await connection.request(Hello("restore", 1, "0.1.0", "n1"), Refused)
+    assert refused.reason == "AmbiguousAgent" and "StatefulSet/shards ran before" in refused.message
+    assert await eventually("there is an Event", lambda: env.events("AmbiguousAgent"))
+    await asyncio.to_thread(env.delete_pod, second["metadata"]["name"])
+    annotations = {ANNOTATION_MOVED_FROM: "StatefulSet/shards"}
+    _, sidecar = await env.start(session, "shard-0", owned=False, ownerReferences=others, annotations=annotations)
+    await sidecar.release()
 
 
 async def test_a_rollback_restores_an_earlier_checkpoint_and_evicts(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from savepoint.contract.control_protocol import MovedRoot, PolicyTerms
 from savepoint_operator.model.views import NodeState, PodState, PredecessorState
 
 from tests.polling import until
@@ -173,3 +174,29 @@ async def test_the_memory_of_the_sidecar_is_bounded(control: LocalControlSide) -
     for each in (pod.folder / "state").iterdir():
         if each.is_file():
             assert (successor.folder / "state" / each.name).read_bytes() == each.read_bytes()
+
+
+@pytest.mark.timeout(180)
+async def test_a_pod_whose_folder_has_another_path_is_refused_until_the_policy_says_that_it_moved(
+    control: LocalControlSide,
+) -> None:
+    pod = control.pod("a")
+    assert await pod.restore() == 0, pod.log()
+    sidecar = await pod.sidecar()
+    agent = pod.agent()
+    await pod.await_iterations(3)
+    await terminate(pod, agent, sidecar)
+    before = (pod.folder / "state" / "log").read_text()
+
+    renamed = control.pod("b")
+    renamed.root = "moved"
+    assert await renamed.restore() != 0
+    assert "StateLeftBehind" in renamed.log() and "{from: /data, to: /moved}" in renamed.log()
+    assert list((renamed.folder / "state").iterdir()) == []
+
+    successor = control.pod("c", policy=PolicyTerms(moved=(MovedRoot("data", "moved"),)))
+    successor.root = "moved"
+    assert await successor.restore() == 0, successor.log()
+    assert (successor.folder / "state" / "log").read_text() == before
+    outcomes = [each.outcome for each in control.recorder.calls_of("restore_ended")]
+    assert outcomes == ["Fresh", "StateLeftBehind", "Restored"]

@@ -89,6 +89,7 @@ class LocalPod:
 
     def __init__(self, control: LocalControlSide, uid: str, folder: Path) -> None:
         self.control, self.uid, self.folder = control, uid, folder
+        self.root = "data"
         self.processes: list[subprocess.Popen[bytes]] = []
         for name in ("state", "stage", "socket"):
             (self.folder / name).mkdir(parents=True)
@@ -96,7 +97,8 @@ class LocalPod:
         (self.folder / "agent.py").write_text(AGENT_PROGRAM)
 
     def environment(self) -> dict[str, str]:
-        roots = [{"name": "data", "mountPath": "/data", "path": str(self.folder / "state"), "persistent": False}]
+        path = str(self.folder / "state")
+        roots = [{"name": self.root, "mountPath": f"/{self.root}", "path": path, "persistent": False}]
         return {
             **{key: value for key, value in os.environ.items() if not key.startswith(("SAVEPOINT_", "KUBERNETES_"))},
             "SAVEPOINT_CONTROL_URL": self.control.url,

@@ -60,12 +60,15 @@ def root_of(pod: Pod, owners: Iterable[Workload]) -> tuple[str, str]:
 
 
 def workload_of(pod: Pod, owners: Iterable[Workload]) -> str:
-    """Return the pod's topmost known owner as "Kind/name"; empty for a pod without an owner.
+    """Return the pod's topmost known owner as "Kind/name"; empty if it has none, or if that cannot be told.
 
-    Each run of a Job has a Job of its own, so its name does not count.
+    Each run of a Job has a Job of its own, so its name does not count. A ReplicaSet that does not exist any more does
+    not tell its Deployment.
     """
-    top = pod.owner
-    for owner in owners:
+    top, known = pod.owner, list(owners)
+    if top is not None and top.kind == "ReplicaSet" and not known:
+        return ""
+    for owner in known:
         if top is not None and owner.meta.uid == top.uid and owner.owner is not None:
             top = owner.owner
     if top is None:
@@ -80,8 +83,8 @@ def refuse_workload(agent: AgentRef, pod: Pod, workload: str, known: str) -> Ref
     return Refusal(
         Reason.AMBIGUOUS_AGENT,
         f"Pod {pod.meta.name} of {workload} claims to be agent {agent.name} in namespace {agent.namespace}, which "
-        f"{known} ran before. If they are two agents, change label {LABEL_AGENT} of one of them. If the agent moved, add "
-        f"annotation {ANNOTATION_MOVED_FROM}: {known} to the pod template of {workload}.",
+        f"{known} ran before. If they are two agents, change label {LABEL_AGENT} of one of them. If the agent moved, "
+        f"add annotation {ANNOTATION_MOVED_FROM}: {known} to the pod template of {workload}.",
     )
 
 

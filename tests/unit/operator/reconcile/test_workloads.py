@@ -87,6 +87,15 @@ async def test_an_annotation_moves_the_agent_once(harness: ReconcileHarness) -> 
     assert isinstance(await resolve(harness, deployed(harness, "coder", "third", **annotation)), Refusal)
 
 
+async def test_a_pod_whose_replica_set_is_deleted_is_not_refused(harness: ReconcileHarness) -> None:
+    first = deployed(harness, "coder")
+    await harness.start(first)
+    await ended(harness, first)
+    orphan = harness.pod(ownerReferences=owned("ReplicaSet", "web-8a"))
+    found = await resolve(harness, orphan)
+    assert isinstance(found, Incarnation) and found.workload == ""
+
+
 async def test_each_run_of_a_job_may_have_another_name(harness: ReconcileHarness) -> None:
     for name in ("nightly-1", "nightly-2"):
         harness.cluster.put(JOBS, name, NAMESPACE, metadata={"uid": f"Job-{name}"}, spec={"parallelism": 1})
