@@ -53,11 +53,11 @@ def _print_agent(view: StoreView, agent: Agent) -> None:
 
 def _row(repository: Repository, record: CommitRecord) -> tuple[str, ...]:
     local_time = time_of(record.time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    size = uploaded = shrank = ""
+    size = uploaded = marks = ""
     if record.kind == "checkpoint" and record.manifest is not None:
         try:
             manifest = repository.read_manifest(record.manifest.name, record.manifest.size)
-            shrank = _shrank(manifest)
+            marks = f"{_shrank(manifest)}  {_inexact(manifest)}".strip()
             size, uploaded = human_size(manifest.size.logical), human_size(manifest.size.uploaded)
         except ObjectMissing:
             size = "collected"
@@ -72,7 +72,7 @@ def _row(repository: Repository, record: CommitRecord) -> tuple[str, ...]:
         record.name or "-",
         record.trigger or "-",
         size or "-",
-        f"{uploaded or '-'}  {shrank}".rstrip(),
+        f"{uploaded or '-'}  {marks}".rstrip(),
     )
 
 
@@ -80,3 +80,9 @@ def _shrank(manifest: Manifest) -> str:
     """Return a mark if this checkpoint itself lost state; those after it only remember the loss."""
     parent = manifest.parent.sequence if manifest.parent else 0
     return Reason.STATE_SHRANK if any(each.sequence == parent for each in manifest.shrinkages) else ""
+
+
+def _inexact(manifest: Manifest) -> str:
+    """Return a mark if files are left out, or changed while they were captured; ``savepoint verify`` names them."""
+    report = manifest.capture
+    return Reason.STATE_INEXACT if report is not None and not report.is_exact else ""

@@ -2,6 +2,7 @@
 
 import sys
 
+from savepoint.contract.capture_report import CaptureReport
 from savepoint.errors import IntegrityError, ObjectMissing
 from savepoint.repository.format.commit import CommitRecord
 from savepoint.repository.read.reader import CheckpointReader
@@ -69,4 +70,17 @@ def _checkpoint_intact(repository: Repository, record: CommitRecord, *, may_be_c
         count = len(manifest.components)
         components = "1 component" if count == 1 else f"{count} components"
         print(f"{name}: {human_size(manifest.size.logical)} in {components}, all readable")
+    if manifest.capture is not None:
+        _print_inexact(name, manifest.capture)
     return not problems
+
+
+def _print_inexact(name: str, report: CaptureReport) -> None:
+    """Print what the checkpoint does not hold, or not as of one moment. That is no damage."""
+    for each in report.left_out:
+        print(f"{name}: left out: {each.path}: {each.reason}")
+    for path in report.unstable:
+        print(f"{name}: changed while it was captured: {path}")
+    more = report.left_out_count + report.unstable_count - len(report.left_out) - len(report.unstable)
+    if more:
+        print(f"{name}: and {more} more that are left out or changed while they were captured")

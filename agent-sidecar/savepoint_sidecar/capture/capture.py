@@ -9,7 +9,9 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from savepoint.contract.vocabulary import ComponentKind
+from savepoint.contract.capture_report import CaptureReport, capture_report
+from savepoint.contract.control_protocol import PolicyTerms
+from savepoint.contract.vocabulary import ChangeDetection, ComponentKind
 from savepoint.errors import RunAsUserRequired, StateUnstable
 from savepoint.repository.format.content import Content
 from savepoint.repository.write.source import FileSource
@@ -55,6 +57,8 @@ class Capture:
         self.ignored_patterns: tuple[str, ...] = ()
         """The exclude patterns that are ignored because they cannot be evaluated, each with the reason."""
         self.exclude(exclude)
+        self.trusts_stat = False
+        """True if the policy wants an equal stat to count as equal content in every root."""
         self.clock_ns, self.check = clock_ns, check
         self.on_planned: Callable[[int], None] = ignore_planned
         """Called with a number of bytes as soon as it is known that they will be read."""
@@ -72,6 +76,11 @@ class Capture:
             if text not in before:
                 log.warning("%s; the files it means are captured", text)
 
+    def apply(self, policy: PolicyTerms) -> None:
+        """Follow the policy in force, in all later captures."""
+        self.exclude(policy.exclude)
+        self.trusts_stat = policy.change_detection == ChangeDetection.STAT
+
     def excluded(self, root: Root) -> Excluded:
         """Return the exclude patterns of this root."""
         return self._excluded[root.name]
@@ -83,11 +92,24 @@ class Capture:
 
     def detector(self, root: Root) -> ChangeDetector:
         """Return how changes of files are noticed in this root; its file system is probed once."""
+        found = self._probed(root)
+        return found.trusting_stat() if self.trusts_stat else found
+
+    def report(self, drafts: Sequence[Draft]) -> CaptureReport | None:
+        """Return in which way these drafts differ from the state at one moment; None if there are no roots."""
+        if not self.roots:
+            return None
+        missing = {path: reason for draft in drafts for path, reason in draft.missing_paths().items()}
+        unstable = [path for draft in drafts for path in draft.unstable_paths()]
+        return capture_report([self.detector(root).report(root) for root in self.roots], unstable, missing)
+
+    def _probed(self, root: Root) -> ChangeDetector:
         found = self._detectors.get(root.name)
         if found is None:
             found = self._detectors[root.name] = probe(root)
-            level = logging.INFO if found.by_stat else logging.WARNING  # reading everything takes time
-            log.log(level, "changes of files in %s are noticed by their %s", root.mount_path, found)
+            shown = found.trusting_stat() if self.trusts_stat else found
+            level = logging.INFO if found.by_stat else logging.WARNING  # it takes time, or a risk
+            log.log(level, "changes of files in %s are noticed by their %s", root.mount_path, shown)
         return found
 
     def file_bytes(self) -> int:
@@ -157,6 +179,8 @@ class Capture:
 
         ``before`` is what a pre-copy by the same writer has already stored.
         """
+        for draft in before:  # a pre-copy reads databases as plain files, which proves nothing about transactions
+            draft.table.keep_only({node.path for node in draft.walk.nodes} - self._databases[draft.root.name])
         precopied = self.tables | {draft.root.name: draft.table for draft in before}
         drafts = []
         for root in self.roots:
@@ -191,6 +215,13 @@ class Capture:
             draft.walk.unsettled = after.unsettled or draft.walk.unsettled
             draft.doubts += doubts(draft, movement(draft.walk, after), "after the agent had ended")
 
+    def note_moved(self, drafts: Sequence[Draft]) -> None:
+        """Note the paths that moved while the drafts were read from a running agent."""
+        for draft in drafts:
+            after = self._walk(draft.root)
+            draft.walk.unsettled = after.unsettled or draft.walk.unsettled
+            draft.unstable |= movement(draft.walk, after).paths
+
     def store(self, writer: CheckpointWriter, drafts: list[Draft], spool: Spool | None) -> None:
         """Store what the final pass copied, after the pause, then add every root's tree to the checkpoint."""
         for draft in drafts:
@@ -211,7 +242,8 @@ class Capture:
     def warnings(self, draft: Draft) -> list[str]:
         """Return what is not, or not exactly, in the checkpoint as it is in the root."""
         clamped = time_warning(draft)
-        return [*draft.walk.skipped, *draft.left_out(), *draft.doubts, *draft.warnings, *([clamped] if clamped else [])]
+        skipped = draft.walk.skipped.values()
+        return [*skipped, *draft.left_out(), *draft.doubts, *draft.warnings, *([clamped] if clamped else [])]
 
     def committed(self, drafts: list[Draft]) -> None:
         """Make the drafts the last committed checkpoint, with which later captures are compared."""
@@ -246,7 +278,7 @@ class Capture:
             return (
                 content is not None
                 and known.matches(node.path, node.signature)
-                and equals_content(files, node, content)
+                and equals_content(files, node, content, has_holes=self.detector(files.root).shows_holes)
             )
 
         return [node for node in nodes if not is_unchanged(node)]
@@ -256,10 +288,9 @@ class Capture:
         detector = self.detector(draft.root)
         try:
             with files.open(node) as handle:
-                detector.write_back(handle.descriptor)
-                before = signature_of(os.fstat(handle.descriptor))
-                content = writer.store_file(handle.descriptor, before.size, has_holes=detector.by_stat)
                 read_at = self.clock_ns()
+                before = detector.begin_reading(handle.descriptor)
+                content = writer.store_file(handle.descriptor, before.size, has_holes=detector.shows_holes)
                 self._note_database(draft.root, node.path, handle.descriptor)
                 after = signature_of(os.fstat(handle.descriptor))
         except FileNotFoundError:
@@ -284,14 +315,14 @@ class Capture:
         for _ in range(READ_ATTEMPTS):
             try:
                 with files.open(node) as handle:
-                    detector.write_back(handle.descriptor)
-                    before = signature_of(os.fstat(handle.descriptor))
-                    where = spool.append(handle.descriptor, before.size, self.check, has_holes=detector.by_stat)
+                    read_at = self.clock_ns()
+                    before = detector.begin_reading(handle.descriptor)
+                    where = spool.append(handle.descriptor, before.size, self.check, has_holes=detector.shows_holes)
                     self._note_database(files.root, node.path, handle.descriptor)
                     after = os.fstat(handle.descriptor)
                     if where.length < before.size:
                         continue
-                    copied = SpooledFile(where, before, detector.is_racy(before, self.clock_ns()))
+                    copied = SpooledFile(where, before, detector.is_racy(before, read_at))
                     if signature_of(after) == before:
                         return copied
                     if has_only_grown(handle.descriptor, after, copied, spool):
@@ -331,6 +362,7 @@ class Capture:
                     draft.links[node.path] = files.read_link(node.path)
                 except OSError:
                     gone.append(draft.shown(node.path))
+                    draft.vanished.append(node.path)
         if gone:
             draft.doubts.append(f"{len(gone)} symbolic links vanished while they were read: {shown(gone)}")
 

@@ -13,17 +13,20 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, cast
 
+from savepoint.contract.capture_report import RootReport, printable
 from savepoint.contract.names import MARKER_DIRECTORY
+from savepoint.contract.vocabulary import ChangeDetection
 
 from savepoint_sidecar.capture.file_table import RACY_NS, is_racy
 from savepoint_sidecar.files.listing import Signature
 from savepoint_sidecar.files.roots import Root
+from savepoint_sidecar.files.walk import signature_of
 
 BLOCK_FILE_SYSTEMS: Final = {
     0xEF53: "ext4",
@@ -49,6 +52,7 @@ OTHER_FILE_SYSTEMS: Final = {
 COARSE_NS: Final = 100_000_000
 """Stamps that advance in larger steps say too little to be trusted."""
 _SECOND_NS: Final = 1_000_000_000
+_UNKNOWN_GRANULARITY_NS: Final = 2 * _SECOND_NS  # that of FAT, the coarsest
 _STEP_SECONDS: Final = 0.001
 _STEPS: Final = 60
 _PAGE_BYTES: Final = 4096
@@ -65,25 +69,64 @@ class ChangeDetector:
     granularity_ns: int = 0
     """Step in which time stamps advance, as seen by the probe."""
     reason: str = ""
-    """The reason why contents are compared."""
+    """The reason why contents are compared, or would be if the policy did not trust the stat."""
+    by_policy: bool = False
+    """True if the stat counts only because the policy says so."""
+
+    def trusting_stat(self) -> "ChangeDetector":
+        """Return the detector of a policy that trusts the stat in every file system."""
+        return self if self.by_stat else replace(self, by_stat=True, by_policy=True)
+
+    def report(self, root: Root) -> RootReport:
+        """Return what status shows of this detector."""
+        return RootReport(
+            printable(root.mount_path),
+            ChangeDetection.STAT if self.by_stat else ChangeDetection.CONTENTS,
+            self.file_system,
+            self.granularity_ns or None,
+            printable(self._reason()),
+        )
+
+    def _reason(self) -> str:
+        return f"the policy trusts the stat ({self.reason})" if self.by_policy else self.reason
+
+    @property
+    def shows_holes(self) -> bool:
+        """True if the file system is known to say reliably where a file has no data, which then is not read."""
+        return (self.by_stat and not self.by_policy) or self.file_system == "tmpfs"
 
     @property
     def racy_ns(self) -> int:
         """Time after a change within which another change may leave the same stat."""
-        return max(RACY_NS, 2 * self.granularity_ns)
+        granularity = self.granularity_ns or (_UNKNOWN_GRANULARITY_NS if self.by_policy else 0)
+        return max(RACY_NS, 2 * granularity)
 
     def write_back(self, descriptor: int) -> None:
         """Write an open file's changed pages to its device: the next write to a mapped page then moves its stamps."""
         if self.by_stat:
             _write_back(descriptor, self.file_system)
 
+    def begin_reading(self, descriptor: int) -> Signature:
+        """Prepare to read an open file; return its signature, which any write that begins from now on moves.
+
+        A write that has begun has moved the stamps already, and may put its last bytes in place much later. Asking
+        for data takes the lock that a write holds, so that such a write is over before the first byte is read.
+        """
+        self.write_back(descriptor)
+        before = signature_of(os.fstat(descriptor))
+        with suppress(OSError):
+            os.lseek(descriptor, 0, os.SEEK_DATA)
+        return before
+
     def is_racy(self, signature: Signature, read_at_ns: int) -> bool:
-        """Return whether a file read completely at this time could change afterwards and keep its signature."""
+        """Return whether a file read from this time on could change afterwards and keep its signature."""
         return is_racy(signature, read_at_ns, self.racy_ns)
 
     def __str__(self) -> str:
         if not self.by_stat:
             return f"contents, which are read at every checkpoint ({self.file_system}: {self.reason})"
+        if self.by_policy:
+            return f"stat ({self.file_system}: {self._reason()})"
         return f"stat ({self.file_system}, time stamps in steps of {self.granularity_ns / 1e6:.3g} ms)"
 
 

@@ -149,6 +149,7 @@ class DatabaseReader:
         copies = {node.path: copied.path, **logs}
         self._put_with_logs(node, {path: self._store(copy) for path, copy in copies.items()}, racy=racy)
         if not copied.needs_others:
+            self._draft.unstable.add(node.path)
             self._draft.warnings.append(
                 f"database {node.path!r} was copied as a plain file, with its logs: SQLite could not read it"
             )
@@ -184,6 +185,7 @@ class DatabaseReader:
         outcome = "is stored as the last checkpoint has it" if complete else "is left out"
         self._draft.warnings.append(f"{problem.reason}: database {node.path!r} {outcome}: {problem}")
         if not complete:
+            self._draft.missing[node.path] = f"{problem.reason}: {problem}"
             return (node.path, *self.companions(node.path))
         for path, content in usable.items():
             assert content is not None
@@ -225,6 +227,7 @@ class DatabaseReader:
             if log in self._signatures and database.log_identity_of(suffix, self._head(log)):
                 return True
         if database.is_database(head):
+            self._draft.unstable.add(path)
             self._draft.warnings.append(f"database {path!r} was copied as a plain file: SQLite could not read it")
         return False
 

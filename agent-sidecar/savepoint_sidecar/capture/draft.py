@@ -44,6 +44,10 @@ class Draft:
     """Times to store for files whose stored content is not the file's, so that nothing takes one for the other."""
     vanished: list[str] = field(default_factory=list)
     """Files that were removed after the walk, before they could be read."""
+    unstable: set[str] = field(default_factory=set)
+    """Paths that were seen to change while they were captured."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Databases that are left out, by path, each with the reason."""
     warnings: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     """Reasons why the captured files may not be of one moment. With any, the checkpoint is Fuzzy."""
@@ -54,7 +58,8 @@ class Draft:
     def is_exact(self) -> bool:
         """True if the draft holds the whole root as it was at one moment."""
         inexact = (
-            self.doubts, self.warnings, self.vanished, self.unreadable, self.walk.unreadable, self.walk.unsettled
+            self.doubts, self.warnings, self.vanished, self.unreadable, self.walk.unreadable, self.walk.unsettled,
+            self.walk.impossible,
         )  # fmt: skip
         return not any(inexact)
 
@@ -72,6 +77,7 @@ class Draft:
         found = [f"left out, with everything in it: {error}" for _, error in sorted(self.walk.unreadable.items())] + [
             f"left out: {error}" for _, error in sorted(self.unreadable.items())
         ]
+        found += [f"left out, with everything in it: {each}" for each in self.walk.impossible.values()]
         if self.walk.unsettled:
             folders = [self.shown(each) for each in self.walk.unsettled]
             found.append(
@@ -84,6 +90,17 @@ class Draft:
                 f"{shown([self.shown(each) for each in self.vanished])}"
             )
         return found
+
+    def unstable_paths(self) -> list[str]:
+        """Return the paths, as the agent sees them, whose content may be of another moment than the rest."""
+        return [self.shown(path) for path in {*self.unstable, *self.walk.unsettled}]
+
+    def missing_paths(self) -> dict[str, str]:
+        """Return everything that is left out without having been excluded: reasons by path, as the agent sees it."""
+        found = {**self.walk.skipped, **self.walk.impossible, **self.missing}
+        found |= dict.fromkeys(self.vanished, "it was removed while the checkpoint was taken")
+        found |= {path: str(error) for path, error in {**self.walk.unreadable, **self.unreadable}.items()}
+        return {self.shown(path): reason for path, reason in found.items()}
 
     def shown(self, path: str) -> str:
         """Return a path as the agent sees it."""

@@ -128,7 +128,7 @@ class Contents:
 
 
 def is_racy(signature: Signature, read_at_ns: int, window_ns: int = RACY_NS) -> bool:
-    """Return whether a file read completely at this time could change afterwards and keep its signature.
+    """Return whether a file read from this time on could change afterwards and keep its signature.
 
     ``window_ns`` is the time within which two changes may leave the same time stamp.
     """

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from savepoint.errors import RunAsUserRequired
+from savepoint.repository.format.content import Content
 from savepoint.repository.write.writer import CheckpointWriter
 
 from savepoint_sidecar.capture.change_detector import ChangeDetector
@@ -53,6 +54,7 @@ class FuzzyReader:
         )
         self._known = known
         self._contents = self._known.contents()
+        self._previous, self._previous_contents = previous, previous.contents()
 
     def read(self, node: FileNode) -> tuple[str, ...]:
         """Store the file; return the paths that must be left out of the checkpoint after all."""
@@ -98,18 +100,37 @@ class FuzzyReader:
     def _read_file(self, node: FileNode) -> None:
         for _ in range(READ_ATTEMPTS):
             with self._files.open(node) as handle:
-                self._detector.write_back(handle.descriptor)
-                before = signature_of(os.fstat(handle.descriptor))
-                content = self._writer.store_file(handle.descriptor, before.size, has_holes=self._detector.by_stat)
                 read_at = self._clock_ns()
+                before = self._detector.begin_reading(handle.descriptor)
+                content = self._store(handle.descriptor, before.size)
                 after = signature_of(os.fstat(handle.descriptor))
-            if after == before and content.size == before.size:
-                self._draft.table.put(node.path, before, content, racy=self._detector.is_racy(before, read_at))
+                racy = self._detector.is_racy(before, read_at)
+                has_grown = after.size > before.size == content.size
+                is_stable = has_grown or (after == before and content.size == before.size)
+                if is_stable and (has_grown or racy or not self._detector.by_stat):  # stamps do not prove it
+                    is_stable = self._is_as_before(node.path, content) or self._reads_again(handle.descriptor, content)
+            if is_stable:
+                # one that grows, as logs do, is captured up to the size that was seen
+                self._draft.table.put(node.path, before, content, racy=racy or has_grown)
                 return
-            if after.size > before.size == content.size:
-                break  # it grows, as logs do: it is captured up to the size that was seen
-        else:
-            self._draft.warnings.append(
-                f"{self._draft.shown(node.path)} changed each time it was read; it is stored as it was read last"
-            )
+        self._draft.unstable.add(node.path)
+        self._draft.warnings.append(
+            f"{self._draft.shown(node.path)} changed each time it was read; it is stored as it was read last"
+        )
         self._draft.table.put(node.path, before, content, racy=True)
+
+    def _is_as_before(self, path: str, content: Content) -> bool:
+        """Return whether the last checkpoint has this content too, so that nothing changed while it was read now."""
+        return path in self._previous and _equal(self._previous_contents.find(path), content)
+
+    def _reads_again(self, descriptor: int, content: Content) -> bool:
+        """Return whether the file is read the same again, so that it was like this between the two times."""
+        self._detector.begin_reading(descriptor)
+        return _equal(self._store(descriptor, content.size), content)
+
+    def _store(self, descriptor: int, size: int) -> Content:
+        return self._writer.store_file(descriptor, size, has_holes=self._detector.shows_holes)
+
+
+def _equal(one: Content | None, other: Content) -> bool:
+    return one is not None and one.size == other.size and list(one.chunk_ids()) == list(other.chunk_ids())

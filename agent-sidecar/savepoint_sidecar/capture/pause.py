@@ -21,6 +21,11 @@ class Movement(NamedTuple):
     appeared: frozenset[str]
     changed: frozenset[str]
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """Everything that differs."""
+        return self.vanished | self.appeared | self.changed
+
 
 def movement(before: Walk, after: Walk) -> Movement:
     """Return what differs between two walks of a root."""
@@ -36,10 +41,11 @@ def movement(before: Walk, after: Walk) -> Movement:
 
 
 def doubts(draft: Draft, moved: Movement, when: str) -> list[str]:
-    """Return why the checkpoint is not of one moment, if anything moved."""
+    """Return why the checkpoint is not of one moment, if anything moved, and note the paths in the draft."""
     if not any(moved):
         return []
-    paths = [draft.shown(path) for path in moved.vanished | moved.appeared | moved.changed]
+    draft.unstable |= moved.paths
+    paths = [draft.shown(path) for path in moved.paths]
     return [
         f"another process changed {len(moved.changed)}, added {len(moved.appeared)} and removed {len(moved.vanished)} "
         f"files {when}; stop it before each safe point, or exclude its files: {shown(paths)}"

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Final
 
 from savepoint.errors import RunAsUserRequired
-from savepoint.repository.format.tree import path_bytes, path_problem
+from savepoint.repository.format.tree import MAX_FILE_BYTES, path_bytes, path_problem
 
 from savepoint_sidecar.files.exclude import Excluded
 from savepoint_sidecar.files.listing import FileNode, FolderLister, Signature, open_below, unreadable
@@ -26,6 +26,9 @@ WALK_ATTEMPTS: Final = 8
 WALK_NS: Final = 2_000_000_000
 """No further attempt begins after this time."""
 
+_SURELY_SHORT: Final = 1024
+"""Characters of a path that need not be checked if they are ASCII."""
+_SHOWN_CHARACTERS: Final = 200
 _PATH = attrgetter("path")
 _TYPE_BITS = 0o170000
 _SUPPORTED_TYPES = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK})
@@ -37,8 +40,10 @@ class Walk:
 
     root: Root
     nodes: list[FileNode] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    """Entries that no checkpoint can hold, each with the reason, for the log."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Sockets, pipes and devices, which no checkpoint can hold: a text with the reason, by path."""
+    impossible: dict[str, str] = field(default_factory=dict)
+    """Files, folders and links beyond a limit of the format: a text with the reason, by path. They are left out."""
     unreadable: dict[str, RunAsUserRequired] = field(default_factory=dict)
     """Folders that this process may not read, by path. They are left out with everything in them."""
     unsettled: tuple[str, ...] = ()
@@ -107,11 +112,13 @@ def _assemble(found: Walk, lister: FolderLister, excluded: Excluded) -> None:
             path, kind = node.path, node.mode & _TYPE_BITS
             if excluded(path):
                 continue
-            if kind not in _SUPPORTED_TYPES or len(path) > 1024 or not path.isascii():
-                reason = _unsupported_type(kind) or path_problem(path)
-                if reason:
-                    found.skipped.append(f"{path!r} {reason}")
-                    continue
+            if kind not in _SUPPORTED_TYPES:
+                found.skipped[path] = f"{path!r} {_unsupported_type(kind)}"
+                continue
+            problem = _limit_problem(node, kind)
+            if problem:
+                found.impossible[path] = f"{_shortened(path)} {problem}"
+                continue
             if kind == stat.S_IFDIR and paths.get(inner[listed.path]) != path:
                 if path in lister.unreadable:
                     found.unreadable[path] = lister.unreadable[path]
@@ -121,9 +128,22 @@ def _assemble(found: Walk, lister: FolderLister, excluded: Excluded) -> None:
     found.nodes.sort(key=_PATH if all_ascii else _path_bytes)
 
 
+def _limit_problem(node: FileNode, kind: int) -> str:
+    """Return why the format cannot hold the entry; empty if it can."""
+    if kind == stat.S_IFREG and node.signature.size > MAX_FILE_BYTES:
+        return f"is larger than {MAX_FILE_BYTES >> 40} TiB, the most that a checkpoint can hold of one file"
+    return path_problem(node.path) if len(node.path) > _SURELY_SHORT or not node.path.isascii() else ""
+
+
+def _shortened(path: str) -> str:
+    """Return a path for a message: of a very long one its beginning and its end."""
+    if len(path) <= _SHOWN_CHARACTERS:
+        return repr(path)
+    half = _SHOWN_CHARACTERS // 2
+    return f"{path[:half]!r}…{path[-half:]!r}"
+
+
 def _unsupported_type(kind: int) -> str:
-    if kind in _SUPPORTED_TYPES:
-        return ""
     kinds = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "named pipe", stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
     return f"is a {kinds.get(kind, 'special file')}, which a checkpoint cannot hold"
 

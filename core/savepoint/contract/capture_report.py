@@ -1,4 +1,4 @@
-"""What a capture of files found out: how changes are noticed, what may not be of one moment, what is left out. Pure."""
+"""The report of a capture of files: how changes are noticed, what may not be of one moment, what is left out. Pure."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ ROOTS_MAX: Final = 96
 TEXT_MAX: Final = 256
 """Characters of a path or reason; a longer one is cut."""
 _CONTROL: Final = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
-"""What no reader shows. Which other characters are printable depends on the version of Unicode."""
+"""Characters that are never shown. Which other characters are printable depends on the version of Unicode."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,7 @@ class CaptureReport:
         return not self.unstable_count and not self.left_out_count
 
 
-def capture_report(
-    roots: Iterable[RootReport], unstable: Iterable[str], left_out: Mapping[str, str]
-) -> CaptureReport:
+def capture_report(roots: Iterable[RootReport], unstable: Iterable[str], left_out: Mapping[str, str]) -> CaptureReport:
     """Return the report. ``left_out`` holds reasons by path; paths are as the agent sees them."""
     moved = sorted(set(unstable) - left_out.keys())
     missing = sorted(left_out)

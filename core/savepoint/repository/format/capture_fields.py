@@ -1,4 +1,4 @@
-"""A manifest's field ``capture``: what the capture of files found out. It converts only."""
+"""A manifest's field ``capture``: the report of the capture of files. It converts only."""
 
 from typing import Any
 

@@ -111,7 +111,7 @@ class Manifest:
     shrinkages: tuple[Shrinkage, ...] = ()
     """Losses of state, in this checkpoint or before, that no checkpoint has made up for."""
     capture: CaptureReport | None = None
-    """What the capture of files found out; None if there are no files, or if the writer did not say."""
+    """The report of the capture of files; None if there are no files, or if the writer did not say."""
 
     @property
     def content_digest(self) -> str:

@@ -15,7 +15,7 @@ from savepoint_operator.reconcile.agent_record import AgentRecord, AttemptRecord
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
 from savepoint_operator.reconcile.dependencies import StepDependencies
 from savepoint_operator.reconcile.recorder import QueueingRecorder
-from savepoint_operator.rules.status import checkpoint_status
+from savepoint_operator.rules.status import capture_status, checkpoint_status
 from savepoint_operator.rules.status.conditions import Condition
 from savepoint_operator.rules.status.texts import ago
 
@@ -73,6 +73,8 @@ class AttemptStatus:
         await self._objects.write_status(item, {**self._start(agent_record, attempt, item), **patch}, condition)
         if attempt.result is not None and not attempt.unchanged:
             await self._report_failure(agent_record, attempt, item)
+        if attempt.commit_record is not None:
+            await self._report_inexact(agent_record, attempt, item, patch)
         if agent_record.attempts.get(attempt.id) is attempt and (attempt.commit_record, attempt.result) == written:
             del agent_record.attempts[attempt.id]
         return None
@@ -126,6 +128,20 @@ class AttemptStatus:
         if name:
             pod = EventTarget(PODS, agent_record.agent.namespace, name, uid)
             await self._events.warning(pod, Reason.CHECKPOINT_FAILED, f"{item.meta.name}: {text}")
+
+    async def _report_inexact(
+        self, agent_record: AgentRecord, attempt: AttemptRecord, item: CheckpointObject, patch: checkpoint_status.Patch
+    ) -> None:
+        """Write Events about files that are left out or unstable, unless the checkpoint before had them too."""
+        parent = self._cache.checkpoints.get(ObjectKey(agent_record.agent.namespace, attempt.parent))
+        text = capture_status.news(patch, parent.status if parent is not None else {})
+        if not text:
+            return
+        await self._events.warning(EventTarget.of(CHECKPOINTS, item.meta), Reason.STATE_INEXACT, text)
+        name, uid, _ = attempt.pod
+        if name:
+            pod = EventTarget(PODS, agent_record.agent.namespace, name, uid)
+            await self._events.warning(pod, Reason.STATE_INEXACT, f"{item.meta.name}: {text}")
 
     def last_good(self, agent_record: AgentRecord) -> str:
         """Return the sentence, with a leading space, that names the checkpoint to fall back to."""

@@ -1,4 +1,4 @@
-"""What the capture of files found out, as fields of an AgentCheckpoint's status and as the text of an Event. Pure."""
+"""The report of the capture of files, as fields of an AgentCheckpoint's status and as the text of an Event. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
