@@ -97,6 +97,37 @@ def test_an_older_checkpoint_is_started_from_and_nothing_is_deleted(laptop: Lapt
     assert str(aside) in result.stderr and "note" in result.stderr and f"from {names[-3]}" in result.stderr
 
 
+def test_files_stay_when_the_agent_is_run_again_after_a_crash(laptop: Laptop) -> None:
+    assert laptop.agent(kill_at=4).returncode == 137
+    (laptop.state / "note").write_text("the user's own")
+    (laptop.state / "step-0").write_text("changed by the user")
+    result = laptop.agent()
+    assert result.returncode == 0, result.stderr
+    assert (laptop.state / "note").read_text() == "the user's own" and (laptop.state / "after").exists()
+    assert (laptop.state / "step-0").read_text() == "changed by the user"
+    assert list((laptop.state / ".savepoint").glob("replaced-*")) == []
+
+
+def test_files_go_back_at_a_restart_if_the_user_says_so(laptop: Laptop) -> None:
+    assert laptop.agent(kill_at=4).returncode == 137
+    (laptop.state / "note").write_text("the user's own")
+    result = laptop.agent("--on-restart", "restore")
+    assert result.returncode == 0, result.stderr
+    assert not (laptop.state / "note").exists() and not (laptop.state / "after").exists()
+    (aside,) = (laptop.state / ".savepoint").glob("replaced-*")
+    assert {"note", "after"} <= {path.name for path in aside.iterdir()} and str(aside) in result.stderr
+
+
+def test_a_rollback_leaves_a_store_in_the_state_folder_where_it_is(laptop: Laptop) -> None:
+    laptop.store = laptop.state / "deep" / "store"
+    assert laptop.agent(kill_at=4).returncode == 137
+    names = laptop.checkpoints()
+    result = laptop.agent("--from", names[-3])
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["end"] == [0, 1, 2, 3, 4, 5]
+    assert set(names) <= set(laptop.checkpoints())
+
+
 def test_steps_after_the_chosen_checkpoint_run_again_even_if_the_run_is_killed(laptop: Laptop) -> None:
     assert laptop.agent(kill_at=4).returncode == 137
     chosen = laptop.checkpoints()[-3]
