@@ -1,4 +1,4 @@
-"""An agent whose uid stands only in its image, protected by the README's own patch, goes on under that uid."""
+"""An agent whose uid stands only in its image, protected by the README's own patch, continues under that uid."""
 
 import re
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def test_the_readmes_patch_keeps_an_agent_whose_uid_only_its_image_knows(namespa
     assert owners == [], "every file belongs to the agent again"
     turns = namespace("exec", name, "-c", "agent", "--", "wc", "-l", "/workspace/project/agent.log").split()[0]
     until(
-        "the agent goes on writing",
+        "the agent continues to write",
         lambda: (
             int(namespace("exec", name, "-c", "agent", "--", "wc", "-l", "/workspace/project/agent.log").split()[0])
             > int(turns)

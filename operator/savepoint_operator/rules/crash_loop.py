@@ -29,7 +29,7 @@ class Crashes:
     """The restarts of a pod's containers since its state was restored."""
 
     restarts: int = 0
-    """Of the container that was restarted most."""
+    """Number of restarts of the container that was restarted most."""
     loop: CrashLoop | None = None
     message: str = ""
     """The loop and its remedy; empty if there is none."""

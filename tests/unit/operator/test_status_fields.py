@@ -22,7 +22,11 @@ WRITERS: Final = {
     "AgentCheckpointPolicy": ("reconcile/policies.py",),
     "AgentCheckpointStore": ("reconcile/stores.py",),
     "AgentRestore": ("rules/status/restore_status.py", "reconcile/agent/restores.py", "reconcile/rollbacks.py"),
-    "ProtectedAgent": ("reconcile/agent/protected_agent.py", "reconcile/checkpoint_objects.py"),
+    "ProtectedAgent": (
+        "reconcile/agent/protected_agent.py",
+        "reconcile/checkpoint_objects.py",
+        "rules/crash_loop.py",
+    ),
 }
 KINDS: Final[dict[str, dict[str, Any]]] = {
     raw["spec"]["names"]["kind"]: raw["spec"]["versions"][0]

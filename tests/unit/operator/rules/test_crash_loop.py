@@ -1,4 +1,4 @@
-"""A container that keeps crashing after a restore is told from one that crashed once, or has stayed up since."""
+"""A container that keeps crashing after a restore is not one that crashed once, or has stayed up since."""
 
 from datetime import UTC, datetime, timedelta
 
