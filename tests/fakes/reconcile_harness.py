@@ -22,6 +22,7 @@ from savepoint.repository.format.keys import MasterKey
 from savepoint.repository.format.manifest import ComponentRecord, Execution, Manifest, Pack, Sizes, component_digest
 from savepoint.repository.history import lineage
 from savepoint.repository.history.chain import Chain
+from savepoint.repository.history.collect import CollectReport
 from savepoint.repository.repository import Repository
 from savepoint.storage.directory import DirectoryStore
 from savepoint_operator.cluster.events import Events
@@ -73,6 +74,7 @@ class ScriptedOrders:
         self.ordered: list[tuple[AgentRef, str, str]] = []
         self.in_flight: dict[AgentRef, str] = {}
         self.collected: list[tuple[AgentRef, frozenset[int]]] = []
+        self.collect_report = CollectReport()
         self.rolled_back: list[tuple[AgentRef, int | None]] = []
         self.store_unavailable = False
 
@@ -108,9 +110,9 @@ class ScriptedOrders:
         await self._harness.leader.recorder.committed(agent, None, ended, store)
         return ended
 
-    async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> int:
+    async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> CollectReport:
         self.collected.append((agent, keep_sequences))
-        return 0
+        return self.collect_report
 
     async def head(self, agent: AgentRef, store: str) -> ChainRecord | None:
         parts = self._harness.leader

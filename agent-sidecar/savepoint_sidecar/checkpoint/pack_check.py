@@ -30,7 +30,7 @@ class PackCheck:
     def run_if_due(self, blobs: BlobReader, parent: Manifest | None, now: float, check: Callable[[], None]) -> None:
         """Look up the parent's packs if the last check is old enough. Blocking.
 
-        A store that gives no answer proves nothing: the check is repeated at the next attempt, and this one goes on.
+        A store that gives no answer proves nothing: the check is repeated at the next attempt, and this one continues.
         ``check`` raises the error that ends the attempt.
         """
         if parent is None or (self._checked_at is not None and now < self._checked_at + self._interval_seconds):

@@ -321,6 +321,11 @@ class Reason(StrEnum):
         "No lifecycle rule of the bucket deletes or archives the store's objects.",
         "AgentCheckpointStore, condition Retained",
     )
+    PACK_LOST = (
+        "PackLost",
+        "The store no longer holds data that checkpoints need.",
+        "Event on the ProtectedAgent and the AgentCheckpoint",
+    )
     OBJECTS_EXPIRE = (
         "ObjectsExpire",
         "A lifecycle rule of the bucket deletes or archives objects that checkpoints need.",

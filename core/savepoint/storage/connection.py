@@ -129,7 +129,7 @@ class Connections:
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = {}
         self._busy: set[http.client.HTTPConnection] = set()
         self.interruptions = 0
-        """How often ``interrupt`` was called."""
+        """Number of calls of ``interrupt``."""
 
     def close(self) -> None:
         """Close idle connections."""

@@ -12,6 +12,7 @@ from savepoint.contract.vocabulary import CheckpointOutcome, CheckpointPhase, Re
 from savepoint.errors import Refused as RefusedError
 from savepoint.errors import SavepointError, StoreUnavailable, Superseded, Unavailable
 from savepoint.repository.format.commit import ChainRecord
+from savepoint.repository.history.collect import CollectReport
 
 from savepoint_operator.control.agent_control_state import AgentControlState, SidecarConnection
 from savepoint_operator.control.rate_limit import ATTEMPTS_PER_SECOND, BURST_ATTEMPTS, RateLimit
@@ -77,7 +78,7 @@ class SessionRegistry:
             raise Unavailable(f"a checkpoint of agent {agent} is being committed; its run is ended afterwards")
         return await self._lineage.end_run(agent, pod_uid, store)
 
-    async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> int:
+    async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> CollectReport:
         """Collect garbage. Raises Refused with code AttemptInFlight during a checkpoint or restore."""
         state = self._state(agent)
         if state.attempt is not None or state.commits or state.restoring:

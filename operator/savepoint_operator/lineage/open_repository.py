@@ -19,7 +19,7 @@ from savepoint.repository.format.keys import AgentKey
 from savepoint.repository.format.object_keys import commit_key, manifest_key
 from savepoint.repository.history import lineage
 from savepoint.repository.history.chain import Chain
-from savepoint.repository.history.collect import collect
+from savepoint.repository.history.collect import CollectReport, collect
 from savepoint.repository.history.restore_point import restore_point
 from savepoint.repository.repository import Repository
 
@@ -165,9 +165,9 @@ class OpenRepository:
                 )
         return lineage.rollback(self.chain, head, manifest, time_text(now), attempt)
 
-    def collect(self, head: ChainRecord, keep: frozenset[int], grace_seconds: float, now: datetime) -> int:
+    def collect(self, head: ChainRecord, keep: frozenset[int], grace_seconds: float, now: datetime) -> CollectReport:
         """Delete objects that neither a kept record nor the head needs, and return the bytes freed."""
-        return collect(self.repository, self.chain, head, keep=keep, grace_seconds=grace_seconds, now=now).bytes
+        return collect(self.repository, self.chain, head, keep=keep, grace_seconds=grace_seconds, now=now)
 
     # -- pending objects: checkpoints left while no operator was reachable ----------------------------------------
 

@@ -14,6 +14,7 @@ from savepoint.contract.control_protocol import CheckpointRef, Offer, Result, Wa
 from savepoint.contract.vocabulary import CheckpointOutcome
 from savepoint.errors import IntegrityError, Superseded, Unavailable
 from savepoint.repository.format.commit import ChainRecord
+from savepoint.repository.history.collect import CollectReport
 from savepoint.repository.history.restore_point import checkpoint_ref
 
 from savepoint_operator.lineage.actor import Actor, Actors
@@ -202,14 +203,17 @@ class LineageService:
 
         return await self._actors.run(agent, work)
 
-    async def collect(self, agent: AgentRef, store: str, keep: frozenset[int]) -> int:
-        """Delete objects that no kept record needs and return the bytes freed. The agent's commits wait meanwhile."""
+    async def collect(self, agent: AgentRef, store: str, keep: frozenset[int]) -> CollectReport:
+        """Delete objects that no kept record needs, and report what was removed and what is lost.
 
-        async def work(actor: Actor) -> int:
+        The agent's commits wait meanwhile.
+        """
+
+        async def work(actor: Actor) -> CollectReport:
             opened = await self._open(actor, agent, store)
             head = await self._head(actor, opened)
             if head is None:
-                return 0
+                return CollectReport()
             return await self._call(opened, opened.collect, head, keep, COLLECT_GRACE_SECONDS, self._now())
 
         return await self._actors.run(agent, work, bounded=False)

@@ -11,6 +11,7 @@ from typing import Protocol
 from savepoint.contract.control_protocol import Offer, Outcome, Progress, RequestCheckpoint, Result, Wait
 from savepoint.repository.format.commit import ChainRecord
 from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.history.collect import CollectReport
 from savepoint.storage import ObjectStore
 
 from .views import (
@@ -220,7 +221,7 @@ class Orders(Protocol):
         """
         ...
 
-    async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> int:
+    async def collect(self, agent: AgentRef, store: str, keep_sequences: frozenset[int]) -> CollectReport:
         """Delete objects that no kept record needs and return the bytes freed.
 
         Raises Refused while a checkpoint or restore is in flight.

@@ -257,7 +257,7 @@ class StoreRegistry:
         log.info("store %s: ready", name)
 
     async def _retained(self, store: ObjectStore) -> Condition | None:
-        """Return whether the store keeps its objects; a store that does not say so can be used all the same."""
+        """Return whether the store keeps its objects; a store that does not report it can still be used."""
         if not isinstance(store, ExpiringStore):
             return None
         try:

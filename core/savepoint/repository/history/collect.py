@@ -4,12 +4,12 @@ The caller ensures that the agent has no checkpoint in flight. A listing only su
 follows from the manifests of the kept records alone.
 """
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from savepoint.errors import IntegrityError, StoreMisconfigured, Superseded
-from savepoint.repository.format.commit import ChainRecord
+from savepoint.repository.format.commit import ChainRecord, CommitRecord
 from savepoint.repository.format.object_keys import manifest_key, pack_key
 from savepoint.repository.history.chain import Chain
 from savepoint.repository.history.lineage import PENDING_PREFIX
@@ -32,6 +32,10 @@ class CollectReport:
     """The size of the packs that kept manifests name."""
     young: int = 0
     """Unneeded objects that were kept: younger than the grace period, or without a modification time."""
+    lost: tuple[str, ...] = ()
+    """A text for each pack that a kept manifest names and that the store does not hold with that size."""
+    affected: tuple[int, ...] = ()
+    """Sequences of the kept records that need a lost pack."""
 
 
 def collect(
@@ -48,8 +52,11 @@ def collect(
         raise Superseded(f"{chain.namespace}/{chain.agent} has a newer record: collect again")
     manifests = _kept_manifests(chain, head, keep)
     packs: dict[str, int] = {}
+    by_manifest: dict[str, frozenset[str]] = {}
     for name, size in manifests.items():
-        packs.update((pack_key(pack.name), pack.size) for pack in repository.read_manifest(name, size).packs)
+        named = {pack_key(pack.name): pack.size for pack in repository.read_manifest(name, size).packs}
+        packs.update(named)
+        by_manifest[name] = frozenset(named)
     needed = {manifest_key(name) for name in manifests} | packs.keys()
     stale_pending = [info for info in repository.store.list(PENDING_PREFIX) if _epoch_of(info.key) < head.record.epoch]
     found = [*repository.store.list("manifests/"), *stale_pending, *repository.store.list("packs/")]
@@ -61,6 +68,7 @@ def collect(
     removed = [info for info in unneeded if info.modified is not None and info.modified < limit]
     for info in removed:
         repository.store.delete(info.key)
+    lost = _lost(repository, packs, found)
     return CollectReport(
         manifests=_count(removed, "manifests/"),
         packs=_count(removed, "packs/"),
@@ -68,11 +76,33 @@ def collect(
         kept_packs=len(packs),
         kept_bytes=sum(packs.values()),
         young=len(unneeded) - len(removed),
+        lost=tuple(lost.values()),
+        affected=tuple(
+            record.sequence
+            for record in _kept_records(chain, head, keep)
+            if lost and record.manifest is not None and not by_manifest[record.manifest.name].isdisjoint(lost)
+        ),
     )
 
 
+def _lost(repository: Repository, packs: Mapping[str, int], found: Iterable[ObjectInfo]) -> dict[str, str]:
+    """Return a text for each lost pack. A listing may be stale, so it only supplies candidates, which are looked up."""
+    listed = {info.key: info.size for info in found}
+    lost = {}
+    for key in sorted(key for key, size in packs.items() if listed.get(key) != size):
+        info = repository.store.head(key)
+        if info is None or info.size != packs[key]:
+            what = "is missing" if info is None else f"has {info.size} bytes"
+            lost[key] = f"{key} {what}, {packs[key]} bytes are expected"
+    return lost
+
+
+def _kept_records(chain: Chain, head: ChainRecord, keep: Set[int]) -> list[CommitRecord]:
+    return [head.record, *(chain.record(sequence) for sequence in sorted(keep - {head.record.sequence}))]
+
+
 def _kept_manifests(chain: Chain, head: ChainRecord, keep: Set[int]) -> dict[str, int]:
-    records = [head.record, *(chain.record(sequence) for sequence in sorted(keep - {head.record.sequence}))]
+    records = _kept_records(chain, head, keep)
     if any(record.sequence > head.record.sequence for record in records):
         raise IntegrityError(f"{chain.namespace}/{chain.agent}: a kept sequence lies beyond the head")
     return {record.manifest.name: record.manifest.size for record in records if record.manifest is not None}

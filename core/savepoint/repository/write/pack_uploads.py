@@ -70,7 +70,7 @@ class PackUploads:
     def close(self) -> None:
         """Wait for uploads in progress, and free the buffers.
 
-        The owner of the store interrupts uploads that nobody needs any more; otherwise one can take minutes to fail.
+        The owner of the store interrupts uploads that are not needed any more; otherwise one can take minutes to fail.
         """
         with self._changed:
             self._stopped = True

@@ -1,15 +1,18 @@
 """The step that deletes checkpoints beyond the policy's retention and collects unneeded objects in the store."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from savepoint.contract.vocabulary import Reason
 from savepoint.errors import Refused, SavepointError
+from savepoint.repository.history.collect import CollectReport
 from savepoint.repository.history.retention import RetentionRules
 
 from savepoint_operator.cluster import parse
-from savepoint_operator.cluster.kinds import CHECKPOINTS
-from savepoint_operator.model.objects import Policy
+from savepoint_operator.cluster.events import EventTarget
+from savepoint_operator.cluster.kinds import AGENTS, CHECKPOINTS
+from savepoint_operator.model.objects import CheckpointObject, ObjectKey, Policy
 from savepoint_operator.model.ports import Orders
 from savepoint_operator.reconcile.agent_record import AgentRecord
 from savepoint_operator.reconcile.checkpoint_objects import CheckpointObjects
@@ -21,6 +24,7 @@ log = logging.getLogger(__name__)
 
 COLLECT_SECONDS: Final = 6 * 3600.0
 RETRY_SECONDS: Final = 300.0
+SHOWN: Final = 5
 
 
 class Retention:
@@ -31,7 +35,7 @@ class Retention:
     ) -> None:
         """``record_collection`` is called with the name of a store from which objects were removed."""
         self._cluster, self._metrics = dependencies.cluster, dependencies.metrics
-        self._cache = dependencies.cache
+        self._cache, self._events = dependencies.cache, dependencies.events
         self._now, self._monotonic = dependencies.clocks.now, dependencies.clocks.monotonic
         self._objects, self._record_collection = objects, record_collection
 
@@ -76,7 +80,7 @@ class Retention:
         raws = await self._cluster.list(CHECKPOINTS, agent_record.agent.namespace)
         items = [each for each in map(parse.checkpoint_of, raws) if each.agent == agent_record.agent]
         try:
-            freed = await orders.collect(agent_record.agent, store_name, kept_sequences(items))
+            report = await orders.collect(agent_record.agent, store_name, kept_sequences(items))
         except Refused:
             return RETRY_SECONDS
         except SavepointError as error:
@@ -89,7 +93,28 @@ class Retention:
             )
             return RETRY_SECONDS
         agent_record.collected_at = now
-        self._metrics.collected(freed)
-        if freed:
+        self._metrics.collected(report.bytes)
+        if report.bytes:
             self._record_collection(store_name)
+        if report.lost:
+            await self._report_lost(agent_record, report, items)
         return COLLECT_SECONDS
+
+    async def _report_lost(
+        self, agent_record: AgentRecord, report: CollectReport, checkpoints: Sequence[CheckpointObject]
+    ) -> None:
+        """Write an Event on the agent and on each checkpoint that cannot be restored whole any more."""
+        affected = [each for each in checkpoints if each.sequence in report.affected]
+        names = ", ".join(each.meta.name for each in affected[:SHOWN]) or "the newest state"
+        text = (
+            f"{len(report.lost)} packs are lost: {report.lost[0]}. What needs them cannot be restored whole: {names}"
+            f"{f' and {len(affected) - SHOWN} more' if len(affected) > SHOWN else ''}. A running agent stores the data "
+            "again with its next checkpoint. Look for who deleted it: condition Retained of the store names lifecycle "
+            "rules."
+        )
+        log.warning("agent %s: %s", agent_record.agent, text)
+        agent = self._cache.agents.get(ObjectKey(*agent_record.agent))
+        if agent is not None:
+            await self._events.warning(EventTarget.of(AGENTS, agent.meta), Reason.PACK_LOST, text)
+        for each in affected:
+            await self._events.warning(EventTarget.of(CHECKPOINTS, each.meta), Reason.PACK_LOST, text)

@@ -140,7 +140,7 @@ async def test_one_attempt_at_a_time_and_every_order_may_come_twice(harness: Con
     assert (await pod.expect(Checkpoint)).attempt == attempt(2)
     await pod.request(Result(attempt(2), "Unchanged"), Ack)
     assert [each.attempt for each in harness.recorder.calls_of("unchanged")] == [attempt(2)]
-    assert await orders.collect(AGENT, "default", frozenset()) == 0
+    assert (await orders.collect(AGENT, "default", frozenset())).bytes == 0
 
 
 async def test_a_silent_sidecar_fails_its_attempt_at_the_deadline_and_a_late_offer_is_refused(

@@ -8,6 +8,7 @@ from savepoint.contract.names import ANNOTATION_CHECKPOINT_NOW, LABEL_AGENT
 from savepoint.errors import Unavailable
 from savepoint.repository.format.canonical import time_text
 from savepoint.repository.history import lineage
+from savepoint.repository.history.collect import CollectReport
 from savepoint_operator.cluster.kinds import CHECKPOINTS, PODS, POLICIES
 from savepoint_operator.lineage.contents import contents_of
 
@@ -423,3 +424,19 @@ async def test_old_checkpoints_expire_unless_they_are_on_hold(harness: Reconcile
     agent, kept = harness.orders.collected[-1]
     assert agent == CODER
     assert kept == {harness.checkpoint(name)["sequence"] for name in ("coder-1", "coder-4", "coder-5")}
+
+
+async def test_a_lost_pack_is_reported_on_the_agent_and_on_the_checkpoints_that_need_it(
+    harness: ReconcileHarness,
+) -> None:
+    incarnation = await harness.start(harness.pod())
+    for name in ("first", "second"):
+        harness.request(name)
+        await harness.settle()
+        await harness.commit(incarnation)
+    lost = "packs/1-a is missing, 9 bytes are expected"
+    harness.orders.collect_report = CollectReport(lost=(lost,), affected=(harness.checkpoint("second")["sequence"],))
+    await harness.advance(7 * 3600, step=600)
+    messages = harness.cluster.events("PackLost")
+    assert len(messages) == 2  # on the agent and on the second checkpoint
+    assert all(lost in each and "restored whole: second." in each for each in messages)

@@ -226,3 +226,17 @@ def test_orphans_of_failed_attempts_are_removed() -> None:
     harness.now += 2 * DAY
     report = harness.collect(set())
     assert (report.packs, report.manifests, report.bytes) == (1, 1, 12)
+
+
+def test_a_lost_pack_is_reported_with_what_needs_it() -> None:
+    harness = CollectionHarness(3)
+    harness.now += 2 * DAY
+    assert (harness.collect({2}).lost, harness.collect({2}).affected) == ((), ())
+    newest = {pack.name: pack.size for pack in harness.manifests[2].packs}
+    only_newest = sorted(newest.keys() - {pack.name for pack in harness.manifests[0].packs})[0]
+    harness.own.delete(pack_key(only_newest))
+    report = harness.collect({2})
+    assert report.lost == (f"{pack_key(only_newest)} is missing, {newest[only_newest]} bytes are expected",)
+    assert report.affected == (harness.repo.head.record.sequence,)
+    harness.own.put_new(pack_key(only_newest), b"short")
+    assert "has 5 bytes" in harness.collect({2}).lost[0]
