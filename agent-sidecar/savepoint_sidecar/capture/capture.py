@@ -349,7 +349,11 @@ class Capture:
                 if signature_of(status) == copied.signature:
                     continue
                 node = FileNode(path, status.st_mode, signature_of(status), status.st_uid, status.st_gid)
-                with files.open(node) as handle:
+                try:
+                    handle = files.open(node)
+                except (FileNotFoundError, RunAsUserRequired):
+                    continue  # another kind of entry replaced it, or it became unreadable, which ``moved`` says
+                with handle:
                     if not has_only_grown(handle.descriptor, os.fstat(handle.descriptor), copied, spool):
                         raise _unstable(draft.root, path)
         draft.doubts += doubts(draft, moved, "while the agent was paused")
