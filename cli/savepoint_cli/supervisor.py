@@ -71,6 +71,7 @@ class Supervisor:
             roots_sequence=roots_sequence,
             component_names=names,
             damage_remedy=damage_remedy(self._options.store),
+            reword=laptop_text,
         )
         clock = Clock(utc_now, time.monotonic, time.time_ns, lambda: secrets.token_hex(16))
         self._incarnation = Incarnation(self._authority, config, clock, self._failpoints)

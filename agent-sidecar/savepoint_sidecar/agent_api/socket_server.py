@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -57,14 +58,19 @@ class AgentHost(Protocol):
 class SocketServer:
     """The server of one socket, until it is closed."""
 
-    def __init__(self, path: Path, sessions: ProcessSessions, host: AgentHost) -> None:
-        self._path, self._sessions, self._host = path, sessions, host
+    def __init__(
+        self, path: Path, sessions: ProcessSessions, host: AgentHost, reword: Callable[[str], str] = str
+    ) -> None:
+        """``reword`` returns a message for the agent in the terms of where it runs."""
+        self._path, self._sessions, self._host, self._reword = path, sessions, host, reword
         self._runner: web.AppRunner | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen. Any process in the pod may connect; the socket's folder is mounted only where it should be seen."""
-        app = web.Application(client_max_size=wire.BODY_MAX_BYTES + 1024, middlewares=[_errors_as_problems])
+        app = web.Application(
+            client_max_size=wire.BODY_MAX_BYTES + 1024, middlewares=[self._reworded, _errors_as_problems]
+        )
         app.add_routes(
             [
                 web.post(wire.PATH_CONNECT, self._connect),
@@ -146,7 +152,19 @@ class SocketServer:
                 continue
             if order is None:
                 return
-            await response.write(json.dumps(order.to_wire()).encode() + b"\n")
+            plain = order.to_wire()
+            if plain.get("message"):
+                plain["message"] = self._reword(plain["message"])
+            await response.write(json.dumps(plain).encode() + b"\n")
+
+    @web.middleware
+    async def _reworded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Reword the message of a problem, which an exception of the SDK shows to the user."""
+        response = await handler(request)
+        if response.status >= HTTPStatus.BAD_REQUEST and isinstance(response, web.Response) and response.text:
+            plain = json.loads(response.text)
+            response.text = json.dumps({**plain, "message": self._reword(plain["message"])})
+        return response
 
     async def _flush(self, request: web.Request) -> web.Response:
         flush = wire.Flush.from_wire(await _body(request))

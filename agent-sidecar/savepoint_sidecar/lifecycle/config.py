@@ -27,6 +27,8 @@ class IncarnationConfig:
     """New names of a loaded checkpoint's components, by the names under which it was stored."""
     damage_remedy: str = ""
     """Remedy for a damaged checkpoint, for the error that reports it."""
+    reword: Callable[[str], str] = str
+    """Returns a message for the agent in the terms of where it runs."""
     features: tuple[str, ...] = (FEATURE_REATTACH,)
     user: ProcessUser = field(default_factory=ProcessUser.of_this_process)
     """The uid under which the incarnation reads and restores files."""

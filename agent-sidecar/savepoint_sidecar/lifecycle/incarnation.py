@@ -63,7 +63,7 @@ class Incarnation:
         self._closed = asyncio.Event()
         self.sessions = ProcessSessions(clock.random_id)
         self.state_lock = StateLock(authority, clock.monotonic, config.grace_seconds)
-        self._server = SocketServer(config.socket_path, self.sessions, self)
+        self._server = SocketServer(config.socket_path, self.sessions, self, config.reword)
         self._requests = CheckpointRequests(authority, clock.random_id)
         self._fence = Fence(authority, self.sessions)
         self._tasks = BackgroundTasks()

@@ -10,6 +10,7 @@ from savepoint.contract import agent_protocol as wire
 from savepoint.contract import stage_layout
 from savepoint.contract.control_protocol import CheckpointRef, PolicyTerms
 from savepoint.errors import StoreUnavailable, Unavailable
+from savepoint_cli.laptop_messages import laptop_text
 
 from tests.fakes.store import MemoryStore
 from tests.unit.sidecar.harness import Agent, checkpoint, running
@@ -216,3 +217,18 @@ async def test_a_newer_parent_is_retried_when_it_cannot_be_read(
         await recovery.rebase()
         await recovery.rebase()
         assert loaded == ["later", "later"]
+
+
+async def test_messages_for_the_agent_are_in_the_terms_of_where_it_runs(tmp_path: Path) -> None:
+    async with running(tmp_path, reword=laptop_text) as harness:
+        agent = await harness.connected()
+        harness.authority.commit_error = Unavailable("the operator of this pod cannot be reached")
+        harness.authority.order()
+        await agent.flush()
+        assert (await agent.result()).message == "the supervisor of this run cannot be reached"
+        await harness.idle()
+        harness.authority.commit_error = None
+        await agent.die()
+        harness.incarnation._state.completed = True
+        answer = await harness.agent("two").post(wire.PATH_CONNECT, wire.Connect(1, "two", "test").to_wire(), 503)
+        assert answer["message"] == "The run is completed; the next `savepoint run` starts the next run."
