@@ -104,7 +104,8 @@ def test_a_mapped_file_is_never_half_old_and_half_new_where_stamps_prove_nothing
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         mapped[0] = mapped[size - 1] = 2  # the pages are dirty, so that no later write moves a stamp
         states.append(bytes(mapped))
-        original, poked = FileSource.read_into, []
+        original = FileSource.read_into
+        poked: list[bool] = []
 
         def read_then_poke(self: FileSource, offset: int, target: memoryview) -> int:
             count = original(self, offset, target)
