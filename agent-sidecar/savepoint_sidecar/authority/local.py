@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 NAMESPACE: Final = "local"
 OWNER: Final = "local"
 COLLECT_EVERY_COMMITS: Final = 20
+SHOWN_PACKS: Final = 3
 ATTEMPT_SECONDS: Final = 600
 FIRST_CHECKPOINT_SECONDS: Final = 2.0
 """The first checkpoint of a run does not wait for a whole interval."""
@@ -279,6 +280,12 @@ class LocalAuthority:
         now = self._clock.now()
         try:
             keep = self._retention.kept_sequences(self._head, now)
-            collect(self._repository, self._chain, self._head, keep=keep, grace_seconds=0, now=now)
+            report = collect(self._repository, self._chain, self._head, keep=keep, grace_seconds=0, now=now)
         except SavepointError as error:
             log.warning("cannot delete old checkpoints: %s; retrying later", error)
+            return
+        if report.lost:
+            log.warning(
+                "the store lost data that %d checkpoints need, which cannot be restored whole: %s",
+                len(report.affected), "; ".join(report.lost[:SHOWN_PACKS]),
+            )  # fmt: skip

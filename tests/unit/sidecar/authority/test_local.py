@@ -4,10 +4,14 @@ import asyncio
 import os
 from datetime import UTC, datetime
 
+import pytest
 from savepoint.contract.control_protocol import Checkpoint, Result
 from savepoint.repository.format.keys import MasterKey
+from savepoint.repository.format.object_keys import pack_key
+from savepoint.repository.write.source import MemorySource
 from savepoint_sidecar.authority.local import LocalAuthority, LocalClock, LocalConfig
 
+from tests.fakes.repository_fixture import RepositoryFixture
 from tests.fakes.store import MemoryStore
 
 
@@ -38,3 +42,17 @@ async def test_the_interval_waits_for_an_attempt_that_is_in_flight() -> None:
         assert second.attempt != first.attempt
     finally:
         await authority.close()
+
+
+def test_a_run_reports_packs_that_the_store_has_lost(caplog: pytest.LogCaptureFixture) -> None:
+    repo = RepositoryFixture(MemoryStore())
+    repo.checkpoint(lambda writer: writer.add_blob("notes", "Memory", MemorySource(b"notes")))
+    assert repo.manifest is not None
+    key = pack_key(repo.manifest.packs[0].name)
+    repo.repository.store.delete(key)
+    clock = LocalClock(lambda: datetime.now(UTC), os.urandom)
+    authority = LocalAuthority(repo.repository, repo.chain, repo.head, LocalConfig(), clock)
+    authority._collect()
+    assert (
+        f"the store lost data that 1 checkpoints need, which cannot be restored whole: {key} is missing" in caplog.text
+    )
