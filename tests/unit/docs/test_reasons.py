@@ -39,6 +39,7 @@ ALSO_THERE: Final = {
     ("agent-sidecar/savepoint_sidecar/lifecycle/incarnation.py", "Restored"): "the same",
     ("agent-sidecar/savepoint_sidecar/lifecycle/recovery.py", "Restored"): "the same",
     ("operator/savepoint_operator/admission/review.py", "Invalid"): "the reason of a Status of the Kubernetes API",
+    ("operator/savepoint_operator/rules/crash_loop.py", "Error"): "the kubelet's reason of any failed exit",
 }
 """Literals (file, text) that are not reasons although they equal one."""
 
