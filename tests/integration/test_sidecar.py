@@ -17,6 +17,7 @@ from savepoint_operator.model.views import NodeState, PodState, PredecessorState
 from tests.polling import until
 from tests.servers.s3 import S3Server
 from tests.servers.sidecar_pod import (
+    AGENT,
     AGENT_PROGRAM,
     IDLE_BYTES,
     WORK_BYTES,
@@ -194,9 +195,8 @@ async def test_a_pod_whose_folder_has_another_path_is_refused_until_the_policy_s
     assert "StateLeftBehind" in renamed.log() and "{from: /data, to: /moved}" in renamed.log()
     assert list((renamed.folder / "state").iterdir()) == []
 
-    successor = control.pod("c", policy=PolicyTerms(moved=(MovedRoot("data", "moved"),)))
-    successor.root = "moved"
-    assert await successor.restore() == 0, successor.log()
-    assert (successor.folder / "state" / "log").read_text() == before
+    control.register(AGENT, "b", policy=PolicyTerms(moved=(MovedRoot("data", "moved"),)))
+    assert await renamed.restore() == 0, renamed.log()  # kubelet starts the container again
+    assert (renamed.folder / "state" / "log").read_text() == before
     outcomes = [each.outcome for each in control.recorder.calls_of("restore_ended")]
     assert outcomes == ["Fresh", "StateLeftBehind", "Restored"]

@@ -11,7 +11,7 @@ from savepoint.repository.format.manifest import Manifest
 from savepoint_sidecar.files.roots import COMPONENT_PREFIX, Root
 
 _DIGEST: Final = re.compile(r"(^|-)[0-9a-f]{8}$")
-"""Ends the name of a root whose mount path cannot be told from the rest of the name."""
+"""Ends the name of a root whose mount path does not follow from the rest of the name."""
 
 
 def moved_components(manifest: Manifest, roots: Sequence[Root], terms: PolicyTerms) -> dict[str, str]:

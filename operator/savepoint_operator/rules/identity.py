@@ -60,7 +60,7 @@ def root_of(pod: Pod, owners: Iterable[Workload]) -> tuple[str, str]:
 
 
 def workload_of(pod: Pod, owners: Iterable[Workload]) -> str:
-    """Return the pod's topmost known owner as "Kind/name"; empty if it has none, or if that cannot be told.
+    """Return the pod's topmost known owner as "Kind/name"; empty if it has none, or if it is unknown.
 
     Each run of a Job has a Job of its own, so its name does not count. A ReplicaSet that does not exist any more does
     not tell its Deployment.
