@@ -6,11 +6,12 @@ no client library. Everything it does can also be done with YAML.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-from savepoint.contract.names import ANNOTATION_STATE, GROUP, LABEL_AGENT
+from savepoint.contract.names import AGENT_NAME_MAX, ANNOTATION_STATE, GROUP, LABEL_AGENT
 from savepoint.contract.vocabulary import CheckpointPhase, Reason, RestoreMode
 from savepoint.errors import SavepointError
 
@@ -24,6 +25,9 @@ RESTORES: Final = f"agentrestores.{GROUP}"
 AGENTS: Final = f"protectedagents.{GROUP}"
 CHECKPOINT_IN_PROGRESS: Final = frozenset({"", Reason.PENDING, *CheckpointPhase})
 RESTORE_IN_PROGRESS: Final = frozenset({""})  # otherwise its condition is Unknown until it ends
+_OBJECT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_AGENT_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_ODD_PATH: Final = re.compile(r"[:,\x00-\x1f\x7f]|//|^/$|/\.{1,2}(/|$)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -201,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
     each.set_defaults(handler=get)
     each = _add_command(commands, "protect", "opt a workload in to checkpoints", common)
     each.add_argument("workload", type=_workload, metavar="KIND/NAME", help="for example deployment/coder")
-    each.add_argument("--agent", type=_name, metavar="NAME", help="name of the agent (default: that of the workload)")
+    each.add_argument(
+        "--agent", type=_agent_name, metavar="NAME", help="name of the agent (default: that of the workload)"
+    )
     each.add_argument(
         "--state",
         action="append",
@@ -235,12 +241,26 @@ def _workload(text: str) -> str:
     kind, _, name = text.partition("/")
     if not kind or not name or "/" in name:
         raise argparse.ArgumentTypeError("must be KIND/NAME, for example deployment/coder")
+    if not _OBJECT_NAME.fullmatch(name):
+        raise argparse.ArgumentTypeError(f"{name!r} is not the name of an object: lower-case letters, digits, '-', '.'")
+    return text
+
+
+def _agent_name(text: str) -> str:
+    if not _AGENT_NAME.fullmatch(text) or len(text) > AGENT_NAME_MAX:
+        raise argparse.ArgumentTypeError(
+            f"must not be empty, and must be a DNS label of at most {AGENT_NAME_MAX} lower-case letters, digits and '-'"
+        )
     return text
 
 
 def _absolute_path(text: str) -> str:
     if not text.startswith("/"):
         raise argparse.ArgumentTypeError("must be an absolute path, for example /workspace")
+    if _ODD_PATH.search(text):
+        raise argparse.ArgumentTypeError(
+            "must not be '/', and must not contain ':', ',', control characters, or empty, '.' or '..' elements"
+        )
     return text
 
 

@@ -186,6 +186,14 @@ def test_each_phase_is_printed_once() -> None:
         (["protect", "coder", "--dry-run"], "must be KIND/NAME"),
         (["protect", "deployment/", "--dry-run"], "must be KIND/NAME"),
         (["protect", "deployment/coder", "--state", "workspace", "--dry-run"], "must be an absolute path"),
+        (["protect", "deployment/Foo_Bar", "--dry-run"], "'Foo_Bar' is not the name of an object"),
+        (["protect", "deployment/coder", "--agent", "", "--dry-run"], "must not be empty"),
+        (["protect", "deployment/coder", "--agent", "A_b", "--dry-run"], "must be a DNS label"),
+        (["protect", "deployment/coder", "--agent", "a" * 53, "--dry-run"], "at most 52 lower-case letters"),
+        *(
+            (["protect", "deployment/coder", "--state", path, "--dry-run"], "must not be '/', and must not contain")
+            for path in ("/", "/a,/b", "/a/../b", "/a//b", "/a:b", "/a\nb", "/a/.")
+        ),
     ],
 )
 def test_an_invalid_argument_is_a_usage_error(
