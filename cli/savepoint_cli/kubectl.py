@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from savepoint.contract.names import AGENT_NAME_MAX, ANNOTATION_STATE, GROUP, LABEL_AGENT
 from savepoint.contract.vocabulary import CheckpointPhase, Reason, RestoreMode
-from savepoint.errors import SavepointError
+from savepoint.errors import Refused, SavepointError
 
 from savepoint_cli import kubectl_adapter
 from savepoint_cli.kubectl_adapter import EXIT_FAILED, Kubectl, Waiter
@@ -152,8 +152,15 @@ def protect(options: argparse.Namespace, kubectl: Kubectl, _: Waiter) -> int:
 
     Raises:
         Unavailable: kubectl failed, or PyYAML is missing.
+        Refused: The workload's name cannot be the agent's, and no other is given.
     """
     kind, _, name = options.workload.partition("/")
+    if not options.agent and not (_AGENT_NAME.fullmatch(name) and len(name) <= AGENT_NAME_MAX):
+        raise Refused(
+            f"{name!r} cannot be the name of an agent, which is a DNS label of at most {AGENT_NAME_MAX} characters: "
+            "choose one with --agent",
+            Reason.AGENT_NAME_INVALID,
+        )
     template: dict[str, Any] = {"metadata": {"labels": {LABEL_AGENT: options.agent or name}}}
     if options.state:
         template["metadata"]["annotations"] = {ANNOTATION_STATE: ",".join(options.state)}

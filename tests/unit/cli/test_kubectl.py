@@ -117,6 +117,16 @@ def test_a_dry_run_of_protect_prints_the_patch_as_yaml_and_the_command(
     assert yaml.safe_load(printed) == json.loads(cluster.calls[0][4])
 
 
+@pytest.mark.parametrize("name", ["my.app", "a" * 53])
+def test_a_workload_whose_name_no_agent_can_have_needs_another_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    cluster = Cluster()
+    assert invoke(monkeypatch, cluster, "protect", f"deployment/{name}") == 1
+    assert "choose one with --agent" in capsys.readouterr().err and cluster.calls == []
+    assert invoke(monkeypatch, cluster, "protect", f"deployment/{name}", "--agent", "app") == 0
+
+
 def test_get_prints_an_agent_with_its_checkpoints_and_restores_as_one_yaml_list(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
