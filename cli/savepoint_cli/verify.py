@@ -76,7 +76,7 @@ def _checkpoint_intact(repository: Repository, record: CommitRecord, *, may_be_c
 
 
 def _print_inexact(name: str, report: CaptureReport) -> None:
-    """Print what the checkpoint does not hold, or not as of one moment. That is no damage."""
+    """Print what the checkpoint does not hold, or not as of one moment. That does not count as damage."""
     for each in report.left_out:
         print(f"{name}: left out: {each.path}: {each.reason}")
     for path in report.unstable:

@@ -24,7 +24,7 @@ _COPIED: Final = (
     "number", "sequence", "epoch", "run", "location", "integrity", "size", "formatVersion", "components", "consistency",
     "shrinkages", *capture_status.FIELDS,
 )  # fmt: skip
-"""What a checkpoint under another name has in common with the original."""
+"""Fields that a checkpoint under another name has in common with the original."""
 _PHASE_MESSAGES: Final[Mapping[str, str]] = {
     CheckpointPhase.QUIESCING: "Waiting for the agent's next safe point.",
     CheckpointPhase.CAPTURING: "Reading the agent's state.",

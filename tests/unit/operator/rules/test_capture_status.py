@@ -33,7 +33,7 @@ def test_the_status_shows_the_report_without_what_is_empty() -> None:
     assert set(shown(CaptureReport(REPORT.roots))) == {"roots"}
 
 
-def test_news_is_told_once() -> None:
+def test_news_is_reported_once() -> None:
     status = shown(REPORT)
     assert news(status, {}) == (
         "Left out: /work/0 (cannot read it), /work/1 (cannot read it), /work/2 (cannot read it) and 37 more. "

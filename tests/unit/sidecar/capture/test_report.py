@@ -135,7 +135,7 @@ def test_a_policy_may_trust_the_stat_and_change_its_mind(root: Root, monkeypatch
     assert reported(capture).roots[0].change_detection == "Contents"
 
 
-def test_a_stat_that_only_the_policy_trusts_says_nothing_of_holes_and_is_racy_for_long() -> None:
+def test_a_stat_that_only_the_policy_trusts_does_not_show_holes_and_is_racy_for_long() -> None:
     proven = ChangeDetector("ext4", by_stat=True, granularity_ns=4_000_000)
     assert proven.trusting_stat() is proven and proven.shows_holes
     trusted = ChangeDetector("nfs", by_stat=False, reason="a test").trusting_stat()
