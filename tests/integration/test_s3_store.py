@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
 import pytest
+from minio.commonconfig import Filter
+from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 from savepoint.errors import ObjectExists, StoreDenied, StoreMisconfigured, StoreUnavailable
 from savepoint.storage.presigned import PresignedStore, UrlSource
 from savepoint.storage.probe import probe
@@ -181,3 +183,12 @@ def test_prefixed_s3_keeps_agents_apart(s3: S3Store) -> None:
     one.put_new("key", b"1")
     assert [info.key for info in one.list("")] == ["key"]
     assert list(two.list("")) == []
+
+
+def test_lifecycle_rules_of_a_real_bucket_are_named(s3_minio: S3Server) -> None:
+    bucket = s3_minio.bucket("savepoint-expiring")
+    with closing(S3Store(s3_minio.config(bucket))) as store:
+        assert store.expiring_rules() == []
+        rule = Rule("Enabled", rule_filter=Filter(prefix=""), rule_id="old", expiration=Expiration(days=30))
+        s3_minio.client().set_bucket_lifecycle(bucket, LifecycleConfig([rule]))
+        assert store.expiring_rules() == ["rule old deletes objects after 30 days"]
