@@ -294,6 +294,7 @@ def test_an_empty_policy_gets_the_defaults(kubectl: Kubectl) -> None:
         "selector": {},
         "quiesce": {"timeoutSeconds": 10, "holdSeconds": 5},
         "retention": {"keepLast": 12, "minKnownGood": 1, "shrinkPercent": 50},
+        "restore": {"onContainerRestart": "KeepLocal", "onUnknownFiles": "Refuse"},
         "stage": {"medium": "Disk"},
         "suspend": False,
     }
