@@ -27,7 +27,11 @@ def test_a_walk_follows_no_link_and_names_unsupported_entries(tmp_path: Path) ->
         listening.bind(str(root.path / "sock"))
         found = walk(root, Excluded((), "/data"))
     assert [node.path for node in found.nodes] == ["a", "a.b", "a/z", "caf\udce9", "link"]
-    assert len(found.skipped) == 2 and "socket" in "".join(found.skipped.values()) and "named pipe" in "".join(found.skipped.values())
+    assert (
+        len(found.skipped) == 2
+        and "socket" in "".join(found.skipped.values())
+        and "named pipe" in "".join(found.skipped.values())
+    )
 
 
 def test_a_signature_is_taken_from_stat(tmp_path: Path) -> None:
