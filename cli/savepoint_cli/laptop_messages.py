@@ -8,6 +8,7 @@ import re
 from typing import Final
 
 _REMEDIES: Final = (
+    (r" If status\.runAsUser of the ProtectedAgent .* given the files\.", ""),
     (r"[,;]? or raise spec\.quiesce\.\w+ in the policy", ""),
     (r"raise spec\.quiesce\.\w+ in the policy", "change less between safe points"),
     (r"Raise spec\.quiesce\.\w+ in the policy, or change", "Change"),

@@ -114,13 +114,16 @@ class InPlace:
     capture: Capture
     """Knows which files are excluded, and stay."""
     label: str
-    """Names the folders for what it replaces; see ``aside.label_of``."""
+    """Names the folders for what it replaces: the result of ``label_of``."""
     keeps_half_restored: bool = False
     """True if a person may have added files to what an unfinished restore left, which otherwise is deleted."""
     report: InPlaceReport = field(default_factory=InPlaceReport)
 
     def applies(self, root: Root, marker: Marker | None, *, empty: bool) -> bool:
-        """Return whether the root's files stay, or are moved aside: not those of a volume that ends with its pod."""
+        """Return whether the root's files stay, or move aside one by one instead of being deleted.
+
+        Those of a volume that ends with its pod do not.
+        """
         half_restored = marker is not None and marker.state == "restoring"
         return root.persistent and not empty and (self.keeps_half_restored or not half_restored)
 

@@ -18,7 +18,11 @@ SOURCE = ROOT / "operator" / "savepoint_operator"
 STATUS_WRITER: Final = "reconcile/status_writer.py"
 """Writes the fields that all kinds share."""
 WRITERS: Final = {
-    "AgentCheckpoint": ("rules/status/checkpoint_status.py", "reconcile/checkpoint_objects.py"),
+    "AgentCheckpoint": (
+        "rules/status/checkpoint_status.py",
+        "rules/status/capture_status.py",
+        "reconcile/checkpoint_objects.py",
+    ),
     "AgentCheckpointPolicy": ("reconcile/policies.py",),
     "AgentCheckpointStore": ("reconcile/stores.py",),
     "AgentRestore": ("rules/status/restore_status.py", "reconcile/agent/restores.py", "reconcile/rollbacks.py"),

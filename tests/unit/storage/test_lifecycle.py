@@ -1,4 +1,4 @@
-"""Which lifecycle rules make a store's objects unreadable."""
+"""The lifecycle rules that make a store's objects unreadable."""
 
 from types import SimpleNamespace
 

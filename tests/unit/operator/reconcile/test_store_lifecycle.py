@@ -50,7 +50,7 @@ async def test_an_expiring_rule_is_named(harness: ReconcileHarness, monkeypatch:
     assert warnings(harness) == [condition["message"]]
 
 
-async def test_rules_that_cannot_be_read_are_no_error(
+async def test_rules_that_cannot_be_read_leave_the_condition_unknown(
     harness: ReconcileHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     condition = await reconciled(harness, monkeypatch, StoreDenied("403"))

@@ -36,7 +36,7 @@ def test_missing_and_truncated_packs_are_named_with_their_sizes(store: FaultySto
     assert "is missing, 10 bytes are expected" in str(found[0]) and "has 3 bytes" in str(found[1])
 
 
-def test_a_store_without_an_answer_is_no_loss(store: FaultyStore) -> None:
+def test_a_store_without_an_answer_does_not_count_as_a_loss(store: FaultyStore) -> None:
     store.script = lambda call: Fault(StoreDenied("403"))
     with pytest.raises(StoreDenied):
         lost_packs(store, [Pack("1-" + "0" * 32, 10)])

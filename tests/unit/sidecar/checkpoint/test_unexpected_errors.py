@@ -43,7 +43,7 @@ async def test_an_unexpected_error_fails_only_its_attempt(
         (PermissionError(errno.EACCES, "denied"), "cannot read the agent's state: denied"),
     ],
 )
-def test_a_timeout_of_the_store_is_no_error_of_the_files(cause: Exception, text: str) -> None:
+def test_a_timeout_of_the_store_does_not_blame_the_files(cause: Exception, text: str) -> None:
     attempt = CaptureAttempt("a", "Interval", 10.0, lambda: 0.0)
     assert text in str(to_savepoint_error(cause, attempt))
 
