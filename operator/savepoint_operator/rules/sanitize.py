@@ -81,6 +81,7 @@ def _result(result: Result) -> Result:
         _failure(result.reason, CheckpointOutcome.FAILED) if result.reason else "",
         text(result.message, MAX_MESSAGE),
         None if pause is None else min(max(pause, 0), MAX_MILLISECONDS),
+        result.agent_uid,
     )
 
 

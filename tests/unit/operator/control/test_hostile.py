@@ -119,6 +119,8 @@ def test_a_failure_cannot_carry_a_reason_that_means_something_else(word: str) ->
 def test_shown_texts_and_numbers_are_bounded_and_encodable() -> None:
     result = sanitized(Result(attempt(1), "Odd", "StageFull", "\ud800" + "x" * 10_000, -5))
     assert result == Result(attempt(1), "Failed", "StageFull", "?" + "x" * (MAX_MESSAGE - 1), 0)
+    whole = Result(attempt(1), "Failed", "RunAsUserRequired", "uid 7", 5, agent_uid=7)
+    assert sanitized(whole) == whole
     beat = sanitized(Heartbeat(True, "y" * 5000))
     assert isinstance(beat, Heartbeat)
     assert len(beat.detail) == MAX_DETAIL
