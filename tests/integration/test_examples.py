@@ -132,7 +132,7 @@ def test_a_training_loop_has_the_losses_of_an_undisturbed_run(example: Example, 
     process = example.start("0.05")
     example.wait_checkpoint(2)
     kill(process)
-    assert example.start("0").wait(60) == 0, example.output()
+    assert example.start("0.05").wait(60) == 0, example.output()
     steps = [int(step) for step in re.findall(r"^starting at step (\d+)$", example.output(), re.MULTILINE)]
     assert steps[0] == 0 < steps[1] < 60
     (losses,) = re.findall(r"^losses .*$", undisturbed.output(), re.MULTILINE)

@@ -30,9 +30,17 @@ def report(name, value):
     with open(calls, "a") as file:
         file.write(json.dumps({name: value}) + "\\n")
 
+def replace(name, content):
+    (state / ".new").write_bytes(content)
+    (state / ".new").rename(state / name)
+
 def work(item):
+    # it may run again: what a killed call left is written over
     report("step", item)
     time.sleep(float(os.environ["STEP_SECONDS"]))
+    replace("blob", bytes([item % 251]) * (1000 * (item + 1)))
+    lines = (state / "log.txt").read_text().splitlines() if item else []
+    replace("log.txt", "".join(f"{line}\\n" for line in [*lines[:item], f"{item}={item * 7}"]).encode())
     return item * 7
 
 agent = savepoint.connect()
@@ -46,9 +54,6 @@ report("connected", {
 })
 for item in agent.loop("items", range(int(os.environ["ITEMS"]))):
     result = agent.step("work", work, item)
-    with open(state / "log.txt", "a") as file:
-        file.write(f"{item}={result}\\n")
-    (state / "blob").write_bytes(bytes([item % 251]) * (1000 * (item + 1)))
     (state / "stray").write_text("between safe points")
     (state / "stray").unlink()
     notes["items"].append(item)
@@ -130,19 +135,23 @@ class Laptop:
 
     def check(self, kills: int) -> None:
         """Check that the agent finished undisturbed, and that only steps in flight at a kill ran again."""
+        self.check_finished()
+        for each in self.reports("connected"):
+            items, lines, blob = (int(str(each[name])) for name in ("items", "lines", "blob"))
+            assert items <= lines and blob in (1000 * lines, 1000 * (lines + 1)), f"older than documents: {each}"
+        calls = Counter(map(str, self.reports("step")))
+        assert sum(calls.values()) - self.items <= kills, f"finished steps ran again: {calls}"
+        assert max(calls.values()) <= 1 + kills
+
+    def check_finished(self) -> None:
+        """Check that documents and files are those of an undisturbed run, and that each step ran."""
         items = list(range(self.items))
         (finished,) = self.reports("finished")
         assert finished == {"items": items, "sum": sum(items) * 7}
         state = self.folder / "state"
         assert (state / "log.txt").read_text() == "".join(f"{item}={item * 7}\n" for item in items)
         assert (state / "blob").read_bytes() == bytes([items[-1] % 251]) * (1000 * (items[-1] + 1))
-        for each in self.reports("connected"):
-            assert each["items"] == each["lines"], "files and documents are not of the same checkpoint"
-            assert each["blob"] == 1000 * int(str(each["items"])) and not each["stray"], each
-        calls = Counter(map(str, self.reports("step")))
-        assert set(calls) == {str(item) for item in items}
-        assert sum(calls.values()) - len(items) <= kills, f"finished steps ran again: {calls}"
-        assert max(calls.values()) <= 1 + kills
+        assert {str(item) for item in items} == set(map(str, self.reports("step")))
 
 
 @pytest.fixture
@@ -155,8 +164,10 @@ def laptop(tmp_path: Path) -> Iterator[Laptop]:
         process.wait()
 
 
-def kill_and_run(laptop: Laptop, kills: int, seed: int, victim: str) -> None:
+def kill_and_run(laptop: Laptop, kills: int, seed: int, victim: str, *options: str) -> int:
     """Run, kill at a random moment after the agent has connected, and run again; finally let it finish.
+
+    Return the number of kills.
 
     Do not kill during the last items: an agent that is killed after its run is completed, and before it has reported
     that, starts the next run.
@@ -165,7 +176,7 @@ def kill_and_run(laptop: Laptop, kills: int, seed: int, victim: str) -> None:
     killed = 0
     while True:
         before = len(laptop.reports("connected"))
-        process = laptop.start()
+        process = laptop.start(*options)
         laptop.await_reports("connected", before + 1, process)
         if killed < kills:
             time.sleep(generator.uniform(0.0, 0.4))  # between none and three checkpoints
@@ -177,13 +188,13 @@ def kill_and_run(laptop: Laptop, kills: int, seed: int, victim: str) -> None:
             break
         assert status in (-signal.SIGKILL, 128 + signal.SIGKILL), laptop.stderr()
     assert killed >= kills * 2 // 3, "the agent finished before it could be killed often enough: give it more items"
-    laptop.check(killed)
+    return killed
 
 
 @pytest.mark.timeout(300)
 def test_an_agent_that_is_killed_twenty_times_repeats_no_finished_step(laptop: Laptop) -> None:
     laptop.items = 400
-    kill_and_run(laptop, 20, 1, "agent")
+    laptop.check(kill_and_run(laptop, 20, 1, "agent"))
     verified = laptop.savepoint("verify", str(laptop.folder / "store"), "--all")
     assert verified.returncode == 0, verified.stderr
 
@@ -192,7 +203,18 @@ def test_an_agent_that_is_killed_twenty_times_repeats_no_finished_step(laptop: L
 def test_an_agent_continues_after_its_supervisor_was_killed(laptop: Laptop) -> None:
     """The moments are random; the critical ones have their own tests."""
     laptop.items = 200
-    kill_and_run(laptop, 6, 2, "supervisor")
+    laptop.check(kill_and_run(laptop, 6, 2, "supervisor"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("victim", ["agent", "supervisor"])
+def test_files_that_are_set_back_are_of_the_same_checkpoint_as_documents(laptop: Laptop, victim: str) -> None:
+    laptop.items = 100
+    kill_and_run(laptop, 4, 3, victim, "--on-restart", "restore")
+    laptop.check_finished()
+    for each in laptop.reports("connected"):
+        assert each["items"] == each["lines"], "files and documents are not of the same checkpoint"
+        assert each["blob"] == 1000 * int(str(each["items"])) and not each["stray"], each
 
 
 @pytest.mark.parametrize(
@@ -279,15 +301,26 @@ def test_a_lost_folder_of_an_agent_without_the_sdk_is_restored(laptop: Laptop) -
 
 
 def test_a_users_files_are_not_overwritten(laptop: Laptop) -> None:
+    """The folder is another one than the agent's, which no marker and no record in the store proves to be its own."""
     state = laptop.folder / "state"
     assert laptop.start("--state", str(state), command=["sh", "-c", f"echo one > {state}/a"]).wait(30) == 0
-    (state / ".savepoint" / "marker.json").unlink()
-    with suppress(OSError):  # a file system without attributes
-        os.removexattr(state, MARKER_ATTRIBUTE)
+    state.rename(laptop.folder / "moved")
+    state.mkdir()
     (state / "a").write_text("the user's own")
     assert laptop.start("--state", str(state), command=["true"]).wait(30) == 1
     assert "TargetNotEmpty" in laptop.stderr()
     assert (state / "a").read_text() == "the user's own"
+
+
+def test_a_folder_that_lost_its_marker_keeps_its_files(laptop: Laptop) -> None:
+    state = laptop.folder / "state"
+    assert laptop.start("--state", str(state), command=["sh", "-c", f"echo one > {state}/a"]).wait(30) == 0
+    shutil.rmtree(state / ".savepoint")
+    with suppress(OSError):  # a file system without attributes
+        os.removexattr(state, MARKER_ATTRIBUTE)
+    (state / "a").write_text("newer")
+    assert laptop.start("--state", str(state), command=["true"]).wait(30) == 0, laptop.stderr()
+    assert (state / "a").read_text() == "newer"
 
 
 def run_with(laptop: Laptop, states: list[str], script: str, *more: str) -> int:

@@ -50,7 +50,7 @@ def test_the_default_store_is_created_and_becomes_ready(env: OperatorEnvironment
     wait_until("the store is Ready", lambda: env.reason("agentcheckpointstore", env.prefix) == "Ready")
     store = env.get("agentcheckpointstore", env.prefix)
     conditions = {each["type"]: each["status"] for each in store["status"]["conditions"]}
-    assert conditions == {"Available": "True", "ConditionalWrites": "True", "Ready": "True"}
+    assert conditions == {"Available": "True", "ConditionalWrites": "True", "Ready": "True", "Retained": "True"}
     assert store["status"]["observedGeneration"] == store["metadata"]["generation"]
 
 

@@ -60,7 +60,7 @@ async def test_an_agent_survives_crashes_and_moves_to_another_pod(control: Local
     await pod.await_iterations(5)
     first, second = pod.reports("connected")
     assert (first["connected"], first["at"]) == (0, None)
-    assert second["how"] == "Restarted" and second["connected"] == second["lines"] > 0
+    assert second["how"] == "Restarted" and 0 < second["connected"] <= second["lines"], "its files stay"
 
     sidecar.kill()  # the sidecar's container crashes; the agent keeps running
     await exit_of(sidecar)

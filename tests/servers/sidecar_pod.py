@@ -39,6 +39,10 @@ def report(**fields):
 def work(item):
     report(step=item)
     time.sleep(0.02)
+    lines = (state / "log").read_text().splitlines() if item else []
+    text = "".join(f"{line}\\n" for line in [*lines[:item], item])  # over what a killed call left
+    (state / ".new").write_text(text)
+    (state / ".new").rename(state / "log")
     return item
 
 agent = savepoint.connect()
@@ -49,8 +53,6 @@ report(connected=notes["n"], lines=len(lines), at=restored.checkpoint if restore
        how=restored.how if restored else None)
 for item in agent.loop("items", range(100000)):
     agent.step("work", work, item)
-    with open(state / "log", "a") as file:
-        file.write(f"{item}\\n")
     notes["n"] = item + 1
 """
 
