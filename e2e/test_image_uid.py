@@ -30,7 +30,12 @@ def namespace(kubectl: Kubectl) -> Iterator[Kubectl]:
 
 def coder() -> Object:
     """Return the Deployment of the sample coder as a user has it before the patch."""
-    container = {"name": "agent", "image": CODER, "imagePullPolicy": "IfNotPresent"}
+    container = {
+        "name": "agent",
+        "image": CODER,
+        "imagePullPolicy": "IfNotPresent",
+        "env": [{"name": "SERVICES_URL", "value": "http://127.0.0.1:9"}],  # nobody listens: it reports to its log only
+    }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
