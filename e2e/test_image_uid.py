@@ -34,7 +34,7 @@ def coder() -> Object:
         "name": "agent",
         "image": CODER,
         "imagePullPolicy": "IfNotPresent",
-        "env": [{"name": "SERVICES_URL", "value": "http://127.0.0.1:9"}],  # no process listens: it reports to its log only
+        "env": [{"name": "SERVICES_URL", "value": "http://127.0.0.1:9"}],  # no process listens there
     }
     return {
         "apiVersion": "apps/v1",
