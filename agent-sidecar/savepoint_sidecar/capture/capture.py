@@ -25,6 +25,7 @@ from savepoint_sidecar.capture.file_table import FileTable
 from savepoint_sidecar.capture.fuzzy import FuzzyReader
 from savepoint_sidecar.capture.open_files import READ_ERRNOS, RootFiles, equals_content
 from savepoint_sidecar.capture.pause import doubts, has_only_grown, movement
+from savepoint_sidecar.capture.root_read import RootRead
 from savepoint_sidecar.capture.spool import Spool
 from savepoint_sidecar.capture.tree_entries import time_warning, tree_entries
 from savepoint_sidecar.files.exclude import Excluded
@@ -191,15 +192,17 @@ class Capture:
             with RootFiles(draft.walk) as files:
                 self._read_links(files, draft)
                 reader = FuzzyReader(
-                    writer,
-                    draft,
-                    known,
-                    self.tables[root.name],
-                    files=files,
-                    detector=detector,
-                    scratch=scratch,
-                    clock_ns=self.clock_ns,
-                    check=self.check,
+                    RootRead(
+                        writer=writer,
+                        draft=draft,
+                        known=known,
+                        previous=self.tables[root.name],
+                        files=files,
+                        detector=detector,
+                        scratch=scratch,
+                        clock_ns=self.clock_ns,
+                        check=self.check,
+                    )
                 )
                 nodes = [node for node in draft.walk.nodes if node.is_file]
                 self.on_planned(sum(n.signature.size for n in nodes if not known.matches(n.path, n.signature)))

@@ -5,7 +5,7 @@ the reason. The proofs of a copy are in ``database_unit``.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -14,14 +14,12 @@ from savepoint.contract.stage_layout import DATABASE_COPY_SUFFIX
 from savepoint.contract.vocabulary import Reason
 from savepoint.errors import StateUnstable
 from savepoint.repository.format.content import Content
-from savepoint.repository.write.writer import CheckpointWriter
 
 from savepoint_sidecar.capture import database
-from savepoint_sidecar.capture.change_detector import ChangeDetector
 from savepoint_sidecar.capture.database_unit import DatabaseUnit, NotCopied, UnitCopy, remove_copy
 from savepoint_sidecar.capture.draft import Draft
-from savepoint_sidecar.capture.file_table import FileTable
 from savepoint_sidecar.capture.open_files import READ, RootFiles
+from savepoint_sidecar.capture.root_read import RootRead
 from savepoint_sidecar.files.walk import FileNode, Signature
 
 _FINE_STAMPS: Final = ("tmpfs", "ramfs")
@@ -35,27 +33,14 @@ _WITH_LOGS: Final = 3 << 62
 class DatabaseReader:
     """The databases of one root; called from the writer's threads."""
 
-    def __init__(
-        self,
-        writer: CheckpointWriter,
-        draft: Draft,
-        known: FileTable,
-        previous: FileTable,
-        *,
-        files: RootFiles,
-        detector: ChangeDetector,
-        scratch: Path,
-        clock_ns: Callable[[], int],
-        check: Callable[[], None],
-    ) -> None:
-        """``files`` opens the root's files, ``known`` is what was captured before, ``previous`` was committed last."""
-        self._writer, self._draft, self._files, self._scratch = writer, draft, files, scratch
-        self._detector = detector
+    def __init__(self, read: RootRead) -> None:
+        self._writer, self._draft, self._files, self._scratch = read.writer, read.draft, read.files, read.scratch
+        self._detector = detector = read.detector
         has_fine_stamps = detector.granularity_ns or detector.file_system in _FINE_STAMPS
         self._window_ns = detector.racy_ns if has_fine_stamps else max(detector.racy_ns, _COARSE_WINDOW_NS)
-        self._known, self._previous = known, previous
-        self._clock_ns, self._check = clock_ns, check
-        self._signatures = {node.path: node.signature for node in draft.walk.nodes if node.is_file}
+        self._known, self._previous = read.known, read.previous
+        self._clock_ns, self._check = read.clock_ns, read.check
+        self._signatures = {node.path: node.signature for node in self._draft.walk.nodes if node.is_file}
         self._is_database: dict[str, bool] = {}
 
     def covers(self, path: str) -> bool:

@@ -4,57 +4,27 @@ Nothing is guaranteed about consistency between files; such a checkpoint is call
 """
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 from savepoint.errors import RunAsUserRequired
 from savepoint.repository.format.content import Content
-from savepoint.repository.write.writer import CheckpointWriter
 
-from savepoint_sidecar.capture.change_detector import ChangeDetector
 from savepoint_sidecar.capture.database_reader import DatabaseReader
-from savepoint_sidecar.capture.draft import READ_ATTEMPTS, Draft
-from savepoint_sidecar.capture.file_table import FileTable
-from savepoint_sidecar.capture.open_files import READ_ERRNOS, RootFiles
+from savepoint_sidecar.capture.draft import READ_ATTEMPTS
+from savepoint_sidecar.capture.open_files import READ_ERRNOS
+from savepoint_sidecar.capture.root_read import RootRead
 from savepoint_sidecar.files.walk import FileNode, signature_of, unreadable
 
 
 class FuzzyReader:
     """Stores the files of one root as they are now; called from the writer's threads."""
 
-    def __init__(
-        self,
-        writer: CheckpointWriter,
-        draft: Draft,
-        known: FileTable,
-        previous: FileTable,
-        *,
-        files: RootFiles,
-        detector: ChangeDetector,
-        scratch: Path,
-        clock_ns: Callable[[], int],
-        check: Callable[[], None],
-    ) -> None:
-        """``files`` opens the root's files, ``known`` is what was captured before.
-
-        ``previous`` is the last committed checkpoint; ``check`` may raise to end the capture.
-        """
-        self._writer, self._draft, self._files, self._detector = writer, draft, files, detector
-        self._clock_ns, self._check = clock_ns, check
-        self._databases = DatabaseReader(
-            writer,
-            draft,
-            known,
-            previous,
-            files=files,
-            detector=detector,
-            scratch=scratch,
-            clock_ns=clock_ns,
-            check=check,
-        )
-        self._known = known
+    def __init__(self, read: RootRead) -> None:
+        self._writer, self._draft, self._files, self._detector = read.writer, read.draft, read.files, read.detector
+        self._clock_ns, self._check = read.clock_ns, read.check
+        self._databases = DatabaseReader(read)
+        self._known = read.known
         self._contents = self._known.contents()
-        self._previous, self._previous_contents = previous, previous.contents()
+        self._previous, self._previous_contents = read.previous, read.previous.contents()
 
     def read(self, node: FileNode) -> tuple[str, ...]:
         """Store the file; return the paths that must be left out of the checkpoint after all."""
